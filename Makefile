@@ -1,0 +1,57 @@
+# Every target that needs the environment makes it first: on a fresh machine `make quickstart` or
+# `make test` is all it takes.
+#
+#   PYTHON   interpreter of the environment (3.11 or newer)
+#   VENV     where the environment lies
+#   WORKERS  test processes (auto: one per core, at most 8)
+
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= auto
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help venv quickstart test check format bench clean
+
+help:
+	@echo "make quickstart   train, evaluate and plot on this machine (about ten minutes on two cores)"
+	@echo "make test         run the tests"
+	@echo "make check        formatting, lint, types and tests, as the CI runs them"
+	@echo "make format       format the code and fix what lint can fix"
+	@echo "make bench        time one pass of the hypernetwork"
+	@echo "make venv         only create $(VENV) and install into it"
+	@echo "make clean        remove $(VENV) and all caches"
+
+venv: $(READY)
+
+# The stamp is written last, so an installation that was cut short is taken up again.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hart needs Python 3.11 or newer; set PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt -e '.[bnb,dev]'
+	touch $(READY)
+
+quickstart: $(READY)
+	$(BIN)/hart quickstart
+
+# One thread per process: the models are tiny and the processes share the cores.
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)
+	$(BIN)/python benches/hypernetwork_pass.py
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist src/*.egg-info
+	find src tests benches -name __pycache__ -type d -prune -exec rm -rf {} +

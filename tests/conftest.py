@@ -1,0 +1,131 @@
+"""Fixtures shared by all tests: a tiny base checkpoint made in code, and real data if at hand.
+
+Nothing here needs a network; the hub is switched off before any library reads the switch.
+"""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from collections.abc import Iterator  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors  # noqa: E402
+from tokenizers import trainers as tokenizer_trainers  # noqa: E402
+from transformers import (  # noqa: E402
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+from transformers.utils import logging as transformers_logging  # noqa: E402
+
+torch.set_num_threads(1)
+transformers_logging.disable_progress_bar()
+
+TINY_VOCABULARY = 300
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+TOKENIZER_TEXT = [
+    "Definition: In this task you are given a sentence. Write the words in reverse order.",
+    "Positive Example 1 - Input: the cat sat on the mat Output: mat the on sat cat the",
+    "Now complete the following example - Input: one two three Output:",
+]
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer that takes any UTF-8 text and, like T5's, appends </s>."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    specials = ["<pad>", "</s>", "<unk>"]
+    tokenizer.train_from_iterator(
+        TOKENIZER_TEXT,
+        tokenizer_trainers.BpeTrainer(
+            vocab_size=TINY_VOCABULARY,
+            special_tokens=specials,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+
+
+def build_model(vocab_size: int) -> T5ForConditionalGeneration:
+    """A T5 v1.1-shaped model whose every part matters.
+
+    heads * d_kv (24) differs from d_model (48); norm gains and relative biases are drawn at random,
+    because at their initial values (ones, near zero) code that forgets them would pass the tests.
+    """
+    config = T5Config(
+        vocab_size=vocab_size,
+        d_model=48,
+        d_kv=8,
+        d_ff=64,
+        num_heads=3,
+        num_layers=3,
+        num_decoder_layers=3,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        dropout_rate=0.1,
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(20240607)
+        model = T5ForConditionalGeneration(config)
+        # A newly built T5 shares its output matrix even where the configuration says it does not.
+        model.lm_head.weight = torch.nn.Parameter(torch.randn(config.vocab_size, config.d_model) * config.d_model**-0.5)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "layer_norm" in name:
+                    parameter.uniform_(0.5, 1.5)
+                elif "relative_attention_bias" in name:
+                    parameter.normal_()
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny random T5 and its tokenizer in the hub's layout; tests only read it."""
+    folder = tmp_path_factory.mktemp("tiny-base")
+    tokenizer = build_tokenizer()
+    model = build_model(len(tokenizer))
+    model.generation_config = GenerationConfig(decoder_start_token_id=0, pad_token_id=0, eos_token_id=1)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tiny_base_dir: Path) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast.from_pretrained(tiny_base_dir)
+
+
+@pytest.fixture
+def tiny_t5(tiny_base_dir: Path) -> T5ForConditionalGeneration:
+    """A fresh copy of the tiny model, in eval mode; the test may change it."""
+    return T5ForConditionalGeneration.from_pretrained(tiny_base_dir).eval()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real data (sni/, p3/, text/) beside the checkout; skips if there is none."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder.name}/ beside the checkout")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def keep_random_state() -> Iterator[None]:
+    """Each test starts from the same torch random state, so their order never matters."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
