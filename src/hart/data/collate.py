@@ -1,0 +1,52 @@
+"""Training examples to padded batches of tensors. Padding is on the right throughout."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hart.data.sampling import Example
+
+IGNORED_LABEL = -100
+"""Label of padding, which no loss counts (the convention of torch's cross entropy)."""
+
+
+class Collator:
+    """Pads a list of b examples to a batch.
+
+    Returns a dict of int64 tensors, with m = ``queries_per_task``:
+
+    - ``demo_ids`` [b/m, s] and ``demo_mask`` [b/m, s], only if the examples have demonstrations; row
+      g belongs to the queries m·g to m·(g+1) − 1
+    - ``query_ids`` [b, t] and ``query_mask`` [b, t]
+    - ``labels`` [b, u], padded with -100
+    - ``slots`` [b], index of each example in the data set
+    - ``task_index`` [b]
+
+    Masks are 1 on tokens and 0 on padding. s, t and u are the longest of the batch, rounded up to
+    a multiple of ``pad_to_multiple_of``.
+    """
+
+    def __init__(self, pad_token_id: int, *, queries_per_task: int = 1, pad_to_multiple_of: int = 1) -> None:
+        self.pad_token_id = pad_token_id
+        self.queries_per_task = queries_per_task
+        self.pad_to_multiple_of = pad_to_multiple_of
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        batch: dict[str, Tensor] = {}
+        if "demo_ids" in examples[0]:
+            demos = [example["demo_ids"] for example in examples[:: self.queries_per_task]]
+            batch["demo_ids"] = self._pad(demos, self.pad_token_id)
+            batch["demo_mask"] = self._pad([[1] * len(ids) for ids in demos], 0)
+        queries = [example["query_ids"] for example in examples]
+        batch["query_ids"] = self._pad(queries, self.pad_token_id)
+        batch["query_mask"] = self._pad([[1] * len(ids) for ids in queries], 0)
+        batch["labels"] = self._pad([example["labels"] for example in examples], IGNORED_LABEL)
+        batch["slots"] = torch.tensor([example["slot"] for example in examples])
+        batch["task_index"] = torch.tensor([example["task_index"] for example in examples])
+        return batch
+
+    def _pad(self, rows: list[list[int]], value: int) -> Tensor:
+        multiple = self.pad_to_multiple_of
+        width = -(-max(len(row) for row in rows) // multiple) * multiple
+        return torch.tensor([row + [value] * (width - len(row)) for row in rows])

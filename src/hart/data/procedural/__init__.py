@@ -1,0 +1,17 @@
+"""The bundled procedural collection: tasks that our code generates, in the Super-NaturalInstructions form.
+
+A task is a selector followed by a finisher ("keep only the animals, then write them in reverse order"). Tasks
+of the test and validation splits are combinations that no training task has; each of their two primitives, in
+the wording of their definition, occurs in training. Solving one from its definition and demonstrations is
+therefore generalisation to a new task, not recall.
+"""
+
+from hart.data.procedural.collection import (
+    SPLITS,
+    Combination,
+    combinations,
+    load_procedural,
+    write_collection,
+)
+
+__all__ = ["SPLITS", "Combination", "combinations", "load_procedural", "write_collection"]

@@ -1,0 +1,213 @@
+"""From primitives to tasks: which combinations exist, which are held out, and how a task is worded.
+
+The grid of selectors × finishers is cut once and for all (no seed, so that a bundled base model trained
+without the held-out combinations stays valid): each selector gives one combination to the test split and one to
+the validation split, chosen so that no training task does the same under another name (the first of the first
+two words is the first of the first three). Wordings of the training tasks follow a rotation that uses each phrasing
+of each primitive. tests/data/test_procedural.py proves both.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hart.data.procedural.primitives import FINISHERS, SELECTORS, Finisher, Selector, draw_input
+from hart.data.tasks import Demonstration, Instance, Task
+from hart.errors import HartError
+from hart.files import new_directory
+
+SPLITS = ("train", "validation", "test")
+DEMONSTRATIONS = 4
+PHRASINGS = 3
+
+_OPENINGS = (
+    "You are given {source}. {Select}, then {finish}.",
+    "The input is {source}. Your job: {select} and after that {finish}.",
+    "In this task you see {source}. First {select}; second, {finish}.",
+)
+
+
+# selector → (finisher of its test task, finisher of its validation task)
+_HELD_OUT: dict[str, tuple[str, str]] = {
+    "keep_animal": ("plain", "plus"),
+    "keep_fruit": ("first", "close"),
+    "keep_color": ("repeat_each", "last"),
+    "keep_tool": ("echo", "count"),
+    "keep_garment": ("join", "repeat_each"),
+    "keep_vehicle": ("plus", "announce"),
+    "keep_instrument": ("close", "first"),
+    "keep_job": ("last", "plain"),
+    "drop_animal": ("count", "reverse"),
+    "drop_fruit": ("swap", "echo"),
+    "drop_color": ("announce", "join"),
+    "drop_tool": ("reverse", "swap"),
+    "drop_vehicle": ("plain", "plus"),
+    "drop_job": ("reverse", "first"),
+    "first_two": ("repeat_each", "plain"),
+    "first_three": ("echo", "close"),
+    "last_two": ("join", "repeat_each"),
+    "last_three": ("plus", "announce"),
+    "all_but_first": ("close", "join"),
+    "all_but_last": ("announce", "echo"),
+    "before_bar": ("count", "reverse"),
+    "after_bar": ("last", "count"),
+    "inside": ("first", "last"),
+    "outside": ("swap", "close"),
+    "small": ("plain", "plus"),
+    "large": ("first", "join"),
+    "even": ("repeat_each", "swap"),
+    "odd": ("echo", "count"),
+    "numbers": ("join", "repeat_each"),
+    "words": ("plus", "announce"),
+    "giver_receiver": ("close", "plain"),
+    "color_thing": ("announce", "echo"),
+    "thing_place": ("close", "join"),
+    "day_place": ("repeat_each", "plain"),
+    "receiver_thing": ("announce", "echo"),
+    "day_giver": ("join", "close"),
+    "keys": ("reverse", "first"),
+    "values": ("swap", "reverse"),
+    "lookup": ("last", "repeat_each"),
+    "others": ("count", "last"),
+    "opposite": ("last", "plus"),
+    "past": ("plus", "swap"),
+    "plural": ("first", "swap"),
+    "category": ("plain", "last"),
+    "dedupe": ("count", "reverse"),
+    "doubled": ("echo", "announce"),
+}
+
+
+@dataclass(frozen=True)
+class Combination:
+    """One task of the collection: two primitives, its split, and which phrasing of each its definition uses."""
+
+    selector: Selector
+    finisher: Finisher
+    split: str
+    select_phrasing: int
+    finish_phrasing: int
+
+    @property
+    def name(self) -> str:
+        return f"procedural_{self.selector.key}_then_{self.finisher.key}"
+
+    @property
+    def code(self) -> str:
+        """The terse wording that only the base model's pre-training text uses."""
+        return f"{self.selector.code} {self.finisher.code}"
+
+    def definition(self, rotation: int = 0) -> str:
+        """The task definition; `rotation` 0 is the one in use, 1 and 2 say the same in other words."""
+        i = (self.select_phrasing + rotation) % PHRASINGS
+        j = (self.finish_phrasing + rotation) % PHRASINGS
+        select, finish = self.selector.phrasings[i], self.finisher.phrasings[j]
+        return _OPENINGS[(i + j) % PHRASINGS].format(
+            source=self.selector.source.nouns[(i + 2 * j) % PHRASINGS],
+            select=select,
+            Select=select[0].upper() + select[1:],
+            finish=finish,
+        )
+
+    def answer(self, text: str) -> str:
+        """The one right output for an input text."""
+        return " ".join(self.finisher.apply(self.selector.apply(text)))
+
+    def explain(self, text: str) -> str:
+        """Both steps spelled out, as the explanation of a demonstration."""
+        found = " ".join(self.selector.apply(text))
+        return f"The first step gives: {found}. The second step gives: {self.answer(text)}."
+
+    def draw(self, count: int, *, salt: str = "") -> list[str]:
+        """`count` different input texts, the same at every call with the same `salt`."""
+        key = hashlib.sha256(f"{self.name}/{salt}".encode()).digest()[:8]
+        rng = np.random.default_rng(int.from_bytes(key, "little"))
+        texts: dict[str, None] = {}
+        for _ in range(50 * count):
+            texts.setdefault(draw_input(self.selector, rng))
+            if len(texts) == count:
+                return list(texts)
+        raise HartError(f"procedural: {self.name} has fewer than {count} different inputs; ask for fewer instances")
+
+
+def _split(selector: Selector, finisher: Finisher) -> str:
+    test, validation = _HELD_OUT[selector.key]
+    return {test: "test", validation: "validation"}.get(finisher.key, "train")
+
+
+def combinations(split: str | None = None) -> list[Combination]:
+    """All combinations of the grid, or those of one split, in a fixed order.
+
+    Raises:
+        HartError: `split` is none of train, validation, test.
+    """
+    if split is not None and split not in SPLITS:
+        raise HartError(f"procedural: split '{split}' is unknown; use one of {', '.join(SPLITS)}")
+    found = [
+        Combination(
+            selector,
+            finisher,
+            _split(selector, finisher),
+            (i + j) % PHRASINGS,
+            (i + j // PHRASINGS + j) % PHRASINGS,
+        )
+        for i, selector in enumerate(SELECTORS)
+        for j, finisher in enumerate(FINISHERS)
+    ]
+    return [c for c in found if split is None or c.split == split]
+
+
+def build_task(combination: Combination, instances: int) -> Task:
+    """The combination as a `Task` with `DEMONSTRATIONS` explained demonstrations and `instances` instances."""
+    texts = combination.draw(DEMONSTRATIONS + instances)
+    demonstrations = tuple(
+        Demonstration(t, combination.answer(t), combination.explain(t)) for t in texts[:DEMONSTRATIONS]
+    )
+    rest = tuple(
+        Instance(t, (combination.answer(t),), f"{combination.name}-{i}") for i, t in enumerate(texts[DEMONSTRATIONS:])
+    )
+    return Task(
+        definition=combination.definition(),
+        demonstrations=demonstrations,
+        name=combination.name,
+        categories=(combination.selector.family,),
+        instances=rest,
+    )
+
+
+def load_procedural(split: str, *, max_instances: int = 100) -> list[Task]:
+    """The tasks of one split, each with `max_instances` instances.
+
+    Raises:
+        HartError: unknown split, or more instances asked for than a task has different inputs.
+    """
+    return [build_task(combination, max_instances) for combination in combinations(split)]
+
+
+def write_collection(directory: str | Path, *, instances: int = 100) -> None:
+    """Write the collection as a folder in the official Super-NaturalInstructions layout.
+
+    `tasks/*.json` hold three phrasings of the definition (readers take the first), `splits/default/` the three
+    lists. The folder appears whole or not at all.
+
+    Raises:
+        HartError: `directory` exists already, or cannot be written.
+    """
+    directory = Path(directory)
+    if directory.exists():
+        raise HartError(f"{directory}: exists already; name a new folder for the collection")
+    with new_directory(directory, replaces="splits") as partial:
+        (partial / "tasks").mkdir()
+        (partial / "splits" / "default").mkdir(parents=True)
+        for split in SPLITS:
+            members = combinations(split)
+            for combination in members:
+                content = build_task(combination, instances).to_dict()
+                content["Definition"] = [combination.definition(r) for r in range(PHRASINGS)]
+                path = partial / "tasks" / f"{combination.name}.json"
+                path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+            listing = "".join(f"{c.name}\n" for c in members)
+            (partial / "splits" / "default" / f"{split}_tasks.txt").write_text(listing, encoding="utf-8")

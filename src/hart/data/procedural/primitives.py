@@ -1,0 +1,333 @@
+"""Primitives of the procedural collection: selectors read an input and yield a list of words, finishers present it.
+
+A task of the collection is one selector followed by one finisher. Each primitive has three phrasings for
+task definitions, and a terse `code` that only the pre-training text of the bundled base model uses: the base
+knows how to *do* a primitive, but has never read a definition that asks for it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from hart.data.procedural import lexicon as lx
+
+# ruff: noqa: E501  (a primitive is one line of a table)
+
+Rng = np.random.Generator
+
+
+@dataclass(frozen=True)
+class Source:
+    """A kind of input: how it is called in a definition, and how one is drawn."""
+
+    key: str
+    nouns: tuple[str, str, str]
+    draw: Callable[[Rng], str]
+
+
+@dataclass(frozen=True)
+class Selector:
+    """First step of a task: input text → list of words, never empty on inputs that `draw` accepts."""
+
+    key: str
+    family: str
+    source: Source
+    code: str
+    phrasings: tuple[str, str, str]
+    apply: Callable[[str], list[str]]
+
+
+@dataclass(frozen=True)
+class Finisher:
+    """Second step of a task: list of words → list of words, joined by single spaces."""
+
+    key: str
+    code: str
+    phrasings: tuple[str, str, str]
+    apply: Callable[[list[str]], list[str]]
+
+
+def pick(rng: Rng, words: tuple[str, ...], count: int) -> list[str]:
+    """`count` different words in random order."""
+    return [words[i] for i in rng.permutation(len(words))[:count]]
+
+
+# --- sources ---------------------------------------------------------------------------------------------
+
+
+def _draw_words(rng: Rng) -> str:
+    return " ".join(pick(rng, lx.ALL_WORDS, int(rng.integers(4, 8))))
+
+
+def _draw_about(name: str) -> Callable[[Rng], str]:
+    """One to three words of the category and two to four of others, so that a filter keeps and drops some."""
+    others = tuple(word for word in lx.ALL_WORDS if lx.CATEGORY_OF[word] != name)
+
+    def draw(rng: Rng) -> str:
+        words = pick(rng, lx.CATEGORIES[name], int(rng.integers(1, 4)))
+        words += pick(rng, others, int(rng.integers(2, 5)))
+        return " ".join(pick(rng, tuple(words), len(words)))
+
+    return draw
+
+
+def _draw_numbers(rng: Rng) -> str:
+    return " ".join(pick(rng, lx.NUMBERS, int(rng.integers(4, 8))))
+
+
+def _draw_mixed(rng: Rng) -> str:
+    numbers = pick(rng, lx.NUMBERS, int(rng.integers(2, 4)))
+    words = pick(rng, lx.ALL_WORDS, int(rng.integers(2, 4)))
+    return " ".join(pick(rng, tuple(numbers + words), len(numbers) + len(words)))
+
+
+def _draw_bar(rng: Rng) -> str:
+    left, right = int(rng.integers(2, 5)), int(rng.integers(2, 5))
+    words = pick(rng, lx.ALL_WORDS, left + right)
+    return " ".join([*words[:left], "#", *words[left:]])
+
+
+def _draw_brackets(rng: Rng) -> str:
+    sizes = [int(rng.integers(1, 3)), int(rng.integers(2, 4)), int(rng.integers(1, 3))]
+    words = pick(rng, lx.ALL_WORDS, sum(sizes))
+    a, b = sizes[0], sizes[0] + sizes[1]
+    return " ".join([*words[:a], "(", *words[a:b], ")", *words[b:]])
+
+
+def _draw_sentence(rng: Rng) -> str:
+    giver, receiver = pick(rng, lx.NAMES, 2)
+    day, place = pick(rng, lx.DAYS, 1)[0], pick(rng, lx.PLACES, 1)[0]
+    color = pick(rng, lx.CATEGORIES["color"], 1)[0]
+    kind = ("garment", "fruit", "tool")[int(rng.integers(3))]
+    thing = pick(rng, lx.CATEGORIES[kind], 1)[0]
+    return f"on {day} {giver} gave the {color} {thing} to {receiver} in the {place}"
+
+
+def _draw_records(rng: Rng) -> str:
+    count = int(rng.integers(2, 5))
+    names, things = pick(rng, lx.NAMES, count), pick(rng, lx.CATEGORIES["fruit"], count)
+    return " ; ".join(f"{name} {thing}" for name, thing in zip(names, things, strict=True))
+
+
+def _draw_lookup(rng: Rng) -> str:
+    count = int(rng.integers(2, 5))
+    names, things = pick(rng, lx.NAMES, count), pick(rng, lx.CATEGORIES["garment"], count)
+    colors = pick(rng, lx.CATEGORIES["color"], count)
+    rows = " ; ".join(f"{n} {c} {t}" for n, c, t in zip(names, colors, things, strict=True))
+    return f"{names[int(rng.integers(count))]} ? {rows}"
+
+
+def _draw_repeats(rng: Rng) -> str:
+    words = pick(rng, lx.ALL_WORDS, int(rng.integers(3, 5)))
+    extra = pick(rng, tuple(words), 2)
+    return " ".join(pick(rng, tuple(words + extra), len(words) + 2))
+
+
+def _draw_from(words: dict[str, str]) -> Callable[[Rng], str]:
+    return lambda rng: " ".join(pick(rng, tuple(words), int(rng.integers(2, 5))))
+
+
+WORDS = Source("words", ("a list of words", "several words", "a row of words"), _draw_words)
+NUMBERS = Source("numbers", ("a list of numbers", "several numbers", "a row of numbers"), _draw_numbers)
+MIXED = Source(
+    "mixed",
+    ("a list of words and numbers", "words mixed with numbers", "a row of numbers and words"),
+    _draw_mixed,
+)
+BAR = Source(
+    "bar",
+    (
+        "two lists with a # between them",
+        "words split by the sign #",
+        "words with a # in the middle",
+    ),
+    _draw_bar,
+)
+BRACKETS = Source(
+    "brackets",
+    (
+        "words, some of them in brackets",
+        "a list with a part in brackets",
+        "a row of words and a bracket",
+    ),
+    _draw_brackets,
+)
+SENTENCE = Source(
+    "sentence",
+    ("a sentence about a gift", "a report of who gave what", "a line that tells of a present"),
+    _draw_sentence,
+)
+RECORDS = Source(
+    "records",
+    ("people and the fruit each has", "a table of names and fruit", "rows of a name and a fruit"),
+    _draw_records,
+)
+LOOKUP = Source(
+    "lookup",
+    (
+        "a name and a table of what people wear",
+        "a question about one row of a table",
+        "a name, then who wears what",
+    ),
+    _draw_lookup,
+)
+REPEATS = Source(
+    "repeats",
+    ("a list in which some words come twice", "words with repeats", "a row of words, some doubled"),
+    _draw_repeats,
+)
+OPPOSITES = Source(
+    "opposites",
+    ("a list of adjectives", "several adjectives", "a row of adjectives"),
+    _draw_from(lx.OPPOSITES),
+)
+VERBS = Source("verbs", ("a list of verbs", "several verbs", "a row of verbs"), _draw_from(lx.PAST))
+ANIMALS = Source("animals", ("a list of animals", "several animals", "a row of animals"), _draw_from(lx.PLURALS))
+
+
+# --- selectors -------------------------------------------------------------------------------------------
+
+
+def _about(name: str) -> Source:
+    return Source("words", WORDS.nouns, _draw_about(name))
+
+
+def _keep(name: str) -> Selector:
+    many = name + "s"
+    phrasings = (f"keep only the {many}", f"find every {name}", f"pick out the {many}")
+    words = set(lx.CATEGORIES[name])
+    return Selector(
+        f"keep_{name}", "category filtering", _about(name), f"+{name}", phrasings,
+        lambda text: [w for w in text.split() if w in words],
+    )  # fmt: skip
+
+
+def _drop(name: str) -> Selector:
+    many = name + "s"
+    phrasings = (
+        f"remove the {many}",
+        f"leave out every {name}",
+        f"take everything that is not a kind of {name}",
+    )
+    words = set(lx.CATEGORIES[name])
+    return Selector(
+        f"drop_{name}", "category removal", _about(name), f"-{name}", phrasings,
+        lambda text: [w for w in text.split() if w not in words],
+    )  # fmt: skip
+
+
+def _on_words(
+    key: str, family: str, source: Source, code: str, phrasings: tuple[str, str, str],
+    apply: Callable[[list[str]], list[str]],
+) -> Selector:  # fmt: skip
+    return Selector(key, family, source, code, phrasings, lambda text: apply(text.split()))
+
+
+def _number_rule(key: str, code: str, phrasings: tuple[str, str, str], rule: Callable[[int], bool]) -> Selector:
+    chosen = {word for value, word in enumerate(lx.NUMBERS) if rule(value)}
+    return _on_words(key, "number selection", NUMBERS, code, phrasings, lambda ws: [w for w in ws if w in chosen])
+
+
+def _part(key: str, code: str, phrasings: tuple[str, str, str], *positions: int) -> Selector:
+    # "on Monday Anna gave the red hat to Tom in the park": positions of the words that carry content
+    return _on_words(key, "sentence extraction", SENTENCE, code, phrasings, lambda ws: [ws[i] for i in positions])
+
+
+def _rows(text: str) -> list[list[str]]:
+    return [row.split() for row in text.split(" ; ")]
+
+
+def _lookup(text: str) -> list[str]:
+    name, table = text.split(" ? ")
+    return next(row[1:] for row in _rows(table) if row[0] == name)
+
+
+def _others(text: str) -> list[str]:
+    name, table = text.split(" ? ")
+    return [row[0] for row in _rows(table) if row[0] != name]
+
+
+def _inside(ws: list[str]) -> list[str]:
+    return ws[ws.index("(") + 1 : ws.index(")")]
+
+
+def _outside(ws: list[str]) -> list[str]:
+    return ws[: ws.index("(")] + ws[ws.index(")") + 1 :]
+
+
+def _mapped(key: str, source: Source, code: str, phrasings: tuple[str, str, str], table: dict[str, str]) -> Selector:
+    return _on_words(key, "word mapping", source, code, phrasings, lambda ws: [table[w] for w in ws])
+
+
+_POSITION, _SPAN, _MIX, _RECORD, _REPEAT = (
+    "position selection", "marked span", "type separation", "record lookup", "repetition",
+)  # fmt: skip
+
+SELECTORS: tuple[Selector, ...] = (
+    *(_keep(name) for name in lx.CATEGORIES),
+    *(_drop(name) for name in ("animal", "fruit", "color", "tool", "vehicle", "job")),
+    _on_words("first_two", _POSITION, WORDS, "[0:2]", ("take the first two words", "use only the opening two", "keep the two at the start"), lambda ws: ws[:2]),
+    _on_words("first_three", _POSITION, WORDS, "[0:3]", ("take the first three words", "use only the opening three", "keep the three at the start"), lambda ws: ws[:3]),
+    _on_words("last_two", _POSITION, WORDS, "[-2:]", ("take the last two words", "use only the closing two", "keep the two at the end"), lambda ws: ws[-2:]),
+    _on_words("last_three", _POSITION, WORDS, "[-3:]", ("take the last three words", "use only the closing three", "keep the three at the end"), lambda ws: ws[-3:]),
+    _on_words("all_but_first", _POSITION, WORDS, "[1:]", ("skip the first word", "take all but the one at the start", "drop the word in front"), lambda ws: ws[1:]),
+    _on_words("all_but_last", _POSITION, WORDS, "[:-1]", ("skip the last word", "take all but the one at the end", "drop the final word"), lambda ws: ws[:-1]),
+    _on_words("before_bar", _SPAN, BAR, "<#", ("take what stands before the sign", "use the part to the left of #", "keep the words ahead of the mark"), lambda ws: ws[: ws.index("#")]),
+    _on_words("after_bar", _SPAN, BAR, "#>", ("take what stands after the sign", "use the part to the right of #", "keep the words behind the mark"), lambda ws: ws[ws.index("#") + 1 :]),
+    _on_words("inside", _SPAN, BRACKETS, "(_)", ("take the words inside the brackets", "use what the brackets hold", "keep the enclosed part"), _inside),
+    _on_words("outside", _SPAN, BRACKETS, "_()_", ("take the words outside the brackets", "ignore what the brackets hold", "drop the enclosed part"), _outside),
+    _number_rule("small", "<10", ("keep the numbers below ten", "find those smaller than ten", "pick the numbers under ten"), lambda n: n < 10),
+    _number_rule("large", ">10", ("keep the numbers above ten", "find those larger than ten", "pick the numbers over ten"), lambda n: n > 10),
+    _number_rule("even", "%2=0", ("keep the even numbers", "find those that two divides", "pick the numbers that are even"), lambda n: n % 2 == 0),
+    _number_rule("odd", "%2=1", ("keep the odd numbers", "find those that two does not divide", "pick the numbers that are odd"), lambda n: n % 2 == 1),
+    _on_words("numbers", _MIX, MIXED, "+num", ("keep the numbers only", "take every number", "ignore all that is no number"), lambda ws: [w for w in ws if w in lx.NUMBERS]),
+    _on_words("words", _MIX, MIXED, "-num", ("leave the numbers away", "take all that is no number", "ignore every number"), lambda ws: [w for w in ws if w not in lx.NUMBERS]),
+    _part("giver_receiver", "$1$7", ("name who gave and who received", "write the giver and the receiver", "list both people"), 2, 8),
+    _part("color_thing", "$4$5", ("say what was given with its color", "write the color and the gift", "list how the gift looks and what it is"), 5, 6),
+    _part("thing_place", "$5$9", ("name the gift and the place", "write what was given and where", "list the thing and the room or place"), 6, 11),
+    _part("day_place", "$0$9", ("say when and where it happened", "write the day and the place", "list the time and the location"), 1, 11),
+    _part("receiver_thing", "$7$5", ("say who received and what", "write the receiver and the gift", "list the one who got it and the thing"), 8, 6),
+    _part("day_giver", "$0$1", ("say when and by whom it was given", "write the day and the giver", "list the day and the person who gave"), 1, 2),
+    Selector("keys", _RECORD, RECORDS, "k:*", ("list all the people", "write each name", "give the names of the table"), lambda t: [row[0] for row in _rows(t)]),
+    Selector("values", _RECORD, RECORDS, "v:*", ("list all the fruit", "write each fruit", "give the fruit of the table"), lambda t: [row[1] for row in _rows(t)]),
+    Selector("lookup", _RECORD, LOOKUP, "v:?", ("say what the named person wears", "look up the color and garment of the name", "find the row of the name and write what follows"), _lookup),
+    Selector("others", _RECORD, LOOKUP, "k:!", ("name all the other people", "write everyone except the one asked about", "list the names that were not asked for"), _others),
+    _mapped("opposite", OPPOSITES, "~", ("replace each word by its opposite", "write the contrary of every word", "turn each adjective around in meaning"), lx.OPPOSITES),
+    _mapped("past", VERBS, "-ed", ("put each verb into the past", "write the past tense of every verb", "turn each verb into its past form"), lx.PAST),
+    _mapped("plural", ANIMALS, "-s", ("write the plural of each", "turn every animal into many", "put each animal into the plural"), lx.PLURALS),
+    _mapped("category", WORDS, "is-a", ("replace each word by its kind", "say for every word what it is", "write the category of each"), lx.CATEGORY_OF),
+    _on_words("dedupe", _REPEAT, REPEATS, "uniq", ("write each different word once", "remove the repeats", "keep only the first of equal words"), lambda ws: list(dict.fromkeys(ws))),
+    _on_words("doubled", _REPEAT, REPEATS, "dup", ("find the words that come twice", "keep only what is repeated", "take each word that occurs again"), lambda ws: [w for w in dict.fromkeys(ws) if ws.count(w) > 1]),
+)  # fmt: skip
+
+
+# --- finishers -------------------------------------------------------------------------------------------
+
+FINISHERS: tuple[Finisher, ...] = (
+    Finisher("plain", "=", ("write them in order", "answer with these in the same order", "leave the order as it is"), lambda ws: ws),
+    Finisher("reverse", "rev", ("write them in reverse order", "answer with these backwards", "turn the order around"), lambda ws: ws[::-1]),
+    Finisher("repeat_each", "x2", ("write each of them twice", "answer with every one doubled", "repeat every single one"), lambda ws: [w for w in ws for _ in range(2)]),
+    Finisher("echo", "xx", ("write the whole result twice", "answer with the complete result two times", "repeat the result as a whole"), lambda ws: ws + ws),
+    Finisher("join", "&", ("join them with the word and", "put and between them", "connect them by and"), lambda ws: " and ".join(ws).split()),
+    Finisher("plus", "+", ("separate them with the word plus", "put plus between them", "divide them by plus"), lambda ws: " plus ".join(ws).split()),
+    Finisher("first", "hd", ("give only the first of them", "answer with the one that comes first", "stop after the first"), lambda ws: ws[:1]),
+    Finisher("last", "tl", ("give only the last of them", "answer with the one that comes last", "go straight to the last"), lambda ws: ws[-1:]),
+    Finisher("count", "len", ("say how many there are", "answer with their number", "count them"), lambda ws: [lx.NUMBERS[len(ws)]]),
+    Finisher("swap", "swp", ("exchange the first and the last of them", "answer with both ends swapped", "let the first and the last trade places"), lambda ws: ws if len(ws) < 2 else [ws[-1], *ws[1:-1], ws[0]]),
+    Finisher("announce", "^", ("begin the answer with the word answer", "put the word answer in front", "start with answer"), lambda ws: ["answer", *ws]),
+    Finisher("close", "$", ("end the answer with the word done", "put the word done behind", "finish with done"), lambda ws: [*ws, "done"]),
+)  # fmt: skip
+
+
+def draw_input(selector: Selector, rng: Rng) -> str:
+    """An input text on which the selector yields at least two words (one where more is rare).
+
+    Two, so that finishers such as `reverse` and `swap` show what they do.
+    """
+    for _ in range(200):
+        text = selector.source.draw(rng)
+        found = len(selector.apply(text))
+        if found >= 2 or (found == 1 and rng.random() < 0.05):
+            return text
+    raise RuntimeError(f"selector {selector.key} finds nothing in inputs of kind {selector.source.key}")

@@ -1,0 +1,223 @@
+"""Text of a task as models read it, and its tokens.
+
+The format is Tk-Instruct's "Def+2Pos" (section 4.1; Wang et al. 2022), white space included: the
+definition, a blank line, then the first positive examples, each introduced by a line that begins
+with a space. Texts are stripped and closed with a full stop unless they end in punctuation. For
+in-context models the query follows, unanswered. The hypernetwork reads the text without a query,
+the main model the raw query alone (as HINT does).
+
+Limits (section 8.1.3): an example is added only while the whole text still fits, the first that
+does not fit ends the list; what is then still too long is cut from the end. No query is ever left
+out. Every sequence ends with the end-of-sequence token, also where it was cut.
+"""
+
+import logging
+import string
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+from hart.data.tasks import Demonstration, Task
+from hart.errors import HartError
+
+logger = logging.getLogger(__name__)
+
+Fits = Callable[[str], bool]
+
+
+class Tokenizer(Protocol):
+    """The part of a `transformers` tokenizer that is needed here."""
+
+    @property
+    def eos_token_id(self) -> Any: ...
+
+    def __call__(self, text: str, *, add_special_tokens: bool, verbose: bool) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Longest sequences in tokens, end-of-sequence token included (section 8.1.3).
+
+    Raises:
+        HartError: a length that leaves no room for a token beside the end-of-sequence token.
+    """
+
+    demonstrations: int = 1024
+    query: int = 384
+    target: int = 128
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value < 2:
+                raise HartError(f"max_{field.name}_length: must be at least 2 tokens, not {value}")
+
+
+def always(text: str) -> bool:
+    """The limit of a reader without limits."""
+    return True
+
+
+def render_task(task: Task, *, num_demonstrations: int = 2, explanations: bool = False, fits: Fits = always) -> str:
+    """Definition and demonstrations, what the hypernetwork reads (Def+2Pos by default).
+
+    ``fits`` is asked with the whole text whether one more example may be added.
+    """
+    text, _ = _assemble(task, "", num_demonstrations, explanations, fits)
+    return text
+
+
+def render_in_context(
+    task: Task,
+    query: str,
+    *,
+    num_demonstrations: int = 2,
+    explanations: bool = False,
+    fits: Fits = always,
+) -> str:
+    """Definition, demonstrations and the query to answer, what an in-context model reads.
+
+    Raises:
+        HartError: the query is empty.
+    """
+    tail = _unanswered(query)
+    text, _ = _assemble(task, tail, num_demonstrations, explanations, fits)
+    return text
+
+
+def encode_task(
+    tokenizer: Tokenizer,
+    task: Task,
+    lengths: Lengths,
+    *,
+    num_demonstrations: int = 2,
+    explanations: bool = False,
+) -> list[int]:
+    """Tokens of `render_task`, at most ``lengths.demonstrations``.
+
+    What did not fit is named in a warning, once per task. A definition that alone is too long is
+    cut from the end.
+    """
+    return _encode_assembled(tokenizer, task, "", lengths.demonstrations, num_demonstrations, explanations)
+
+
+def encode_in_context(
+    tokenizer: Tokenizer,
+    task: Task,
+    query: str,
+    max_length: int,
+    *,
+    num_demonstrations: int = 2,
+    explanations: bool = False,
+) -> list[int]:
+    """Tokens of `render_in_context`, at most ``max_length``.
+
+    Examples give way to the query. Where definition and query alone are too long, the end of the
+    text is cut, as Tk-Instruct does.
+
+    Raises:
+        HartError: the query is empty.
+    """
+    tail = _unanswered(query)
+    return _encode_assembled(tokenizer, task, tail, max_length, num_demonstrations, explanations)
+
+
+def encode_query(tokenizer: Tokenizer, text: str, lengths: Lengths) -> list[int]:
+    """Tokens of a raw query for the main model, cut from the end to ``lengths.query``.
+
+    Raises:
+        HartError: the query is empty.
+    """
+    return _cut(_tokens(tokenizer, _not_empty(text)), lengths.query, tokenizer)
+
+
+def encode_target(tokenizer: Tokenizer, text: str, lengths: Lengths) -> list[int]:
+    """Tokens of a reference answer, cut from the end to ``lengths.target``; it may be empty."""
+    return _cut(_tokens(tokenizer, text.strip()), lengths.target, tokenizer)
+
+
+def _assemble(task: Task, tail: str, num_demonstrations: int, explanations: bool, fits: Fits) -> tuple[str, int]:
+    """The text, and how many examples went into it."""
+    if num_demonstrations < 0:
+        raise HartError(f"num_demonstrations: must be at least 0, not {num_demonstrations}")
+    text = _sentence("Definition: ", task.definition) + "\n\n"
+    chosen = task.demonstrations[:num_demonstrations]
+    for index, demonstration in enumerate(chosen):
+        longer = text + _example(index + 1, demonstration, explanations)
+        if not fits(longer + tail):
+            return text + tail, index
+        text = longer
+    return text + tail, len(chosen)
+
+
+def _example(number: int, demonstration: Demonstration, explanations: bool) -> str:
+    lines = [
+        f" Positive Example {number} -",
+        _sentence("Input: ", demonstration.input),
+        _sentence(" Output: ", demonstration.output),
+    ]
+    if explanations and demonstration.explanation.strip():
+        lines.append(_sentence(" Explanation: ", demonstration.explanation))
+    return "\n".join(lines) + "\n\n"
+
+
+def _unanswered(query: str) -> str:
+    query_line = _sentence("Input: ", _not_empty(query))
+    return f"Now complete the following example -\n{query_line}\nOutput: "
+
+
+def _sentence(opening: str, text: str) -> str:
+    sentence = opening + text.strip()
+    return sentence if sentence[-1] in string.punctuation else sentence + "."
+
+
+def _not_empty(query: str) -> str:
+    stripped = query.strip()
+    if not stripped:
+        raise HartError("the query is empty; give the text that the task is to be applied to")
+    return stripped
+
+
+def _encode_assembled(
+    tokenizer: Tokenizer,
+    task: Task,
+    tail: str,
+    max_length: int,
+    num_demonstrations: int,
+    explanations: bool,
+) -> list[int]:
+    def fits(text: str) -> bool:
+        return len(_tokens(tokenizer, text)) < max_length  # one is left for the end of sequence
+
+    text, kept = _assemble(task, tail, num_demonstrations, explanations, fits)
+    tokens = _tokens(tokenizer, text)
+    wanted = min(num_demonstrations, len(task.demonstrations))
+    lost = []
+    if kept < wanted:
+        numbers = ", ".join(str(number) for number in range(kept + 1, wanted + 1))
+        lost.append(f"left out demonstration {numbers} of {wanted}")
+    if len(tokens) >= max_length:
+        lost.append(f"cut the end of the {'text with its query' if tail else 'definition'}")
+    if lost:
+        _warn_once(task, f"{' and '.join(lost)} to stay within {max_length} tokens")
+    return _cut(tokens, max_length, tokenizer)
+
+
+def _tokens(tokenizer: Tokenizer, text: str) -> list[int]:
+    # Without special tokens, so that cutting never touches the end-of-sequence token; not verbose,
+    # because a text longer than what the tokenizer was configured for is expected here.
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def _cut(tokens: list[int], max_length: int, tokenizer: Tokenizer) -> list[int]:
+    return [*tokens[: max_length - 1], tokenizer.eos_token_id]
+
+
+_warned: set[str] = set()
+
+
+def _warn_once(task: Task, message: str) -> None:
+    """Warn unless this process has warned of the task; it may be encoded for each query."""
+    if task.label not in _warned:
+        _warned.add(task.label)
+        logger.warning("task %s: %s", task.label, message)

@@ -1,0 +1,240 @@
+"""Super-NaturalInstructions (S-NI; section 4.1), from a folder or from the hub.
+
+A folder is laid out as a clone of allenai/natural-instructions: ``tasks/<name>.json`` and the lists
+``splits/default/{train,test}_tasks.txt``, one task name a line. These lists are the English track
+(757 training and 119 test tasks in release 2.6); the excluded tasks and the cross-lingual lists are
+not read. On the hub a row is one instance with one of its references, beside the definition and the
+first two positive examples of its task; rows are grouped back into tasks.
+
+Which instances count follows the published protocol: for training at most 100 per task after a
+shuffle, for testing the first 100 in file order (the official test files are shuffled already).
+"""
+
+import hashlib
+from array import array
+from dataclasses import replace
+from itertools import count, takewhile
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+
+from hart.data.tasks import Task
+from hart.errors import HartError
+
+DEFAULT_HUB_NAME = "jayelm/natural-instructions"
+"""The hub copy that keeps the positive examples; the rows of most others have no demonstrations."""
+
+Split = Literal["train", "validation", "test"]
+
+
+def load_sni(
+    data_dir: str | Path | None,
+    split: str,
+    *,
+    max_instances: int | None,
+    seed: int = 0,
+    validation_tasks: int = 0,
+    hub_name: str = DEFAULT_HUB_NAME,
+) -> list[Task]:
+    """Load the tasks of a split, each with the instances that count.
+
+    Args:
+        data_dir: folder in the official layout; None loads ``hub_name`` from the hub.
+        split: "train", "validation" or "test". Validation tasks are ``validation_tasks`` of the
+            official training tasks, drawn by ``seed`` and then never part of "train".
+        max_instances: limit per task (the paper's line of work: 100); None keeps all.
+        seed: which validation tasks, and which instances of a training or validation task.
+
+    Returns:
+        Tasks in the order of the split's list. Training and validation instances are shuffled,
+        each task by (seed, its name), so a task keeps its instances whatever else is loaded.
+
+    Raises:
+        HartError: no such split; a folder, list or task file is missing or malformed; a task has
+            no instances; there are not enough training tasks; the hub cannot be reached.
+    """
+    if split not in get_args(Split):
+        raise HartError(f"split: '{split}' is not one of {', '.join(get_args(Split))}")
+    if max_instances is not None and max_instances < 1:
+        raise HartError(f"max_instances: must be at least 1, not {max_instances}")
+    if split == "validation" and validation_tasks < 1:
+        raise HartError("validation_tasks: is 0, so there is no validation split; set how many")
+    official = "test" if split == "test" else "train"
+    collection: _Collection = _Hub(hub_name, official) if data_dir is None else _Folder(Path(data_dir), official)
+    names = collection.names
+    if official == "train":
+        held_out = _validation_names(names, validation_tasks, seed, collection.source)
+        names = [name for name in names if (name in held_out) == (split == "validation")]
+    tasks = []
+    for name in names:
+        available = collection.count_instances(name)
+        if available == 0:
+            raise HartError(f"{collection.source}: task '{name}' has no Instances; add some")
+        order = range(available)
+        if official == "train":
+            order = _generator(seed, "instances", name).permutation(available).tolist()
+        tasks.append(collection.task(name, list(order[:max_instances])))
+    return tasks
+
+
+def _validation_names(names: list[str], number: int, seed: int, source: str) -> set[str]:
+    if not 0 <= number < len(names):
+        raise HartError(
+            f"validation_tasks: {number} of the {len(names)} training tasks of {source} "
+            "cannot be split off; at least one must be left for training"
+        )
+    # From the sorted names, so that the draw does not depend on the order of the list.
+    chosen = _generator(seed, "validation").choice(len(names), size=number, replace=False)
+    ordered = sorted(names)
+    return {ordered[index] for index in chosen}
+
+
+def _generator(seed: int, *keys: str) -> np.random.Generator:
+    """A random stream of its own for every (seed, keys), the same on every machine and run."""
+    digest = hashlib.sha256("\n".join([str(seed), *keys]).encode()).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+
+
+class _Collection(Protocol):
+    """The tasks of one official split, wherever they are kept."""
+
+    source: str
+    names: list[str]
+
+    def count_instances(self, name: str) -> int: ...
+
+    def task(self, name: str, instances: list[int]) -> Task:
+        """The named task with those of its instances, in that order."""
+        ...
+
+
+class _Folder:
+    def __init__(self, folder: Path, official: str) -> None:
+        self.source = str(folder)
+        split_list = folder / "splits" / "default" / f"{official}_tasks.txt"
+        for needed, what in (
+            (folder, "folder"),
+            (folder / "tasks", "folder"),
+            (split_list, "file"),
+        ):
+            if not needed.exists():
+                raise HartError(
+                    f"{needed}: no such {what}; the data folder must be laid out as a clone of "
+                    "allenai/natural-instructions (tasks/ and splits/default/)"
+                )
+        try:
+            lines = split_list.read_text(encoding="utf-8").split()
+        except (OSError, UnicodeDecodeError) as error:
+            raise HartError(f"{split_list}: cannot read the list of tasks ({error})") from None
+        self.names = list(dict.fromkeys(lines))
+        if not self.names:
+            raise HartError(f"{split_list}: names no task; write one task name a line")
+        # All names before any file: a long load should not end in a message about its last task.
+        self._files = {name: folder / "tasks" / f"{name}.json" for name in self.names}
+        for name, file in self._files.items():
+            if not file.is_file():
+                raise HartError(f"{split_list}: names the task '{name}', but {file} does not exist")
+        self._last: tuple[str, Task] | None = None
+
+    def _read(self, name: str) -> Task:
+        # A task is counted, then taken: keep the last one, files have up to 6,500 instances.
+        if self._last is None or self._last[0] != name:
+            self._last = (name, Task.from_file(self._files[name]))
+        return self._last[1]
+
+    def count_instances(self, name: str) -> int:
+        return len(self._read(name).instances)
+
+    def task(self, name: str, instances: list[int]) -> Task:
+        task = self._read(name)
+        return replace(task, instances=tuple(task.instances[index] for index in instances))
+
+
+class _Hub:
+    """Rows of the hub copy: task_name, id, definition, inputs, targets, pos_<k>_{input,output,…}.
+
+    Rows of one instance follow each other, one per reference. There are millions of rows, so only
+    the row where each instance begins is held in memory.
+    """
+
+    def __init__(self, hub_name: str, official: str) -> None:
+        self.source = f"{hub_name} ({official})"
+        self._rows = _load_rows(hub_name, official)
+        self._starts = array("q")  # first row of each instance, and at the end the number of rows
+        self._instances: dict[str, array[int]] = {}  # task -> its positions in _starts
+        previous = ("", "")
+        for offset, batch in zip(
+            count(0, _BATCH),
+            self._rows.select_columns(["task_name", "id"]).iter(batch_size=_BATCH),
+            strict=False,
+        ):
+            keys = zip(batch["task_name"], batch["id"], strict=True)
+            for row, key in enumerate(keys, start=offset):
+                if key != previous:
+                    self._instances.setdefault(key[0], array("q")).append(len(self._starts))
+                    self._starts.append(row)
+                    previous = key
+        self._starts.append(len(self._rows))
+        self.names = list(self._instances)
+        if not self.names:
+            raise HartError(f"{self.source}: the split has no rows; choose another hub data set")
+
+    def count_instances(self, name: str) -> int:
+        return len(self._instances[name])
+
+    def task(self, name: str, instances: list[int]) -> Task:
+        positions = [self._instances[name][index] for index in instances]
+        spans = [range(self._starts[at], self._starts[at + 1]) for at in positions]
+        rows = self._rows[[row for span in spans for row in span]]
+        content: dict[str, Any] = {
+            "Definition": rows["definition"][0],
+            "Positive Examples": _positive_examples(rows),
+            "Instances": [],
+        }
+        first = 0
+        for span in spans:
+            end = first + len(span)
+            content["Instances"].append(
+                {
+                    "id": rows["id"][first],
+                    "input": rows["inputs"][first],
+                    "output": rows["targets"][first:end],
+                }
+            )
+            first = end
+        return Task.from_dict(content, source=f"{self.source} task '{name}'", name=name)
+
+
+_BATCH = 10_000
+_COLUMNS = ("task_name", "id", "definition", "inputs", "targets", "pos_0_input", "pos_0_output")
+
+
+def _positive_examples(rows: dict[str, list[Any]]) -> list[dict[str, str]]:
+    examples = []
+    for index in takewhile(lambda index: f"pos_{index}_input" in rows, count()):
+        values = {key: rows.get(f"pos_{index}_{key}", [None])[0] or "" for key in ("input", "output", "explanation")}
+        # A task with fewer examples than there are columns leaves the rest of them empty.
+        if values["input"] or values["output"]:
+            examples.append(values)
+    return examples
+
+
+def _load_rows(hub_name: str, official: str) -> Any:
+    import datasets  # here, because it takes longer to import than most commands take to run
+
+    try:
+        rows = datasets.load_dataset(hub_name, split=official)
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise HartError(
+            f"{hub_name}: cannot load the split '{official}' from the hub ({reason}); "
+            "give the folder of a clone of allenai/natural-instructions instead (data.dir)"
+        ) from error
+    missing = [column for column in _COLUMNS if column not in rows.column_names]
+    if missing:
+        raise HartError(
+            f"{hub_name}: the rows have no column {', '.join(missing)}; choose a hub data set "
+            f"in the layout of {DEFAULT_HUB_NAME}"
+        )
+    return rows

@@ -1,0 +1,267 @@
+"""A task: its definition, its demonstrations and, where there are any, its instances.
+
+The file format is that of Super-NaturalInstructions (S-NI): one JSON object per task with the keys
+``Definition``, ``Positive Examples``, ``Categories`` and ``Instances``. A custom task needs only
+the first two. Everything else in the file (sources, licences, negative examples) is ignored: the
+paper's hypernetwork reads definition and positive demonstrations alone (section 4.1, "Def+2Pos").
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from hart.errors import HartError
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """One solved example of a task; ``explanation`` says why the output is right, if anyone did."""
+
+    input: str
+    output: str
+    explanation: str = ""
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One query of a task with all its accepted answers (at least one)."""
+
+    input: str
+    references: tuple[str, ...]
+    id: str = ""
+
+
+DemonstrationLike: TypeAlias = Demonstration | Sequence[str] | Mapping[str, str]
+
+
+@dataclass(frozen=True, init=False)
+class Task:
+    """What the hypernetwork adapts the main model to.
+
+    ``demonstrations`` may be given as `Demonstration`, as ``(input, output)`` or
+    ``(input, output, explanation)``, or as mappings with those keys; they are stored as
+    `Demonstration`. Tasks are immutable and hashable.
+
+    Raises:
+        HartError: the definition is empty, there is no demonstration, or one is malformed.
+    """
+
+    definition: str
+    demonstrations: tuple[Demonstration, ...]
+    name: str
+    categories: tuple[str, ...]
+    instances: tuple[Instance, ...]
+
+    # Written out rather than generated, so that type checkers know what callers may pass for
+    # `demonstrations` and readers know that they always find `Demonstration` there.
+    def __init__(
+        self,
+        definition: str,
+        demonstrations: Iterable[DemonstrationLike],
+        name: str = "",
+        categories: Iterable[str] = (),
+        instances: Iterable[Instance] = (),
+    ) -> None:
+        where = f"task {name}" if name else "task"
+        if not _text(definition, f"{where}: definition").strip():
+            raise HartError(f"{where}: the definition is empty; say what the task asks for")
+        if isinstance(demonstrations, str | Mapping):
+            raise HartError(
+                f"{where}: demonstrations must be a list of (input, output) pairs, not {_kind(demonstrations)}"
+            )
+        normalised = tuple(
+            _demonstration(item, f"{where}: demonstration {number}")
+            for number, item in enumerate(demonstrations, start=1)
+        )
+        if not normalised:
+            raise HartError(f"{where}: no demonstrations; give at least one (input, output) pair")
+        object.__setattr__(self, "definition", definition)
+        object.__setattr__(self, "demonstrations", normalised)
+        object.__setattr__(self, "name", name)
+        object.__setattr__(self, "categories", tuple(categories))
+        object.__setattr__(self, "instances", tuple(instances))
+
+    @property
+    def label(self) -> str:
+        """How messages call the task: its name, or else how its definition begins."""
+        if self.name:
+            return self.name
+        words = " ".join(self.definition.split())
+        return f"'{words}'" if len(words) <= 40 else f"'{words[:40]}…'"
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "Task":
+        """Read a task file; the task is named after the file.
+
+        Raises:
+            HartError: the file cannot be read, is not JSON, or is not a task (see `from_dict`).
+        """
+        path = Path(path)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
+        except FileNotFoundError:
+            raise HartError(f"{path}: no such task file") from None
+        except UnicodeDecodeError:
+            raise HartError(f"{path}: not a task file, the text is not UTF-8") from None
+        except json.JSONDecodeError as error:
+            raise HartError(f"{path}: not a task file, the text is not JSON ({error})") from None
+        except OSError as error:
+            raise HartError(f"{path}: cannot read the task file ({error.strerror})") from None
+        return cls.from_dict(content, source=str(path), name=path.stem)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], *, source: str, name: str = "") -> "Task":
+        """Build a task from the official S-NI keys; ``source`` names the origin in messages.
+
+        ``Definition`` may be a list of texts, of which the first counts, or one text. Instances
+        and categories may be missing.
+
+        Raises:
+            HartError: a key is missing, empty or of the wrong type, or an instance has no output.
+        """
+        if not isinstance(content, Mapping):
+            raise HartError(f"{source}: a task must be a JSON object, not {_kind(content)}")
+        return cls(
+            definition=_definition(content, source),
+            demonstrations=_positive_examples(content, source),
+            name=name,
+            categories=[
+                _text(item, f"{source}: Categories[{index}]")
+                for index, item in enumerate(_list(content.get("Categories", []), "Categories", source))
+            ],
+            instances=[
+                _instance(item, f"{source}: Instances[{index}]")
+                for index, item in enumerate(_list(content.get("Instances", []), "Instances", source))
+            ],
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The task under the official S-NI keys; the inverse of `from_dict` but for the name."""
+        return {
+            "Categories": list(self.categories),
+            "Definition": [self.definition],
+            "Positive Examples": [
+                {"input": demo.input, "output": demo.output, "explanation": demo.explanation}
+                for demo in self.demonstrations
+            ],
+            "Instances": [
+                {"id": instance.id, "input": instance.input, "output": list(instance.references)}
+                for instance in self.instances
+            ],
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write the task file, whole or not at all; a file that exists is replaced.
+
+        Raises:
+            HartError: the file cannot be written.
+        """
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(self.to_dict(), ensure_ascii=False, indent=1)
+            partial.write_text(text + "\n", encoding="utf-8")
+            os.replace(partial, path)
+        except OSError as error:
+            with suppress(OSError):
+                partial.unlink()
+            raise HartError(f"{path}: cannot write the task file ({error.strerror})") from None
+
+
+def _definition(content: Mapping[str, Any], source: str) -> str:
+    value = content.get("Definition")
+    if isinstance(value, list) and value:
+        value = value[0]
+    if value is None or value == []:
+        raise HartError(f"{source}: Definition is missing; say there what the task asks for")
+    definition = _text(value, f"{source}: Definition")
+    if not definition.strip():
+        raise HartError(f"{source}: Definition is empty; say there what the task asks for")
+    return definition
+
+
+def _positive_examples(content: Mapping[str, Any], source: str) -> list[Demonstration]:
+    examples = _list(content.get("Positive Examples", []), "Positive Examples", source)
+    if not examples:
+        raise HartError(f"{source}: Positive Examples is missing or empty; give at least one with input and output")
+    where = f"{source}: Positive Examples"
+    for index, example in enumerate(examples):
+        if not isinstance(example, Mapping):
+            raise HartError(f"{where}[{index}] must be a JSON object, not {_kind(example)}")
+    return [_demonstration(item, f"{where}[{index}]") for index, item in enumerate(examples)]
+
+
+def _demonstration(item: DemonstrationLike, where: str) -> Demonstration:
+    if isinstance(item, Demonstration):
+        fields: Mapping[str, Any] = vars(item)
+    elif isinstance(item, Mapping):
+        fields = item
+    elif not isinstance(item, str) and isinstance(item, Sequence) and len(item) in (2, 3):
+        fields = dict(zip(("input", "output", "explanation"), item, strict=False))
+    else:
+        raise HartError(f"{where} must be (input, output) or (input, output, explanation)")
+    for key in ("input", "output"):
+        if key not in fields:
+            raise HartError(f"{where}: {key} is missing")
+    return Demonstration(
+        input=_text(fields["input"], f"{where}: input"),
+        output=_text(fields["output"], f"{where}: output"),
+        explanation=_text(fields.get("explanation", ""), f"{where}: explanation"),
+    )
+
+
+def _instance(item: Any, where: str) -> Instance:
+    if not isinstance(item, Mapping):
+        raise HartError(f"{where} must be a JSON object, not {_kind(item)}")
+    identifier = _text(item.get("id", ""), f"{where}: id")
+    if identifier:
+        where = f"{where} ({identifier})"
+    for key in ("input", "output"):
+        if key not in item:
+            raise HartError(f"{where}: {key} is missing")
+    outputs = item["output"]
+    if not isinstance(outputs, list):
+        raise HartError(f"{where}: output must be a list of texts, not {_kind(outputs)}")
+    if not outputs:
+        raise HartError(f"{where}: output is an empty list; give at least one reference answer")
+    return Instance(
+        input=_text(item["input"], f"{where}: input"),
+        references=tuple(_text(output, f"{where}: output[{index}]") for index, output in enumerate(outputs)),
+        id=identifier,
+    )
+
+
+def _list(value: Any, key: str, source: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise HartError(f"{source}: {key} must be a list, not {_kind(value)}")
+    return value
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise HartError(f"{where} must be a text, not {_kind(value)}")
+    return value
+
+
+def _kind(value: Any) -> str:
+    """The type of a value in the words of JSON, which is what the user wrote."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true or false"
+        case int() | float():
+            return "a number"
+        case str():
+            return "a text"
+        case Mapping():
+            return "an object"
+        case list() | tuple():
+            return "a list"
+        case _:
+            return f"a {type(value).__name__}"

@@ -1,0 +1,58 @@
+"""Padding: every row comes back, masks and labels mark exactly the tokens."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from hart.data.collate import Collator
+from hart.data.sampling import Example
+
+PAD = 7  # not 0, and also a token in one of the rows: padding is known from the mask alone
+EXAMPLES = [
+    Example(demo_ids=[4, 5, 1], query_ids=[3, 1], labels=[9, 8, 7, 1], slot=12, task_index=2),
+    Example(demo_ids=[4, 7, 6, 5, 1], query_ids=[1], labels=[1], slot=13, task_index=0),
+]
+
+
+@pytest.mark.parametrize("multiple", [1, 2, 8])
+def test_rows_come_back_from_the_batch(multiple: int) -> None:
+    batch = Collator(PAD, pad_to_multiple_of=multiple)(EXAMPLES)
+    for row, example in enumerate(EXAMPLES):
+        for name in ("demo", "query"):
+            ids, mask = batch[f"{name}_ids"][row], batch[f"{name}_mask"][row]
+            length = len(example[f"{name}_ids"])  # type: ignore[literal-required]
+            assert ids[:length].tolist() == example[f"{name}_ids"]  # type: ignore[literal-required]
+            assert (ids[length:] == PAD).all()
+            assert mask.tolist() == [1] * length + [0] * (len(mask) - length)
+        labels = batch["labels"][row]
+        assert labels[labels != -100].tolist() == example["labels"]
+        assert labels[: len(example["labels"])].tolist() == example["labels"]
+    assert batch["slots"].tolist() == [12, 13]
+    assert batch["task_index"].tolist() == [2, 0]
+
+
+@pytest.mark.parametrize(
+    ("multiple", "widths"), [(1, (5, 2, 4)), (2, (6, 2, 4)), (4, (8, 4, 4)), (8, (8, 8, 8))]
+)
+def test_width_is_the_longest_row_rounded_up(multiple: int, widths: tuple[int, ...]) -> None:
+    batch = Collator(PAD, pad_to_multiple_of=multiple)(EXAMPLES)
+    assert tuple(batch[key].shape[1] for key in ("demo_ids", "query_ids", "labels")) == widths
+
+
+def test_tensors_are_contiguous_integers() -> None:
+    batch = Collator(PAD)(EXAMPLES)
+    assert all(tensor.dtype == torch.int64 and tensor.is_contiguous() for tensor in batch.values())
+
+
+def test_without_demonstrations_there_are_no_demonstration_tensors() -> None:
+    examples: list[Any] = [
+        {key: value for key, value in example.items() if key != "demo_ids"} for example in EXAMPLES
+    ]
+    assert set(Collator(PAD)(examples)) == {
+        "query_ids",
+        "query_mask",
+        "labels",
+        "slots",
+        "task_index",
+    }

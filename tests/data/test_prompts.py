@@ -1,0 +1,209 @@
+"""The text models read, character for character, and what happens at the limits."""
+
+import json
+import logging
+import string
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from hart.data.prompts import (
+    Lengths,
+    encode_in_context,
+    encode_query,
+    encode_target,
+    encode_task,
+    render_in_context,
+    render_task,
+)
+from hart.data.tasks import Task
+from hart.errors import HartError
+
+TASK = Task(
+    definition="  Reverse the words \n",
+    demonstrations=[
+        ("a b c", "c b a", "The words are reversed"),
+        ("Is it so?", "so? it Is"),
+        ("x", "x"),
+    ],
+    name="reverse",
+)
+
+# White space matters: two blanks are leading ones, the text ends in a blank line or in "Output: ".
+DEF_2POS = (
+    "Definition: Reverse the words.\n\n"
+    " Positive Example 1 -\nInput: a b c.\n Output: c b a.\n\n"
+    " Positive Example 2 -\nInput: Is it so?\n Output: so? it Is.\n\n"
+)
+DEF_1POS_EXPLAINED = (
+    "Definition: Reverse the words.\n\n"
+    " Positive Example 1 -\nInput: a b c.\n Output: c b a.\n"
+    " Explanation: The words are reversed.\n\n"
+)
+UNANSWERED = "Now complete the following example -\nInput: one two.\nOutput: "
+
+
+def test_text_of_a_task_is_the_published_one() -> None:
+    assert render_task(TASK) == DEF_2POS
+    assert render_task(TASK, num_demonstrations=1, explanations=True) == DEF_1POS_EXPLAINED
+    assert render_task(TASK, num_demonstrations=0) == "Definition: Reverse the words.\n\n"
+
+
+def test_in_context_text_is_the_published_one() -> None:
+    assert render_in_context(TASK, " one two\n") == DEF_2POS + UNANSWERED
+
+
+def test_missing_explanation_leaves_no_line() -> None:
+    with_explanations = render_task(TASK, explanations=True)
+    assert with_explanations.count("Explanation: ") == 1
+    assert with_explanations.endswith("\n Output: so? it Is.\n\n")
+
+
+def test_more_demonstrations_than_there_are_takes_all() -> None:
+    assert render_task(TASK, num_demonstrations=16) == render_task(TASK, num_demonstrations=3)
+
+
+@pytest.mark.parametrize("mark", string.punctuation)
+def test_no_full_stop_after_punctuation(mark: str) -> None:
+    assert render_task(replace(TASK, definition=f"Do it{mark}")).startswith(
+        f"Definition: Do it{mark}\n\n"
+    )
+
+
+def test_empty_texts_are_closed_like_the_published_format() -> None:
+    # There the last character of the line counts, which is then the blank of "Input: ".
+    text = render_task(Task("Do.", [("", " ")]))
+    assert text == "Definition: Do.\n\n Positive Example 1 -\nInput: .\n Output: .\n\n"
+
+
+def test_first_demonstration_that_does_not_fit_ends_the_list() -> None:
+    task = Task("Do.", [("a", "b"), ("long " * 20, "c"), ("d", "e")])
+    limit = len(render_task(task, num_demonstrations=1)) + 40  # room for the third, not the second
+    kept = render_task(task, num_demonstrations=3, fits=lambda text: len(text) <= limit)
+    assert kept == render_task(task, num_demonstrations=1)
+
+
+def test_limit_is_asked_with_the_query_in_place() -> None:
+    asked: list[str] = []
+
+    def fits(text: str) -> bool:
+        asked.append(text)
+        return len(asked) < 2
+
+    assert render_in_context(TASK, "one two", fits=fits) == asked[0]
+    assert all(text.endswith(UNANSWERED) for text in asked)
+
+
+def ids_of(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """The tokenizer's own encoding, end of sequence included."""
+    ids = tokenizer(text)["input_ids"]
+    assert ids[-1] == tokenizer.eos_token_id
+    return ids
+
+
+def test_within_the_limits_tokens_are_the_tokenizers_own(
+    tiny_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    lengths = Lengths()
+    assert encode_task(tiny_tokenizer, TASK, lengths) == ids_of(tiny_tokenizer, DEF_2POS)
+    assert encode_in_context(tiny_tokenizer, TASK, "one two", 1024) == ids_of(
+        tiny_tokenizer, DEF_2POS + UNANSWERED
+    )
+    assert encode_query(tiny_tokenizer, " one two\n", lengths) == ids_of(tiny_tokenizer, "one two")
+    assert encode_target(tiny_tokenizer, "two one", lengths) == ids_of(tiny_tokenizer, "two one")
+    assert encode_target(tiny_tokenizer, "", lengths) == [tiny_tokenizer.eos_token_id]
+
+
+def test_limit_counts_the_end_of_sequence(
+    tiny_tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = replace(TASK, name="exact limit")
+    whole = ids_of(tiny_tokenizer, DEF_2POS)
+    assert encode_task(tiny_tokenizer, task, Lengths(demonstrations=len(whole))) == whole
+    assert not caplog.records
+    shorter = encode_task(tiny_tokenizer, task, Lengths(demonstrations=len(whole) - 1))
+    assert shorter == ids_of(tiny_tokenizer, render_task(TASK, num_demonstrations=1))
+
+
+def test_demonstration_left_out_is_named_once(
+    tiny_tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = Task("Do it.", [("a", "b"), ("long " * 200, "c"), ("d", "e")], name="left out")
+    lengths = Lengths(demonstrations=100)
+    for _ in range(2):
+        ids = encode_task(tiny_tokenizer, task, lengths, num_demonstrations=3)
+        assert ids == ids_of(tiny_tokenizer, render_task(task, num_demonstrations=1))
+    assert [record.getMessage() for record in caplog.records] == [
+        "task left out: left out demonstration 2, 3 of 3 to stay within 100 tokens"
+    ]
+    assert caplog.records[0].levelno == logging.WARNING
+
+
+def test_definition_longer_than_the_limit_is_cut_from_the_end(
+    tiny_tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = Task("Do it again, " * 30, [("a", "b")], name="cut definition")
+    ids = encode_task(tiny_tokenizer, task, Lengths(demonstrations=20))
+    assert ids[:-1] == ids_of(tiny_tokenizer, render_task(task, num_demonstrations=0))[:19]
+    assert len(ids) == 20 and ids[-1] == tiny_tokenizer.eos_token_id
+    assert [record.getMessage() for record in caplog.records] == [
+        "task cut definition: left out demonstration 1 of 1 and cut the end of the definition "
+        "to stay within 20 tokens"
+    ]
+
+
+def test_query_and_target_are_cut_from_the_end(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    text = "one two three four five six seven"
+    lengths = Lengths(query=6, target=5)
+    whole, eos = ids_of(tiny_tokenizer, text), tiny_tokenizer.eos_token_id
+    assert len(whole) > 6
+    assert encode_query(tiny_tokenizer, text, lengths) == [*whole[:5], eos]
+    assert encode_target(tiny_tokenizer, text, lengths) == [*whole[:4], eos]
+
+
+def test_demonstrations_give_way_to_a_long_query(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    query = "seven words " * 8
+    wanted = ids_of(tiny_tokenizer, render_in_context(TASK, query, num_demonstrations=1))
+    ids = encode_in_context(tiny_tokenizer, TASK, query, len(wanted))
+    assert ids == wanted
+    alone = ids_of(tiny_tokenizer, render_in_context(TASK, query, num_demonstrations=0))
+    cut = encode_in_context(tiny_tokenizer, TASK, query, len(alone) - 10)
+    assert cut == [*alone[: len(alone) - 11], tiny_tokenizer.eos_token_id]
+
+
+@pytest.mark.parametrize("query", ["", " \n\t"])
+def test_empty_query_is_refused(tiny_tokenizer: PreTrainedTokenizerFast, query: str) -> None:
+    with pytest.raises(HartError, match="the query is empty"):
+        encode_query(tiny_tokenizer, query, Lengths())
+    with pytest.raises(HartError, match="the query is empty"):
+        encode_in_context(tiny_tokenizer, TASK, query, 100)
+    with pytest.raises(HartError, match="the query is empty"):
+        render_in_context(TASK, query)
+
+
+def test_bad_limits_are_refused() -> None:
+    for name in ("demonstrations", "query", "target"):
+        with pytest.raises(HartError, match=f"max_{name}_length: must be at least 2"):
+            Lengths(**{name: 1})
+    with pytest.raises(HartError, match="num_demonstrations: must be at least 0"):
+        render_task(TASK, num_demonstrations=-1)
+
+
+def test_real_tasks_against_a_plain_reading_of_their_json(
+    shared_data: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    def closed(text: str) -> str:
+        return text.strip() + ("" if text.strip()[-1:] in tuple(string.punctuation) else ".")
+
+    for file in sorted((shared_data / "sni" / "tasks").glob("*.json")):
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        blocks = [f"Definition: {closed(raw['Definition'][0])}"]
+        for number, example in enumerate(raw["Positive Examples"][:2], start=1):
+            lines = [f" Positive Example {number} -", f"Input: {closed(example['input'])}"]
+            blocks.append("\n".join([*lines, f" Output: {closed(example['output'])}"]))
+        task = Task.from_file(file)
+        assert render_task(task) == "\n\n".join(blocks) + "\n\n"
+        ids = encode_task(tiny_tokenizer, task, Lengths(demonstrations=512))
+        assert len(ids) <= 512 and ids[-1] == tiny_tokenizer.eos_token_id

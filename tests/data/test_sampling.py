@@ -1,0 +1,200 @@
+"""Draws of training examples: frequencies, independence of workers, and no leak of the query."""
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerFast
+
+from hart.data.collate import Collator
+from hart.data.prompts import Lengths, encode_in_context, encode_task
+from hart.data.sampling import TrainingDataset
+from hart.data.tasks import Instance, Task
+from hart.errors import HartError
+
+
+def make_task(name: str, size: int) -> Task:
+    return Task(
+        definition=f"Do {name}.",
+        demonstrations=[(f"first {name}", "1"), (f"second {name}", "2"), ("third", "3")],
+        name=name,
+        instances=[
+            Instance(f"{name} q{k}", (f"{name} a{k}", f"{name} b{k}"), f"{name}-{k}")
+            for k in range(size)
+        ],
+    )
+
+
+TASKS = [make_task("north", 4), make_task("south", 12), make_task("east", 8)]
+DRAWS = 2400
+
+
+@pytest.fixture
+def dataset(tiny_tokenizer: PreTrainedTokenizerFast) -> Any:
+    def build(tasks: list[Task] | None = None, **options: Any) -> TrainingDataset:
+        arguments: dict[str, Any] = {"length": DRAWS, "seed": 5, "lengths": Lengths(), **options}
+        return TrainingDataset(TASKS if tasks is None else tasks, tiny_tokenizer, **arguments)
+
+    return build
+
+
+def text(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
+    assert ids[-1] == tokenizer.eos_token_id
+    return str(tokenizer.decode(ids[:-1]))
+
+
+def test_example_holds_the_query_an_answer_to_it_and_its_task(
+    dataset: Any, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    examples = dataset()
+    assert len(examples) == DRAWS
+    seen = Counter()
+    for index in range(300):
+        example = examples[index]
+        task = TASKS[example["task_index"]]
+        query = text(tiny_tokenizer, example["query_ids"])
+        (instance,) = [item for item in task.instances if item.input == query]
+        answer = text(tiny_tokenizer, example["labels"])
+        assert answer in instance.references
+        assert example["slot"] == index
+        assert example["demo_ids"] == encode_task(tiny_tokenizer, task, Lengths())
+        seen[answer.split()[1][0]] += 1
+    assert min(seen["a"], seen["b"]) > 100  # each of two references is drawn about half the time
+
+
+@pytest.mark.parametrize("sampling", ["proportional", "uniform"])
+def test_tasks_and_instances_are_drawn_as_often_as_they_should(dataset: Any, sampling: str) -> None:
+    examples = dataset(task_sampling=sampling)
+    drawn = Counter()
+    for index in range(DRAWS):
+        example = examples[index]
+        drawn[example["task_index"], tuple(example["query_ids"])] += 1
+    total = sum(len(task.instances) for task in TASKS)
+    for index, task in enumerate(TASKS):
+        counts = [number for (which, _), number in drawn.items() if which == index]
+        share = len(task.instances) / total if sampling == "proportional" else 1 / len(TASKS)
+        expected = DRAWS * share
+        # Five standard deviations of the binomial; the draws are fixed by the seed in any case.
+        assert abs(sum(counts) - expected) < 5 * (expected * (1 - share)) ** 0.5
+        assert len(counts) == len(task.instances)
+        per_instance = expected / len(task.instances)
+        assert all(abs(number - per_instance) < 5 * per_instance**0.5 for number in counts)
+
+
+@pytest.mark.parametrize("demonstrations", ["fixed", "sampled"])
+def test_examples_are_a_function_of_seed_and_index(dataset: Any, demonstrations: str) -> None:
+    options = {"demonstrations": demonstrations}
+    forward = [dataset(**options)[index] for index in range(40)]
+    examples = dataset(**options, length=40)
+    assert [examples[index] for index in reversed(range(40))] == forward[::-1]
+    assert [dataset(**options, seed=6)[index] for index in range(40)] != forward
+
+
+@pytest.mark.parametrize("demonstrations", ["fixed", "sampled"])
+def test_batches_do_not_depend_on_the_number_of_workers(dataset: Any, demonstrations: str) -> None:
+    examples = dataset(demonstrations=demonstrations, length=24)
+
+    def batches(workers: int) -> list[dict[str, Any]]:
+        loader = DataLoader(examples, batch_size=4, num_workers=workers, collate_fn=Collator(0))
+        return list(loader)
+
+    for alone, shared in zip(batches(0), batches(2), strict=True):
+        assert alone.keys() == shared.keys()
+        assert all(alone[key].equal(shared[key]) for key in alone)
+
+
+def test_sampled_demonstrations_are_other_instances_of_the_task(
+    dataset: Any, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    # One input occurs twice, with different answers: neither may be shown for the other.
+    twice = Instance(TASKS[0].instances[0].input, ("other",), "again")
+    tasks = [replace(TASKS[0], instances=(*TASKS[0].instances, twice)), TASKS[1]]
+    examples = dataset(tasks, demonstrations="sampled", num_demonstrations=3)
+    shown_sets = set()
+    for index in range(200):
+        example = examples[index]
+        task = tasks[example["task_index"]]
+        query = text(tiny_tokenizer, example["query_ids"])
+        demos = text(tiny_tokenizer, example["demo_ids"])
+        assert demos.startswith(f"Definition: {task.definition}")
+        blocks = demos.split(" Positive Example ")[1:]
+        assert len(blocks) == 3
+        shown = []
+        for block in blocks:
+            _, question, answer, *_ = block.split("\n")
+            answers = [
+                reference
+                for item in task.instances
+                if question == f"Input: {item.input}."
+                for reference in item.references
+            ]
+            assert answer in [f" Output: {reference}." for reference in answers]
+            assert question != f"Input: {query}."
+            shown.append((question, answer))
+        assert len(set(shown)) == 3  # three instances, none twice
+        shown_sets.add(tuple(shown))
+    assert len(shown_sets) > 100
+
+
+def test_main_model_may_read_the_demonstrations(
+    dataset: Any, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    plain, main = dataset(), dataset(demonstrations_to="main", explanations=True)
+    for index in range(20):
+        query = text(tiny_tokenizer, plain[index]["query_ids"])
+        example = main[index]
+        task = TASKS[example["task_index"]]
+        wanted = encode_in_context(tiny_tokenizer, task, query, 1024, explanations=True)
+        assert example["query_ids"] == wanted
+        assert example["labels"] == plain[index]["labels"]
+        assert "demo_ids" not in example
+
+
+def test_demonstrations_may_go_nowhere(dataset: Any) -> None:
+    plain, nowhere = dataset(), dataset(demonstrations_to="nowhere", demonstrations="sampled")
+    for index in range(20):
+        example = dict(plain[index])
+        del example["demo_ids"]
+        assert nowhere[index] == example
+
+
+def test_index_outside_the_data_set_is_refused(dataset: Any) -> None:
+    for index in (-1, DRAWS):
+        with pytest.raises(IndexError):
+            dataset()[index]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "options", "message"),
+    [
+        ([], {}, "there are no tasks to train on"),
+        ([replace(TASKS[0], instances=())], {}, "task north: has no Instances"),
+        (
+            [TASKS[1], replace(TASKS[0], instances=(Instance(" \n", ("a",), "north-9"),))],
+            {},
+            "task north: instance north-9 has an empty input",
+        ),
+        (
+            [replace(TASKS[0], instances=(TASKS[0].instances[0], Instance("", ("a",))))],
+            {},
+            "task north: instance number 1 has an empty input",
+        ),
+        (
+            TASKS,
+            {"demonstrations": "sampled", "num_demonstrations": 4},
+            "task north: has 4 different inputs, too few to sample demonstrations",
+        ),
+        (TASKS, {"demonstrations": "random"}, "demonstrations: 'random' is not one of fixed"),
+        (TASKS, {"task_sampling": "even"}, "task_sampling: 'even' is not one of"),
+        (TASKS, {"demonstrations_to": "both"}, "demonstrations_to: 'both' is not one of"),
+        (TASKS, {"num_demonstrations": -1}, "num_demonstrations: must be at least 0"),
+        (TASKS, {"seed": -1}, "seed: must be at least 0"),
+    ],
+)
+def test_what_would_fail_during_a_run_is_refused_before_it(
+    dataset: Any, tasks: list[Task], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(HartError, match=message):
+        dataset(tasks, **options)

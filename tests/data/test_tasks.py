@@ -1,0 +1,224 @@
+"""Task files and tasks built in Python, and what is said about those that cannot be used."""
+
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hart.data.tasks import Demonstration, Instance, Task
+from hart.errors import HartError
+
+OFFICIAL: dict[str, Any] = {
+    "Contributors": ["someone"],
+    "Categories": ["Text Matching"],
+    "Definition": ["Say whether the texts match.", "Another wording."],
+    "Positive Examples": [
+        {"input": "a / a", "output": "yes", "explanation": "They are equal."},
+        {"input": "a / b", "output": "no", "explanation": ""},
+    ],
+    "Negative Examples": [{"input": "a / a", "output": "no", "explanation": "Wrong."}],
+    "Instances": [
+        {"id": "task9-1", "input": "c / c", "output": ["yes", "Yes"]},
+        {"input": "c / d", "output": ["no"]},
+    ],
+}
+
+TASK = Task(
+    definition="Say whether the texts match.",
+    demonstrations=[("a / a", "yes", "They are equal."), ("a / b", "no")],
+    name="task9_match",
+    categories=("Text Matching",),
+    instances=[Instance("c / c", ("yes", "Yes"), "task9-1"), Instance("c / d", ("no",))],
+)
+
+
+def write(folder: Path, content: Any) -> Path:
+    file = folder / "task9_match.json"
+    file.write_text(json.dumps(content), encoding="utf-8")
+    return file
+
+
+def changed(**entries: Any) -> dict[str, Any]:
+    return {**OFFICIAL, **{key.replace("_", " "): value for key, value in entries.items()}}
+
+
+def without(key: str) -> dict[str, Any]:
+    return {name: value for name, value in OFFICIAL.items() if name != key}
+
+
+def test_official_file_is_read_and_other_keys_are_ignored(tmp_path: Path) -> None:
+    assert Task.from_file(write(tmp_path, OFFICIAL)) == TASK
+
+
+def test_custom_file_needs_definition_and_positive_examples_only(tmp_path: Path) -> None:
+    content = {"Definition": "Copy.", "Positive Examples": [{"input": "a", "output": "a"}]}
+    task = Task.from_file(write(tmp_path, content))
+    assert task == Task("Copy.", [("a", "a")], name="task9_match")
+    assert task.instances == () and task.categories == ()
+
+
+def test_demonstrations_are_normalised_from_every_form() -> None:
+    wanted = Demonstration("a", "b", "c")
+    forms = [wanted, ("a", "b", "c"), ["a", "b", "c"]]
+    mapping = {"input": "a", "output": "b", "explanation": "c"}
+    assert Task("Do.", [*forms, mapping]).demonstrations == (wanted,) * 4
+    assert Task("Do.", (pair for pair in [("a", "b")])).demonstrations == (Demonstration("a", "b"),)
+
+
+def test_task_is_immutable_hashable_replaceable_and_picklable() -> None:
+    with pytest.raises(AttributeError):
+        TASK.definition = "Other."  # type: ignore[misc]
+    assert replace(TASK, name="other") != TASK
+    assert replace(TASK) == TASK and hash(replace(TASK)) == hash(TASK)
+    assert pickle.loads(pickle.dumps(TASK)) == TASK
+
+
+@pytest.mark.parametrize("text", ["plain", "Grüße, 世界 🙂", 'a "quoted"\nline\ttab'])
+def test_saved_task_comes_back(tmp_path: Path, text: str) -> None:
+    task = replace(TASK, definition=text, instances=(Instance(text, (text, "")),))
+    file = tmp_path / "new" / f"{task.name}.json"
+    task.save(file)
+    assert Task.from_file(file) == task
+    assert Task.from_dict(task.to_dict(), source="here", name=task.name) == task
+    assert [path.name for path in file.parent.iterdir()] == [file.name]  # nothing half-written
+
+
+def test_task_that_cannot_be_saved_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(HartError, match="cannot write the task file"):
+        TASK.save(tmp_path / "file" / "task.json")
+    (tmp_path / "task.json").mkdir()
+    with pytest.raises(HartError, match="cannot write the task file"):
+        TASK.save(tmp_path / "task.json")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "task.json"]
+
+
+def test_label_names_a_task_in_messages() -> None:
+    assert TASK.label == "task9_match"
+    assert Task("Do\nit.", [("a", "b")]).label == "'Do it.'"
+
+
+BAD_CONTENT = {
+    "list": ([OFFICIAL], "must be a JSON object, not a list"),
+    "no definition": (without("Definition"), "Definition is missing"),
+    "null definition": (changed(Definition=None), "Definition is missing"),
+    "empty definition list": (changed(Definition=[]), "Definition is missing"),
+    "blank definition": (changed(Definition=["  \n"]), "Definition is empty"),
+    "number definition": (changed(Definition=[3]), "Definition must be a text, not a number"),
+    "no examples": (without("Positive Examples"), "Positive Examples is missing or empty"),
+    "empty examples": (changed(Positive_Examples=[]), "Positive Examples is missing or empty"),
+    "object examples": (
+        changed(Positive_Examples={}),
+        "Positive Examples must be a list, not an object",
+    ),
+    "text example": (
+        changed(Positive_Examples=["a"]),
+        r"Positive Examples\[0\] must be a JSON object, not a text",
+    ),
+    "example without output": (
+        changed(Positive_Examples=[{"input": "a"}]),
+        r"Positive Examples\[0\]: output is missing",
+    ),
+    "example with list output": (
+        changed(Positive_Examples=[{"input": "a", "output": ["b"]}]),
+        r"Positive Examples\[0\]: output must be a text, not a list",
+    ),
+    "null explanation": (
+        changed(Positive_Examples=[{"input": "a", "output": "b", "explanation": None}]),
+        r"Positive Examples\[0\]: explanation must be a text, not null",
+    ),
+    "object instances": (changed(Instances={}), "Instances must be a list, not an object"),
+    "number instance": (
+        changed(Instances=[1]),
+        r"Instances\[0\] must be a JSON object, not a number",
+    ),
+    "empty output list": (
+        changed(Instances=[OFFICIAL["Instances"][1], {"id": "x", "input": "a", "output": []}]),
+        r"Instances\[1\] \(x\): output is an empty list",
+    ),
+    "text output": (
+        changed(Instances=[{"input": "a", "output": "b"}]),
+        r"Instances\[0\]: output must be a list of texts, not a text",
+    ),
+    "boolean output": (
+        changed(Instances=[{"input": "a", "output": ["b", True]}]),
+        r"Instances\[0\]: output\[1\] must be a text, not true or false",
+    ),
+    "instance without input": (
+        changed(Instances=[{"output": ["b"]}]),
+        r"Instances\[0\]: input is missing",
+    ),
+    "text categories": (changed(Categories="a"), "Categories must be a list, not a text"),
+    "number category": (changed(Categories=[1]), r"Categories\[0\] must be a text, not a number"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CONTENT)
+def test_bad_file_is_refused_in_one_line_that_names_file_and_field(
+    tmp_path: Path, case: str
+) -> None:
+    content, message = BAD_CONTENT[case]
+    file = write(tmp_path, content)
+    with pytest.raises(HartError, match=message) as caught:
+        Task.from_file(file)
+    assert str(caught.value).startswith(f"{file}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{'Definition': 1}", "the text is not JSON"),
+        (b"", "the text is not JSON"),
+        (json.dumps(OFFICIAL).encode()[:-1], "the text is not JSON"),
+        (b"\xff\xfe{}", "the text is not UTF-8"),
+    ],
+)
+def test_file_that_is_not_json_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "task.json"
+    file.write_bytes(content)
+    with pytest.raises(HartError, match=message) as caught:
+        Task.from_file(file)
+    assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_missing_file_and_folder_instead_of_file_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(HartError, match="no such task file"):
+        Task.from_file(tmp_path / "absent.json")
+    with pytest.raises(HartError, match="cannot read the task file"):
+        Task.from_file(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("definition", "demonstrations", "message"),
+    [
+        (" ", [("a", "b")], "the definition is empty"),
+        (None, [("a", "b")], "definition must be a text, not null"),
+        ("Do.", [], "no demonstrations"),
+        ("Do.", "ab", "demonstrations must be a list"),
+        ("Do.", {"a": "b"}, "demonstrations must be a list"),
+        ("Do.", ["ab"], r"demonstration 1 must be \(input, output\)"),
+        ("Do.", [("a", "b"), ("a",)], r"demonstration 2 must be \(input, output\)"),
+        ("Do.", [("a", 1)], "demonstration 1: output must be a text, not a number"),
+        ("Do.", [{"input": "a"}], "demonstration 1: output is missing"),
+    ],
+)
+def test_bad_task_in_python_is_refused(definition: Any, demonstrations: Any, message: str) -> None:
+    with pytest.raises(HartError, match=message):
+        Task(definition, demonstrations)
+    with pytest.raises(HartError, match="^task mine: "):
+        Task(definition, demonstrations, name="mine")
+
+
+def test_every_real_task_file_keeps_what_it_says(shared_data: Path) -> None:
+    files = sorted((shared_data / "sni" / "tasks").glob("*.json"))
+    assert files
+    for file in files:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        written = Task.from_file(file).to_dict()
+        assert written["Definition"] == raw["Definition"][:1]
+        for key in ("Categories", "Positive Examples", "Instances"):
+            assert written[key] == raw[key]
