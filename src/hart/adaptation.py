@@ -1,0 +1,261 @@
+"""What one forward pass of a hypernetwork leaves behind for a task, and its file format.
+
+An `Adaptation` holds the generated row blocks (§3.1), the hypernetwork's encoder output that the
+main model's decoder also attends to (fusion-in-decoder, §4.1), and where they come from. It has
+one row per task, so adaptations stack into batches that mix tasks.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from hart.errors import HartError
+from hart.peft import Blocks, PeftKind, build_kinds
+
+FIELDS_FILE = "adaptation.json"
+TENSORS_FILE = "adaptation.safetensors"
+FORMAT = 1
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@dataclass
+class Adaptation:
+    """Generated parameters for n tasks.
+
+    Attributes:
+        blocks: block name → `[n, layers, rows, width]`; empty without generated parameters.
+        memory: `[n, s, d_model]`, prepended to the main encoder's output; None without fusion.
+        memory_mask: `[n, s]`, 1 for tokens and 0 for padding on the right; None without fusion.
+        peft: configuration of each PEFT kind, as `PeftKind.to_config` gives it.
+        base: name of the main model, as it was given to `MainModel.from_pretrained`.
+        base_revision: its revision on the hub, if it has one.
+        base_fingerprint: `MainModel.fingerprint`; another main model refuses the adaptation.
+        tasks: for each row the task it was generated from, JSON-ready.
+        model: name of the hypernetwork model.
+        created: time of generation, ISO 8601.
+
+    Raises:
+        HartError: the parts disagree about n, or `peft` names an unknown kind.
+    """
+
+    blocks: Blocks
+    memory: Tensor | None
+    memory_mask: Tensor | None
+    peft: list[dict[str, Any]]
+    base: str
+    base_revision: str | None
+    base_fingerprint: str
+    tasks: list[dict[str, Any]]
+    model: str = ""
+    created: str = field(default_factory=_now)
+
+    def __post_init__(self) -> None:
+        self.kinds: tuple[PeftKind, ...] = build_kinds(self.peft)
+        if not self.tasks:
+            raise HartError("adaptation: tasks is empty; an adaptation belongs to at least one task")
+        if (self.memory is None) != (self.memory_mask is None):
+            raise HartError("adaptation: memory and memory_mask must be given together")
+        for name, tensor in self._tensors().items():
+            if tensor.shape[:1] != (len(self.tasks),):
+                raise HartError(f"adaptation: {name} has shape {list(tensor.shape)} for {len(self.tasks)} tasks")
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def __getitem__(self, row: int) -> Self:
+        """The adaptation of one row; negative rows count from the end."""
+        return self.select([range(len(self))[row]])
+
+    def select(self, rows: Sequence[int]) -> Self:
+        """The given rows in the given order, repeated where a row is named again.
+
+        Memory columns that are padding in every selected row are dropped, so that a row taken out
+        of a stack equals what was put into it.
+        """
+        memory, mask = self.memory, self.memory_mask
+        if memory is not None and mask is not None:
+            memory, mask = memory[list(rows)], mask[list(rows)]
+            used = mask.bool().any(dim=0).nonzero()
+            length = int(used.max()) + 1 if len(used) else 0
+            memory, mask = memory[:, :length], mask[:, :length]
+        return replace(
+            self,
+            blocks={name: values[list(rows)] for name, values in self.blocks.items()},
+            memory=memory,
+            memory_mask=mask,
+            tasks=[self.tasks[row] for row in rows],
+        )
+
+    @classmethod
+    def stack(cls, adaptations: Sequence[Self]) -> Self:
+        """All rows of `adaptations`, in order; memory is padded on the right to the longest.
+
+        Raises:
+            HartError: nothing to stack, or they differ in base, PEFT kinds or fusion.
+        """
+        if not adaptations:
+            raise HartError("adaptation: nothing to stack")
+        first = adaptations[0]
+        for other in adaptations[1:]:
+            if other.base_fingerprint != first.base_fingerprint:
+                raise HartError(
+                    f"adaptation: cannot stack adaptations of different bases, {first.base} and {other.base}"
+                )
+            if other.peft != first.peft or (other.memory is None) != (first.memory is None):
+                raise HartError("adaptation: cannot stack different PEFT kinds, or with and without memory")
+        memories = [a.memory for a in adaptations if a.memory is not None]
+        masks = [a.memory_mask for a in adaptations if a.memory_mask is not None]
+        length = max((memory.shape[1] for memory in memories), default=0)
+        return replace(
+            first,
+            blocks={name: torch.cat([a.blocks[name] for a in adaptations]) for name in first.blocks},
+            memory=torch.cat([F.pad(m, (0, 0, 0, length - m.shape[1])) for m in memories]) if memories else None,
+            memory_mask=torch.cat([F.pad(m, (0, length - m.shape[1])) for m in masks]) if masks else None,
+            tasks=[task for a in adaptations for task in a.tasks],
+            model=first.model if len({a.model for a in adaptations}) == 1 else "",
+            created=max(a.created for a in adaptations),
+        )
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """A copy on `device` with blocks and memory in `dtype`; None leaves either as it is."""
+        return replace(
+            self,
+            blocks={name: values.to(device, dtype) for name, values in self.blocks.items()},
+            memory=None if self.memory is None else self.memory.to(device, dtype),
+            memory_mask=None if self.memory_mask is None else self.memory_mask.to(device),
+        )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `adaptation.safetensors` and `adaptation.json` into `folder`, all or nothing.
+
+        A folder that is empty, or holds an earlier adaptation of the same tasks by the same model,
+        is replaced.
+
+        Raises:
+            HartError: `folder` exists with other content, or cannot be written.
+        """
+        folder = Path(folder)
+        fields = self._fields()
+        exists = _replaceable(folder, fields)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            # Beside the target, because a rename is atomic only within one file system.
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".adaptation-") as work:
+                new, old = Path(work) / "new", Path(work) / "old"
+                new.mkdir()
+                tensors = {k: v.detach().cpu().contiguous() for k, v in self._tensors().items()}
+                save_file(tensors, new / TENSORS_FILE)
+                text = json.dumps(fields, ensure_ascii=False, indent=1)
+                (new / FIELDS_FILE).write_text(text + "\n", encoding="utf-8")
+                if exists:
+                    os.rename(folder, old)
+                os.rename(new, folder)
+        except OSError as error:
+            raise HartError(f"{folder}: cannot be written ({error.strerror})") from error
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """Read what `save_pretrained` wrote; tensors are on the CPU.
+
+        Raises:
+            HartError: a missing, truncated or foreign file, a missing field, an unknown PEFT kind.
+        """
+        folder = Path(folder)
+        fields = _read_fields(folder)
+        try:
+            tensors = load_file(folder / TENSORS_FILE)
+        except FileNotFoundError as error:
+            raise HartError(f"{folder / TENSORS_FILE}: missing; save the adaptation again") from error
+        except (SafetensorError, OSError) as error:
+            raise HartError(
+                f"{folder / TENSORS_FILE}: truncated or not a safetensors file ({error}); save the adaptation again"
+            ) from error
+        memory, memory_mask = tensors.pop("memory", None), tensors.pop("memory_mask", None)
+        try:
+            return cls(
+                blocks={name.removeprefix("blocks."): tensor for name, tensor in tensors.items()},
+                memory=memory,
+                memory_mask=memory_mask,
+                **fields,
+            )
+        except HartError as error:
+            raise HartError(f"{folder}: {error}") from error
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {f"blocks.{name}": values for name, values in self.blocks.items()}
+        if self.memory is not None and self.memory_mask is not None:
+            tensors |= {"memory": self.memory, "memory_mask": self.memory_mask}
+        return tensors
+
+    def _fields(self) -> dict[str, Any]:
+        return {"format": FORMAT, **{name: getattr(self, name) for name in _FIELD_TYPES}}
+
+
+_FIELD_TYPES: dict[str, type | tuple[type, ...]] = {
+    "model": str,
+    "base": str,
+    "base_revision": (str, type(None)),
+    "base_fingerprint": str,
+    "peft": list,
+    "tasks": list,
+    "created": str,
+}
+
+
+def _read_fields(folder: Path) -> dict[str, Any]:
+    """The checked content of `adaptation.json`, without the format number."""
+    path = folder / FIELDS_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise HartError(f"{folder}: no adaptation here ({FIELDS_FILE} is missing)") from error
+    except (ValueError, OSError) as error:
+        raise HartError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise HartError(f"{path}: format is not {FORMAT}; it was written by another version of hart")
+    fields = {}
+    for name, types in _FIELD_TYPES.items():
+        if name not in content:
+            raise HartError(f"{path}: field {name} is missing; save the adaptation again")
+        if not isinstance(content[name], types):
+            raise HartError(f"{path}: field {name} has the wrong type; save the adaptation again")
+        fields[name] = content[name]
+    for name in ("peft", "tasks"):
+        if not all(isinstance(item, dict) for item in fields[name]):
+            raise HartError(f"{path}: field {name} must be a list of objects")
+    return fields
+
+
+def _replaceable(folder: Path, fields: dict[str, Any]) -> bool:
+    """Whether `folder` exists; raises `HartError` if its content is not ours to replace."""
+    if not folder.exists():
+        return False
+    refusal = HartError(f"{folder}: exists with other content; give a new folder")
+    if not folder.is_dir():
+        raise refusal
+    names = {path.name for path in folder.iterdir()}
+    if not names:
+        return True
+    if names != {FIELDS_FILE, TENSORS_FILE}:
+        raise refusal
+    try:
+        found = _read_fields(folder)
+    except HartError:
+        raise refusal from None
+    if any(found[name] != fields[name] for name in found if name != "created"):
+        raise refusal
+    return True

@@ -1,0 +1,382 @@
+"""The main model M(x; θ, φ): a stock transformers T5 with seams for generated parameters.
+
+Eq. 5 feeds it the query x and the generated φ; fusion-in-decoder (§4.1, App. 8.1.3) prepends the
+hypernetwork's encoder output to its own, and the decoder attends to both. Weights, tokenizer and
+generation are those of the checkpoint; nothing of the model is copied or subclassed.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    T5ForConditionalGeneration,
+)
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
+from transformers.models.t5.modeling_t5 import T5Attention
+
+from hart.adaptation import Adaptation
+from hart.data.prompts import Lengths, encode_query, encode_target
+from hart.errors import HartError
+from hart.peft import Blocks, MainShape, PeftKind, check_blocks
+from hart.peft.injection import attach
+from hart.resources import resolve_base
+
+FINGERPRINT_SAMPLES = 4096
+
+
+class MainModel(nn.Module):
+    """A T5 that takes generated parameters and fused memory with any forward pass.
+
+    Attributes:
+        model: the stock model, switched to attention functions that accept prefixes.
+        tokenizer: its tokenizer.
+        shape: the sizes that decide the shapes of generated parameters.
+        name, revision: where it was loaded from.
+        frozen: whether `freeze` was called.
+    """
+
+    def __init__(
+        self,
+        model: T5ForConditionalGeneration,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str,
+        revision: str | None = None,
+        attention: str = "sdpa",
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.shape = MainShape.from_config(model.config)
+        self.name = name
+        self.revision = revision
+        self.frozen = False
+        self._bound = attach(model, attention)
+        self.train(model.training)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str,
+        *,
+        revision: str | None = None,
+        dtype: torch.dtype | str | None = None,
+        attention: str = "sdpa",
+        device: torch.device | str | None = None,
+    ) -> Self:
+        """Load a T5 checkpoint: a folder, a name on the hub, or a bundled base (`mini-base`).
+
+        Args:
+            revision: branch, tag or commit on the hub, None for the default branch; the commit that
+                was found is kept as the attribute `revision`.
+            dtype: of the weights in memory, None as stored. T5 overflows in float16; take
+                bfloat16 or float32.
+            attention: `sdpa` or `eager`.
+
+        Raises:
+            HartError: no such checkpoint, one that is not a T5, or incomplete or damaged files.
+        """
+        source = resolve_base(name_or_path)
+        at_revision: dict[str, Any] = {} if revision is None else {"revision": revision}
+        try:
+            config = AutoConfig.from_pretrained(source, **at_revision)
+        except (OSError, ValueError) as error:
+            raise HartError(f"{name_or_path}: no T5 checkpoint there ({_line(error)})") from error
+        if config.model_type != "t5":
+            raise HartError(f"{name_or_path}: config.json has model_type {config.model_type!r}; give a T5 checkpoint")
+        try:
+            loaded: Any = T5ForConditionalGeneration.from_pretrained(
+                source, dtype=dtype or "auto", output_loading_info=True, **at_revision
+            )
+            tokenizer = AutoTokenizer.from_pretrained(source, **at_revision)
+        except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+            raise HartError(f"{name_or_path}: cannot be loaded ({_line(error)})") from error
+        model, loading = loaded
+        if loading["missing_keys"]:
+            missing = sorted(loading["missing_keys"])[0]
+            raise HartError(f"{name_or_path}: the checkpoint lacks {missing}; download it again")
+        commit = getattr(model.config, "_commit_hash", None) or revision
+        main = cls(model.eval(), tokenizer, name=name_or_path, revision=commit, attention=attention)
+        return main.to(device)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex digest that tells one base from another, computed once, at first use.
+
+        Covers the name, the shape and an evenly spread sample of every tensor, rounded to bfloat16:
+        a checkpoint has the same fingerprint whether it is loaded as float32 or as bfloat16.
+        """
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            # An odd stride shares no factor with the usual widths and so visits all columns.
+            stride = -(-tensor.numel() // FINGERPRINT_SAMPLES) | 1
+            sample = tensor.flatten()[::stride].to(torch.bfloat16).cpu()
+            digest.update(f"{name} {list(tensor.shape)}\n".encode())
+            digest.update(sample.contiguous().view(torch.int16).numpy().tobytes())
+        return digest.hexdigest()
+
+    def freeze(self) -> None:
+        """Fix the weights for good (§4.1, "We freeze the main model"); gradients flow through.
+
+        Dropout never acts again, also where gradient checkpointing needs training mode.
+        """
+        self.frozen = True
+        self.model.requires_grad_(False)
+        for module in self.model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            elif isinstance(module, T5Attention):
+                module.dropout = 0.0
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """As for any module, but a frozen model stays in eval mode.
+
+        With gradient checkpointing it does enter training mode, because transformers checkpoints
+        nothing otherwise; its dropout is gone by then.
+        """
+        super().train(mode)
+        if self.frozen:
+            self.model.train(mode and self.model.is_activation_checkpointing)
+        return self
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute each layer in the backward pass; it then finds the blocks of its own forward.
+
+        Use this rather than the method of `model`, which does not know about blocks: their
+        gradients would fail to be computed, with an error of `torch.utils.checkpoint`.
+        """
+        self.model.activation_checkpointing_enable(
+            {"use_reentrant": False, "context_fn": self._bound.checkpoint_contexts}
+        )
+        self.train(self.training)
+
+    def forward(
+        self,
+        query_ids: Tensor,
+        query_mask: Tensor,
+        labels: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        blocks: Blocks | None = None,
+        peft: Sequence[PeftKind] = (),
+        memory: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+    ) -> Seq2SeqLMOutput:
+        """Logits `[b, u, vocabulary]` under teacher forcing (Eq. 5), without a loss.
+
+        Args:
+            query_ids, query_mask: `[b, t]`, padded on the right, mask 0 there.
+            labels: `[b, u]`, -100 where padded; shifted right they are the decoder's input.
+            decoder_input_ids: `[b, u]`, instead of labels.
+            blocks: generated parameters for each row, or one for all rows.
+            peft: the kinds that `blocks` belong to.
+            memory: `[b or 1, s, d_model]`, prepended to the encoder's output.
+            memory_mask: `[b or 1, s]`.
+
+        Raises:
+            HartError: `blocks` do not fit `peft`, this model or the batch.
+        """
+        if labels is not None:
+            decoder_input_ids = self.model.prepare_decoder_input_ids_from_labels(labels)
+        with self._binding(blocks, peft, batch=query_ids.shape[0]):
+            states, mask = self._encode(query_ids, query_mask, memory, memory_mask)
+            return self.model(
+                encoder_outputs=BaseModelOutput(last_hidden_state=states),
+                attention_mask=mask,
+                decoder_input_ids=decoder_input_ids,
+                use_cache=False,
+            )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        queries: Sequence[str],
+        adaptation: Adaptation | None = None,
+        *,
+        max_new_tokens: int = 128,
+        batch_size: int = 32,
+        max_query_length: int = 384,
+        **generate_kwargs: Any,
+    ) -> list[str]:
+        """The answer to each query, in the order of `queries`.
+
+        Args:
+            queries: texts; longer ones than `max_query_length` tokens are cut from the end.
+            adaptation: one row for all queries, or one row per query; None is the bare base.
+            max_new_tokens, max_query_length: in tokens (App. 8.1.3).
+            batch_size: queries of similar length answered together.
+            generate_kwargs: passed to `transformers`' `generate`, e.g. `num_beams`, `do_sample`.
+
+        Raises:
+            HartError: an empty query, an adaptation of another base or number of rows.
+        """
+        if generate_kwargs.get("num_return_sequences", 1) != 1:
+            raise HartError("num_return_sequences must be 1: generate returns one answer per query")
+        adaptation = self._ready(adaptation, rows=len(queries))
+        for number, query in enumerate(queries, start=1):
+            if not query.strip():
+                raise HartError(f"query {number} of {len(queries)} is empty; give it a text")
+        lengths = Lengths(query=max_query_length)
+        encoded = [encode_query(self.tokenizer, query, lengths) for query in queries]
+        answers = [""] * len(queries)
+        longest_first = sorted(range(len(queries)), key=lambda i: -len(encoded[i]))
+        with self._evaluating():
+            for start in range(0, len(queries), batch_size):
+                rows = longest_first[start : start + batch_size]
+                ids, mask = self.pad([encoded[i] for i in rows])
+                blocks, kinds, *fused = _parts(adaptation, rows)
+                with self._binding(blocks, kinds, batch=len(rows)):
+                    states, mask = self._encode(ids, mask, *fused)
+                    tokens: Any = self.model.generate(  # type: ignore[misc]
+                        encoder_outputs=BaseModelOutput(last_hidden_state=states),
+                        attention_mask=mask,
+                        max_new_tokens=max_new_tokens,
+                        **generate_kwargs,
+                    )
+                texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+                for i, text in zip(rows, texts, strict=True):
+                    answers[i] = text
+        return answers
+
+    @torch.no_grad()
+    def score(
+        self,
+        query: str,
+        choices: Sequence[str],
+        adaptation: Adaptation | None = None,
+        *,
+        max_query_length: int = 384,
+        max_target_length: int = 128,
+    ) -> list[float]:
+        """Log-probability (nats) of each choice as the answer, end of sequence included.
+
+        The sum over tokens, without length normalisation (T0's protocol). The query is encoded
+        once.
+
+        Raises:
+            HartError: an empty query, no choices, an adaptation of another base or of several rows.
+        """
+        if not choices:
+            raise HartError("score: there are no choices to score")
+        adaptation = self._ready(adaptation, rows=1)
+        lengths = Lengths(query=max_query_length, target=max_target_length)
+        ids, query_mask = self.pad([encode_query(self.tokenizer, query, lengths)])
+        targets = [encode_target(self.tokenizer, choice, lengths) for choice in choices]
+        labels, label_mask = self.pad(targets)
+        blocks, kinds, *fused = _parts(adaptation, [0])
+        with self._evaluating(), self._binding(blocks, kinds, batch=1):
+            states, mask = self._encode(ids, query_mask, *fused)
+            output = self.model(
+                encoder_outputs=BaseModelOutput(states.expand(len(choices), -1, -1)),
+                attention_mask=mask.expand(len(choices), -1),
+                decoder_input_ids=self.model.prepare_decoder_input_ids_from_labels(labels),
+                use_cache=False,
+            )
+        log_probabilities = output.logits.float().log_softmax(dim=-1)
+        chosen = log_probabilities.gather(2, labels.unsqueeze(2)).squeeze(2)
+        return (chosen * label_mask).sum(dim=1).tolist()
+
+    def check_adaptation(self, adaptation: Adaptation) -> None:
+        """Raise `HartError` unless `adaptation` was generated for exactly these weights."""
+        if adaptation.base_fingerprint != self.fingerprint:
+            raise HartError(
+                f"this adaptation belongs to the base {adaptation.base} "
+                f"(revision {adaptation.base_revision}), whose weights differ from those of "
+                f"{self.name}; load that base or adapt again"
+            )
+
+    def _ready(self, adaptation: Adaptation | None, rows: int) -> Adaptation | None:
+        """The adaptation on this device, checked to have one row or `rows`."""
+        if adaptation is None:
+            return None
+        self.check_adaptation(adaptation)
+        if len(adaptation) not in (1, rows):
+            raise HartError(
+                f"an adaptation of {len(adaptation)} rows cannot serve {rows} queries; "
+                "give one row, or one for each query"
+            )
+        return adaptation.to(self.device)
+
+    def _encode(
+        self,
+        query_ids: Tensor,
+        query_mask: Tensor,
+        memory: Tensor | None,
+        memory_mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """States that the decoder attends to, `[b, s + t, d]`, and their mask; memory first."""
+        encoder = self.model.get_encoder()
+        states = encoder(input_ids=query_ids, attention_mask=query_mask).last_hidden_state
+        if memory is None or memory_mask is None:
+            return states, query_mask
+        batch = query_ids.shape[0]
+        memory = memory.to(states.dtype).expand(batch, -1, -1)
+        memory_mask = memory_mask.to(query_mask.dtype).expand(batch, -1)
+        return torch.cat([memory, states], dim=1), torch.cat([memory_mask, query_mask], dim=1)
+
+    @contextmanager
+    def _binding(self, blocks: Blocks | None, peft: Sequence[PeftKind], batch: int) -> Iterator[None]:
+        """Blocks act on the model within; they are for every row, or one for each of `batch`."""
+        if not blocks:
+            yield
+            return
+        check_blocks(peft, self.shape, blocks)
+        for name, values in blocks.items():
+            if values.shape[0] not in (1, batch):
+                raise HartError(f"block {name} has {values.shape[0]} rows for a batch of {batch}")
+        for kind in peft:
+            kind.bind(self.model, blocks)
+        try:
+            yield
+        finally:
+            for kind in peft:
+                kind.clear(self.model)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Eval mode within: no dropout, and no checkpointing, which would refuse the cache."""
+        training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(training)
+
+    def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Token ids `[b, longest]`, padded on the right, and their mask, on this model's device."""
+        tensors = [torch.tensor(row, device=self.device) for row in rows]
+        masks = [torch.ones_like(tensor) for tensor in tensors]
+        padding = self.tokenizer.pad_token_id
+        return (
+            pad_sequence(tensors, batch_first=True, padding_value=padding),
+            pad_sequence(masks, batch_first=True),
+        )
+
+
+def _parts(
+    adaptation: Adaptation | None, rows: Sequence[int]
+) -> tuple[Blocks | None, Sequence[PeftKind], Tensor | None, Tensor | None]:
+    """Blocks, kinds, memory and its mask for some rows; an adaptation of one row serves all."""
+    if adaptation is None:
+        return None, (), None, None
+    part = adaptation if len(adaptation) == 1 else adaptation.select(rows)
+    return part.blocks, part.kinds, part.memory, part.memory_mask
+
+
+def _line(error: Exception) -> str:
+    """The first line of a library's message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
