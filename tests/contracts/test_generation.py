@@ -1,0 +1,136 @@
+"""What every generation scheme must do with every PEFT kind; both are found in their registries."""
+
+import itertools
+
+import pytest
+import torch
+from transformers import T5ForConditionalGeneration
+from transformers.models.t5.modeling_t5 import T5Attention
+
+from hart.hypernetwork import HyperNetwork, HyperOutput
+from hart.peft import KINDS, check_blocks
+from hart.schemes import SCHEMES
+
+PAIRS = list(itertools.product(SCHEMES, KINDS))
+
+
+@pytest.fixture(params=PAIRS, ids=["-".join(pair) for pair in PAIRS])
+def network(request: pytest.FixtureRequest, tiny_t5: T5ForConditionalGeneration) -> HyperNetwork:
+    scheme, kind = request.param
+    return HyperNetwork.from_base(
+        tiny_t5, decoder_layers=2, scheme={"name": scheme}, peft=[{"kind": kind}]
+    ).eval()
+
+
+@pytest.fixture
+def demo_ids() -> torch.Tensor:
+    return torch.randint(3, 200, (3, 9))
+
+
+@pytest.fixture
+def demo_mask() -> torch.Tensor:
+    return torch.tensor([[1] * 9, [1] * 6 + [0] * 3, [1] * 8 + [0]])
+
+
+def random_loss(output: HyperOutput) -> torch.Tensor:
+    """Sensitive to every generated number; the same for equal outputs."""
+    generator = torch.Generator().manual_seed(0)
+    return sum(
+        (block * torch.randn(block.shape, generator=generator)).sum()
+        for block in output.blocks.values()
+    )  # type: ignore[return-value]
+
+
+def test_shapes(network, demo_ids, demo_mask):
+    output = network(demo_ids, demo_mask)
+    assert network.scheme is not None
+    shape, rows = network.shape, network.scheme.state_rows
+    layers = max(shape.encoder_layers, shape.decoder_layers)
+    assert output.states.shape == (3, 2, layers, rows, shape.d_model)
+    assert output.memory.shape == (3, 9, shape.d_model)
+    check_blocks(network.kinds, shape, output.blocks)
+    assert {block.shape[0] for block in output.blocks.values()} == {3}
+
+
+def test_gradient_reaches_every_parameter_from_the_blocks_alone(network, demo_ids, demo_mask):
+    random_loss(network(demo_ids, demo_mask)).backward()
+    unreached = [
+        name
+        for name, p in network.named_parameters()
+        if p.grad is None or not p.grad.isfinite().all() or not p.grad.any()
+    ]
+    assert not unreached
+    for head in network.heads.heads():
+        assert head.second.grad.flatten(1).any(dim=1).all(), f"{head.block.name}: a layer is unused"
+
+
+def test_states_carry_gradient_for_the_consistency_loss(network, demo_ids, demo_mask):
+    network(demo_ids, demo_mask).states.square().mean().backward()
+    assert network.scheme.z.grad.any()
+    assert network.encoder.embed_tokens.weight.grad.any()
+
+
+def test_saved_and_loaded_generates_the_same_bits(network, demo_ids, demo_mask, tmp_path):
+    network.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").is_file()
+    loaded = HyperNetwork.from_pretrained(tmp_path)
+    assert loaded.config.scheme == network.config.scheme
+    assert loaded.config.peft == network.config.peft
+    with torch.no_grad():
+        before, after = network(demo_ids, demo_mask), loaded(demo_ids, demo_mask)
+    assert torch.equal(before.states, after.states)
+    assert torch.equal(before.memory, after.memory)
+    assert before.blocks.keys() == after.blocks.keys()
+    assert all(torch.equal(before.blocks[name], after.blocks[name]) for name in before.blocks)
+
+
+def test_cached_equals_uncached_in_states_and_gradients(network, demo_ids, demo_mask):
+    memory = network.encoder(input_ids=demo_ids, attention_mask=demo_mask)
+    memory = memory.last_hidden_state.detach().requires_grad_()
+    wanted = [memory, *network.scheme.parameters(), *network.decoder.parameters()]
+    results = []
+    for cached in (True, False):
+        states = network.scheme(network.decoder, memory, demo_mask, cached=cached)
+        weights = torch.linspace(-1, 1, states.numel()).view(states.shape)
+        results.append((states, *torch.autograd.grad((states * weights).sum(), wanted)))
+    for cached_value, uncached_value in zip(*results, strict=True):
+        torch.testing.assert_close(cached_value, uncached_value, rtol=1e-3, atol=1e-4)
+
+
+def test_a_batch_equals_each_row_alone_without_its_padding(network, demo_ids, demo_mask):
+    with torch.no_grad():
+        together = network(demo_ids, demo_mask)
+        for row, length in enumerate(demo_mask.sum(dim=1).tolist()):
+            ids = demo_ids[row : row + 1, :length]
+            alone = network(ids, torch.ones_like(ids))
+            torch.testing.assert_close(together.states[row : row + 1], alone.states)
+            for name, block in alone.blocks.items():
+                torch.testing.assert_close(together.blocks[name][row : row + 1], block)
+
+
+def test_gradient_checkpointing_changes_no_gradient(network, demo_ids, demo_mask):
+    # Checkpointing acts in training mode only, and dropout would draw anew in each pass.
+    network.train()
+    for module in network.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        elif isinstance(module, T5Attention):
+            module.dropout = 0.0
+    gradients = []
+    for _ in range(2):
+        network.zero_grad()
+        random_loss(network(demo_ids, demo_mask)).backward()
+        gradients.append({n: p.grad.clone() for n, p in network.named_parameters()})
+        network.activation_checkpointing_enable({"use_reentrant": False})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient)
+
+
+def test_training_step_under_bf16_autocast(network, demo_ids, demo_mask):
+    network.train()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = random_loss(network(demo_ids, demo_mask))
+    loss.backward()
+    assert loss.isfinite()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad.isfinite().all(), name

@@ -1,0 +1,32 @@
+"""Building schemes from configurations, and what is refused."""
+
+import pytest
+
+from hart.errors import HartError
+from hart.peft import RowBlock
+from hart.schemes import SCHEMES, build_scheme
+
+BLOCKS = [RowBlock("block", "encoder", layers=2, rows=4, width=8)]
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_a_scheme_is_rebuilt_from_its_resolved_configuration(name: str):
+    scheme = build_scheme({"name": name}, d_model=8, layers=2, blocks=BLOCKS)
+    again = build_scheme(scheme.to_config(), d_model=8, layers=2, blocks=BLOCKS)
+    assert type(again) is SCHEMES[name]
+    assert again.to_config() == scheme.to_config()
+    assert scheme.to_config().keys() == {"name", *scheme.option_names()}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"name": "autoregresive"}, "unknown name 'autoregresive'; choose one of autoregressive"),
+        ({}, "unknown name None"),
+        ({"name": "autoregressive", "hist": "all"}, "unknown option 'hist'; it takes history"),
+        ({"name": "shared", "history": "all"}, "unknown option 'history'; it has no options"),
+    ],
+)
+def test_mistakes_are_named(config, message: str):
+    with pytest.raises(HartError, match=message):
+        build_scheme(config, d_model=8, layers=2, blocks=BLOCKS)
