@@ -1,0 +1,257 @@
+"""The configuration of a run: three sections, read strictly from YAML and the command line.
+
+A system of the paper's tables is one such file. Defaults are the paper's T5-Large setting on
+Super-NaturalInstructions; each field says where its value comes from ("§" is the paper's section,
+"open" a choice that the paper leaves open). Values are checked whenever a section is built, so a
+configuration made in Python is held to the same rules as a file.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_type_hints
+
+import yaml
+
+from hart import strict
+from hart.data.super_natural_instructions import DEFAULT_HUB_NAME
+from hart.files import write_text
+
+
+def _number(default: Any, *, least: float | None = None, above: float | None = None, below: float = 1e18) -> Any:
+    """A numeric field and its range: least <= value or above < value, and value < below."""
+    return field(default=default, metadata={"least": least, "above": above, "below": below})
+
+
+class _Section:
+    """Checks types and ranges when an instance is made.
+
+    Raises:
+        hart.strict.FieldError: a `HartError` that names ``section.field``.
+    """
+
+    section: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        hints = _hints(type(self))
+        for each in dataclasses.fields(self):  # type: ignore[arg-type]
+            where = f"{self.section}.{each.name}"
+            value = strict.typed(getattr(self, each.name), hints[each.name], where)
+            if value is not None and each.metadata:
+                strict.in_range(value, where, **each.metadata)
+            # An int given for a float is stored as a float.
+            object.__setattr__(self, each.name, value)
+        self._check()
+
+    def _check(self) -> None:
+        """Rules that one field's type and range cannot say."""
+
+    def _refuse(self, field_name: str, problem: str) -> None:
+        raise strict.FieldError(f"{self.section}.{field_name}", problem)
+
+
+def _hints(section: type[_Section]) -> dict[str, Any]:
+    """Field name -> type."""
+    hints = get_type_hints(section)
+    return {each.name: hints[each.name] for each in dataclasses.fields(section)}  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class ModelConfig(_Section):
+    """The frozen main model and the hypernetwork that adapts it."""
+
+    section: ClassVar[str] = "model"
+
+    #: Main model, a hub name or folder: "the LM-adapted T5 models (version 1.1)" (§4.1).
+    base: str = "google/t5-large-lm-adapt"
+    #: Revision of the main model on the hub; None is its newest.
+    base_revision: str | None = None
+    #: Checkpoint of the hypernetwork; None: the base ("initialize both ... with", §4.1).
+    hypernetwork_init: str | None = None
+    #: "We only keep the first 8 decoder layers (out of 24) in the hypernetwork" (§4.1).
+    decoder_layers: int = _number(8, least=1)
+    #: How layer states are generated, by name, with the scheme's own fields (§3.1).
+    scheme: dict[str, Any] = field(default_factory=lambda: {"name": "autoregressive"})
+    #: What is generated; "the length of the prefix ... p, which is set to be 32" (§8.1.2).
+    #: An empty list leaves fusion alone (ablation).
+    peft: list[dict[str, Any]] = field(default_factory=lambda: [{"kind": "prefix", "length": 32}])
+    #: Fusion-in-decoder: "prepend the hypernetwork's encoder output to the main model's" (§8.1.3).
+    fusion: bool = True
+    #: Dropout of the hypernetwork (open); None keeps its checkpoint's. The main model has none.
+    dropout: float | None = _number(None, least=0, below=1)
+    #: Attention kernel of the main model; both give the same numbers.
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    #: Type in which the frozen main model is stored; T5 overflows in float16.
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    #: Recompute activations in the backward pass: less memory, more time, the same gradients.
+    gradient_checkpointing: bool = False
+
+    def _check(self) -> None:
+        if not self.base.strip():
+            self._refuse("base", "is empty; give a hub name, a folder or mini-base")
+        if not isinstance(self.scheme.get("name"), str):
+            self._refuse("scheme", "needs a name, e.g. {name: autoregressive}")
+        for index, kind in enumerate(self.peft):
+            if not isinstance(kind.get("kind"), str):
+                self._refuse(f"peft.{index}", "needs a kind, e.g. {kind: prefix, length: 32}")
+        if not self.peft and not self.fusion:
+            self._refuse("peft", "is empty while fusion is off: demonstrations would have no effect")
+
+
+@dataclass(frozen=True)
+class DataConfig(_Section):
+    """The tasks, and how they are turned into the inputs of both networks."""
+
+    section: ClassVar[str] = "data"
+
+    #: Super-NaturalInstructions (§4.1), or the bundled procedural collection.
+    collection: Literal["sni", "procedural"] = "sni"
+    #: Folder in the layout of the official repository; None loads `hub_name` from the hub.
+    dir: str | None = None
+    #: Hub data set that stands in for a folder.
+    hub_name: str = DEFAULT_HUB_NAME
+    #: Instances kept per training task, after a shuffle (Tk-Instruct; open in the paper).
+    max_train_instances: int | None = _number(100, least=1)
+    #: First instances kept per test task (the S-NI benchmark).
+    max_test_instances: int | None = _number(100, least=1)
+    #: Training tasks set aside to choose hyper-parameters on (open).
+    validation_tasks: int = _number(0, least=0)
+    #: "the concatenation of the task definition and two fixed positive demonstrations" (§4.1).
+    num_demonstrations: int = _number(2, least=0)
+    #: Follow each demonstration by its explanation, as Tk-Instruct does (§4.1).
+    explanations: bool = False
+    #: Two fixed ones (§4.1), or "randomly sample K shot demonstration examples" (§8.1.3).
+    demonstrations: Literal["fixed", "sampled"] = "fixed"
+    #: By (capped) size (§2.1), or "first randomly sample a task" with equal chances (§8.1.3).
+    task_sampling: Literal["proportional", "uniform"] = "proportional"
+    #: Tokens; "maximum input sequence length for the hypernetwork as 1024" (§8.1.3).
+    max_demonstrations_length: int = _number(1024, least=1)
+    #: Tokens; "for the main model, ... maximum input ... as 384" (§8.1.3).
+    max_query_length: int = _number(384, least=1)
+    #: Tokens; "... and target sequence length as ... 128" (§8.1.3).
+    max_target_length: int = _number(128, least=1)
+    #: Which instances, validation tasks, references and demonstrations are drawn.
+    seed: int = _number(0, least=0)
+
+    def _check(self) -> None:
+        if self.collection == "procedural" and self.dir is not None:
+            self._refuse("dir", "is for sni; remove it, or set data.collection to sni")
+
+
+@dataclass(frozen=True)
+class TrainingConfig(_Section):
+    """The optimisation of the hypernetwork, and what a run writes."""
+
+    section: ClassVar[str] = "training"
+
+    #: Folder of the run: config.yaml, metrics.jsonl, checkpoints and final/.
+    output_dir: str = "runs/hart"
+    #: "10k steps in T5-Large experiments and 20k steps in T5-XL experiments" (§4.1).
+    max_steps: int = _number(10_000, least=1)
+    #: Queries per optimizer step, over all processes: "a batch size of 256" (§4.1).
+    batch_size: int = _number(256, least=1)
+    #: Queries per process and pass, the rest is accumulated; None: all at once. Changes no number.
+    micro_batch_size: int | None = _number(None, least=1)
+    #: Queries that share one hypernetwork pass, of one task with the same demonstrations (open; 1 is
+    #: MetaICL's sampling). More make a step cheaper and its tasks fewer.
+    queries_per_task: int = _number(1, least=1)
+    #: "a learning rate of 5 x 10^-5" (§4.1).
+    learning_rate: float = _number(5e-5, above=0)
+    #: "a linear decay learning rate schedule" (§8.1.3).
+    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
+    #: Steps over which the rate first grows from 0 (open).
+    warmup_steps: int = _number(0, least=0)
+    #: Decoupled weight decay (open).
+    weight_decay: float = _number(0.0, least=0)
+    #: Norm to which gradients are clipped (open); None: never.
+    max_grad_norm: float | None = _number(1.0, above=0)
+    #: "the Adam-8bit optimizer" (§4.1); plain AdamW where bitsandbytes is missing.
+    optimizer: Literal["adamw_8bit", "adamw"] = "adamw_8bit"
+    #: Weight of the local consistency loss; "We select alpha in {1, 10, 20}" (§4.1). 0: without.
+    alpha: float = _number(1.0, least=0)
+    #: What MSE compares between two steps (§3.2; open): rows by place in the batch, or batch means.
+    consistency_pairing: Literal["slots", "mean"] = "slots"
+    #: Initial values of new weights, dropout and the order of the data.
+    seed: int = _number(0, least=0)
+    #: Compute in bfloat16 (autocast); the hypernetwork's weights stay in float32.
+    bf16: bool = False
+    #: Steps between two lines of metrics.jsonl.
+    log_every: int = _number(10, least=1)
+    #: Steps between two evaluations on the validation tasks; 0: none.
+    eval_every: int = _number(0, least=0)
+    #: Instances per validation task in these evaluations.
+    eval_instances: int = _number(20, least=1)
+    #: Steps between two checkpoints.
+    save_every: int = _number(500, least=1)
+    #: Checkpoints kept, besides the best one; older ones are deleted.
+    keep_checkpoints: int = _number(2, least=1)
+    #: Processes that prepare batches; the batches do not depend on it.
+    num_workers: int = _number(0, least=0)
+    #: Write TensorBoard files beside metrics.jsonl.
+    tensorboard: bool = True
+    #: Go on from the newest checkpoint in `output_dir`.
+    resume: bool = True
+    #: CPU threads; None: as many as torch takes by itself.
+    num_threads: int | None = _number(None, least=1)
+
+    def _check(self) -> None:
+        if not self.output_dir.strip():
+            self._refuse("output_dir", "is empty; give a folder")
+        micro = self.micro_batch_size
+        if micro is not None and self.batch_size % micro:
+            self._refuse("micro_batch_size", f"{micro} does not divide batch_size {self.batch_size}")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All of a run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dicts; a deep copy."""
+        return dataclasses.asdict(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write every field, also those at their defaults, so that `load` gives this back.
+
+        Raises:
+            HartError: the file cannot be written.
+        """
+        text = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        write_text(path, text)
+
+
+SECTIONS: tuple[type[_Section], ...] = (ModelConfig, DataConfig, TrainingConfig)
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file, then apply command-line words to it.
+
+    Args:
+        path: the file; sections and fields that it leaves out keep their defaults.
+        overrides: ``["--section.field", "value", "--section.field=value", ...]``. A further dot
+            goes into a mapping or, by number, a list: ``--model.peft.0.length 8``. Values of text
+            fields are taken as they stand (``null`` clears an optional one), all others are YAML.
+
+    Raises:
+        HartError: the file cannot be read or is not YAML, or a section or field is unknown,
+            mistyped or out of range. The message names the file (or the option) and the field.
+    """
+    fields = {section.section: _hints(section) for section in SECTIONS}
+    defaults = RunConfig().to_dict()
+    raw = strict.read_sections(Path(path), fields)
+    overridden = strict.apply_overrides(raw, overrides, fields, defaults)
+    try:
+        return RunConfig(
+            model=ModelConfig(**raw["model"]),
+            data=DataConfig(**raw["data"]),
+            training=TrainingConfig(**raw["training"]),
+        )
+    except strict.FieldError as error:
+        if ".".join(error.field.split(".")[:2]) in overridden:
+            raise error.within("--") from None
+        raise error.within(f"{path}: ") from None
