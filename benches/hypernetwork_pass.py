@@ -68,9 +68,7 @@ def seconds(run: Callable[[], Any], device: str) -> float:
     return time.perf_counter() - start
 
 
-def alternate(
-    variants: dict[str, Callable[[], Any]], repeats: int, device: str
-) -> dict[str, list[float]]:
+def alternate(variants: dict[str, Callable[[], Any]], repeats: int, device: str) -> dict[str, list[float]]:
     """Seconds of each variant in each repeat, after one warm-up."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     for repeat in range(repeats + 1):
@@ -87,9 +85,7 @@ def ratio(times: dict[str, list[float]], numerator: str, denominator: str) -> fl
 
 
 @torch.inference_mode()
-def measure(
-    batch: int, hart: HyperNetwork, shared: HyperNetwork, args: argparse.Namespace
-) -> dict[str, Any]:
+def measure(batch: int, hart: HyperNetwork, shared: HyperNetwork, args: argparse.Namespace) -> dict[str, Any]:
     ids = torch.randint(1000, (batch, args.tokens), device=args.device)
     mask = torch.ones_like(ids)
     variants = {"shared": lambda: shared(ids, mask), "hart": lambda: hart(ids, mask)}
@@ -100,9 +96,7 @@ def measure(
         assert hart.scheme is not None and hart.decoder is not None
         return hart.scheme(hart.decoder, memory, mask, cached=cached)
 
-    schemes = alternate(
-        {"cached": lambda: steps(True), "uncached": lambda: steps(False)}, args.repeats, args.device
-    )
+    schemes = alternate({"cached": lambda: steps(True), "uncached": lambda: steps(False)}, args.repeats, args.device)
     return {
         "batch": batch,
         **{f"{name}_s": statistics.median(t) for name, t in (passes | schemes).items()},
@@ -112,9 +106,7 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="t5-large")
     parser.add_argument("--tokens", type=int, default=1024, help="length of the demonstrations")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])

@@ -7,8 +7,9 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from collections.abc import Iterator  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -21,6 +22,9 @@ from transformers import (  # noqa: E402
     T5ForConditionalGeneration,
 )
 from transformers.utils import logging as transformers_logging  # noqa: E402
+
+from hart.config import DataConfig, ModelConfig, RunConfig, TrainingConfig  # noqa: E402
+from hart.data.tasks import Instance, Task  # noqa: E402
 
 torch.set_num_threads(1)
 transformers_logging.disable_progress_bar()
@@ -112,6 +116,65 @@ def tiny_tokenizer(tiny_base_dir: Path) -> PreTrainedTokenizerFast:
 def tiny_t5(tiny_base_dir: Path) -> T5ForConditionalGeneration:
     """A fresh copy of the tiny model, in eval mode; the test may change it."""
     return T5ForConditionalGeneration.from_pretrained(tiny_base_dir).eval()
+
+
+TOY_WORDS = "the cat sat on mat one two three in order".split()
+TOY_RULES: dict[str, tuple[str, Callable[[list[str]], list[str]]]] = {
+    "reverse": ("Write the words in reverse order.", lambda words: words[::-1]),
+    "first": ("Write the first word.", lambda words: words[:1]),
+    "twice": ("Write the words twice.", lambda words: words * 2),
+    "last": ("Write the last word.", lambda words: words[-1:]),
+}
+TOY_INSTANCES = 12
+
+
+def toy_task(name: str) -> Task:
+    """Two demonstrations and instances of two to four words; answers are of one to eight words."""
+    definition, rule = TOY_RULES[name]
+    queries = [[TOY_WORDS[(i + 3 * j) % len(TOY_WORDS)] for j in range(2 + i % 3)] for i in range(TOY_INSTANCES)]
+    pairs = [(" ".join(words), " ".join(rule(words))) for words in queries]
+    instances = [Instance(query, (answer,), f"{name}-{i}") for i, (query, answer) in enumerate(pairs)]
+    return Task(definition, pairs[:2], name=name, categories=["toy"], instances=instances[2:])
+
+
+@pytest.fixture(scope="session")
+def toy_data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tasks with answers of different lengths in the official layout: three to train on, one for testing."""
+    folder = tmp_path_factory.mktemp("toy-data")
+    *training, testing = TOY_RULES
+    for name in TOY_RULES:
+        toy_task(name).save(folder / "tasks" / f"{name}.json")
+    splits = folder / "splits" / "default"
+    splits.mkdir(parents=True)
+    (splits / "train_tasks.txt").write_text("\n".join(training), encoding="utf-8")
+    (splits / "test_tasks.txt").write_text(testing, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def build_config(tiny_base_dir: Path, toy_data_dir: Path) -> Callable[..., RunConfig]:
+    """Builds the configuration of a short run on the toy tasks with the tiny base, in the folder it is given."""
+
+    def build(
+        output_dir: Path, *, model: dict[str, Any] | None = None, data: dict[str, Any] | None = None, **training: Any
+    ) -> RunConfig:
+        small = {"decoder_layers": 2, "peft": [{"kind": "prefix", "length": 4}]}
+        run = {"max_steps": 4, "batch_size": 8, "learning_rate": 1e-3, "optimizer": "adamw", "tensorboard": False}
+        intervals = {"log_every": 1, "save_every": 2}
+        lengths = {"max_demonstrations_length": 128, "max_query_length": 32, "max_target_length": 32}
+        return RunConfig(
+            ModelConfig(base=str(tiny_base_dir), **{**small, **(model or {})}),
+            DataConfig(dir=str(toy_data_dir), **{**lengths, **(data or {})}),
+            TrainingConfig(output_dir=str(output_dir), **{**run, **intervals, **training}),
+        )
+
+    return build
+
+
+@pytest.fixture
+def run_config(build_config: Callable[..., RunConfig], tmp_path: Path) -> Callable[..., RunConfig]:
+    """As `build_config`, for a folder of the test's own, `run` or another name."""
+    return lambda name="run", **settings: build_config(tmp_path / name, **settings)
 
 
 @pytest.fixture(scope="session")

@@ -22,9 +22,7 @@ def make(name: str, tokens: int | None = 5, **fields: Any) -> Adaptation:
     """One row of random values; `tokens` None is an adaptation without fusion."""
     memory = None if tokens is None else torch.randn(1, tokens, SHAPE.d_model)
     values: dict[str, Any] = {
-        "blocks": {
-            b.name: torch.randn(1, b.layers, b.rows, b.width) for b in row_blocks([KIND], SHAPE)
-        },
+        "blocks": {b.name: torch.randn(1, b.layers, b.rows, b.width) for b in row_blocks([KIND], SHAPE)},
         "memory": memory,
         "memory_mask": None if tokens is None else torch.ones(1, tokens, dtype=torch.long),
         "peft": [KIND.to_config()],

@@ -32,20 +32,12 @@ def on_meta(t5: T5Config, scheme: dict) -> HyperNetwork:
         return HyperNetwork(config)
 
 
-T5_LARGE = T5Config(
-    d_model=1024, d_kv=64, d_ff=2816, num_heads=16, num_layers=24, feed_forward_proj="gated-gelu"
-)
-T5_XL = T5Config(
-    d_model=2048, d_kv=64, d_ff=5120, num_heads=32, num_layers=24, feed_forward_proj="gated-gelu"
-)
-T5_SMALL = T5Config(
-    d_model=512, d_kv=64, d_ff=1024, num_heads=6, num_layers=8, feed_forward_proj="gated-gelu"
-)
+T5_LARGE = T5Config(d_model=1024, d_kv=64, d_ff=2816, num_heads=16, num_layers=24, feed_forward_proj="gated-gelu")
+T5_XL = T5Config(d_model=2048, d_kv=64, d_ff=5120, num_heads=32, num_layers=24, feed_forward_proj="gated-gelu")
+T5_SMALL = T5Config(d_model=512, d_kv=64, d_ff=1024, num_heads=6, num_layers=8, feed_forward_proj="gated-gelu")
 
 
-@pytest.mark.parametrize(
-    ("t5", "first_millions", "second_millions"), [(T5_LARGE, 134, 101), (T5_XL, 537, 403)]
-)
+@pytest.mark.parametrize(("t5", "first_millions", "second_millions"), [(T5_LARGE, 134, 101), (T5_XL, 537, 403)])
 def test_head_sizes_are_those_of_the_paper(t5: T5Config, first_millions: int, second_millions: int):
     """App. 8.1.2 with p = 32 and 24 layers: 4 first maps d → 32·d, 96 second maps d → d."""
     network = on_meta(t5, HART)
@@ -156,9 +148,7 @@ def test_learnable_inputs_start_like_embeddings(tiny_t5):
     with torch.no_grad():
         tiny_t5.shared.weight.mul_(7.0)
     network = make(tiny_t5, scheme={"name": "shared"}, peft=[{"kind": "prefix", "length": 100}])
-    torch.testing.assert_close(
-        network.scheme.z.std(), tiny_t5.shared.weight.std(), rtol=0.05, atol=0
-    )
+    torch.testing.assert_close(network.scheme.z.std(), tiny_t5.shared.weight.std(), rtol=0.05, atol=0)
 
 
 def test_resolved_configuration_names_every_option(tiny_t5):
@@ -195,12 +185,8 @@ def test_with_nothing_to_generate_it_is_the_encoder(tiny_t5, peft: list):
 
 
 def test_stacks_of_different_depth_get_their_own_number_of_layers():
-    config = T5Config(
-        vocab_size=30, d_model=16, d_kv=4, d_ff=16, num_heads=2, num_layers=4, num_decoder_layers=2
-    )
-    output = make(T5ForConditionalGeneration(config))(
-        torch.tensor([[3, 4]]), torch.tensor([[1, 1]])
-    )
+    config = T5Config(vocab_size=30, d_model=16, d_kv=4, d_ff=16, num_heads=2, num_layers=4, num_decoder_layers=2)
+    output = make(T5ForConditionalGeneration(config))(torch.tensor([[3, 4]]), torch.tensor([[1, 1]]))
     assert output.states.shape[2] == 4
     assert output.blocks["prefix.encoder.key"].shape[1] == 4
     assert output.blocks["prefix.decoder.key"].shape[1] == 2

@@ -12,12 +12,14 @@ LAYERS: list[set[str]] = [
     {"files", "strict", "resources", "metrics"},
     {"data", "losses", "peft"},
     {"adaptation", "config", "evaluation", "schemes"},
-    {"heads", "main_model", "model_card", "run_folder", "task_collections"},
+    {"heads", "main_model", "model_card", "plots", "run_folder", "task_collections", "training_arguments"},
     {"hypernetwork"},
     {"system"},
     {"prediction"},
     {"training"},
+    {"quickstart"},
     {"cli"},
+    {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

@@ -28,9 +28,7 @@ def test_prediction_loss_is_the_negative_log_probability_of_the_targets():
 
 
 def test_prediction_loss_of_uniform_bf16_logits_is_log_of_the_vocabulary():
-    total, count = prediction_loss(
-        torch.zeros(2, 3, 7, dtype=torch.bfloat16), torch.ones(2, 3, dtype=torch.int64)
-    )
+    total, count = prediction_loss(torch.zeros(2, 3, 7, dtype=torch.bfloat16), torch.ones(2, 3, dtype=torch.int64))
     assert total.dtype == torch.float32
     torch.testing.assert_close(total / count, torch.tensor(math.log(7)))
 
@@ -77,10 +75,7 @@ def test_accumulation_does_not_change_the_loss(micro: int):
     expected = [0.0, *(nn.functional.mse_loss(b, a).item() for a, b in pairs)]
     consistency = ConsistencyState()
     for states, whole in zip(steps, expected, strict=True):
-        parts = [
-            consistency.loss(states[i : i + micro], torch.arange(i, i + micro))
-            for i in range(0, 8, micro)
-        ]
+        parts = [consistency.loss(states[i : i + micro], torch.arange(i, i + micro)) for i in range(0, 8, micro)]
         consistency.advance()
         assert torch.stack(parts).mean().item() == pytest.approx(whole, rel=1e-6)
 

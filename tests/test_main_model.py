@@ -66,14 +66,10 @@ def make_batch(main: MainModel) -> dict[str, Tensor]:
     }
 
 
-def test_forward_without_blocks_is_the_stock_model(
-    main: MainModel, tiny_t5: T5ForConditionalGeneration
-) -> None:
+def test_forward_without_blocks_is_the_stock_model(main: MainModel, tiny_t5: T5ForConditionalGeneration) -> None:
     tiny_t5.set_attn_implementation(main.model.config._attn_implementation.removeprefix("hart_"))
     batch = make_batch(main)
-    expected = tiny_t5(
-        input_ids=batch["query_ids"], attention_mask=batch["query_mask"], labels=batch["labels"]
-    )
+    expected = tiny_t5(input_ids=batch["query_ids"], attention_mask=batch["query_mask"], labels=batch["labels"])
     assert torch.equal(main(**batch).logits, expected.logits)
     shifted = tiny_t5.prepare_decoder_input_ids_from_labels(batch.pop("labels"))
     assert torch.equal(main(**batch, decoder_input_ids=shifted).logits, expected.logits)
@@ -126,9 +122,7 @@ def test_gradients_reach_blocks_and_memory_but_not_the_frozen_weights(main: Main
     before = {name: value.clone() for name, value in main.state_dict().items()}
     blocks = make_blocks(main, 3)
     memory = torch.randn(3, 4, main.shape.d_model, requires_grad=True)
-    output = main(
-        **make_batch(main), blocks=blocks, peft=[KIND], memory=memory, memory_mask=torch.ones(3, 4)
-    )
+    output = main(**make_batch(main), blocks=blocks, peft=[KIND], memory=memory, memory_mask=torch.ones(3, 4))
     output.logits.square().mean().backward()
     for values in (*blocks.values(), memory):
         assert values.grad is not None and values.grad.isfinite().all()
@@ -183,9 +177,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(main: MainModel) -> Non
 
 @pytest.mark.parametrize("kwargs", [{}, {"num_beams": 3}], ids=["greedy", "beam"])
 @pytest.mark.parametrize("tokens", [5, None], ids=["fused", "unfused"])
-def test_cached_generation_is_uncached_generation(
-    main: MainModel, kwargs: dict[str, Any], tokens: int | None
-) -> None:
+def test_cached_generation_is_uncached_generation(main: MainModel, kwargs: dict[str, Any], tokens: int | None) -> None:
     adaptation = Adaptation.stack([make_adaptation(main, tokens) for _ in QUERIES])
     cached = main.generate(QUERIES, adaptation, max_new_tokens=8, **kwargs)
     uncached = main.generate(QUERIES, adaptation, max_new_tokens=8, use_cache=False, **kwargs)
@@ -254,9 +246,7 @@ def test_scores_are_the_log_probabilities_of_the_choices(main: MainModel) -> Non
                 memory=adaptation.memory if adaptation else None,
                 memory_mask=adaptation.memory_mask if adaptation else None,
             ).logits
-            expected = -torch.nn.functional.cross_entropy(
-                logits[0], labels[0], reduction="sum"
-            ).item()
+            expected = -torch.nn.functional.cross_entropy(logits[0], labels[0], reduction="sum").item()
             assert score == pytest.approx(expected, rel=1e-4)
 
 

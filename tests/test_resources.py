@@ -14,9 +14,7 @@ def test_other_names_pass_through(resolve, name: str) -> None:
     assert resolve(name) == name
 
 
-def test_bundled_names_are_folders_of_the_package(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bundled_names_are_folders_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "bundled" / "mini-base"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")

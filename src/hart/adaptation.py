@@ -45,6 +45,8 @@ class Adaptation:
         base_revision: its revision on the hub, if it has one.
         base_fingerprint: `MainModel.fingerprint`; another main model refuses the adaptation.
         tasks: for each row the task it was generated from, JSON-ready.
+        max_query_length, max_target_length: tokens of a query and of an answer that the hypernetwork was
+            trained with; `MainModel.generate` keeps to them.
         model: name of the hypernetwork model.
         created: time of generation, ISO 8601.
 
@@ -60,6 +62,8 @@ class Adaptation:
     base_revision: str | None
     base_fingerprint: str
     tasks: list[dict[str, Any]]
+    max_query_length: int = 384
+    max_target_length: int = 128
     model: str = ""
     created: str = field(default_factory=_now)
 
@@ -212,6 +216,8 @@ _FIELD_TYPES: dict[str, type | tuple[type, ...]] = {
     "base_fingerprint": str,
     "peft": list,
     "tasks": list,
+    "max_query_length": int,
+    "max_target_length": int,
     "created": str,
 }
 

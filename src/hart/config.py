@@ -113,7 +113,7 @@ class DataConfig(_Section):
     hub_name: str = DEFAULT_HUB_NAME
     #: Instances kept per training task, after a shuffle (Tk-Instruct; open in the paper).
     max_train_instances: int | None = _number(100, least=1)
-    #: First instances kept per test task (the S-NI benchmark).
+    #: First instances kept per test task (the S-NI benchmark); commands have --max-instances.
     max_test_instances: int | None = _number(100, least=1)
     #: Training tasks set aside to choose hyper-parameters on (open).
     validation_tasks: int = _number(0, least=0)
@@ -126,12 +126,12 @@ class DataConfig(_Section):
     #: By (capped) size (§2.1), or "first randomly sample a task" with equal chances (§8.1.3).
     task_sampling: Literal["proportional", "uniform"] = "proportional"
     #: Tokens; "maximum input sequence length for the hypernetwork as 1024" (§8.1.3).
-    max_demonstrations_length: int = _number(1024, least=1)
+    max_demonstrations_length: int = _number(1024, least=2)
     #: Tokens; "for the main model, ... maximum input ... as 384" (§8.1.3).
-    max_query_length: int = _number(384, least=1)
+    max_query_length: int = _number(384, least=2)
     #: Tokens; "... and target sequence length as ... 128" (§8.1.3).
-    max_target_length: int = _number(128, least=1)
-    #: Which instances, validation tasks, references and demonstrations are drawn.
+    max_target_length: int = _number(128, least=2)
+    #: Which S-NI instances are kept and which tasks are set aside; training.seed draws the examples.
     seed: int = _number(0, least=0)
 
     def _check(self) -> None:
@@ -151,7 +151,8 @@ class TrainingConfig(_Section):
     max_steps: int = _number(10_000, least=1)
     #: Queries per optimizer step, over all processes: "a batch size of 256" (§4.1).
     batch_size: int = _number(256, least=1)
-    #: Queries per process and pass, the rest is accumulated; None: all at once. Changes no number.
+    #: Queries per process and pass, the rest is accumulated; None: all at once. The result is the same
+    #: up to rounding and the random draws of dropout.
     micro_batch_size: int | None = _number(None, least=1)
     #: Queries that share one hypernetwork pass, of one task with the same demonstrations (open; 1 is
     #: MetaICL's sampling). More make a step cheaper and its tasks fewer.

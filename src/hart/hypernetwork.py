@@ -158,8 +158,9 @@ class HyperNetwork(PreTrainedModel):
         relative bias, among them) and the decoder's final norm are copies. The learnable inputs
         are drawn with the standard deviation of the checkpoint's embeddings, the input the decoder
         is used to. The heads are drawn so that generated rows have the size each kind asks for
-        (`PeftKind.init_std`, computed from the weights of `base`); then the first loss is close to
-        the un-adapted model's.
+        (`PeftKind.init_std`, computed from the weights of `base`). With generated parameters alone the
+        first loss is then close to the un-adapted model's; with fusion it is that of a decoder which
+        also sees an encoding of the demonstrations that it was never trained to read.
 
         Args:
             base: the main model; it is only read.

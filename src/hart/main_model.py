@@ -204,20 +204,22 @@ class MainModel(nn.Module):
     @torch.no_grad()
     def generate(
         self,
-        queries: Sequence[str],
+        queries: Sequence[str] | Sequence[list[int]],
         adaptation: Adaptation | None = None,
         *,
-        max_new_tokens: int = 128,
+        max_new_tokens: int | None = None,
         batch_size: int = 32,
-        max_query_length: int = 384,
+        max_query_length: int | None = None,
         **generate_kwargs: Any,
     ) -> list[str]:
         """The answer to each query, in the order of `queries`.
 
         Args:
-            queries: texts; longer ones than `max_query_length` tokens are cut from the end.
+            queries: texts, of which longer ones than `max_query_length` tokens are cut from the end; or
+                token ids, which are used as they are.
             adaptation: one row for all queries, or one row per query; None is the bare base.
-            max_new_tokens, max_query_length: in tokens (App. 8.1.3).
+            max_new_tokens, max_query_length: in tokens; None: those that the adaptation was made with,
+                128 and 384 without one (App. 8.1.3).
             batch_size: queries of similar length answered together.
             generate_kwargs: passed to `transformers`' `generate`, e.g. `num_beams`, `do_sample`.
 
@@ -227,11 +229,16 @@ class MainModel(nn.Module):
         if generate_kwargs.get("num_return_sequences", 1) != 1:
             raise HartError("num_return_sequences must be 1: generate returns one answer per query")
         adaptation = self._ready(adaptation, rows=len(queries))
+        lengths = Lengths(
+            query=max_query_length or (adaptation.max_query_length if adaptation else Lengths.query),
+            target=max_new_tokens or (adaptation.max_target_length if adaptation else Lengths.target),
+        )
         for number, query in enumerate(queries, start=1):
-            if not query.strip():
+            if not (query.strip() if isinstance(query, str) else query):
                 raise HartError(f"query {number} of {len(queries)} is empty; give it a text")
-        lengths = Lengths(query=max_query_length)
-        encoded = [encode_query(self.tokenizer, query, lengths) for query in queries]
+        encoded = [
+            encode_query(self.tokenizer, query, lengths) if isinstance(query, str) else query for query in queries
+        ]
         answers = [""] * len(queries)
         longest_first = sorted(range(len(queries)), key=lambda i: -len(encoded[i]))
         with self._evaluating():
@@ -244,7 +251,7 @@ class MainModel(nn.Module):
                     tokens: Any = self.model.generate(  # type: ignore[misc]
                         encoder_outputs=BaseModelOutput(last_hidden_state=states),
                         attention_mask=mask,
-                        max_new_tokens=max_new_tokens,
+                        max_new_tokens=lengths.target,
                         **generate_kwargs,
                     )
                 texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)

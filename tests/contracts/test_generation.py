@@ -17,9 +17,7 @@ PAIRS = list(itertools.product(SCHEMES, KINDS))
 @pytest.fixture(params=PAIRS, ids=["-".join(pair) for pair in PAIRS])
 def network(request: pytest.FixtureRequest, tiny_t5: T5ForConditionalGeneration) -> HyperNetwork:
     scheme, kind = request.param
-    return HyperNetwork.from_base(
-        tiny_t5, decoder_layers=2, scheme={"name": scheme}, peft=[{"kind": kind}]
-    ).eval()
+    return HyperNetwork.from_base(tiny_t5, decoder_layers=2, scheme={"name": scheme}, peft=[{"kind": kind}]).eval()
 
 
 @pytest.fixture
@@ -35,10 +33,7 @@ def demo_mask() -> torch.Tensor:
 def random_loss(output: HyperOutput) -> torch.Tensor:
     """Sensitive to every generated number; the same for equal outputs."""
     generator = torch.Generator().manual_seed(0)
-    return sum(
-        (block * torch.randn(block.shape, generator=generator)).sum()
-        for block in output.blocks.values()
-    )  # type: ignore[return-value]
+    return sum((block * torch.randn(block.shape, generator=generator)).sum() for block in output.blocks.values())  # type: ignore[return-value]
 
 
 def test_shapes(network, demo_ids, demo_mask):

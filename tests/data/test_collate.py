@@ -32,9 +32,7 @@ def test_rows_come_back_from_the_batch(multiple: int) -> None:
     assert batch["task_index"].tolist() == [2, 0]
 
 
-@pytest.mark.parametrize(
-    ("multiple", "widths"), [(1, (5, 2, 4)), (2, (6, 2, 4)), (4, (8, 4, 4)), (8, (8, 8, 8))]
-)
+@pytest.mark.parametrize(("multiple", "widths"), [(1, (5, 2, 4)), (2, (6, 2, 4)), (4, (8, 4, 4)), (8, (8, 8, 8))])
 def test_width_is_the_longest_row_rounded_up(multiple: int, widths: tuple[int, ...]) -> None:
     batch = Collator(PAD, pad_to_multiple_of=multiple)(EXAMPLES)
     assert tuple(batch[key].shape[1] for key in ("demo_ids", "query_ids", "labels")) == widths
@@ -46,9 +44,7 @@ def test_tensors_are_contiguous_integers() -> None:
 
 
 def test_without_demonstrations_there_are_no_demonstration_tensors() -> None:
-    examples: list[Any] = [
-        {key: value for key, value in example.items() if key != "demo_ids"} for example in EXAMPLES
-    ]
+    examples: list[Any] = [{key: value for key, value in example.items() if key != "demo_ids"} for example in EXAMPLES]
     assert set(Collator(PAD)(examples)) == {
         "query_ids",
         "query_mask",

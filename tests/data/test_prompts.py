@@ -67,9 +67,7 @@ def test_more_demonstrations_than_there_are_takes_all() -> None:
 
 @pytest.mark.parametrize("mark", string.punctuation)
 def test_no_full_stop_after_punctuation(mark: str) -> None:
-    assert render_task(replace(TASK, definition=f"Do it{mark}")).startswith(
-        f"Definition: Do it{mark}\n\n"
-    )
+    assert render_task(replace(TASK, definition=f"Do it{mark}")).startswith(f"Definition: Do it{mark}\n\n")
 
 
 def test_empty_texts_are_closed_like_the_published_format() -> None:
@@ -108,9 +106,7 @@ def test_within_the_limits_tokens_are_the_tokenizers_own(
 ) -> None:
     lengths = Lengths()
     assert encode_task(tiny_tokenizer, TASK, lengths) == ids_of(tiny_tokenizer, DEF_2POS)
-    assert encode_in_context(tiny_tokenizer, TASK, "one two", 1024) == ids_of(
-        tiny_tokenizer, DEF_2POS + UNANSWERED
-    )
+    assert encode_in_context(tiny_tokenizer, TASK, "one two", 1024) == ids_of(tiny_tokenizer, DEF_2POS + UNANSWERED)
     assert encode_query(tiny_tokenizer, " one two\n", lengths) == ids_of(tiny_tokenizer, "one two")
     assert encode_target(tiny_tokenizer, "two one", lengths) == ids_of(tiny_tokenizer, "two one")
     assert encode_target(tiny_tokenizer, "", lengths) == [tiny_tokenizer.eos_token_id]
@@ -149,8 +145,7 @@ def test_definition_longer_than_the_limit_is_cut_from_the_end(
     assert ids[:-1] == ids_of(tiny_tokenizer, render_task(task, num_demonstrations=0))[:19]
     assert len(ids) == 20 and ids[-1] == tiny_tokenizer.eos_token_id
     assert [record.getMessage() for record in caplog.records] == [
-        "task cut definition: left out demonstration 1 of 1 and cut the end of the definition "
-        "to stay within 20 tokens"
+        "task cut definition: left out demonstration 1 of 1 and cut the end of the definition to stay within 20 tokens"
     ]
 
 

@@ -20,10 +20,7 @@ def make_task(name: str, size: int) -> Task:
         definition=f"Do {name}.",
         demonstrations=[(f"first {name}", "1"), (f"second {name}", "2"), ("third", "3")],
         name=name,
-        instances=[
-            Instance(f"{name} q{k}", (f"{name} a{k}", f"{name} b{k}"), f"{name}-{k}")
-            for k in range(size)
-        ],
+        instances=[Instance(f"{name} q{k}", (f"{name} a{k}", f"{name} b{k}"), f"{name}-{k}") for k in range(size)],
     )
 
 
@@ -138,9 +135,7 @@ def test_sampled_demonstrations_are_other_instances_of_the_task(
     assert len(shown_sets) > 100
 
 
-def test_main_model_may_read_the_demonstrations(
-    dataset: Any, tiny_tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_main_model_may_read_the_demonstrations(dataset: Any, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     plain, main = dataset(), dataset(demonstrations_to="main", explanations=True)
     for index in range(20):
         query = text(tiny_tokenizer, plain[index]["query_ids"])

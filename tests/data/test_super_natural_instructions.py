@@ -22,8 +22,7 @@ def content(name: str) -> dict[str, Any]:
         "Definition": [f"Definition of {name}."],
         "Categories": ["Some"],
         "Positive Examples": [
-            {"input": f"{name} in {k}", "output": f"out {k}", "explanation": f"why {k}"}
-            for k in range(2)
+            {"input": f"{name} in {k}", "output": f"out {k}", "explanation": f"why {k}"} for k in range(2)
         ],
         "Instances": [
             # As in the real files: some inputs come twice, and answers vary in number.
@@ -227,9 +226,7 @@ def remove_instances(folder: Path) -> None:
         (remove_instances, f"task '{TRAIN[1]}' has no Instances"),
     ],
 )
-def test_damaged_folder_is_refused_in_one_line(
-    folder: Path, damage: Callable[[Path], None], message: str
-) -> None:
+def test_damaged_folder_is_refused_in_one_line(folder: Path, damage: Callable[[Path], None], message: str) -> None:
     damage(folder)
     with pytest.raises(HartError, match=message) as caught:
         load_sni(folder, "train", max_instances=1)
@@ -259,8 +256,7 @@ def test_bad_argument_is_refused(folder: Path, arguments: dict[str, Any], messag
 def test_real_collection(shared_data: Path) -> None:
     root = shared_data / "sni"
     listed = {
-        split: (root / "splits/default" / f"{split}_tasks.txt").read_text().split()
-        for split in ("train", "test")
+        split: (root / "splits/default" / f"{split}_tasks.txt").read_text().split() for split in ("train", "test")
     }
     training = load_sni(root, "train", max_instances=100, validation_tasks=10)
     validation = load_sni(root, "validation", max_instances=100, validation_tasks=10)

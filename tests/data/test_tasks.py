@@ -157,9 +157,7 @@ BAD_CONTENT = {
 
 
 @pytest.mark.parametrize("case", BAD_CONTENT)
-def test_bad_file_is_refused_in_one_line_that_names_file_and_field(
-    tmp_path: Path, case: str
-) -> None:
+def test_bad_file_is_refused_in_one_line_that_names_file_and_field(tmp_path: Path, case: str) -> None:
     content, message = BAD_CONTENT[case]
     file = write(tmp_path, content)
     with pytest.raises(HartError, match=message) as caught:

@@ -47,14 +47,9 @@ def make_inputs(vocabulary: int) -> dict[str, Tensor]:
     }
 
 
-def make_blocks(
-    main: T5ForConditionalGeneration, batch: int, length: int = LENGTH, scale: float = 1.0
-) -> Blocks:
+def make_blocks(main: T5ForConditionalGeneration, batch: int, length: int = LENGTH, scale: float = 1.0) -> Blocks:
     blocks = Prefix(length).row_blocks(MainShape.from_config(main.config))
-    return {
-        b.name: (scale * torch.randn(batch, b.layers, b.rows, b.width)).requires_grad_()
-        for b in blocks
-    }
+    return {b.name: (scale * torch.randn(batch, b.layers, b.rows, b.width)).requires_grad_() for b in blocks}
 
 
 def plain_bucket(distance: int, bidirectional: bool, buckets: int, furthest: int) -> int:
@@ -95,10 +90,7 @@ def plain_stack(stack, ids: Tensor, blocks: Blocks, row: int, source: Tensor | N
     limits = (config.relative_attention_num_buckets, config.relative_attention_max_distance)
     n = len(ids)
     bias = torch.stack(
-        [
-            torch.stack([table[plain_bucket(k - q, not decoder, *limits)] for k in range(n)])
-            for q in range(n)
-        ]
+        [torch.stack([table[plain_bucket(k - q, not decoder, *limits)] for k in range(n)]) for q in range(n)]
     ).permute(2, 0, 1)
     if decoder:
         bias = bias + torch.full((n, n), -math.inf).triu(1)
@@ -128,9 +120,7 @@ def plain_stack(stack, ids: Tensor, blocks: Blocks, row: int, source: Tensor | N
 
 def plain_logits(model, inputs: dict[str, Tensor], blocks: Blocks) -> Tensor:
     rows = []
-    for row, (ids, mask) in enumerate(
-        zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
-    ):
+    for row, (ids, mask) in enumerate(zip(inputs["input_ids"], inputs["attention_mask"], strict=True)):
         source = plain_stack(model.encoder, ids[mask.bool()], blocks, row, None)
         target = plain_stack(model.decoder, inputs["decoder_input_ids"][row], blocks, row, source)
         rows.append(model.lm_head(target))

@@ -42,9 +42,7 @@ def test_one_row_at_a_time_is_stock_causal_decoding(decoder, memory, memory_mask
     inputs = torch.randn(2, LENGTH, memory.shape[-1])
     bias = relative_bias(decoder, LENGTH)
     decoding = DecoderPass(decoder, memory, memory_mask)
-    rows = [
-        decoding.step(inputs[:, i : i + 1], bias[:, :, i : i + 1, : i + 1]) for i in range(LENGTH)
-    ]
+    rows = [decoding.step(inputs[:, i : i + 1], bias[:, :, i : i + 1, : i + 1]) for i in range(LENGTH)]
     torch.testing.assert_close(torch.cat(rows, 1), stock(decoder, inputs, memory, memory_mask))
 
 
@@ -82,9 +80,7 @@ def test_gradients_equal_those_of_the_stock_stack(decoder, memory, memory_mask):
 
     bias = relative_bias(decoder, LENGTH)
     decoding = DecoderPass(decoder, memory, memory_mask)
-    rows = [
-        decoding.step(inputs[:, i : i + 1], bias[:, :, i : i + 1, : i + 1]) for i in range(LENGTH)
-    ]
+    rows = [decoding.step(inputs[:, i : i + 1], bias[:, :, i : i + 1, : i + 1]) for i in range(LENGTH)]
     ours = torch.autograd.grad((torch.cat(rows, 1) * target).sum(), wanted)
     reference = (stock(decoder, inputs, memory, memory_mask) * target).sum()
     theirs = torch.autograd.grad(reference, wanted)
@@ -98,9 +94,7 @@ def test_bf16_weights_and_autocast_follow_float32(decoder, memory, memory_mask):
     with torch.autocast("cpu", torch.bfloat16):
         autocast = DecoderPass(decoder, memory, memory_mask).step(inputs, bias)
     half = decoder.bfloat16()
-    stored = DecoderPass(half, memory.bfloat16(), memory_mask).step(
-        inputs.bfloat16(), relative_bias(half, LENGTH)
-    )
+    stored = DecoderPass(half, memory.bfloat16(), memory_mask).step(inputs.bfloat16(), relative_bias(half, LENGTH))
     assert stored.dtype == torch.bfloat16
     # bf16 keeps 8 bits: a few percent of the states' size after three layers.
     tolerance = 0.1 * exact.std().item()

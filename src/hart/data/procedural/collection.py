@@ -98,7 +98,7 @@ class Combination:
     @property
     def code(self) -> str:
         """The terse wording that only the base model's pre-training text uses."""
-        return f"{self.selector.code} {self.finisher.code}"
+        return f"{self.selector.code} , {self.finisher.code}"
 
     def definition(self, rotation: int = 0) -> str:
         """The task definition; `rotation` 0 is the one in use, 1 and 2 say the same in other words."""

@@ -1,0 +1,92 @@
+"""Train the sub-word tokenizer of the bundled base model: byte-level BPE, so that any UTF-8 text has tokens.
+
+python recipes/mini_base/tokenizer.py --text-dir DIR --output-dir DIR
+"""
+
+import argparse
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from transformers import PreTrainedTokenizerFast
+
+from hart.data.procedural import combinations
+from hart.data.procedural.lexicon import vocabulary
+
+VOCABULARY_SIZE = 4096
+SENTINELS = 32
+# Words of the procedural collection are repeated this often in the training text, enough to become one token each.
+REPEATS = 3000
+
+
+def passages(directory: Path, pattern: str = "*train*.json.gz") -> Iterator[str]:
+    """The `text` fields of a folder of C4-format gzipped JSON lines, in file order."""
+    for path in sorted(directory.glob(pattern)):
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            for line in lines:
+                yield json.loads(line)["text"]
+
+
+def training_text(directory: Path) -> Iterator[str]:
+    yield from passages(directory)
+    words = " " + " ".join(vocabulary())
+    codes = " ".join(c.code for c in combinations("train"))
+    for _ in range(REPEATS):
+        yield words
+    for _ in range(REPEATS // 50):
+        yield codes
+        yield " ".join(c.definition() for c in combinations("train"))
+
+
+def train_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE(unk_token=None))
+    # One space in front, so that a word has the same token at the start of a text as inside it.
+    tokenizer.normalizer = normalizers.Prepend(" ")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
+    sentinels = [f"<extra_id_{i}>" for i in range(SENTINELS)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY_SIZE,
+        special_tokens=["<pad>", "</s>", "<unk>", *sentinels],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(training_text(directory), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=sentinels,
+        model_max_length=1024,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--text-dir", type=Path, required=True)
+    parser.add_argument("--output-dir", type=Path, required=True)
+    arguments = parser.parse_args()
+    trained = train_tokenizer(arguments.text_dir)
+    trained.save_pretrained(arguments.output_dir)
+    split = [word for word in vocabulary() if len(trained.tokenize(word)) > 1]
+    print(f"{len(trained)} tokens; words of the collection with more than one: {split}")

@@ -1,0 +1,122 @@
+"""The command `hart`: one subcommand per file, each a thin layer over the Python surface.
+
+A file offers `add_parser(subparsers)` and `run(args)`. Parsing imports nothing heavy, so that `--help` answers at once;
+torch and transformers are imported when a command runs.
+
+Exit status: 0, or 2 after `hart: error: <one line>` for a mistake of the user, or 130 when interrupted.
+"""
+
+import argparse
+import importlib.metadata
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NoReturn
+
+from hart.cli import adapt, evaluate, predict, quickstart, train
+from hart.errors import HartError
+
+DISTRIBUTION = "hart-hypernet"
+COMMANDS = (quickstart, train, evaluate, adapt, predict)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status.
+
+    Args:
+        argv: the words after `hart`; None takes those of this process.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        words, overrides = train.split_overrides(words)
+        args = _parser().parse_args(words)
+        args.overrides = overrides
+        with _own_messages():
+            silence_libraries()
+            args.run(args)
+        sys.stdout.flush()
+    except HartError as error:
+        print(f"hart: error: {_one_line(str(error))}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        print(f"\nhart: interrupted{f'; {stop}' if str(stop) else ''}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away (`hart predict … | head`): nothing to say, and nobody to say it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports mistakes like every other mistake, in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise HartError(f"{message} (see {self.prog} --help)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="hart",
+        description="Adapt a frozen language model to an unseen task in one forward pass of a hypernetwork.",
+        epilog="example: hart quickstart",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"hart {_version()}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        command.add_parser(subparsers)
+    return parser
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version(DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        return "of a folder that is not installed"
+
+
+def silence_libraries() -> None:
+    """Keep the notes and bars of the libraries underneath from the user; what matters we say ourselves.
+
+    Errors still show, and so do downloads, which may take long.
+    """
+    from huggingface_hub.utils import enable_progress_bars
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging as transformers_logging
+
+    hub_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # Bars of loading weights; the call switches those of downloads off as well.
+    transformers_logging.disable_progress_bar()
+    enable_progress_bars()
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+
+
+@contextmanager
+def _own_messages() -> Iterator[None]:
+    """Within, what `hart` logs appears as `hart: …` on the terminal."""
+    logger = logging.getLogger("hart")
+    handler, level = _Terminal(), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+class _Terminal(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        kind = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        print(f"hart: {kind}{_one_line(record.getMessage())}", file=sys.stderr)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.splitlines())

@@ -1,0 +1,71 @@
+"""hart adapt: read a task once, keep what adapts the base to it."""
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hart.cli.options import MODEL_HELP, add_device, check_output_folder, select_device
+from hart.errors import HartError
+
+if TYPE_CHECKING:
+    from hart.data.tasks import Task
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "adapt",
+        help="adapt a model's base to one task in one forward pass",
+        description="""\
+Let the hypernetwork read the definition and demonstrations of a task once, and save the generated
+parameters in a folder, which hart predict takes together with the frozen base alone. The task is a
+JSON file as in Super-NaturalInstructions ("Definition", "Positive Examples"), or is given in words.""",
+        epilog="""\
+examples:
+  hart adapt mini --task task.json --output-dir adaptations/my-task
+  hart adapt mini --definition "Write the words in reverse order." --demonstration "a b" "b a" \\
+      --demonstration "one two" "two one" --output-dir adaptations/reverse""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("--task", metavar="task.json", type=Path, help="task file")
+    parser.add_argument("--definition", metavar="TEXT", help="what the task asks for, instead of a file")
+    parser.add_argument(
+        "--demonstration",
+        metavar=("INPUT", "OUTPUT"),
+        nargs=2,
+        action="append",
+        default=[],
+        help="a solved example, with --definition; give it once for each",
+    )
+    parser.add_argument("--output-dir", metavar="A", type=Path, required=True, help="folder for the adaptation")
+    add_device(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    from hart.adaptation import FIELDS_FILE
+    from hart.system import HartModel
+
+    device = select_device(args.device)
+    task = _task(args)
+    check_output_folder(args.output_dir, replaces=FIELDS_FILE)
+    model = HartModel.from_pretrained(args.model, device=device)
+    start = time.monotonic()
+    adaptation = model.adapt(task)
+    seconds = time.monotonic() - start
+    adaptation.save_pretrained(args.output_dir)
+    print(f"adapted {adaptation.base} to task {task.label} in one pass of {seconds:.2f} s: {args.output_dir}")
+
+
+def _task(args: argparse.Namespace) -> "Task":
+    from hart.data.tasks import Task
+
+    if args.task is not None:
+        if args.definition is not None or args.demonstration:
+            raise HartError("--task: a task file says all; leave out --definition and --demonstration, or the file")
+        return Task.from_file(args.task)
+    if args.definition is None:
+        raise HartError("no task: give --task task.json, or --definition TEXT with --demonstration INPUT OUTPUT")
+    return Task(args.definition, args.demonstration)

@@ -1,0 +1,88 @@
+"""From the `training` section of a configuration to the arguments of the transformers Trainer."""
+
+import importlib.util
+import logging
+import math
+import os
+from pathlib import Path
+
+import torch
+from transformers import TrainingArguments
+
+from hart.config import TrainingConfig
+from hart.errors import HartError
+
+logger = logging.getLogger(__name__)
+
+
+def optimizer_name(wanted: str) -> str:
+    """The Trainer's name of the optimizer; plain AdamW, said aloud, where bitsandbytes is missing."""
+    if wanted == "adamw_8bit":
+        if importlib.util.find_spec("bitsandbytes"):
+            return "adamw_bnb_8bit"
+        logger.warning(
+            "training.optimizer is adamw_8bit but bitsandbytes is not installed: using plain AdamW "
+            "(pip install 'hart-hypernet[bnb]' for the paper's 8-bit Adam)"
+        )
+    return "adamw_torch"
+
+
+def training_arguments(config: TrainingConfig, checkpoints: Path, *, evaluate: bool, quiet: bool) -> TrainingArguments:
+    """What the Trainer is told.
+
+    Args:
+        config: the `training` section.
+        checkpoints: folder of the checkpoints.
+        evaluate: whether there are validation tasks.
+        quiet: no progress bar.
+
+    Raises:
+        HartError: the batch cannot be cut into passes as asked for.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    micro = config.micro_batch_size or math.ceil(config.batch_size / world)
+    if config.batch_size % (micro * world):
+        raise HartError(
+            f"training.batch_size: {config.batch_size} is not divisible by {world} processes times "
+            f"micro_batch_size {micro}; choose sizes that divide it"
+        )
+    if micro % config.queries_per_task:
+        raise HartError(
+            f"training.queries_per_task: {config.queries_per_task} does not divide the {micro} queries "
+            "of one pass; choose micro_batch_size or batch_size accordingly"
+        )
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        max_steps=config.max_steps,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=config.batch_size // (micro * world),
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.schedule,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm or 0.0,
+        optim=optimizer_name(config.optimizer),
+        seed=config.seed,
+        bf16=config.bf16,
+        use_cpu=not torch.cuda.is_available(),
+        logging_steps=config.log_every,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if evaluate else "no",
+        eval_steps=config.eval_every or None,
+        save_steps=config.save_every,
+        save_total_limit=None,
+        dataloader_num_workers=config.num_workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        label_names=["labels"],
+        # Every weight of the hypernetwork is used in every pass.
+        ddp_find_unused_parameters=False,
+        report_to=[],
+        disable_tqdm=quiet,
+    )
+    # One process drives one device. With more in sight, the Trainer would split each batch between them by threads
+    # (DataParallel), of which the blocks bound to the main model know nothing.
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+    return arguments

@@ -1,0 +1,142 @@
+"""hart adapt: tasks from files and from words, and what it refuses."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hart import Adaptation, HartModel, Task
+
+WORDS = ("--definition", "Repeat the word.", "--demonstration", "a", "a a")
+
+
+@pytest.fixture
+def damaged_model(tmp_path: Path, model_dir: Path) -> Path:
+    """A copy of the model to be damaged."""
+    return shutil.copytree(model_dir, tmp_path / "damaged")
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(content | changes), encoding="utf-8")
+
+
+def test_words_and_python_give_the_same(model_dir: Path, tmp_path: Path, ok) -> None:
+    out = ok("adapt", model_dir, *WORDS, "--output-dir", tmp_path / "new" / "a")
+    assert str(tmp_path / "new" / "a") in out
+    saved = Adaptation.from_pretrained(tmp_path / "new" / "a")
+    expected = HartModel.from_pretrained(model_dir).adapt(Task("Repeat the word.", [("a", "a a")]))
+    assert saved.tasks == expected.tasks
+    for name, values in expected.blocks.items():
+        assert torch.equal(saved.blocks[name], values)
+
+
+def test_the_same_again_replaces(model_dir: Path, adaptation_dir: Path, task_file: Path, ok, refused) -> None:
+    ok("adapt", model_dir, "--task", task_file, "--output-dir", adaptation_dir)
+    line = refused("adapt", model_dir, *WORDS, "--output-dir", adaptation_dir)
+    assert "exists with other content" in line
+    assert Adaptation.from_pretrained(adaptation_dir).tasks[0]["name"] == task_file.stem
+
+
+def test_a_demonstration_that_does_not_fit_is_said(model_dir: Path, tmp_path: Path, hart) -> None:
+    words = ("--definition", "Repeat what is long.", "--demonstration", "long " * 300, "a")
+    result = hart("adapt", model_dir, *words, "--output-dir", tmp_path / "a")
+    assert result.status == 0
+    (line,) = result.err.splitlines()
+    assert line.startswith("hart: warning: ") and "left out demonstration 1 of 1" in line
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("{", "not JSON"),
+        ("[]", "must be a JSON object"),
+        (json.dumps({"Positive Examples": [{"input": "a", "output": "b"}]}), "Definition"),
+        (json.dumps({"Definition": ["Swap."]}), "Positive Examples"),
+        (
+            json.dumps(
+                {
+                    "Definition": ["Swap."],
+                    "Positive Examples": [{"input": "a", "output": "b"}],
+                    "Instances": [{"id": "1", "input": "a", "output": []}],
+                }
+            ),
+            "output is an empty list",
+        ),
+        (None, "no such task file"),
+    ],
+)
+def test_bad_task_file(content: str | None, told: str, model_dir: Path, tmp_path: Path, refused) -> None:
+    path = tmp_path / "task.json"
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    line = refused("adapt", model_dir, "--task", path, "--output-dir", tmp_path / "a")
+    assert str(path) in line and told in line
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "no task"),
+        (["--demonstration", "a", "b"], "no task"),
+        (["--definition", "Swap."], "demonstration"),
+        (["--definition", " ", "--demonstration", "a", "b"], "definition is empty"),
+        (["--task", "x.json", "--definition", "Swap."], "--task"),
+    ],
+)
+def test_bad_task_in_words(words: list[str], told: str, model_dir: Path, tmp_path: Path, refused) -> None:
+    assert told in refused("adapt", model_dir, *words, "--output-dir", tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_truncated_weights(damaged_model: Path, tmp_path: Path, refused) -> None:
+    weights = damaged_model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    line = refused("adapt", damaged_model, *WORDS, "--output-dir", tmp_path / "a")
+    assert str(damaged_model) in line
+    assert not (tmp_path / "a").exists()
+
+
+def test_weights_of_another_kind(damaged_model: Path, tmp_path: Path, refused) -> None:
+    edit_config(damaged_model, peft=[{"kind": "telepathy"}])
+    assert "telepathy" in refused("adapt", damaged_model, *WORDS, "--output-dir", tmp_path / "a")
+    edit_config(damaged_model, peft=[{"kind": "prefix", "length": 9}])
+    assert str(damaged_model) in refused("adapt", damaged_model, *WORDS, "--output-dir", tmp_path / "a")
+    edit_config(damaged_model, model_type="bert")
+    assert "bert" in refused("adapt", damaged_model, *WORDS, "--output-dir", tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_another_base(damaged_model: Path, tiny_base_dir: Path, tmp_path: Path, refused) -> None:
+    base = shutil.copytree(tiny_base_dir, tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    save_file({name: 2 * values for name, values in tensors.items()}, base / "model.safetensors", {"format": "pt"})
+    system = json.loads((damaged_model / "config.json").read_text(encoding="utf-8"))["system"]
+    edit_config(damaged_model, system=system | {"base": str(base)})
+    line = refused("adapt", damaged_model, *WORDS, "--output-dir", tmp_path / "a")
+    assert "fingerprint" in line
+    edit_config(damaged_model, system=system | {"base": str(tmp_path / "absent")})
+    assert str(tmp_path / "absent") in refused("adapt", damaged_model, *WORDS, "--output-dir", tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_existing_folder_with_other_content(tmp_path: Path, refused) -> None:
+    (tmp_path / "a").mkdir()
+    note = tmp_path / "a" / "thesis.tex"
+    note.touch()
+    # Before the model is loaded.
+    line = refused("adapt", "absent-model", *WORDS, "--output-dir", tmp_path / "a")
+    assert "exists with other content" in line
+    assert [*(tmp_path / "a").iterdir()] == [note]
+
+
+def test_missing_model_folder(tmp_path: Path, refused) -> None:
+    assert "absent" in refused("adapt", tmp_path / "absent", *WORDS, "--output-dir", tmp_path / "a")
+    (tmp_path / "empty").mkdir()
+    assert "config.json" in refused("adapt", tmp_path / "empty", *WORDS, "--output-dir", tmp_path / "a")
+    assert not (tmp_path / "a").exists()

@@ -1,0 +1,111 @@
+"""hart predict: answers from the base and an adaptation alone, and what it refuses."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from hart import Adaptation, HartModel
+from hart.cli import predict
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> Path:
+    """An input file of three queries."""
+    path = tmp_path / "queries.jsonl"
+    lines = [{"input": "one 7"}, {"input": "a longer query than the others"}, {"input": "Größe 7", "id": 3}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + "\n", encoding="utf-8")
+    return path
+
+
+def test_the_hypernetwork_is_not_needed(
+    adaptation_dir: Path, model_dir: Path, asked: Path, ok, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [json.loads(line)["input"] for line in asked.read_text(encoding="utf-8").splitlines() if line]
+    adaptation = Adaptation.from_pretrained(adaptation_dir)
+    expected = HartModel.from_pretrained(model_dir).generate(texts, adaptation, max_new_tokens=4)
+    monkeypatch.setattr(HartModel, "from_pretrained", None)
+    # More queries than go into one round, too.
+    monkeypatch.setattr(predict, "CHUNK", 2)
+    options = ("--max-new-tokens", "4", "--batch-size", "1")
+    rows = [json.loads(line) for line in ok("predict", adaptation_dir, "--input-file", asked, *options).splitlines()]
+    assert [row["prediction"] for row in rows] == expected
+    assert rows[2]["id"] == 3
+    assert ok("predict", adaptation_dir, "--input", texts[0], *options) == expected[0] + "\n"
+
+
+def test_one_answer_into_a_file(adaptation_dir: Path, tmp_path: Path, ok) -> None:
+    answer = ok("predict", adaptation_dir, "--input", "one 7")
+    path = tmp_path / "answer.jsonl"
+    assert ok("predict", adaptation_dir, "--input", "one 7", "--output-file", path) == ""
+    assert json.loads(path.read_text(encoding="utf-8")) == {"input": "one 7", "prediction": answer[:-1]}
+
+
+@pytest.mark.parametrize("text", ["", "  "])
+def test_empty_query(text: str, adaptation_dir: Path, refused) -> None:
+    assert "empty" in refused("predict", adaptation_dir, "--input", text)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('{"input": "a"}\n{"input": " "}', "line 2: the query is empty"),
+        ('{"input": "a"}\n\n{"input"', "line 3: not JSON"),
+        ('{"query": "a"}', 'line 1: must be a JSON object with a text as "input"'),
+        ('"a"', "line 1: must be a JSON object"),
+        ('{"input": 3}', "line 1"),
+        ("\n", "holds no query"),
+        ('{"input": "a", "adaptation": "other"}', "'other' names none"),
+        (None, "cannot be read"),
+    ],
+)
+def test_bad_input_file(content: str | None, told: str, adaptation_dir: Path, tmp_path: Path, refused) -> None:
+    path = tmp_path / "bad.jsonl"
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    line = refused("predict", adaptation_dir, "--input-file", path, "--output-file", tmp_path / "answers.jsonl")
+    assert str(path) in line and told in line
+    assert not (tmp_path / "answers.jsonl").exists()
+
+
+def test_several_adaptations_need_names(adaptation_dir: Path, asked: Path, tmp_path: Path, refused) -> None:
+    twin = shutil.copytree(adaptation_dir, tmp_path / "other" / adaptation_dir.name)
+    assert "--input-file" in refused("predict", adaptation_dir, twin, "--input", "one 7")
+    assert "names none" in refused("predict", adaptation_dir, twin, "--input-file", asked)
+    asked.write_text(json.dumps({"input": "a", "adaptation": adaptation_dir.name}), encoding="utf-8")
+    assert "names more than one" in refused("predict", adaptation_dir, twin, "--input-file", asked)
+
+
+def test_no_adaptation_there(model_dir: Path, tmp_path: Path, refused) -> None:
+    for folder in (tmp_path / "absent", model_dir):
+        line = refused("predict", folder, "--input", "one 7")
+        assert str(folder) in line and "no adaptation here" in line
+
+
+def test_truncated_adaptation(adaptation_dir: Path, refused) -> None:
+    path = adaptation_dir / "adaptation.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    assert str(path) in refused("predict", adaptation_dir, "--input", "one 7")
+
+
+def test_another_base(adaptation_dir: Path, tiny_base_dir: Path, tmp_path: Path, refused) -> None:
+    path = adaptation_dir / "adaptation.json"
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    base = shutil.copytree(tiny_base_dir, tmp_path / "base")
+    path.write_text(json.dumps(fields | {"base": str(base)}), encoding="utf-8")
+    tensors = load_file(base / "model.safetensors")
+    save_file({name: 2 * values for name, values in tensors.items()}, base / "model.safetensors", {"format": "pt"})
+    line = refused("predict", adaptation_dir, "--input", "one 7")
+    assert str(base) in line and "weights differ" in line
+    weights = base / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    assert str(base) in refused("predict", adaptation_dir, "--input", "one 7")
+    path.write_text(json.dumps(fields | {"base": "someone/absent-model"}), encoding="utf-8")
+    assert "someone/absent-model" in refused("predict", adaptation_dir, "--input", "one 7")
+
+
+def test_output_is_refused_before_the_work(asked: Path, tmp_path: Path, refused) -> None:
+    words = ("predict", "absent", "--input-file", asked, "--output-file")
+    assert "is a folder" in refused(*words, tmp_path)
