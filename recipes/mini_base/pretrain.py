@@ -1,10 +1,10 @@
 """Pre-train the bundled base model: a small, deep T5 that can do the primitives but has read no task definition.
 
-Each step takes a batch of generated examples (a combination's terse code and an input → the output; no test or
-validation combination is ever drawn), and each second step a batch of English passages too (half T5 span
-corruption, half prefix language modelling). What makes so small a T5 learn to copy (docs/LOG.md): relative biases
-that start with heads for the nearest neighbours and learn at ten times the rate, query projections that learn at a
-fifth of it.
+Each step takes a batch of generated examples (a combination in one of its terse wordings and an input → the
+output; no test or validation combination is ever drawn), and each second step a batch of English passages too
+(half T5 span corruption, half prefix language modelling). What makes so small a T5 learn to copy (docs/LOG.md):
+relative biases that start with heads for the nearest neighbours and learn at ten times the rate, query projections
+that learn at a fifth of it.
 
 python recipes/mini_base/pretrain.py --text-dir DIR --tokenizer DIR --output-dir DIR [--steps N]
 """
@@ -25,6 +25,7 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+from wordings import JOINERS, prompt
 
 from hart.data.procedural import combinations
 from hart.data.procedural.primitives import draw_input
@@ -79,24 +80,18 @@ class Mixture:
         self.combinations = combinations("train")
         self.sentinels = tokenizer.convert_tokens_to_ids([f"<extra_id_{i}>" for i in range(32)])
         texts = [
-            text
-            for shard in range(SHARDS)
-            for text in passages(text_dir, f"*train.{shard:05d}*")
-            if len(text) > 80
+            text for shard in range(SHARDS) for text in passages(text_dir, f"*train.{shard:05d}*") if len(text) > 80
         ]
-        encoded = tokenizer(
-            texts, add_special_tokens=False, truncation=True, max_length=TEXT_TOKENS
-        )
+        encoded = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=TEXT_TOKENS)
         self.texts = encoded["input_ids"]
 
     def generated(self) -> tuple[list[str], list[str]]:
-        chosen = [
-            self.combinations[i]
-            for i in self.rng.integers(len(self.combinations), size=GENERATED_BATCH)
-        ]
+        chosen = [self.combinations[i] for i in self.rng.integers(len(self.combinations), size=GENERATED_BATCH)]
         inputs = [draw_input(c.selector, self.rng) for c in chosen]
         outputs = [c.answer(text) for c, text in zip(chosen, inputs, strict=True)]
-        return [f"{c.code} : {t}" for c, t in zip(chosen, inputs, strict=True)], outputs
+        choices = self.rng.integers((4, 4, len(JOINERS)), size=(GENERATED_BATCH, 3)).tolist()
+        prompts = [prompt(c, t, *choice) for c, t, choice in zip(chosen, inputs, choices, strict=True)]
+        return prompts, outputs
 
     def generated_batch(self) -> dict[str, torch.Tensor]:
         inputs, outputs = self.generated()
@@ -116,12 +111,7 @@ class Mixture:
     def _corrupt(self, tokens: list[int]) -> tuple[list[int], list[int]]:
         spans = max(1, round(len(tokens) * 0.15 / 3))
         starts = (
-            np.sort(
-                self.rng.choice(
-                    max(1, len(tokens) // 4), size=min(spans, len(tokens) // 4), replace=False
-                )
-            )
-            * 4
+            np.sort(self.rng.choice(max(1, len(tokens) // 4), size=min(spans, len(tokens) // 4), replace=False)) * 4
         )
         source, target, position = [], [], 0
         for sentinel, start in zip(self.sentinels, starts.tolist(), strict=False):
@@ -133,24 +123,18 @@ class Mixture:
 
     def _pad(self, sources: list[list[int]], targets: list[list[int]]) -> dict[str, torch.Tensor]:
         ids = nn.utils.rnn.pad_sequence([torch.tensor(s) for s in sources], batch_first=True)
-        labels = nn.utils.rnn.pad_sequence(
-            [torch.tensor(t) for t in targets], batch_first=True, padding_value=-100
-        )
+        labels = nn.utils.rnn.pad_sequence([torch.tensor(t) for t in targets], batch_first=True, padding_value=-100)
         return {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": labels}
 
 
 @torch.no_grad()
-def exact_match(
-    model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, split: str
-) -> float:
-    """Share of right answers when the base is prompted in its own code: the ceiling for any adaptation."""
+def exact_match(model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, split: str) -> float:
+    """Share of right answers when the base is prompted in its own words: the ceiling for any adaptation."""
     rng, right, total = np.random.default_rng(0), 0, 0
     model.eval()
     for combination in combinations(split):
         texts = [draw_input(combination.selector, rng) for _ in range(8)]
-        batch = tokenizer(
-            [f"{combination.code} : {t}" for t in texts], return_tensors="pt", padding=True
-        )
+        batch = tokenizer([prompt(combination, t) for t in texts], return_tensors="pt", padding=True)
         output = model.generate(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
@@ -158,9 +142,7 @@ def exact_match(
             do_sample=False,
         )
         answers = tokenizer.batch_decode(output, skip_special_tokens=True)
-        right += sum(
-            a.strip() == combination.answer(t) for a, t in zip(answers, texts, strict=True)
-        )
+        right += sum(a.strip() == combination.answer(t) for a, t in zip(answers, texts, strict=True))
         total += len(texts)
     model.train()
     return right / total
@@ -173,9 +155,7 @@ def learning_rate(step: int, steps: int) -> float:
     return 1.0 if step < decay_from else max(0.02, (steps - step) / (steps - decay_from))
 
 
-def save(
-    model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, directory: Path
-) -> None:
+def save(model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
     """The bundled form: bf16 safetensors in the hub's layout."""
     frozen = T5ForConditionalGeneration(model.config)
     frozen.load_state_dict(model.state_dict())
@@ -188,7 +168,7 @@ def main() -> None:
     parser.add_argument("--text-dir", type=Path, required=True)
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--output-dir", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=3100)
+    parser.add_argument("--steps", type=int, default=3900)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     out = arguments.output_dir
@@ -198,9 +178,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
     model = build_model(tokenizer)
     data = Mixture(tokenizer, arguments.text_dir, arguments.seed)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model), weight_decay=0.01, betas=(0.9, 0.98), fused=True
-    )
+    optimizer = torch.optim.AdamW(parameter_groups(model), weight_decay=0.01, betas=(0.9, 0.98), fused=True)
     step, last = 0, out / "last.pt"
     if last.exists():
         state = torch.load(last, weights_only=True)
@@ -232,9 +210,7 @@ def main() -> None:
             row |= {"seconds_per_step": (time.time() - since) / sums[2], "gradient": norm.item()}
             since, sums = time.time(), [0.0, 0.0, 0]
             if step % 500 == 0:
-                row |= {
-                    f"exact_match_{s}": exact_match(model, tokenizer, s) for s in ("validation",)
-                }
+                row |= {f"exact_match_{s}": exact_match(model, tokenizer, s) for s in ("validation",)}
                 state = {
                     "model": model.state_dict(),
                     "optimizer": optimizer.state_dict(),

@@ -19,6 +19,7 @@ from tokenizers import (
     trainers,
 )
 from transformers import PreTrainedTokenizerFast
+from wordings import WORDINGS
 
 from hart.data.procedural import combinations
 from hart.data.procedural.lexicon import vocabulary
@@ -40,11 +41,11 @@ def passages(directory: Path, pattern: str = "*train*.json.gz") -> Iterator[str]
 def training_text(directory: Path) -> Iterator[str]:
     yield from passages(directory)
     words = " " + " ".join(vocabulary())
-    codes = " ".join(c.code for c in combinations("train"))
+    wordings = " ".join(wording for wordings in WORDINGS.values() for wording in wordings)
     for _ in range(REPEATS):
         yield words
     for _ in range(REPEATS // 50):
-        yield codes
+        yield wordings
         yield " ".join(c.definition() for c in combinations("train"))
 
 

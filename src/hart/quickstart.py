@@ -43,7 +43,9 @@ def quickstart_config(output_dir: str, *, seed: int = 0) -> RunConfig:
     Chosen on the validation tasks of the collection (docs/LOG.md), never on the test tasks.
     """
     return RunConfig(
-        model=ModelConfig(base="mini-base", decoder_layers=2, peft=[{"kind": "prefix", "length": 8}]),
+        model=ModelConfig(
+            base="mini-base", decoder_layers=2, peft=[{"kind": "prefix", "length": 8, "init_scale": 1.0}]
+        ),
         data=DataConfig(
             collection="procedural",
             max_demonstrations_length=256,
@@ -54,6 +56,7 @@ def quickstart_config(output_dir: str, *, seed: int = 0) -> RunConfig:
             output_dir=output_dir,
             max_steps=900,
             batch_size=32,
+            queries_per_task=4,
             learning_rate=1e-3,
             warmup_steps=50,
             optimizer="adamw",

@@ -82,7 +82,6 @@ def test_phrasings_are_unambiguous():
         phrasings = [phrasing for primitive in primitives for phrasing in primitive.phrasings]
         assert len(phrasings) == len(set(phrasings))
         assert len({primitive.key for primitive in primitives}) == len(primitives)
-        assert len({primitive.code for primitive in primitives}) == len(primitives)
 
 
 def test_no_held_out_task_is_another_task_under_a_new_name():

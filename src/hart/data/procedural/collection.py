@@ -95,11 +95,6 @@ class Combination:
     def name(self) -> str:
         return f"procedural_{self.selector.key}_then_{self.finisher.key}"
 
-    @property
-    def code(self) -> str:
-        """The terse wording that only the base model's pre-training text uses."""
-        return f"{self.selector.code} , {self.finisher.code}"
-
     def definition(self, rotation: int = 0) -> str:
         """The task definition; `rotation` 0 is the one in use, 1 and 2 say the same in other words."""
         i = (self.select_phrasing + rotation) % PHRASINGS

@@ -1,8 +1,8 @@
 """Primitives of the procedural collection: selectors read an input and yield a list of words, finishers present it.
 
 A task of the collection is one selector followed by one finisher. Each primitive has three phrasings for
-task definitions, and a terse `code` in other words, which only the pre-training text of the bundled base model uses:
-the base knows how to *do* a primitive, but has never read a definition that asks for it.
+task definitions. The bundled base model is pre-trained to *do* the primitives, asked for in other words
+(recipes/mini_base/wordings.py); it has never read a definition.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,6 @@ class Selector:
     key: str
     family: str
     source: Source
-    code: str
     phrasings: tuple[str, str, str]
     apply: Callable[[str], list[str]]
 
@@ -43,7 +42,6 @@ class Finisher:
     """Second step of a task: list of words → list of words, joined by single spaces."""
 
     key: str
-    code: str
     phrasings: tuple[str, str, str]
     apply: Callable[[list[str]], list[str]]
 
@@ -198,7 +196,7 @@ def _keep(name: str) -> Selector:
     phrasings = (f"keep only the {many}", f"find every {name}", f"pick out the {many}")
     words = set(lx.CATEGORIES[name])
     return Selector(
-        f"keep_{name}", "category filtering", _about(name), f"{name} ones", phrasings,
+        f"keep_{name}", "category filtering", _about(name), phrasings,
         lambda text: [w for w in text.split() if w in words],
     )  # fmt: skip
 
@@ -212,26 +210,26 @@ def _drop(name: str) -> Selector:
     )
     words = set(lx.CATEGORIES[name])
     return Selector(
-        f"drop_{name}", "category removal", _about(name), f"without {name} ones", phrasings,
+        f"drop_{name}", "category removal", _about(name), phrasings,
         lambda text: [w for w in text.split() if w not in words],
     )  # fmt: skip
 
 
 def _on_words(
-    key: str, family: str, source: Source, code: str, phrasings: tuple[str, str, str],
+    key: str, family: str, source: Source, phrasings: tuple[str, str, str],
     apply: Callable[[list[str]], list[str]],
 ) -> Selector:  # fmt: skip
-    return Selector(key, family, source, code, phrasings, lambda text: apply(text.split()))
+    return Selector(key, family, source, phrasings, lambda text: apply(text.split()))
 
 
-def _number_rule(key: str, code: str, phrasings: tuple[str, str, str], rule: Callable[[int], bool]) -> Selector:
+def _number_rule(key: str, phrasings: tuple[str, str, str], rule: Callable[[int], bool]) -> Selector:
     chosen = {word for value, word in enumerate(lx.NUMBERS) if rule(value)}
-    return _on_words(key, "number selection", NUMBERS, code, phrasings, lambda ws: [w for w in ws if w in chosen])
+    return _on_words(key, "number selection", NUMBERS, phrasings, lambda ws: [w for w in ws if w in chosen])
 
 
-def _part(key: str, code: str, phrasings: tuple[str, str, str], *positions: int) -> Selector:
+def _part(key: str, phrasings: tuple[str, str, str], *positions: int) -> Selector:
     # "on Monday Anna gave the red hat to Tom in the park": positions of the words that carry content
-    return _on_words(key, "sentence extraction", SENTENCE, code, phrasings, lambda ws: [ws[i] for i in positions])
+    return _on_words(key, "sentence extraction", SENTENCE, phrasings, lambda ws: [ws[i] for i in positions])
 
 
 def _rows(text: str) -> list[list[str]]:
@@ -256,8 +254,8 @@ def _outside(ws: list[str]) -> list[str]:
     return ws[: ws.index("(")] + ws[ws.index(")") + 1 :]
 
 
-def _mapped(key: str, source: Source, code: str, phrasings: tuple[str, str, str], table: dict[str, str]) -> Selector:
-    return _on_words(key, "word mapping", source, code, phrasings, lambda ws: [table[w] for w in ws])
+def _mapped(key: str, source: Source, phrasings: tuple[str, str, str], table: dict[str, str]) -> Selector:
+    return _on_words(key, "word mapping", source, phrasings, lambda ws: [table[w] for w in ws])
 
 
 _POSITION, _SPAN, _MIX, _RECORD, _REPEAT = (
@@ -267,56 +265,56 @@ _POSITION, _SPAN, _MIX, _RECORD, _REPEAT = (
 SELECTORS: tuple[Selector, ...] = (
     *(_keep(name) for name in lx.CATEGORIES),
     *(_drop(name) for name in ("animal", "fruit", "color", "tool", "vehicle", "job")),
-    _on_words("first_two", _POSITION, WORDS, "initial two", ("take the first two words", "use only the opening two", "keep the two at the start"), lambda ws: ws[:2]),
-    _on_words("first_three", _POSITION, WORDS, "initial three", ("take the first three words", "use only the opening three", "keep the three at the start"), lambda ws: ws[:3]),
-    _on_words("last_two", _POSITION, WORDS, "final two", ("take the last two words", "use only the closing two", "keep the two at the end"), lambda ws: ws[-2:]),
-    _on_words("last_three", _POSITION, WORDS, "final three", ("take the last three words", "use only the closing three", "keep the three at the end"), lambda ws: ws[-3:]),
-    _on_words("all_but_first", _POSITION, WORDS, "except initial", ("skip the first word", "take all but the one at the start", "drop the word in front"), lambda ws: ws[1:]),
-    _on_words("all_but_last", _POSITION, WORDS, "except final", ("skip the last word", "take all but the one at the end", "drop the final word"), lambda ws: ws[:-1]),
-    _on_words("before_bar", _SPAN, BAR, "prior to #", ("take what stands before the sign", "use the part to the left of #", "keep the words ahead of the mark"), lambda ws: ws[: ws.index("#")]),
-    _on_words("after_bar", _SPAN, BAR, "following #", ("take what stands after the sign", "use the part to the right of #", "keep the words behind the mark"), lambda ws: ws[ws.index("#") + 1 :]),
-    _on_words("inside", _SPAN, BRACKETS, "within ( )", ("take the words inside the brackets", "use what the brackets hold", "keep the enclosed part"), _inside),
-    _on_words("outside", _SPAN, BRACKETS, "beyond ( )", ("take the words outside the brackets", "ignore what the brackets hold", "drop the enclosed part"), _outside),
-    _number_rule("small", "less than ten", ("keep the numbers below ten", "find those smaller than ten", "pick the numbers under ten"), lambda n: n < 10),
-    _number_rule("large", "more than ten", ("keep the numbers above ten", "find those larger than ten", "pick the numbers over ten"), lambda n: n > 10),
-    _number_rule("even", "even ones", ("keep the even numbers", "find those that two divides", "pick the numbers that are even"), lambda n: n % 2 == 0),
-    _number_rule("odd", "odd ones", ("keep the odd numbers", "find those that two does not divide", "pick the numbers that are odd"), lambda n: n % 2 == 1),
-    _on_words("numbers", _MIX, MIXED, "number ones", ("keep the numbers only", "take every number", "ignore all that is no number"), lambda ws: [w for w in ws if w in lx.NUMBERS]),
-    _on_words("words", _MIX, MIXED, "without number ones", ("leave the numbers away", "take all that is no number", "ignore every number"), lambda ws: [w for w in ws if w not in lx.NUMBERS]),
-    _part("giver_receiver", "who and to whom", ("name who gave and who received", "write the giver and the receiver", "list both people"), 2, 8),
-    _part("color_thing", "color and thing", ("say what was given with its color", "write the color and the gift", "list how the gift looks and what it is"), 5, 6),
-    _part("thing_place", "thing and place", ("name the gift and the place", "write what was given and where", "list the thing and the room or place"), 6, 11),
-    _part("day_place", "day and place", ("say when and where it happened", "write the day and the place", "list the time and the location"), 1, 11),
-    _part("receiver_thing", "to whom and thing", ("say who received and what", "write the receiver and the gift", "list the one who got it and the thing"), 8, 6),
-    _part("day_giver", "day and who", ("say when and by whom it was given", "write the day and the giver", "list the day and the person who gave"), 1, 2),
-    Selector("keys", _RECORD, RECORDS, "left column", ("list all the people", "write each name", "give the names of the table"), lambda t: [row[0] for row in _rows(t)]),
-    Selector("values", _RECORD, RECORDS, "right column", ("list all the fruit", "write each fruit", "give the fruit of the table"), lambda t: [row[1] for row in _rows(t)]),
-    Selector("lookup", _RECORD, LOOKUP, "matching row", ("say what the named person wears", "look up the color and garment of the name", "find the row of the name and write what follows"), _lookup),
-    Selector("others", _RECORD, LOOKUP, "unmatched names", ("name all the other people", "write everyone except the one asked about", "list the names that were not asked for"), _others),
-    _mapped("opposite", OPPOSITES, "opposites", ("replace each word by its opposite", "write the contrary of every word", "turn each adjective around in meaning"), lx.OPPOSITES),
-    _mapped("past", VERBS, "past forms", ("put each verb into the past", "write the past tense of every verb", "turn each verb into its past form"), lx.PAST),
-    _mapped("plural", ANIMALS, "plurals", ("write the plural of each", "turn every animal into many", "put each animal into the plural"), lx.PLURALS),
-    _mapped("category", WORDS, "kinds", ("replace each word by its kind", "say for every word what it is", "write the category of each"), lx.CATEGORY_OF),
-    _on_words("dedupe", _REPEAT, REPEATS, "unique ones", ("write each different word once", "remove the repeats", "keep only the first of equal words"), lambda ws: list(dict.fromkeys(ws))),
-    _on_words("doubled", _REPEAT, REPEATS, "repeated ones", ("find the words that come twice", "keep only what is repeated", "take each word that occurs again"), lambda ws: [w for w in dict.fromkeys(ws) if ws.count(w) > 1]),
+    _on_words("first_two", _POSITION, WORDS, ("take the first two words", "use only the opening two", "keep the two at the start"), lambda ws: ws[:2]),
+    _on_words("first_three", _POSITION, WORDS, ("take the first three words", "use only the opening three", "keep the three at the start"), lambda ws: ws[:3]),
+    _on_words("last_two", _POSITION, WORDS, ("take the last two words", "use only the closing two", "keep the two at the end"), lambda ws: ws[-2:]),
+    _on_words("last_three", _POSITION, WORDS, ("take the last three words", "use only the closing three", "keep the three at the end"), lambda ws: ws[-3:]),
+    _on_words("all_but_first", _POSITION, WORDS, ("skip the first word", "take all but the one at the start", "drop the word in front"), lambda ws: ws[1:]),
+    _on_words("all_but_last", _POSITION, WORDS, ("skip the last word", "take all but the one at the end", "drop the final word"), lambda ws: ws[:-1]),
+    _on_words("before_bar", _SPAN, BAR, ("take what stands before the sign", "use the part to the left of #", "keep the words ahead of the mark"), lambda ws: ws[: ws.index("#")]),
+    _on_words("after_bar", _SPAN, BAR, ("take what stands after the sign", "use the part to the right of #", "keep the words behind the mark"), lambda ws: ws[ws.index("#") + 1 :]),
+    _on_words("inside", _SPAN, BRACKETS, ("take the words inside the brackets", "use what the brackets hold", "keep the enclosed part"), _inside),
+    _on_words("outside", _SPAN, BRACKETS, ("take the words outside the brackets", "ignore what the brackets hold", "drop the enclosed part"), _outside),
+    _number_rule("small", ("keep the numbers below ten", "find those smaller than ten", "pick the numbers under ten"), lambda n: n < 10),
+    _number_rule("large", ("keep the numbers above ten", "find those larger than ten", "pick the numbers over ten"), lambda n: n > 10),
+    _number_rule("even", ("keep the even numbers", "find those that two divides", "pick the numbers that are even"), lambda n: n % 2 == 0),
+    _number_rule("odd", ("keep the odd numbers", "find those that two does not divide", "pick the numbers that are odd"), lambda n: n % 2 == 1),
+    _on_words("numbers", _MIX, MIXED, ("keep the numbers only", "take every number", "ignore all that is no number"), lambda ws: [w for w in ws if w in lx.NUMBERS]),
+    _on_words("words", _MIX, MIXED, ("leave the numbers away", "take all that is no number", "ignore every number"), lambda ws: [w for w in ws if w not in lx.NUMBERS]),
+    _part("giver_receiver", ("name who gave and who received", "write the giver and the receiver", "list both people"), 2, 8),
+    _part("color_thing", ("say what was given with its color", "write the color and the gift", "list how the gift looks and what it is"), 5, 6),
+    _part("thing_place", ("name the gift and the place", "write what was given and where", "list the thing and the room or place"), 6, 11),
+    _part("day_place", ("say when and where it happened", "write the day and the place", "list the time and the location"), 1, 11),
+    _part("receiver_thing", ("say who received and what", "write the receiver and the gift", "list the one who got it and the thing"), 8, 6),
+    _part("day_giver", ("say when and by whom it was given", "write the day and the giver", "list the day and the person who gave"), 1, 2),
+    Selector("keys", _RECORD, RECORDS, ("list all the people", "write each name", "give the names of the table"), lambda t: [row[0] for row in _rows(t)]),
+    Selector("values", _RECORD, RECORDS, ("list all the fruit", "write each fruit", "give the fruit of the table"), lambda t: [row[1] for row in _rows(t)]),
+    Selector("lookup", _RECORD, LOOKUP, ("say what the named person wears", "look up the color and garment of the name", "find the row of the name and write what follows"), _lookup),
+    Selector("others", _RECORD, LOOKUP, ("name all the other people", "write everyone except the one asked about", "list the names that were not asked for"), _others),
+    _mapped("opposite", OPPOSITES, ("replace each word by its opposite", "write the contrary of every word", "turn each adjective around in meaning"), lx.OPPOSITES),
+    _mapped("past", VERBS, ("put each verb into the past", "write the past tense of every verb", "turn each verb into its past form"), lx.PAST),
+    _mapped("plural", ANIMALS, ("write the plural of each", "turn every animal into many", "put each animal into the plural"), lx.PLURALS),
+    _mapped("category", WORDS, ("replace each word by its kind", "say for every word what it is", "write the category of each"), lx.CATEGORY_OF),
+    _on_words("dedupe", _REPEAT, REPEATS, ("write each different word once", "remove the repeats", "keep only the first of equal words"), lambda ws: list(dict.fromkeys(ws))),
+    _on_words("doubled", _REPEAT, REPEATS, ("find the words that come twice", "keep only what is repeated", "take each word that occurs again"), lambda ws: [w for w in dict.fromkeys(ws) if ws.count(w) > 1]),
 )  # fmt: skip
 
 
 # --- finishers -------------------------------------------------------------------------------------------
 
 FINISHERS: tuple[Finisher, ...] = (
-    Finisher("plain", "as is", ("write them in order", "answer with these in the same order", "leave the order as it is"), lambda ws: ws),
-    Finisher("reverse", "backward", ("write them in reverse order", "answer with these backwards", "turn the order around"), lambda ws: ws[::-1]),
-    Finisher("repeat_each", "each doubled", ("write each of them twice", "answer with every one doubled", "repeat every single one"), lambda ws: [w for w in ws for _ in range(2)]),
-    Finisher("echo", "all doubled", ("write the whole result twice", "answer with the complete result two times", "repeat the result as a whole"), lambda ws: ws + ws),
-    Finisher("join", "with and", ("join them with the word and", "put and between them", "connect them by and"), lambda ws: " and ".join(ws).split()),
-    Finisher("plus", "with plus", ("separate them with the word plus", "put plus between them", "divide them by plus"), lambda ws: " plus ".join(ws).split()),
-    Finisher("first", "top one", ("give only the first of them", "answer with the one that comes first", "stop after the first"), lambda ws: ws[:1]),
-    Finisher("last", "bottom one", ("give only the last of them", "answer with the one that comes last", "go straight to the last"), lambda ws: ws[-1:]),
-    Finisher("count", "how many", ("say how many there are", "answer with their number", "count them"), lambda ws: [lx.NUMBERS[len(ws)]]),
-    Finisher("swap", "ends exchanged", ("exchange the first and the last of them", "answer with both ends swapped", "let the first and the last trade places"), lambda ws: ws if len(ws) < 2 else [ws[-1], *ws[1:-1], ws[0]]),
-    Finisher("announce", "answer ahead", ("begin the answer with the word answer", "put the word answer in front", "start with answer"), lambda ws: ["answer", *ws]),
-    Finisher("close", "done behind", ("end the answer with the word done", "put the word done behind", "finish with done"), lambda ws: [*ws, "done"]),
+    Finisher("plain", ("write them in order", "answer with these in the same order", "leave the order as it is"), lambda ws: ws),
+    Finisher("reverse", ("write them in reverse order", "answer with these backwards", "turn the order around"), lambda ws: ws[::-1]),
+    Finisher("repeat_each", ("write each of them twice", "answer with every one doubled", "repeat every single one"), lambda ws: [w for w in ws for _ in range(2)]),
+    Finisher("echo", ("write the whole result twice", "answer with the complete result two times", "repeat the result as a whole"), lambda ws: ws + ws),
+    Finisher("join", ("join them with the word and", "put and between them", "connect them by and"), lambda ws: " and ".join(ws).split()),
+    Finisher("plus", ("separate them with the word plus", "put plus between them", "divide them by plus"), lambda ws: " plus ".join(ws).split()),
+    Finisher("first", ("give only the first of them", "answer with the one that comes first", "stop after the first"), lambda ws: ws[:1]),
+    Finisher("last", ("give only the last of them", "answer with the one that comes last", "go straight to the last"), lambda ws: ws[-1:]),
+    Finisher("count", ("say how many there are", "answer with their number", "count them"), lambda ws: [lx.NUMBERS[len(ws)]]),
+    Finisher("swap", ("exchange the first and the last of them", "answer with both ends swapped", "let the first and the last trade places"), lambda ws: ws if len(ws) < 2 else [ws[-1], *ws[1:-1], ws[0]]),
+    Finisher("announce", ("begin the answer with the word answer", "put the word answer in front", "start with answer"), lambda ws: ["answer", *ws]),
+    Finisher("close", ("end the answer with the word done", "put the word done behind", "finish with done"), lambda ws: [*ws, "done"]),
 )  # fmt: skip
 
 

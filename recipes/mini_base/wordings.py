@@ -1,0 +1,72 @@
+"""How the pre-training text asks for primitives: terse, four ways each, never as a task definition does."""
+
+from hart.data.procedural import Combination, combinations
+
+JOINERS = (" , ", " and then ", " - ")
+
+_TABLE = """
+first_two: initial two | the two first ones | two words from the start | opening pair
+first_three: initial three | the three first ones | three words from the start | opening three words
+last_two: final two | the two last ones | two words from the end | closing pair
+last_three: final three | the three last ones | three words from the end | closing three words
+all_but_first: except initial | everything after the first | without the word at the start | first word dropped
+all_but_last: except final | everything before the last | without the word at the end | last word dropped
+before_bar: prior to # | left side of the sign | words until the mark # | what is ahead of #
+after_bar: following # | right side of the sign | words behind # only | what comes after the mark
+inside: within ( ) | the bracket content | words that brackets enclose | what is held inside
+outside: beyond ( ) | bracket content ignored | words not enclosed | what is left outside
+small: less than ten | below ten only | those under ten | the smaller numbers
+large: more than ten | above ten only | those over ten | the larger numbers
+even: even ones | only even numbers | numbers two divides | divided by two
+odd: odd ones | only odd numbers | numbers two does not divide | not divided by two
+numbers: number ones | only numbers | each number in it | all that is a number
+words: without number ones | no numbers | each word that is no number | numbers left away
+giver_receiver: who and to whom | giver then receiver | both people in it | the one who gave and the one who received
+color_thing: color and thing | the gift with its color | how it looks and what it is | color then gift
+thing_place: thing and place | the gift and where | what was given and the room | gift then place
+day_place: day and place | when and where | time then location | the day and where it was
+receiver_thing: to whom and thing | receiver then gift | who got it and what | the one who received and the thing
+day_giver: day and who | when and by whom | day then giver | the day and the person who gave
+keys: left column | names of the table | all people in it | each name only
+values: right column | fruit of the table | all fruit in it | each fruit only
+lookup: matching row | what the named person wears | look up the name | color and garment of the one asked for
+others: unmatched names | people not asked about | everyone else | the other names
+opposite: opposites | each word turned to its opposite | contrary of all | the reverse in meaning
+past: past forms | verbs in past tense | each in the past | past of every verb
+plural: plurals | many of each animal | plural of every one | each as many
+category: kinds | what each word is | category of all | the kind of every word
+dedupe: unique ones | repeats removed | equal words only once | each different one
+doubled: repeated ones | words that occur twice | only what comes again | those found two times
+plain: as is | same order | order kept | just write them
+reverse: backward | in reverse | order turned around | from last to first
+repeat_each: each doubled | every one twice | each repeated at once | two times each
+echo: all doubled | whole result repeated | the complete list two times | result twice over
+join: with and | joined by and | and put between | connected with and
+plus: with plus | separated by plus | plus put between | divided with plus
+first: top one | only the first | first of them and stop | nothing after the first
+last: bottom one | only the last | last of them alone | nothing before the last
+count: how many | the number of them | counted | count of all
+swap: ends exchanged | first and last swapped | both ends trade places | first for last and last for first
+announce: answer ahead | word answer in front | begins with answer | answer first then them
+close: done behind | word done at the end | finishes with done | them first then done
+"""
+
+WORDINGS: dict[str, tuple[str, ...]] = {
+    key: tuple(wording.strip() for wording in row.split("|"))
+    for key, _, row in (line.partition(":") for line in _TABLE.strip().splitlines())
+}
+for _name in {c.selector.key.partition("_")[2] for c in combinations() if c.selector.key.startswith("keep_")}:
+    WORDINGS[f"keep_{_name}"] = (f"{_name} ones", f"only {_name} words", f"every {_name} in it", f"just the {_name}s")
+    WORDINGS[f"drop_{_name}"] = (
+        f"without {_name} ones",
+        f"no {_name} words",
+        f"all except {_name}s",
+        f"everything but the {_name}s",
+    )
+
+
+def prompt(combination: Combination, text: str, select: int = 0, finish: int = 0, joiner: int = 0) -> str:
+    """The base's input that asks for a combination, in the chosen wordings."""
+    first = WORDINGS[combination.selector.key][select]
+    second = WORDINGS[combination.finisher.key][finish]
+    return f"{first}{JOINERS[joiner]}{second} : {text}"
