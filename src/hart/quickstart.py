@@ -54,7 +54,7 @@ def quickstart_config(output_dir: str, *, seed: int = 0) -> RunConfig:
         ),
         training=TrainingConfig(
             output_dir=output_dir,
-            max_steps=900,
+            max_steps=600,
             batch_size=32,
             queries_per_task=4,
             learning_rate=1e-3,
