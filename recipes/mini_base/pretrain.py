@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("--text-dir", type=Path, required=True)
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--output-dir", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=3900)
+    parser.add_argument("--steps", type=int, default=3600)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     out = arguments.output_dir

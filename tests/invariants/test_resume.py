@@ -76,7 +76,7 @@ def assert_same(run: Path, expected: Path) -> None:
         found, wanted = load_file(run / file), load_file(expected / file)
         assert found.keys() == wanted.keys()
         assert all(torch.equal(found[name], values) for name, values in wanted.items()), file
-    found, wanted = (torch.load(path / last / "optimizer.pt")["state"] for path in (run, expected))
+    found, wanted = (torch.load(path / last / "optimizer.pt", weights_only=True)["state"] for path in (run, expected))
     assert all(torch.equal(found[i][name], wanted[i][name]) for i in wanted for name in wanted[i])
 
 
