@@ -55,6 +55,10 @@ OTHER: dict[str, dict[str, Any]] = {
     "model": {
         "base": "mini-base",
         "base_revision": "2024",
+        "weights": "generated",
+        "train_main": False,
+        "tied_encoder": False,
+        "init_from": "runs/pretraining/final",
         "hypernetwork_init": "google/flan-t5-large",
         "decoder_layers": 2,
         "scheme": {"name": "shared", "order": [1, 2]},
@@ -69,6 +73,8 @@ OTHER: dict[str, dict[str, Any]] = {
         "collection": "procedural",
         "dir": None,
         "hub_name": "someone/tâches",
+        "max_document_tokens": 100,
+        "demonstrations_to": "hypernetwork",
         "max_train_instances": None,
         "max_test_instances": 7,
         "validation_tasks": 5,
@@ -128,7 +134,9 @@ def test_the_table_of_values_covers_every_field() -> None:
         for name in default[section]
         if changed[section][name] == default[section][name]
     }
-    assert same == {"data.dir"}  # None with the procedural collection; a folder is tested below
+    # No folder with the procedural collection (tested below); the others make other systems (tests/test_systems.py).
+    other_systems = {"model.weights", "model.train_main", "model.tied_encoder", "data.demonstrations_to"}
+    assert same == {"data.dir", *other_systems}
 
 
 def test_saved_and_loaded_is_the_same(file: Path) -> None:

@@ -15,7 +15,7 @@ EMPTY = RowBlock("other.decoder.part", "decoder", layers=2, rows=0, width=WIDTH)
 
 
 def make_heads(state_rows: int, *blocks: RowBlock) -> RowBlockHeads:
-    heads = RowBlockHeads(blocks, D_MODEL, state_rows)
+    heads = RowBlockHeads(blocks, D_MODEL, lambda _: slice(0, state_rows))
     heads.reset_parameters({block.name: torch.ones(block.layers) for block in blocks})
     with torch.no_grad():
         for head in heads.heads():
@@ -52,6 +52,18 @@ def test_batched_heads_equal_one_mlp_per_layer(state_rows: int):
             torch.testing.assert_close(blocks[head.block.name], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_block_is_made_from_the_rows_of_the_state_that_serve_it():
+    rows = {ENCODER.name: slice(0, 2), DECODER.name: slice(2, 5)}
+    heads = RowBlockHeads([ENCODER, DECODER], D_MODEL, lambda block: rows[block.name])
+    heads.reset_parameters({block.name: torch.ones(block.layers) for block in (ENCODER, DECODER)})
+    states = torch.randn(BATCH, 2, ENCODER.layers, 5, D_MODEL)
+    with torch.no_grad():
+        blocks = heads(states)
+        for stack, head in enumerate(heads.heads()):
+            expected = one_mlp_per_layer(head, states[:, stack, :, rows[head.block.name]])
+            torch.testing.assert_close(blocks[head.block.name], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_each_batch_row_is_made_from_its_own_states():
     heads = make_heads(1, ENCODER)
     states = torch.randn(BATCH, 2, ENCODER.layers, 1, D_MODEL)
@@ -76,13 +88,13 @@ def test_blocks_without_rows_come_out_empty_and_cost_no_parameters():
 
 def test_rows_that_states_cannot_fill_are_refused():
     with pytest.raises(ValueError, match="6 rows from states of 4 rows"):
-        RowBlockHeads([ENCODER], D_MODEL, state_rows=4)
+        RowBlockHeads([ENCODER], D_MODEL, lambda _: slice(0, 4))
 
 
 def test_initial_rows_have_the_asked_standard_deviation_per_layer():
     d_model = 128
     block = RowBlock("prefix.encoder.key", "encoder", layers=3, rows=32, width=128)
-    heads = RowBlockHeads([block], d_model, state_rows=1)
+    heads = RowBlockHeads([block], d_model, lambda _: slice(0, 1))
     std = torch.tensor([0.1, 1.0, 4.0])
     heads.reset_parameters({block.name: std})
     with torch.no_grad():

@@ -277,7 +277,7 @@ def test_bad_queries_and_adaptations(sdpa: MainModel) -> None:
     adaptation = make_adaptation(sdpa)
     with pytest.raises(HartError, match="query 2 of 2 is empty"):
         sdpa.generate(["fine", " \n"])
-    with pytest.raises(HartError, match="query is empty"):
+    with pytest.raises(HartError, match="query 1 of 1 is empty"):
         sdpa.score("", ["yes"])
     with pytest.raises(HartError, match="no choices"):
         sdpa.score("fine", [])

@@ -7,8 +7,9 @@ import pytest
 from hart.config import DataConfig, ModelConfig
 from hart.data.prompts import render_in_context
 from hart.data.tasks import Task
+from hart.input_format import InputFormat
 from hart.prediction import base_predictor, hart_predictor
-from hart.system import HartModel, InputFormat
+from hart.system import HartModel
 
 NEW_TOKENS = 5
 

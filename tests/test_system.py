@@ -15,8 +15,9 @@ from hart.data.sampling import TrainingDataset
 from hart.data.tasks import Task
 from hart.errors import HartError
 from hart.hypernetwork import HyperNetwork
+from hart.input_format import InputFormat
 from hart.losses import prediction_loss
-from hart.system import HartModel, InputFormat
+from hart.system import HartModel
 
 BATCH = 4
 NEW_TOKENS = 6
@@ -333,7 +334,7 @@ def test_upload_sends_what_is_saved(system: HartModel, monkeypatch: pytest.Monke
             sent[repo_id] = sorted(p.name for p in Path(folder_path).iterdir())
             return "https://hub/commit/1"
 
-    monkeypatch.setattr("hart.system.HfApi", Hub)
+    monkeypatch.setattr("hart.model_folder.HfApi", Hub)
     assert system.push_to_hub("me/mine") == "https://hub/commit/1"
     assert sent == {"me/mine": ["README.md", "config.json", "model.safetensors"]}
 

@@ -1,10 +1,11 @@
 """Pre-train the bundled base model: a small, deep T5 that can do the primitives but has read no task definition.
 
 Each step takes a batch of generated examples (a combination in one of its terse wordings and an input → the
-output; no test or validation combination is ever drawn), and each second step a batch of English passages too
-(half T5 span corruption, half prefix language modelling). What makes so small a T5 learn to copy (docs/LOG.md):
-relative biases that start with heads for the nearest neighbours and learn at ten times the rate, query projections
-that learn at a fifth of it.
+output; no test or validation combination is ever drawn), a batch of synonyms (what a phrase of the task definitions
+means, in the terse wordings: a larger model knows English, this one must be told), and each second step a batch of
+English passages too (half T5 span corruption, half prefix language modelling). What makes so small a T5 learn to copy
+(docs/LOG.md): relative biases that start with heads for the nearest neighbours and learn at ten times the rate, query
+projections that learn at a fifth of it.
 
 python recipes/mini_base/pretrain.py --text-dir DIR --tokenizer DIR --output-dir DIR [--steps N]
 """
@@ -25,7 +26,7 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
-from wordings import JOINERS, prompt
+from wordings import JOINERS, prompt, synonyms
 
 from hart.data.procedural import combinations
 from hart.data.procedural.primitives import draw_input
@@ -33,7 +34,8 @@ from hart.data.procedural.primitives import draw_input
 LAYERS, D_MODEL, HEADS, D_KV, D_FF = 8, 128, 8, 16, 384
 LEARNING_RATE, WARMUP, DECAY_SHARE = 1.5e-3, 200, 0.5
 QUERY_FACTOR, BIAS_FACTOR, BIAS_START = 0.18, 10.0, 4.0
-GENERATED_BATCH, TEXT_BATCH, TEXT_TOKENS = 64, 8, 96
+GENERATED_BATCH, SYNONYM_BATCH, TEXT_BATCH, TEXT_TOKENS = 64, 32, 8, 96
+WEIGHTS = (1.0, 0.5, 0.5)  # of generated examples, synonyms, text
 TEXT_EVERY = 2  # steps between two batches of text
 SHARDS = 5  # of the text folder; more than one run reads
 
@@ -96,6 +98,11 @@ class Mixture:
     def generated_batch(self) -> dict[str, torch.Tensor]:
         inputs, outputs = self.generated()
         return self._pad(self.tokenizer(inputs)["input_ids"], self.tokenizer(outputs)["input_ids"])
+
+    def synonym_batch(self) -> dict[str, torch.Tensor]:
+        chosen = [self.combinations[i] for i in self.rng.integers(len(self.combinations), size=SYNONYM_BATCH)]
+        pairs = [synonyms(c, self.rng) for c in chosen]
+        return self._pad(*(self.tokenizer([pair[side] for pair in pairs])["input_ids"] for side in (0, 1)))
 
     def text_batch(self) -> dict[str, torch.Tensor]:
         pairs = []
@@ -168,6 +175,7 @@ def main() -> None:
     parser.add_argument("--text-dir", type=Path, required=True)
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--output-dir", type=Path, required=True)
+    parser.add_argument("--init", type=Path, help="a base to go on from, instead of a new one")
     parser.add_argument("--steps", type=int, default=3600)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -176,7 +184,10 @@ def main() -> None:
 
     torch.manual_seed(arguments.seed)
     tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
-    model = build_model(tokenizer)
+    if arguments.init:
+        model = T5ForConditionalGeneration.from_pretrained(arguments.init, dtype=torch.float32).train()
+    else:
+        model = build_model(tokenizer)
     data = Mixture(tokenizer, arguments.text_dir, arguments.seed)
     optimizer = torch.optim.AdamW(parameter_groups(model), weight_decay=0.01, betas=(0.9, 0.98), fused=True)
     step, last = 0, out / "last.pt"
@@ -186,19 +197,19 @@ def main() -> None:
         optimizer.load_state_dict(state["optimizer"])
         step, data.rng.bit_generator.state = state["step"], json.loads(state["rng"])
 
-    log, since, sums = (out / "log.jsonl").open("a"), time.time(), [0.0, 0.0, 0]
+    log, since, sums = (out / "log.jsonl").open("a"), time.time(), [0.0, 0.0, 0.0, 0]
     while step < arguments.steps:
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * group["factor"] * learning_rate(step, arguments.steps)
-        batches = [data.generated_batch()]
+        batches = [data.generated_batch(), data.synonym_batch()]
         if step % TEXT_EVERY == 0:
             batches.append(data.text_batch())
         for kind, batch in enumerate(batches):
             with torch.autocast("cpu", torch.bfloat16):
                 loss = model(**batch).loss
-            (loss * (1.0 if kind == 0 else 0.5)).backward()
-            sums[kind] += loss.item() * (1 if kind == 0 else TEXT_EVERY)
-        sums[2] += 1
+            (loss * WEIGHTS[kind]).backward()
+            sums[kind] += loss.item() * (TEXT_EVERY if kind == 2 else 1)
+        sums[3] += 1
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -206,9 +217,9 @@ def main() -> None:
         if not math.isfinite(norm):
             raise SystemExit(f"step {step}: gradient is not finite")
         if step % 50 == 0:
-            row = {"step": step, "generated": sums[0] / sums[2], "text": sums[1] / sums[2]}
-            row |= {"seconds_per_step": (time.time() - since) / sums[2], "gradient": norm.item()}
-            since, sums = time.time(), [0.0, 0.0, 0]
+            row = {kind: sums[i] / sums[3] for i, kind in enumerate(("generated", "synonyms", "text"))}
+            row |= {"step": step, "seconds_per_step": (time.time() - since) / sums[3], "gradient": norm.item()}
+            since, sums = time.time(), [0.0, 0.0, 0.0, 0]
             if step % 500 == 0:
                 row |= {f"exact_match_{s}": exact_match(model, tokenizer, s) for s in ("validation",)}
                 state = {

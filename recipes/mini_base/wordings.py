@@ -1,5 +1,7 @@
 """How the pre-training text asks for primitives: terse, four ways each, never as a task definition does."""
 
+import numpy as np
+
 from hart.data.procedural import Combination, combinations
 
 JOINERS = (" , ", " and then ", " - ")
@@ -70,3 +72,21 @@ def prompt(combination: Combination, text: str, select: int = 0, finish: int = 0
     first = WORDINGS[combination.selector.key][select]
     second = WORDINGS[combination.finisher.key][finish]
     return f"{first}{JOINERS[joiner]}{second} : {text}"
+
+
+def synonyms(combination: Combination, rng: np.random.Generator) -> tuple[str, str]:
+    """Two ways to say the same: phrases of the task definitions, and terse wordings that `prompt` uses.
+
+    Of one primitive, or of both of a combination; never the text of a task definition.
+    """
+    parts = [
+        (p.phrasings[rng.integers(len(p.phrasings))], WORDINGS[p.key])
+        for p in (combination.selector, combination.finisher)
+    ]
+    how = rng.random()
+    if how < 0.5:
+        parts = [parts[int(how < 0.2)]]
+    joiner, stop = JOINERS[rng.integers(len(JOINERS))], (" ; ", " . ", " , ")[rng.integers(3)]
+    said = stop.join(phrase for phrase, _ in parts)
+    meant = joiner.join(wordings[rng.integers(len(wordings))] for _, wordings in parts)
+    return f"{said} means :", meant

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from hart.data.tasks import Task
 from hart.errors import HartError
 from hart.peft import Blocks, PeftKind, build_kinds
 
@@ -45,7 +46,9 @@ class Adaptation:
         base_revision: its revision on the hub, if it has one.
         base_fingerprint: `MainModel.fingerprint`; another main model refuses the adaptation.
         tasks: for each row the task it was generated from, JSON-ready.
-        max_query_length, max_target_length: tokens of a query and of an answer that the hypernetwork was
+        in_context: where the main model itself reads the demonstrations of `tasks` before each query (the baselines
+            without a hypernetwork): the keyword arguments of `encode_in_context`; None where it does not.
+        max_query_length, max_target_length: tokens of a query and of an answer that the model was
             trained with; `MainModel.generate` keeps to them.
         model: name of the hypernetwork model.
         created: time of generation, ISO 8601.
@@ -62,6 +65,7 @@ class Adaptation:
     base_revision: str | None
     base_fingerprint: str
     tasks: list[dict[str, Any]]
+    in_context: dict[str, Any] | None = None
     max_query_length: int = 384
     max_target_length: int = 128
     model: str = ""
@@ -79,6 +83,14 @@ class Adaptation:
 
     def __len__(self) -> int:
         return len(self.tasks)
+
+    def read_tasks(self) -> list[Task]:
+        """The tasks it was generated from, without instances.
+
+        Raises:
+            HartError: a row's task is no task.
+        """
+        return [Task.from_dict(row, source="adaptation", name=str(row.get("name", ""))) for row in self.tasks]
 
     def __getitem__(self, row: int) -> Self:
         """The adaptation of one row; negative rows count from the end."""
@@ -121,6 +133,8 @@ class Adaptation:
                 )
             if other.peft != first.peft or (other.memory is None) != (first.memory is None):
                 raise HartError("adaptation: cannot stack different PEFT kinds, or with and without memory")
+            if other.in_context != first.in_context:
+                raise HartError("adaptation: cannot stack adaptations whose main models read different inputs")
         memories = [a.memory for a in adaptations if a.memory is not None]
         masks = [a.memory_mask for a in adaptations if a.memory_mask is not None]
         length = max((memory.shape[1] for memory in memories), default=0)
@@ -216,6 +230,7 @@ _FIELD_TYPES: dict[str, type | tuple[type, ...]] = {
     "base_fingerprint": str,
     "peft": list,
     "tasks": list,
+    "in_context": (dict, type(None)),
     "max_query_length": int,
     "max_target_length": int,
     "created": str,

@@ -15,7 +15,6 @@ from typing import Any, ClassVar, Literal, get_type_hints
 import yaml
 
 from hart import strict
-from hart.data.super_natural_instructions import DEFAULT_HUB_NAME
 from hart.files import write_text
 
 
@@ -59,7 +58,7 @@ def _hints(section: type[_Section]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ModelConfig(_Section):
-    """The frozen main model and the hypernetwork that adapts it."""
+    """The main model and what adapts it: every system of the paper is a choice of these fields."""
 
     section: ClassVar[str] = "model"
 
@@ -67,6 +66,15 @@ class ModelConfig(_Section):
     base: str = "google/t5-large-lm-adapt"
     #: Revision of the main model on the hub; None is its newest.
     base_revision: str | None = None
+    #: Where the PEFT parameters come from: a hypernetwork, one learned set for all tasks (the Prefix-Tuning and
+    #: LoRA baselines), or nowhere (full fine-tuning).
+    weights: Literal["generated", "learned", "none"] = "generated"
+    #: Train the main model too: full fine-tuning, and HINT, whose networks "are jointly fine-tuned" (§4.1).
+    train_main: bool = False
+    #: The hypernetwork's encoder is the main model's own, one module (HINT: "share weights").
+    tied_encoder: bool = False
+    #: Folder of a trained model whose trained weights this run starts from (pre-training, then fine-tuning).
+    init_from: str | None = None
     #: Checkpoint of the hypernetwork; None: the base ("initialize both ... with", §4.1).
     hypernetwork_init: str | None = None
     #: "We only keep the first 8 decoder layers (out of 24) in the hypernetwork" (§4.1).
@@ -78,11 +86,11 @@ class ModelConfig(_Section):
     peft: list[dict[str, Any]] = field(default_factory=lambda: [{"kind": "prefix", "length": 32}])
     #: Fusion-in-decoder: "prepend the hypernetwork's encoder output to the main model's" (§8.1.3).
     fusion: bool = True
-    #: Dropout of the hypernetwork (open); None keeps its checkpoint's. The main model has none.
+    #: Dropout of the hypernetwork (open); None keeps its checkpoint's. A frozen main model has none.
     dropout: float | None = _number(None, least=0, below=1)
     #: Attention kernel of the main model; both give the same numbers.
     attention: Literal["sdpa", "eager"] = "sdpa"
-    #: Type in which the frozen main model is stored; T5 overflows in float16.
+    #: Type in which a frozen main model is stored; T5 overflows in float16.
     dtype: Literal["float32", "bfloat16"] = "float32"
     #: Recompute activations in the backward pass: less memory, more time, the same gradients.
     gradient_checkpointing: bool = False
@@ -95,8 +103,35 @@ class ModelConfig(_Section):
         for index, kind in enumerate(self.peft):
             if not isinstance(kind.get("kind"), str):
                 self._refuse(f"peft.{index}", "needs a kind, e.g. {kind: prefix, length: 32}")
+        if self.weights == "generated":
+            self._check_generated()
+        else:
+            self._check_without_hypernetwork()
+        if self.train_main and self.dtype != "float32":
+            self._refuse(
+                "dtype", "must be float32 where the main model is trained (training.bf16 computes in bfloat16)"
+            )
+
+    def _check_generated(self) -> None:
         if not self.peft and not self.fusion:
             self._refuse("peft", "is empty while fusion is off: demonstrations would have no effect")
+        if self.tied_encoder and not self.train_main:
+            self._refuse("tied_encoder", "needs model.train_main: a frozen encoder cannot learn to read tasks")
+        if self.tied_encoder and self.hypernetwork_init is not None:
+            self._refuse("hypernetwork_init", "must be null where model.tied_encoder shares the main model's encoder")
+
+    def _check_without_hypernetwork(self) -> None:
+        if self.fusion:
+            self._refuse("fusion", f"needs a hypernetwork, and model.weights is {self.weights}; set it to false")
+        for name in ("tied_encoder", "hypernetwork_init"):
+            if getattr(self, name):
+                self._refuse(name, f"belongs to a hypernetwork, and model.weights is {self.weights}; remove it")
+        if self.weights == "learned" and not self.peft:
+            self._refuse("peft", "is empty, and model.weights is learned: there is nothing to learn; name a kind")
+        if self.weights == "none" and self.peft:
+            self._refuse("peft", "must be [] where model.weights is none")
+        if self.weights == "none" and not self.train_main:
+            self._refuse("weights", "is none and the main model is frozen: nothing would be trained")
 
 
 @dataclass(frozen=True)
@@ -105,12 +140,18 @@ class DataConfig(_Section):
 
     section: ClassVar[str] = "data"
 
-    #: Super-NaturalInstructions (§4.1), or the bundled procedural collection.
-    collection: Literal["sni", "procedural"] = "sni"
-    #: Folder in the layout of the official repository; None loads `hub_name` from the hub.
+    #: Super-NaturalInstructions (§4.1), the bundled procedural collection, or text to pre-train on, cut into four
+    #: segments (HyperTuning-PT) or three (HINT).
+    collection: Literal["sni", "procedural", "four_segments", "three_segments"] = "sni"
+    #: Folder in the layout of the official repository, or of C4's files for segments; None loads `hub_name`.
     dir: str | None = None
-    #: Hub data set that stands in for a folder.
-    hub_name: str = DEFAULT_HUB_NAME
+    #: Hub data set that stands in for a folder; None: the collection's own (for segments allenai/c4).
+    hub_name: str | None = None
+    #: Tokens of a document that segments are cut from (HINT: 512).
+    max_document_tokens: int = _number(512, least=16)
+    #: Who reads definition and demonstrations: the hypernetwork, the main model before its query (FT-Few-Shot,
+    #: Tk-Instruct, Prefix-Tuning, LoRA), or nobody (FT-Zero-Shot).
+    demonstrations_to: Literal["hypernetwork", "main", "nowhere"] = "hypernetwork"
     #: Instances kept per training task, after a shuffle (Tk-Instruct; open in the paper).
     max_train_instances: int | None = _number(100, least=1)
     #: First instances kept per test task (the S-NI benchmark); commands have --max-instances.
@@ -136,7 +177,18 @@ class DataConfig(_Section):
 
     def _check(self) -> None:
         if self.collection == "procedural" and self.dir is not None:
-            self._refuse("dir", "is for sni; remove it, or set data.collection to sni")
+            self._refuse("dir", "is for sni and segments; remove it, or set data.collection to sni")
+        if self.segments and self.demonstrations_to != "hypernetwork":
+            self._refuse(
+                "demonstrations_to", f"must be hypernetwork with {self.collection}: one segment is what it reads"
+            )
+        if self.segments and self.validation_tasks:
+            self._refuse("validation_tasks", f"must be 0 with {self.collection}, which has no tasks")
+
+    @property
+    def segments(self) -> bool:
+        """Whether this is text to pre-train on instead of tasks."""
+        return self.collection.endswith("_segments")
 
 
 @dataclass(frozen=True)
@@ -211,6 +263,31 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        """Rules across sections: the parts must make one system.
+
+        Raises:
+            hart.strict.FieldError: they contradict each other.
+        """
+        generated, reader = self.model.weights == "generated", self.data.demonstrations_to
+        if generated != (reader == "hypernetwork"):
+            right = "hypernetwork" if generated else "main or nowhere"
+            raise strict.FieldError(
+                "data.demonstrations_to", f"must be {right} where model.weights is {self.model.weights}, not {reader}"
+            )
+        if not generated and self.training.alpha:
+            raise strict.FieldError(
+                "training.alpha", f"must be 0 where model.weights is {self.model.weights}: no states to keep consistent"
+            )
+        if not generated and self.training.queries_per_task > 1:
+            raise strict.FieldError(
+                "training.queries_per_task", f"must be 1 where model.weights is {self.model.weights}: no pass to share"
+            )
+        if self.data.segments and self.training.queries_per_task > 1:
+            raise strict.FieldError("training.queries_per_task", f"must be 1 with {self.data.collection}")
+        if self.data.segments and self.training.eval_every:
+            raise strict.FieldError("training.eval_every", f"must be 0 with {self.data.collection}, which has no tasks")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dicts; a deep copy."""

@@ -9,7 +9,7 @@ counts are 4·p·d² shared first maps and 4L second maps of d². The width is h
 model, which the paper's models have equal to d.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -95,15 +95,20 @@ class RowBlockHeads(nn.Module):
     Args:
         blocks: what to generate, in order.
         d_model: width of the states.
-        state_rows: m of the scheme.
+        rows_of: which rows of a state serve a block (`GenerationScheme.rows_of`).
     """
 
-    def __init__(self, blocks: Sequence[RowBlock], d_model: int, state_rows: int) -> None:
+    def __init__(self, blocks: Sequence[RowBlock], d_model: int, rows_of: Callable[[RowBlock], slice]) -> None:
         super().__init__()
         self.blocks = tuple(blocks)
+        self._rows = {block.name: rows_of(block) for block in blocks if block.rows}
         # Module names cannot contain dots.
         self.families = nn.ModuleDict(
-            {block.name.replace(".", "_"): BlockHead(block, d_model, state_rows) for block in blocks if block.rows}
+            {
+                block.name.replace(".", "_"): BlockHead(block, d_model, _length(self._rows[block.name]))
+                for block in blocks
+                if block.rows
+            }
         )
 
     def reset_parameters(self, std: Mapping[str, Tensor]) -> None:
@@ -115,9 +120,16 @@ class RowBlockHeads(nn.Module):
         return [head for head in self.families.values() if isinstance(head, BlockHead)]
 
     def forward(self, states: Tensor) -> Blocks:
-        made = {h.block.name: h(states[:, STACK_INDEX[h.block.stack]]) for h in self.heads()}
+        made = {
+            head.block.name: head(states[:, STACK_INDEX[head.block.stack], :, self._rows[head.block.name]])
+            for head in self.heads()
+        }
         batch = states.shape[0]
         return {
             block.name: made[block.name] if block.rows else states.new_zeros(batch, block.layers, 0, block.width)
             for block in self.blocks
         }
+
+
+def _length(rows: slice) -> int:
+    return rows.stop - rows.start

@@ -19,8 +19,9 @@ from transformers.models.t5.modeling_t5 import T5Stack
 from hart.errors import HartError
 from hart.heads import BlockHead, RowBlockHeads
 from hart.main_model import MainModel
-from hart.peft import Blocks, MainShape, build_kinds, row_blocks
+from hart.peft import Blocks, MainShape, RowBlock, build_kinds, row_blocks
 from hart.schemes import STACK_INDEX, GenerationScheme, build_scheme
+from hart.schemes.bidirectional import Bidirectional
 
 T5_FIELDS = (
     "vocab_size",
@@ -51,6 +52,7 @@ class HyperNetworkConfig(PreTrainedConfig):
         peft: what is generated, `[{"kind": …, fields}]` (`hart.peft`); may be empty (fusion alone).
         main: the fields of the main model's `MainShape`.
         dropout: replaces the checkpoint's dropout rate if not None.
+        tied_encoder: the encoder is the main model's own (HINT), not part of this network; see `HyperNetwork.tie`.
     """
 
     model_type = "hart-hypernetwork"
@@ -61,6 +63,7 @@ class HyperNetworkConfig(PreTrainedConfig):
     peft: list[dict[str, Any]] = field(default_factory=lambda: [{"kind": "prefix", "length": 32}])
     main: dict[str, int] = field(default_factory=dict)
     dropout: float | None = None
+    tied_encoder: bool = False
 
     def stack_config(self, *, decoder: bool) -> T5Config:
         """Configuration of one of the two T5 stacks."""
@@ -123,21 +126,23 @@ class HyperNetwork(PreTrainedModel):
                 f"hypernetwork: d_model {encoder_config.d_model} differs from the main model's "
                 f"{self.shape.d_model}; initialise it from a checkpoint of the same width"
             )
-        self.encoder = T5Stack(encoder_config)
+        if not config.tied_encoder:
+            self.encoder = T5Stack(encoder_config)
         self.decoder: T5Stack | None = None
         self.scheme: GenerationScheme | None = None
         generated = [block for block in blocks if block.rows]
         if generated:
-            self.decoder = T5Stack(config.stack_config(decoder=True))
-            self.decoder.set_input_embeddings(None)
             self.scheme = build_scheme(
                 config.scheme,
                 d_model=self.shape.d_model,
                 layers=max(self.shape.encoder_layers, self.shape.decoder_layers),
                 blocks=generated,
             )
-        state_rows = self.scheme.state_rows if self.scheme else 1
-        self.heads = RowBlockHeads(blocks, self.shape.d_model, state_rows)
+        if self.scheme is not None and self.scheme.uses_decoder:
+            self.decoder = T5Stack(config.stack_config(decoder=True))
+            self.decoder.set_input_embeddings(None)
+        rows_of = self.scheme.rows_of if self.scheme is not None else _no_rows
+        self.heads = RowBlockHeads(blocks, self.shape.d_model, rows_of)
         self.post_init()
 
     @classmethod
@@ -150,6 +155,7 @@ class HyperNetwork(PreTrainedModel):
         scheme: Mapping[str, Any],
         peft: Sequence[Mapping[str, Any]],
         dropout: float | None = None,
+        tied_encoder: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> Self:
         """A hypernetwork for `base`, initialised from its checkpoint or from another one (§4.1).
@@ -166,7 +172,7 @@ class HyperNetwork(PreTrainedModel):
             base: the main model; it is only read.
             init: folder or hub name of the checkpoint to start from; None for that of `base`.
             decoder_layers: N.
-            scheme, peft, dropout: as in `HyperNetworkConfig`.
+            scheme, peft, dropout, tied_encoder: as in `HyperNetworkConfig`.
             dtype: of the new weights, whatever the type of the checkpoint's.
 
         Raises:
@@ -184,17 +190,20 @@ class HyperNetwork(PreTrainedModel):
             peft=[kind.to_config() for kind in build_kinds(peft)],
             main=dataclasses.asdict(shape),
             dropout=dropout,
+            tied_encoder=tied_encoder,
         )
         # Every weight is filled below; drawing them first would take longer than copying.
         with torch.device("meta"):
             network = cls(config)
         nn.Module.to(network, dtype)
         network.to_empty(device=main.device)
-        network.encoder.load_state_dict(source.encoder.state_dict())
-        if network.decoder is not None and network.scheme is not None:
-            config.scheme = network.scheme.to_config()
+        if not tied_encoder:
+            network.encoder.load_state_dict(source.encoder.state_dict())
+        if network.decoder is not None:
             weights = source.decoder.state_dict()
             network.decoder.load_state_dict({n: weights[n] for n in network.decoder.state_dict()})
+        if network.scheme is not None:
+            config.scheme = network.scheme.to_config()
             embeddings = source.get_input_embeddings().weight
             network.scheme.reset_parameters(embeddings.float().std().item())
             network.heads.reset_parameters(network._init_std(main))
@@ -217,6 +226,25 @@ class HyperNetwork(PreTrainedModel):
             )
         return network
 
+    def tie(self, encoder: T5Stack) -> None:
+        """Use `encoder`, the main model's, as this network's own (HINT): one module, not a copy.
+
+        It is not registered here, so it is trained, moved and saved once, as part of the main model.
+        """
+        self.__dict__["encoder"] = encoder
+
+    @torch.no_grad()
+    def attention_maps(self, demo_ids: Tensor, demo_mask: Tensor) -> Tensor:
+        """How the states of layers attend to each other `[b, 2, L, L]` (Fig. 1); see `Bidirectional.attention_maps`.
+
+        Raises:
+            HartError: the generation scheme has no such maps.
+        """
+        if not isinstance(self.scheme, Bidirectional):
+            raise HartError("attention maps between layers need model.scheme {name: bidirectional}")
+        memory = self.encoder(input_ids=demo_ids, attention_mask=demo_mask).last_hidden_state
+        return self.scheme.attention_maps(self.decoder, memory, demo_mask)
+
     def forward(self, demo_ids: Tensor, demo_mask: Tensor) -> HyperOutput:
         """Encode demonstrations and generate row blocks from them.
 
@@ -225,22 +253,23 @@ class HyperNetwork(PreTrainedModel):
             demo_mask: `[b, s]`, 1 for tokens and 0 for padding; no row may be all padding.
         """
         memory = self.encoder(input_ids=demo_ids, attention_mask=demo_mask).last_hidden_state
-        if self.decoder is None or self.scheme is None:
+        if self.scheme is None:
             states = memory.new_zeros(memory.shape[0], len(STACK_INDEX), 0, 1, memory.shape[2])
         else:
             states = self.scheme(self.decoder, memory, demo_mask)
         return HyperOutput(self.heads(states), states, memory, demo_mask)
 
     def count_parameters(self) -> dict[str, int]:
-        """Part → number of parameters; the parts add up to the whole network.
+        """Part → number of parameters; the parts add up to the whole network (a tied encoder is none of it).
 
         `heads.first` and `heads.second` are the shared and the per-layer maps of App. 8.1.2.
         """
         heads = self.heads.heads()
-        embedding = self.encoder.embed_tokens.weight.numel()
+        encoder = None if self.config.tied_encoder else self.encoder
+        embedding = 0 if encoder is None else encoder.embed_tokens.weight.numel()
         return {
             "embedding": embedding,
-            "encoder": _size(self.encoder) - embedding,
+            "encoder": _size(encoder) - embedding,
             "decoder": _size(self.decoder),
             "scheme": _size(self.scheme),
             "heads.norm": sum(_size(head.norm) for head in heads),
@@ -264,6 +293,10 @@ class HyperNetwork(PreTrainedModel):
         for kind in self.kinds:
             std.update(kind.init_std(main, self.shape))
         return std
+
+
+def _no_rows(block: RowBlock) -> slice:
+    return slice(0, 1)
 
 
 def _size(module: nn.Module | None) -> int:

@@ -25,7 +25,7 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from hart.adaptation import Adaptation
-from hart.data.prompts import Lengths, encode_query, encode_target
+from hart.data.prompts import Lengths, encode_in_context, encode_query, encode_target
 from hart.errors import HartError
 from hart.peft import Blocks, MainShape, PeftKind, check_blocks
 from hart.peft.injection import attach
@@ -128,6 +128,11 @@ class MainModel(nn.Module):
             digest.update(f"{name} {list(tensor.shape)}\n".encode())
             digest.update(sample.contiguous().view(torch.int16).numpy().tobytes())
         return digest.hexdigest()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Name, revision and fingerprint, as saved models and adaptations name their base."""
+        return {"base": self.name, "base_revision": self.revision, "base_fingerprint": self.fingerprint}
 
     def freeze(self) -> None:
         """Fix the weights for good (§4.1, "We freeze the main model"); gradients flow through.
@@ -233,12 +238,7 @@ class MainModel(nn.Module):
             query=max_query_length or (adaptation.max_query_length if adaptation else Lengths.query),
             target=max_new_tokens or (adaptation.max_target_length if adaptation else Lengths.target),
         )
-        for number, query in enumerate(queries, start=1):
-            if not (query.strip() if isinstance(query, str) else query):
-                raise HartError(f"query {number} of {len(queries)} is empty; give it a text")
-        encoded = [
-            encode_query(self.tokenizer, query, lengths) if isinstance(query, str) else query for query in queries
-        ]
+        encoded = self._encode_queries(queries, adaptation, lengths)
         answers = [""] * len(queries)
         longest_first = sorted(range(len(queries)), key=lambda i: -len(encoded[i]))
         with self._evaluating():
@@ -281,7 +281,7 @@ class MainModel(nn.Module):
             raise HartError("score: there are no choices to score")
         adaptation = self._ready(adaptation, rows=1)
         lengths = Lengths(query=max_query_length, target=max_target_length)
-        ids, query_mask = self.pad([encode_query(self.tokenizer, query, lengths)])
+        ids, query_mask = self.pad(self._encode_queries([query], adaptation, lengths))
         targets = [encode_target(self.tokenizer, choice, lengths) for choice in choices]
         labels, label_mask = self.pad(targets)
         blocks, kinds, *fused = _parts(adaptation, [0])
@@ -317,6 +317,26 @@ class MainModel(nn.Module):
                 "give one row, or one for each query"
             )
         return adaptation.to(self.device)
+
+    def _encode_queries(
+        self, queries: Sequence[str] | Sequence[list[int]], adaptation: Adaptation | None, lengths: Lengths
+    ) -> list[list[int]]:
+        """Tokens of each query, behind its task's demonstrations where the adaptation says so."""
+        for number, query in enumerate(queries, start=1):
+            if not (query.strip() if isinstance(query, str) else query):
+                raise HartError(f"query {number} of {len(queries)} is empty; give it a text")
+        reads = None if adaptation is None else adaptation.in_context
+        tasks = [] if adaptation is None or reads is None else adaptation.read_tasks()
+        encoded: list[list[int]] = []
+        for number, query in enumerate(queries):
+            if not isinstance(query, str):
+                encoded.append(query)
+            elif reads is None:
+                encoded.append(encode_query(self.tokenizer, query, lengths))
+            else:
+                task = tasks[number if len(tasks) > 1 else 0]
+                encoded.append(encode_in_context(self.tokenizer, task, query, **reads))
+        return encoded
 
     def _encode(
         self,

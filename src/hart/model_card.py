@@ -11,26 +11,37 @@ def model_card(config: Mapping[str, Any]) -> str:
         config: content of the saved config.json (`HyperNetworkConfig` with its `system` part).
     """
     system = config["system"]
-    kinds = ", ".join(kind["kind"] for kind in config["peft"]) or "none (fusion alone)"
-    fused = "is" if system["fusion"] else "is not"
+    weights, trained = system.get("weights", "generated"), system.get("train_main", False)
+    kinds = ", ".join(kind["kind"] for kind in config["peft"]) or "none"
+    rows = [
+        (
+            "base",
+            f"{system['base']}, revision {system['base_revision']}, fingerprint `{system['base_fingerprint'][:16]}`",
+        ),
+        ("main model", "trained, in `main/`" if trained else "frozen"),
+        (f"PEFT parameters ({weights})", kinds),
+    ]
+    if weights == "generated":
+        fused = "is" if system["fusion"] else "is not"
+        rows += [
+            ("generation scheme", config["scheme"]["name"]),
+            ("decoder layers of the hypernetwork", config["decoder_layers"]),
+            ("fusion-in-decoder", f"the main model's decoder {fused} given the hypernetwork's encoding"),
+        ]
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     return f"""---
 library_name: hart-hypernet
 base_model: {system["base"]}
 tags: [hypernetwork, peft, t5, hart]
 ---
 
-# HART hypernetwork for {system["base"]}
+# {_TITLES[weights]} for {system["base"]}
 
-Reads the definition and {system["input_format"]["num_demonstrations"]} demonstrations of a task and generates, in one
-forward pass, parameters that adapt the frozen base model to it.
+{_WHAT[weights].format(demonstrations=system["input_format"]["num_demonstrations"])}
 
 | | |
 |---|---|
-| base | {system["base"]}, revision {system["base_revision"]}, fingerprint `{system["base_fingerprint"][:16]}` |
-| generated | {kinds} |
-| generation scheme | {config["scheme"]["name"]} |
-| decoder layers of the hypernetwork | {config["decoder_layers"]} |
-| fusion-in-decoder | the base's decoder {fused} given the hypernetwork's encoding |
+{table}
 
 ```python
 from hart import HartModel, Task
@@ -41,3 +52,12 @@ adaptation = model.adapt(task)
 model.generate(["query"], adaptation)
 ```
 """
+
+
+_TITLES = {"generated": "HART hypernetwork", "learned": "Learned PEFT parameters", "none": "Fine-tuned model"}
+_WHAT = {
+    "generated": "Reads the definition and {demonstrations} demonstrations of a task and generates, in one\n"
+    "forward pass, parameters that adapt the base model to it.",
+    "learned": "One set of PEFT parameters for all tasks, learned beside the base model.",
+    "none": "All weights of the base model, fine-tuned on many tasks.",
+}

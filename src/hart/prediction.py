@@ -3,8 +3,9 @@
 from hart.data.prompts import encode_in_context, encode_query
 from hart.data.tasks import Task
 from hart.evaluation import Predictor
+from hart.input_format import InputFormat
 from hart.main_model import MainModel
-from hart.system import HartModel, InputFormat
+from hart.system import HartModel
 
 
 def hart_predictor(model: HartModel, *, batch_size: int = 32) -> Predictor:

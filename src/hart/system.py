@@ -1,55 +1,52 @@
-"""The whole system: a hypernetwork that reads a task, and the frozen main model that it adapts (Fig. 2).
+"""The whole system: a main model, and what adapts it to a task (Fig. 2; the systems of Tables 2 to 7).
 
-`HartModel` holds both networks. `adapt` turns a task into an `Adaptation` in one forward pass; `generate` and
-`score` use one. `forward` is the training pass: demonstrations and queries in, logits and layer states out. A
-saved model holds the hypernetwork alone and names the main model by id, revision and fingerprint.
+In HART a hypernetwork reads the task and generates PEFT parameters for a frozen main model. The baselines are the same
+class with other parts: learned parameters instead of generated ones, a main model that is trained, demonstrations in
+its input, an encoder that both networks share. `adapt` turns a task into an `Adaptation` in one forward pass;
+`generate` and `score` use one. `forward` is the training pass: demonstrations and queries in, logits and layer states
+out. `hart.model_folder` says what a saved system consists of.
 """
 
 import dataclasses
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.models.t5.modeling_t5 import T5Stack
 
 from hart.adaptation import Adaptation
 from hart.config import DataConfig, ModelConfig
-from hart.data.prompts import Lengths, encode_task
+from hart.data.prompts import encode_task
 from hart.data.tasks import Task
 from hart.errors import HartError
 from hart.files import new_directory
-from hart.hypernetwork import HyperNetwork, HyperNetworkConfig
+from hart.hypernetwork import HyperNetwork, HyperOutput
+from hart.input_format import InputFormat
+from hart.learned import LearnedWeights
 from hart.main_model import MainModel
 from hart.model_card import model_card
-from hart.peft import Blocks
+from hart.model_folder import (
+    CONFIG_FILE,
+    MAIN_FOLDER,
+    PLAIN_MODEL_TYPE,
+    WEIGHTS_FILE,
+    fetch,
+    load_adapter,
+    load_weights,
+    read_config,
+    read_input_format,
+    upload,
+)
+from hart.peft import Blocks, PeftKind
 from hart.resources import resolve_model
-
-
-@dataclass(frozen=True)
-class InputFormat:
-    """How a task and a query are turned into tokens; a trained model expects the format of its training."""
-
-    num_demonstrations: int = 2
-    explanations: bool = False
-    max_demonstrations_length: int = 1024
-    max_query_length: int = 384
-    max_target_length: int = 128
-
-    @property
-    def lengths(self) -> Lengths:
-        return Lengths(self.max_demonstrations_length, self.max_query_length, self.max_target_length)
-
-    @classmethod
-    def from_config(cls, data: DataConfig) -> Self:
-        return cls(**{f.name: getattr(data, f.name) for f in dataclasses.fields(cls)})
+from hart.schemes import STACK_INDEX
 
 
 @dataclass
@@ -58,8 +55,8 @@ class HartOutput:
 
     Attributes:
         logits: `[b, u, v]`, of the main model, for the shifted labels.
-        states: layer states `[n, 2, L, m, d]` of the hypernetwork.
-        blocks: generated parameters, block name → `[n, layers, rows, width]`.
+        states: layer states `[n, 2, L, m, d]` of the hypernetwork; L = 0 without one.
+        blocks: generated or learned parameters, block name → `[n or 1, layers, rows, width]`.
     """
 
     logits: Tensor
@@ -68,43 +65,61 @@ class HartOutput:
 
 
 class HartModel(nn.Module):
-    """A hypernetwork and the frozen main model it adapts.
+    """A main model and what adapts it: a hypernetwork, learned PEFT parameters, or nothing but its own training.
 
     Args:
-        main: the main model; frozen here.
-        hypernetwork: made for a main model of the same shape.
+        main: the main model.
+        adapter: a `HyperNetwork` made for a main model of the same shape, `LearnedWeights`, or None (full
+            fine-tuning).
         fusion: whether the main decoder also attends to the hypernetwork's encoding (App. 8.1.3).
+        train_main: whether the main model's weights are trained; it is frozen here otherwise.
         input_format: how tasks and queries are turned into tokens.
         name: what the model is called in adaptations and model cards.
+        origin: name, revision and fingerprint of the base that `main` was before it was trained.
+
+    Raises:
+        HartError: a hypernetwork that was made for another main model.
     """
 
     def __init__(
         self,
         main: MainModel,
-        hypernetwork: HyperNetwork,
+        adapter: HyperNetwork | LearnedWeights | None,
         *,
         fusion: bool = True,
+        train_main: bool = False,
         input_format: InputFormat | None = None,
         name: str = "",
+        origin: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if hypernetwork.shape != main.shape:
+        if adapter is not None and adapter.shape != main.shape:
             raise HartError(
-                f"{name or 'hypernetwork'}: made for a main model of {hypernetwork.shape}, "
+                f"{name or 'hypernetwork'}: made for a main model of {adapter.shape}, "
                 f"{main.name} has {main.shape}; use the base it was trained with"
             )
         self.main = main
-        self.hypernetwork = hypernetwork
-        self.fusion = fusion
+        self.hypernetwork = adapter if isinstance(adapter, HyperNetwork) else None
+        self.learned = adapter if isinstance(adapter, LearnedWeights) else None
+        self.fusion = fusion and self.hypernetwork is not None
+        self.train_main = train_main
         self.input_format = input_format or InputFormat()
         self.name = name
-        main.freeze()
+        if self.hypernetwork is not None and self.hypernetwork.config.tied_encoder:
+            self.hypernetwork.tie(main.model.encoder)
+        # Before training: afterwards the weights are others.
+        self._origin = dict(origin) if origin else main.identity
+        if not train_main:
+            main.freeze()
 
     @classmethod
     def from_config(cls, model: ModelConfig, data: DataConfig, *, seed: int = 0) -> Self:
         """A system to be trained: the base as it is, the hypernetwork initialised from a checkpoint (§4.1).
 
-        `seed` decides the new weights (learnable inputs and heads).
+        `seed` decides the new weights (learnable inputs and heads, or learned parameters).
+
+        Raises:
+            HartError: no such base or checkpoint, or parts that do not fit each other.
         """
         main = MainModel.from_pretrained(
             model.base,
@@ -113,15 +128,29 @@ class HartModel(nn.Module):
             attention=model.attention,
         )
         torch.manual_seed(seed)
-        hypernetwork = HyperNetwork.from_base(
+        adapter: HyperNetwork | LearnedWeights | None = None
+        if model.weights == "generated":
+            adapter = HyperNetwork.from_base(
+                main,
+                init=model.hypernetwork_init,
+                decoder_layers=model.decoder_layers,
+                scheme=model.scheme,
+                peft=model.peft,
+                dropout=model.dropout,
+                tied_encoder=model.tied_encoder,
+            )
+        elif model.weights == "learned":
+            adapter = LearnedWeights(model.peft, main.shape)
+            adapter.reset_parameters(main.model)
+        system = cls(
             main,
-            init=model.hypernetwork_init,
-            decoder_layers=model.decoder_layers,
-            scheme=model.scheme,
-            peft=model.peft,
-            dropout=model.dropout,
+            adapter,
+            fusion=model.fusion,
+            train_main=model.train_main,
+            input_format=InputFormat.from_config(data),
         )
-        system = cls(main, hypernetwork, fusion=model.fusion, input_format=InputFormat.from_config(data))
+        if model.init_from is not None:
+            system.start_from(model.init_from)
         if model.gradient_checkpointing:
             system.enable_gradient_checkpointing()
         return system
@@ -137,44 +166,50 @@ class HartModel(nn.Module):
         attention: Literal["sdpa", "eager"] = "sdpa",
         device: str | torch.device | None = None,
     ) -> Self:
-        """A trained system: hypernetwork from a folder, the hub or `mini`, and the base that it names.
+        """A trained system: what adapts from a folder, the hub or `mini`, and the base that it names.
 
         Args:
             name: folder or hub name of a saved `HartModel`, or `mini`.
-            revision: of the hypernetwork on the hub.
-            base: where the base lies, if not where the model says (a copy on a machine without internet).
-            dtype: of the frozen main model.
+            revision: of the saved model on the hub.
+            base: where the base lies, if not where the model says (a copy on a machine without internet). A main
+                model that was trained lies in the saved folder itself.
+            dtype: of the main model.
             attention: `sdpa` or `eager`.
-            device: where both networks go.
+            device: where everything goes.
 
         Raises:
             HartError: nothing there, not a HART model, damaged weights, or a base that differs from the
                 one it was trained with.
         """
-        folder = _fetch(resolve_model(str(name)), revision)
-        info = _read_info(folder)
-        try:
-            # As in training, whatever type the file has: bfloat16 weights are for small downloads.
-            hypernetwork = HyperNetwork.from_pretrained(folder, dtype=torch.float32)
-        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise HartError(f"{folder}: cannot be loaded ({reason}); is the download complete?") from error
+        folder = fetch(resolve_model(str(name)), revision)
+        config = read_config(folder)
+        info = config["system"]
+        train_main = info.get("train_main", False)
         main = MainModel.from_pretrained(
-            base or info["base"],
-            revision=None if base else info["base_revision"],
+            str(folder / MAIN_FOLDER) if train_main else base or info["base"],
+            revision=None if train_main or base else info["base_revision"],
             dtype=dtype,
             attention=attention,
         )
-        if main.fingerprint != info["base_fingerprint"]:
+        if not train_main and main.fingerprint != info["base_fingerprint"]:
             raise HartError(
                 f"{folder}: was trained for another {info['base']} than the one found in "
                 f"{main.name} (fingerprint {info['base_fingerprint']}, found {main.fingerprint})"
             )
-        system = cls(main, hypernetwork, fusion=info["fusion"], input_format=info["input_format"], name=str(name))
+        # Frozen also where it was trained: what is loaded is for use.
+        system = cls(
+            main,
+            load_adapter(folder, config, main),
+            fusion=info["fusion"],
+            input_format=read_input_format(folder, info["input_format"]),
+            name=str(name),
+            origin={key: info[key] for key in main.identity},
+        )
+        system.train_main = train_main
         return system.eval().to(device) if device is not None else system.eval()
 
     def save_pretrained(self, directory: str | Path, *, card: str | None = None) -> None:
-        """Write config.json, model.safetensors (the hypernetwork alone) and a model card.
+        """Write config.json, model.safetensors (what was trained beside the main model), main/ and a model card.
 
         Args:
             directory: a folder that does not exist yet, is empty, or holds a saved model, which is replaced.
@@ -191,10 +226,49 @@ class HartModel(nn.Module):
 
     def write(self, folder: Path, *, card: str | None = None) -> None:
         """Put the files of `save_pretrained` into a folder that exists, for callers that make it appear whole."""
-        self.hypernetwork.config.system = self._info()
-        self.hypernetwork.save_pretrained(folder)
-        text = card if card is not None else model_card(self.hypernetwork.config.to_dict())
-        (folder / "README.md").write_text(text, encoding="utf-8")
+        info = self._info()
+        if self.hypernetwork is not None:
+            self.hypernetwork.config.system = info
+            self.hypernetwork.save_pretrained(folder)
+            config = self.hypernetwork.config.to_dict()
+        else:
+            config = {"model_type": PLAIN_MODEL_TYPE, "peft": [kind.to_config() for kind in self.kinds], "system": info}
+            (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        if self.learned is not None:
+            save_file({k: v.contiguous() for k, v in self.learned.state_dict().items()}, folder / WEIGHTS_FILE)
+        if self.train_main:
+            self.main.model.save_pretrained(folder / MAIN_FOLDER)
+            self.main.tokenizer.save_pretrained(folder / MAIN_FOLDER)
+        (folder / "README.md").write_text(card if card is not None else model_card(config), encoding="utf-8")
+
+    def start_from(self, name: str | Path) -> None:
+        """Take over the trained weights of a saved system of the same make: pre-training before fine-tuning (§4.1).
+
+        Raises:
+            HartError: nothing there, or a system of another make.
+        """
+        folder = fetch(str(name), None)
+        saved, own = read_config(folder), self._make()
+        theirs = {**own, **{key: value for key, value in {**saved, **saved["system"]}.items() if key in own}}
+        for key, value in own.items():
+            if theirs[key] != value:
+                raise HartError(
+                    f"model.init_from: {name} has {key} {theirs[key]}, this run {value}; they must be equal"
+                )
+        self.load_trained(folder)
+
+    def load_trained(self, folder: Path) -> None:
+        """Copy the trained weights of a saved system or a checkpoint of the same configuration.
+
+        Raises:
+            HartError: files are missing, damaged, or of another make.
+        """
+        adapter = self.hypernetwork or self.learned
+        if adapter is not None:
+            load_weights(adapter, folder)
+        if self.train_main:
+            trained = MainModel.from_pretrained(str(folder / MAIN_FOLDER), dtype=torch.float32)
+            self.main.model.load_state_dict(trained.model.state_dict())
 
     def push_to_hub(
         self,
@@ -212,52 +286,71 @@ class HartModel(nn.Module):
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "model"
             self.save_pretrained(folder, card=card)
-            try:
-                api = HfApi()
-                api.create_repo(repo_id, private=private, exist_ok=True)
-                commit = api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision)
-            except (HfHubHTTPError, HFValidationError, OSError) as error:
-                reason = str(error).splitlines()[0]
-                raise HartError(f"{repo_id}: upload failed ({reason})") from error
-            return str(commit)
+            return upload(folder, repo_id, private=private, revision=revision)
 
     def _info(self) -> dict[str, Any]:
-        """What a saved model says beside its hypernetwork; the fields of `_INFO`."""
+        """What a saved model says of the whole system; with at least `hart.model_folder.FIELDS`."""
         return {
-            "base": self.main.name,
-            "base_revision": self.main.revision,
-            "base_fingerprint": self.main.fingerprint,
+            **self._origin,
+            "weights": self.weights,
             "fusion": self.fusion,
+            "train_main": self.train_main,
             "input_format": dataclasses.asdict(self.input_format),
         }
 
+    def _make(self) -> dict[str, Any]:
+        """What two systems must share for one to start from the other's weights."""
+        make: dict[str, Any] = {"weights": self.weights, "train_main": self.train_main, "base": self._origin["base"]}
+        if self.hypernetwork is not None:
+            config = self.hypernetwork.config.to_dict()
+            make |= {key: config[key] for key in ("scheme", "decoder_layers", "tied_encoder")}
+        return make | {"peft": [kind.to_config() for kind in self.kinds]}
+
+    @property
+    def weights(self) -> Literal["generated", "learned", "none"]:
+        """Where the PEFT parameters come from."""
+        if self.hypernetwork is not None:
+            return "generated"
+        return "none" if self.learned is None else "learned"
+
+    @property
+    def kinds(self) -> tuple[PeftKind, ...]:
+        """The PEFT kinds that are generated or learned."""
+        adapter = self.hypernetwork or self.learned
+        return () if adapter is None else adapter.kinds
+
     @property
     def device(self) -> torch.device:
-        return self.hypernetwork.device
+        return self.main.device
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations of both networks in the backward pass (less memory, the same gradients)."""
         # Of the hypernetwork only the encoder: the decoder's steps hold two rows each, and their cache.
-        encoder: T5Stack = self.hypernetwork.encoder
-        encoder.activation_checkpointing_enable({"use_reentrant": False})
+        if self.hypernetwork is not None and not self.hypernetwork.config.tied_encoder:
+            encoder: T5Stack = self.hypernetwork.encoder
+            encoder.activation_checkpointing_enable({"use_reentrant": False})
         self.main.enable_gradient_checkpointing()
 
     def forward(
         self,
-        demo_ids: Tensor,
-        demo_mask: Tensor,
         query_ids: Tensor,
         query_mask: Tensor,
         labels: Tensor,
+        demo_ids: Tensor | None = None,
+        demo_mask: Tensor | None = None,
     ) -> HartOutput:
         """One training pass (Eq. 5 before its loss): each row of the batch is its own task.
 
         Args:
-            demo_ids, demo_mask: `[n, s]`, definition and demonstrations, for the hypernetwork; n divides b, and
-                row g serves the queries g·b/n to (g+1)·b/n − 1.
-            query_ids, query_mask: `[b, t]`, for the main model.
+            query_ids, query_mask: `[b, t]`, for the main model; with its demonstrations where it reads them.
             labels: `[b, u]`, -100 on padding.
+            demo_ids, demo_mask: `[n, s]`, definition and demonstrations, for the hypernetwork; n divides b, and
+                row g serves the queries g·b/n to (g+1)·b/n − 1. None without a hypernetwork.
         """
+        if self.hypernetwork is None or demo_ids is None or demo_mask is None:
+            blocks = {} if self.learned is None else self.learned()
+            logits = self.main(query_ids, query_mask, labels=labels, blocks=blocks, peft=self.kinds).logits
+            return HartOutput(logits, logits.new_zeros(query_ids.shape[0], len(STACK_INDEX), 0, 1, 1), blocks)
         made = self.hypernetwork(demo_ids, demo_mask)
         blocks, memory, memory_mask = made.blocks, made.memory, made.memory_mask
         repeats = query_ids.shape[0] // demo_ids.shape[0]
@@ -270,7 +363,7 @@ class HartModel(nn.Module):
             query_mask,
             labels=labels,
             blocks=blocks,
-            peft=self.hypernetwork.kinds,
+            peft=self.kinds,
             memory=memory if self.fusion else None,
             memory_mask=memory_mask if self.fusion else None,
         )
@@ -280,7 +373,9 @@ class HartModel(nn.Module):
     def adapt(self, task: Task | Sequence[Task]) -> Adaptation:
         """Read a task once and return what adapts the main model to it: one forward pass, no gradients.
 
-        With several tasks the adaptation has one entry for each, to be used with one query each or indexed.
+        With several tasks the adaptation has one entry for each, to be used with one query each or indexed. Without
+        a hypernetwork nothing is computed: the adaptation holds the learned parameters, and the demonstrations
+        that the main model reads before each query.
 
         Raises:
             HartError: no task, or a task without definition or demonstrations.
@@ -288,13 +383,37 @@ class HartModel(nn.Module):
         tasks = [task] if isinstance(task, Task) else list(task)
         if not tasks:
             raise HartError("adapt needs at least one task")
+        form = self.input_format
+        blocks: Blocks = {}
+        memory = memory_mask = None
+        if self.hypernetwork is not None:
+            made = self._read(self.hypernetwork, tasks)
+            blocks = made.blocks
+            memory, memory_mask = (made.memory, made.memory_mask) if self.fusion else (None, None)
+        elif self.learned is not None:
+            blocks = {name: rows.expand(len(tasks), -1, -1, -1) for name, rows in self.learned().items()}
+        return Adaptation(
+            blocks=blocks,
+            memory=memory,
+            memory_mask=memory_mask,
+            peft=[kind.to_config() for kind in self.kinds],
+            **self.main.identity,
+            in_context=form.in_context,
+            max_query_length=form.max_query_length,
+            max_target_length=form.max_target_length,
+            model=self.name,
+            tasks=[{"name": each.name, **replace(each, instances=()).to_dict()} for each in tasks],
+        )
+
+    def _read(self, hypernetwork: HyperNetwork, tasks: Sequence[Task]) -> HyperOutput:
+        form = self.input_format
         rows = [
             encode_task(
                 self.main.tokenizer,
                 each,
-                self.input_format.lengths,
-                num_demonstrations=self.input_format.num_demonstrations,
-                explanations=self.input_format.explanations,
+                form.lengths,
+                num_demonstrations=form.num_demonstrations,
+                explanations=form.explanations,
             )
             for each in tasks
         ]
@@ -302,22 +421,9 @@ class HartModel(nn.Module):
         training = self.training
         self.eval()
         try:
-            made = self.hypernetwork(ids, mask)
+            return hypernetwork(ids, mask)
         finally:
             self.train(training)
-        return Adaptation(
-            blocks=made.blocks,
-            memory=made.memory if self.fusion else None,
-            memory_mask=made.memory_mask if self.fusion else None,
-            peft=[kind.to_config() for kind in self.hypernetwork.kinds],
-            base=self.main.name,
-            base_revision=self.main.revision,
-            base_fingerprint=self.main.fingerprint,
-            max_query_length=self.input_format.max_query_length,
-            max_target_length=self.input_format.max_target_length,
-            model=self.name,
-            tasks=[{"name": each.name, **replace(each, instances=()).to_dict()} for each in tasks],
-        )
 
     def generate(self, queries: str | Sequence[str], adaptation: Adaptation, **options: Any) -> list[str]:
         """Answers of the adapted main model; options as in `MainModel.generate`.
@@ -336,44 +442,3 @@ class HartModel(nn.Module):
             max_query_length=self.input_format.max_query_length,
             max_target_length=self.input_format.max_target_length,
         )
-
-
-_INFO = ("base", "base_revision", "base_fingerprint", "fusion", "input_format")
-
-
-def _fetch(name: str, revision: str | None) -> Path:
-    """The local folder of a saved model; downloads it if `name` is no folder."""
-    folder = Path(name)
-    if folder.is_dir():
-        return folder
-    try:
-        return Path(snapshot_download(name, revision=revision))
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        raise HartError(
-            f"{name}: neither a folder nor a model that the hub has or that lies in its cache; "
-            "give a folder, a hub name or mini"
-        ) from error
-
-
-def _read_info(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise HartError(f"{path}: cannot be read; is {folder} the folder of a saved HART model?") from error
-    except ValueError as error:
-        raise HartError(f"{path}: is not JSON ({error}); is the download complete?") from error
-    kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind != HyperNetworkConfig.model_type:
-        raise HartError(
-            f"{path}: model_type is {kind!r}, not {HyperNetworkConfig.model_type!r}; "
-            "give the folder of a saved HART model (a run's final/), not of a base"
-        )
-    info = config.get("system")
-    missing = [name for name in _INFO if name not in info] if isinstance(info, dict) else ["base"]
-    if missing:
-        raise HartError(f"{path}: field system.{missing[0]} is missing; the model was not saved by HartModel")
-    try:
-        return {**info, "input_format": InputFormat(**info["input_format"])}
-    except TypeError as error:
-        raise HartError(f"{path}: system.input_format has other fields than this version of hart knows") from error

@@ -2,7 +2,7 @@
 
 from hart.config import DataConfig
 from hart.data.procedural import load_procedural
-from hart.data.super_natural_instructions import load_sni
+from hart.data.super_natural_instructions import DEFAULT_HUB_NAME, load_sni
 from hart.data.tasks import Task
 
 # The procedural collection is generated, so its instances have no natural end.
@@ -33,5 +33,5 @@ def load_tasks(data: DataConfig, split: str) -> list[Task]:
         max_instances=cap,
         seed=data.seed,
         validation_tasks=data.validation_tasks,
-        hub_name=data.hub_name,
+        hub_name=data.hub_name or DEFAULT_HUB_NAME,
     )

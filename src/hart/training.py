@@ -1,7 +1,7 @@
-"""Training the hypernetwork (§3, App. 8.1.3): a transformers Trainer with the two losses of HART.
+"""Training a system (§3, App. 8.1.3): a transformers Trainer with the two losses of HART.
 
-`train` goes from a configuration to a saved model: tasks, system, data set, trainer, model. The main model is frozen
-throughout; checkpoints hold the hypernetwork, optimizer, schedule, random states and the states of the previous
+`train` goes from a configuration to a saved model: tasks, system, data set, trainer, model. A frozen main model stays
+as it is; checkpoints hold what is trained, optimizer, schedule, random states and the states of the previous
 optimizer step, so that a continued run repeats the uninterrupted one.
 """
 
@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
-from transformers import Trainer, TrainerCallback
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import rotate_checkpoints
@@ -28,9 +28,12 @@ from transformers.trainer_utils import rotate_checkpoints
 from hart.config import RunConfig, TrainingConfig
 from hart.data.collate import Collator
 from hart.data.sampling import TrainingDataset
+from hart.data.segments import DEFAULT_HUB_NAME as DEFAULT_TEXT
+from hart.data.segments import SegmentDataset
 from hart.data.tasks import Task
 from hart.errors import HartError
 from hart.evaluation import evaluate_tasks
+from hart.input_format import InputFormat
 from hart.losses import ConsistencyState, prediction_loss
 from hart.prediction import hart_predictor
 from hart.run_folder import RunFolder
@@ -44,7 +47,7 @@ CONSISTENCY_FILE = "consistency.safetensors"
 
 
 def train(config: RunConfig, *, tasks: Sequence[Task] | None = None, quiet: bool = False) -> Path:
-    """Train a hypernetwork and return the folder of the saved model (`final/` in the run's folder).
+    """Train a system and return the folder of the saved model (`final/` in the run's folder).
 
     A run that was interrupted goes on from its newest checkpoint; one that is complete is left as it is.
 
@@ -64,22 +67,12 @@ def train(config: RunConfig, *, tasks: Sequence[Task] | None = None, quiet: bool
             return run.final
         if config.training.num_threads:
             torch.set_num_threads(config.training.num_threads)
-        tasks = list(tasks) if tasks is not None else load_tasks(config.data, "train")
+        if tasks is None and not config.data.segments:
+            tasks = load_tasks(config.data, "train")
         validation = load_tasks(config.data, "validation") if config.training.eval_every else []
 
         system = HartModel.from_config(config.model, config.data, seed=config.training.seed)
-        dataset = TrainingDataset(
-            tasks,
-            system.main.tokenizer,
-            length=config.training.max_steps * config.training.batch_size,
-            seed=config.training.seed,
-            lengths=system.input_format.lengths,
-            task_sampling=config.data.task_sampling,
-            demonstrations=config.data.demonstrations,
-            num_demonstrations=config.data.num_demonstrations,
-            explanations=config.data.explanations,
-            queries_per_task=config.training.queries_per_task,
-        )
+        dataset = training_examples(config, tasks, system.main.tokenizer)
         trainer = HartTrainer(system, dataset, validation, config.training, run, quiet=quiet)
     checkpoint = run.last_checkpoint()
     if owner:
@@ -88,6 +81,42 @@ def train(config: RunConfig, *, tasks: Sequence[Task] | None = None, quiet: bool
     if trainer.is_world_process_zero():
         system.save_pretrained(run.final)
     return run.final
+
+
+def training_examples(
+    config: RunConfig, tasks: Sequence[Task] | None, tokenizer: PreTrainedTokenizerBase
+) -> TrainingDataset | SegmentDataset:
+    """The examples of a whole run, in the order of its steps: of `tasks`, or of text to pre-train on.
+
+    Raises:
+        HartError: tasks or text that cannot be used.
+    """
+    data, training = config.data, config.training
+    length, lengths = training.max_steps * training.batch_size, InputFormat.from_config(data).lengths
+    if data.segments:
+        return SegmentDataset(
+            tokenizer,
+            directory=None if data.dir is None else Path(data.dir),
+            hub_name=data.hub_name or DEFAULT_TEXT,
+            kind="four" if data.collection == "four_segments" else "three",
+            length=length,
+            seed=training.seed,
+            lengths=lengths,
+            max_document_tokens=data.max_document_tokens,
+        )
+    return TrainingDataset(
+        tasks or [],
+        tokenizer,
+        length=length,
+        seed=training.seed,
+        lengths=lengths,
+        task_sampling=data.task_sampling,
+        demonstrations=data.demonstrations,
+        demonstrations_to=data.demonstrations_to,
+        num_demonstrations=data.num_demonstrations,
+        explanations=data.explanations,
+        queries_per_task=training.queries_per_task,
+    )
 
 
 @contextmanager
@@ -115,7 +144,7 @@ class HartTrainer(Trainer):
     however it is cut into processes and accumulation steps.
 
     Args:
-        system: hypernetwork and frozen main model.
+        system: what is trained.
         dataset: training examples.
         validation: tasks for evaluation during training.
         config: the `training` section.
@@ -126,7 +155,7 @@ class HartTrainer(Trainer):
     def __init__(
         self,
         system: HartModel,
-        dataset: TrainingDataset,
+        dataset: TrainingDataset | SegmentDataset,
         validation: Sequence[Task],
         config: TrainingConfig,
         run: RunFolder,
@@ -200,7 +229,7 @@ class HartTrainer(Trainer):
 
     def _stop_at_bad(self, value: Any, what: str, task_index: Sequence[Tensor]) -> None:
         dataset = self.train_dataset
-        assert isinstance(dataset, TrainingDataset)
+        assert isinstance(dataset, TrainingDataset | SegmentDataset)
         names = sorted({dataset.tasks[i].label for part in task_index for i in part.tolist()})
         # A checkpoint of the step before holds the very weights that gave this value.
         checkpoint = self.run.last_checkpoint(before=self.state.global_step)
@@ -255,7 +284,7 @@ class HartTrainer(Trainer):
         return metrics
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
-        assert isinstance(self.train_dataset, TrainingDataset)
+        assert isinstance(self.train_dataset, TrainingDataset | SegmentDataset)
         return SequentialSampler(self.train_dataset)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -295,8 +324,7 @@ class HartTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
-        weights = load_file(folder / "model.safetensors")
-        self.system.hypernetwork.load_state_dict(weights)
+        self.system.load_trained(folder)
         states = load_file(folder / CONSISTENCY_FILE)
         self.consistency.load_state_dict({"pairing": self.config.consistency_pairing, **states})
 

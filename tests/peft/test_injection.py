@@ -198,7 +198,7 @@ def test_one_row_serves_the_whole_batch(main) -> None:
 
 
 def test_rows_must_divide_the_batch(main) -> None:
-    with pytest.raises(ValueError, match="2 prefixes cannot serve a batch of 3 rows"):
+    with pytest.raises(ValueError, match="2 sets of parameters cannot serve a batch of 3 rows"):
         logits(main, make_inputs(main.config.vocab_size), make_blocks(main, 2))
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hart.errors import HartError
-from hart.schemes.autoregressive import Autoregressive
+from hart.schemes.autoregressive import Autoregressive, layer_order
 
 LAYERS = 4
 
@@ -80,3 +80,28 @@ def test_history_matters(decoder):
 def test_unknown_history_is_refused():
     with pytest.raises(HartError, match="history must be one of all, last, not 'some'"):
         make("some", 8)
+
+
+@pytest.mark.parametrize("order", ["top_down", "random"])
+def test_orders_run_the_same_steps_for_other_layers(decoder, order: str):
+    d_model = decoder.config.d_model
+    memory, mask = torch.randn(2, 5, d_model), torch.ones(2, 5)
+    upwards = make("all", d_model)
+    other = Autoregressive(d_model, LAYERS, (), order=order, order_seed=2)  # type: ignore[arg-type]
+    other.z = upwards.z
+    for cached in (True, False):
+        steps, states = (scheme(decoder, memory, mask, cached=cached) for scheme in (upwards, other))
+        for step, layer in enumerate(other.layer_of_step):
+            torch.testing.assert_close(states[:, :, layer], steps[:, :, step], rtol=1e-4, atol=1e-5)
+    assert other.layer_of_step != upwards.layer_of_step
+
+
+def test_orders_are_permutations_that_the_seed_decides():
+    assert layer_order(4, "bottom_up") == [0, 1, 2, 3]
+    assert layer_order(4, "top_down") == [3, 2, 1, 0]
+    drawn = {tuple(layer_order(24, "random", seed)) for seed in range(5)}
+    assert len(drawn) == 5
+    assert all(sorted(order) == list(range(24)) for order in drawn)
+    # Not drawn from torch's generator: every process of a run must agree.
+    torch.manual_seed(1)
+    assert tuple(layer_order(24, "random", 0)) in drawn

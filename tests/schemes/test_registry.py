@@ -24,7 +24,13 @@ def test_a_scheme_is_rebuilt_from_its_resolved_configuration(name: str):
         ({"name": "autoregresive"}, "unknown name 'autoregresive'; choose one of autoregressive"),
         ({}, "unknown name None"),
         ({"name": "autoregressive", "hist": "all"}, "unknown option 'hist'; it takes history"),
-        ({"name": "shared", "history": "all"}, "unknown option 'history'; it has no options"),
+        ({"name": "shared", "history": "all"}, "unknown option 'history'; it takes rows"),
+        ({"name": "bidirectional", "rows": 2}, "unknown option 'rows'; it has no options"),
+        ({"name": "autoregressive", "order": "up"}, "scheme.autoregressive.order must be one of bottom_up"),
+        ({"name": "autoregressive", "order_seed": -1}, "scheme.autoregressive.order_seed must be a whole number"),
+        ({"name": "shared", "rows": 0}, "scheme.shared.rows must be a whole number"),
+        ({"name": "shared", "rows": 3}, "scheme.shared: states of 3 rows do not divide the 4 rows of block"),
+        ({"name": "component", "heads": 5}, "scheme.component.heads must be a divisor of d_model 8"),
     ],
 )
 def test_mistakes_are_named(config, message: str):

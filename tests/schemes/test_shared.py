@@ -35,3 +35,4 @@ def test_is_one_bidirectional_pass_whose_halves_serve_the_two_stacks(tiny_t5):
 def test_rows_of_a_state_divide_those_of_every_block():
     assert Shared(8, LAYERS, blocks(32, 32)).state_rows == 32
     assert Shared(8, LAYERS, blocks(32, 12)).state_rows == 4
+    assert Shared(8, LAYERS, blocks(32, 12), rows=2).state_rows == 2

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from hart.config import DataConfig
     from hart.evaluation import Predictor
+    from hart.input_format import InputFormat
     from hart.main_model import MainModel
-    from hart.system import InputFormat
 
 COPY_SYSTEMS = ("copy-input", "copy-demonstration")
 SYSTEMS = ("hart", "base", "base-in-context", *COPY_SYSTEMS)
@@ -150,9 +150,10 @@ def _load_base(name: str, device: "torch.device") -> tuple["MainModel", "InputFo
     from transformers import PretrainedConfig
 
     from hart.hypernetwork import HyperNetworkConfig
+    from hart.input_format import InputFormat
     from hart.main_model import MainModel
     from hart.resources import resolve_base, resolve_model
-    from hart.system import HartModel, InputFormat
+    from hart.system import HartModel
 
     try:
         config, _ = PretrainedConfig.get_config_dict(resolve_base(resolve_model(name)))

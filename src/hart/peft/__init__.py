@@ -16,6 +16,8 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from hart.errors import HartError
 
+STACKS: tuple[Literal["encoder", "decoder"], ...] = ("encoder", "decoder")
+
 Blocks = dict[str, Tensor]
 """Block name → values `[batch, layers, rows, width]`; batch 1 serves every row of a batch."""
 
@@ -34,10 +36,15 @@ class MainShape:
     d_ff: int
     encoder_layers: int
     decoder_layers: int
+    gated: bool = True
+    """Whether the feed-forward has two input maps, wi_0 and wi_1 (T5 v1.1), or one, wi."""
 
     @property
     def inner(self) -> int:
         return self.num_heads * self.d_kv
+
+    def layers(self, stack: Literal["encoder", "decoder"]) -> int:
+        return self.encoder_layers if stack == "encoder" else self.decoder_layers
 
     @classmethod
     def from_config(cls, config: T5Config) -> Self:
@@ -48,6 +55,7 @@ class MainShape:
             d_ff=config.d_ff,
             encoder_layers=config.num_layers,
             decoder_layers=config.num_decoder_layers or config.num_layers,
+            gated=config.is_gated_act,
         )
 
 
@@ -75,6 +83,8 @@ class PeftKind(ABC):
     """
 
     name: ClassVar[str]
+    identity_at_start: ClassVar[bool]
+    """Whether new parameters leave the main model as it is until they are trained."""
 
     @abstractmethod
     def row_blocks(self, shape: MainShape) -> tuple[RowBlock, ...]:
@@ -102,6 +112,12 @@ class PeftKind(ABC):
     def to_config(self) -> dict[str, Any]:
         """The configuration that `build_kinds` turns back into this kind."""
         return {"kind": self.name, **{f.name: getattr(self, f.name) for f in fields(self)}}
+
+    def _whole_number(self, field: str) -> None:
+        """Raise `HartError` unless the field of that name is a whole number ≥ 1."""
+        value = getattr(self, field)
+        if type(value) is not int or value < 1:
+            raise HartError(f"peft.{self.name}.{field} must be a whole number ≥ 1, not {value!r}")
 
 
 KINDS: dict[str, type[PeftKind]] = {}
@@ -159,4 +175,7 @@ def check_blocks(kinds: Sequence[PeftKind], shape: MainShape, blocks: Blocks) ->
 
 
 # At the end, because the kinds import the protocol from here. One line per kind.
+from hart.peft import adapter as adapter  # noqa: E402
+from hart.peft import ia3 as ia3  # noqa: E402
+from hart.peft import lora as lora  # noqa: E402
 from hart.peft import prefix as prefix  # noqa: E402

@@ -1,13 +1,16 @@
-"""Seam 1: generated key and value rows in the self-attention of a stock transformers T5 (§4.1).
+"""The seams of a stock transformers T5 at which generated parameters act (§4.1).
 
-The attention functions `hart_sdpa` and `hart_eager` are the stock ones with prefix rows put in
-front of the keys and values. They run after the update of the key/value cache, so prefixes never
-enter it, and they receive the relative position bias, so that prefix columns get bias 0 and real
+Keys and values of self-attention take prefix rows. The attention functions `hart_sdpa` and `hart_eager` are the stock
+ones with prefix rows put in front of the keys and values. They run after the update of the key/value cache, so
+prefixes never enter it, and they receive the relative position bias, so that prefix columns get bias 0 and real
 tokens keep theirs. A module without bound rows computes exactly what the stock function computes.
 
-The mask functions registered under the same names always build a mask. The stock SDPA one may
-return none where causality is implied; the prefix columns would then shift the implied triangle
-and the decoder would silently see the future.
+The mask functions registered under the same names always build a mask. The stock SDPA one may return none where
+causality is implied; the prefix columns would then shift the implied triangle and the decoder would silently see the
+future.
+
+Any other named module (a linear map, the feed-forward, an activation) takes *changes*: functions of its input and
+output that give a new output, called by a forward hook. LoRA, adapters and (IA)³ are such changes.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,7 +30,23 @@ from hart.errors import HartError
 ATTENTION = {"sdpa": "hart_sdpa", "eager": "hart_eager"}
 """Stock attention implementation → the registered one that takes prefixes."""
 
-_BOUND = "_hart_bound"
+_BOUND, _HOOKED = "_hart_bound", "_hart_hooked"
+
+Change = Callable[[Tensor, Tensor], Tensor]
+"""(input, output) of a module → what it shall give instead; all `[batch, tokens, width]`."""
+
+Stack = Literal["encoder", "decoder"]
+
+# What a target is called in configurations → the module of a T5 block. One table per model family; so far T5.
+_SITES: dict[str, Callable[[Any], nn.Module]] = {
+    **{name: lambda block, n=name: getattr(block.layer[0].SelfAttention, n) for name in "qkvo"},
+    **{f"cross_{name}": lambda block, n=name: getattr(block.layer[1].EncDecAttention, n) for name in "qkvo"},
+    **{name: lambda block, n=name: getattr(block.layer[-1].DenseReluDense, n) for name in ("wi", "wi_0", "wi_1", "wo")},
+    "self_attention": lambda block: block.layer[0].SelfAttention,
+    "feed_forward": lambda block: block.layer[-1].DenseReluDense,
+    # Between activation and second map, in the gated and in the plain form alike.
+    "feed_forward_inner": lambda block: block.layer[-1].DenseReluDense.dropout,
+}
 
 
 class KeyValueRows(NamedTuple):
@@ -51,6 +70,24 @@ class Bound:
     def update(self, values: Mapping[nn.Module, Any]) -> None:
         self.values = {**self.values, **values}
 
+    def add_changes(self, owner: str, changes: Mapping[nn.Module, Change]) -> None:
+        """Let `changes` act on the outputs of their modules, after those that other owners have added."""
+        for module in changes:
+            if _HOOKED not in module.__dict__:
+                module.register_forward_hook(_apply_changes)
+                module.__dict__[_HOOKED] = True
+        self.update({module: {**self.values.get(module, {}), owner: change} for module, change in changes.items()})
+
+    def remove_changes(self, owner: str) -> None:
+        """Take away all changes that `owner` has added."""
+        kept: dict[nn.Module, Any] = {}
+        for module, value in self.values.items():
+            if isinstance(value, dict):
+                value = {name: change for name, change in value.items() if name != owner}
+            if value:
+                kept[module] = value
+        self.values = kept
+
     def remove(self, modules: Iterable[nn.Module]) -> None:
         removed = set(modules)
         self.values = {module: v for module, v in self.values.items() if module not in removed}
@@ -68,9 +105,36 @@ class Bound:
             self.values = current
 
 
-def self_attentions(main: T5ForConditionalGeneration, stack: Literal["encoder", "decoder"]) -> list[nn.Module]:
-    """The self-attention module of every layer of one stack: the sites of key and value rows."""
-    return [block.layer[0].SelfAttention for block in getattr(main, stack).block]
+def sites(main: T5ForConditionalGeneration, stack: Stack, target: str) -> list[nn.Module]:
+    """The module called `target` in every layer of one stack."""
+    return [_SITES[target](block) for block in getattr(main, stack).block]
+
+
+def rows_for(rows: Tensor, like: Tensor) -> Tensor:
+    """Bound rows `[n, rows, width]` as `[batch or 1, rows, width]` for a batch `like`, in its dtype.
+
+    n must be 1 (for every row of the batch) or divide the batch: beam search and several returned sequences repeat
+    each batch row in place, so entry i serves rows i·k … i·k+k-1.
+    """
+    batch, n = like.shape[0], rows.shape[0]
+    if batch % n:
+        raise ValueError(f"{n} sets of parameters cannot serve a batch of {batch} rows")
+    rows = rows.to(like.dtype)
+    return rows if n in (1, batch) else rows.repeat_interleave(batch // n, dim=0)
+
+
+def product(inputs: Tensor, rows: Tensor) -> Tensor:
+    """`[b, t, width]` times `[b or 1, width, k]`: one matrix product, batched where rows differ."""
+    return inputs @ rows[0] if rows.shape[0] == 1 else torch.bmm(inputs, rows)
+
+
+def _apply_changes(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+    changes = module.__dict__[_BOUND].values.get(module)
+    if not changes:
+        return None
+    for change in changes.values():
+        output = change(inputs[0], output)
+    return output
 
 
 def attach(main: T5ForConditionalGeneration, attention: str) -> Bound:
@@ -94,19 +158,10 @@ def bound_of(module: nn.Module) -> Bound:
 
 
 def _for_batch(rows: Tensor, query: Tensor) -> Tensor:
-    """`[n, rows, inner]` → `[batch, heads, rows, d_kv]`, in the query's dtype.
-
-    n must be 1 (one prefix for every row of the batch) or divide the batch: beam search and several
-    returned sequences repeat each batch row in place, so prefix i serves rows i·k … i·k+k-1.
-    """
+    """`[n, rows, inner]` → `[batch, heads, rows, d_kv]`, in the query's dtype; see `rows_for`."""
     batch, heads, _, d_kv = query.shape
-    n, length, _ = rows.shape
-    rows = rows.to(query.dtype).view(n, length, heads, d_kv).transpose(1, 2)
-    if n == 1:
-        return rows.expand(batch, -1, -1, -1)
-    if batch % n:
-        raise ValueError(f"{n} prefixes cannot serve a batch of {batch} rows")
-    return rows if batch == n else rows.repeat_interleave(batch // n, dim=0)
+    rows = rows_for(rows, query)
+    return rows.view(rows.shape[0], rows.shape[1], heads, d_kv).transpose(1, 2).expand(batch, -1, -1, -1)
 
 
 def _with_prefix(stock: Callable[..., Any], visible: bool | float) -> Callable[..., Any]:

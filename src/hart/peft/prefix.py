@@ -7,16 +7,14 @@ self-attention of the encoder and of the decoder, not to cross-attention.
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from transformers import T5ForConditionalGeneration
 
 from hart.errors import HartError
-from hart.peft import Blocks, MainShape, PeftKind, RowBlock, injection, register
-
-STACKS: tuple[Literal["encoder", "decoder"], ...] = ("encoder", "decoder")
+from hart.peft import STACKS, Blocks, MainShape, PeftKind, RowBlock, injection, register
 
 
 @register
@@ -32,6 +30,7 @@ class Prefix(PeftKind):
     """
 
     name: ClassVar[str] = "prefix"
+    identity_at_start: ClassVar[bool] = False
 
     length: int = 32
     init_scale: float = 0.3
@@ -43,9 +42,8 @@ class Prefix(PeftKind):
             raise HartError(f"peft.prefix.init_scale must be a number > 0, not {self.init_scale!r}")
 
     def row_blocks(self, shape: MainShape) -> tuple[RowBlock, ...]:
-        layers = {"encoder": shape.encoder_layers, "decoder": shape.decoder_layers}
         return tuple(
-            RowBlock(f"prefix.{stack}.{part}", stack, layers[stack], self.length, shape.inner)
+            RowBlock(f"prefix.{stack}.{part}", stack, shape.layers(stack), self.length, shape.inner)
             for stack in STACKS
             for part in ("key", "value")
         )
@@ -75,10 +73,10 @@ class Prefix(PeftKind):
         values = {}
         for stack in STACKS:
             keys, vals = blocks[f"prefix.{stack}.key"], blocks[f"prefix.{stack}.value"]
-            for layer, attention in enumerate(injection.self_attentions(main, stack)):
+            for layer, attention in enumerate(injection.sites(main, stack, "self_attention")):
                 values[attention] = injection.KeyValueRows(keys[:, layer], vals[:, layer])
         injection.bound_of(main).update(values)
 
     def clear(self, main: T5ForConditionalGeneration) -> None:
-        sites = [site for stack in STACKS for site in injection.self_attentions(main, stack)]
+        sites = [site for stack in STACKS for site in injection.sites(main, stack, "self_attention")]
         injection.bound_of(main).remove(sites)

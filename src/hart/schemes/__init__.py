@@ -29,10 +29,12 @@ class GenerationScheme(nn.Module, ABC):
 
     Attributes:
         layers: L, the largest number of layers of the main model's two stacks.
-        state_rows: m, the rows of one state; divides the rows of every block.
+        state_rows: m, the rows of one state.
+        uses_decoder: False for a scheme that needs no T5 decoder; the hypernetwork then has none.
     """
 
     name: ClassVar[str]
+    uses_decoder: ClassVar[bool] = True
     layers: int
     state_rows: int
 
@@ -40,12 +42,17 @@ class GenerationScheme(nn.Module, ABC):
     def reset_parameters(self, std: float) -> None:
         """Draw the learnable inputs; `std` is that of the embeddings the decoder is used to."""
 
+    def rows_of(self, block: RowBlock) -> slice:
+        """Which of the m rows of a state serve `block`: all of them, unless a scheme tells blocks apart."""
+        return slice(0, self.state_rows)
+
     @abstractmethod
-    def forward(self, decoder: T5Stack, memory: Tensor, memory_mask: Tensor, *, cached: bool = True) -> Tensor:
+    def forward(self, decoder: T5Stack | None, memory: Tensor, memory_mask: Tensor, *, cached: bool = True) -> Tensor:
         """Layer states for a batch of encoded demonstrations.
 
         Args:
-            decoder: a stock T5 decoder stack, of which the scheme uses blocks and final norm.
+            decoder: a stock T5 decoder stack, of which the scheme uses blocks and final norm; None where
+                `uses_decoder` is False.
             memory: encoded demonstrations `[b, s, d]`.
             memory_mask: `[b, s]`, 1 for tokens and 0 for padding.
             cached: keep keys and values between steps. False recomputes everything in each step,
@@ -100,9 +107,19 @@ def build_scheme(
     if unknown:
         takes = f"takes {', '.join(known)}" if known else "has no options"
         raise HartError(f"scheme.{name}: unknown option {unknown[0]!r}; it {takes}")
-    return scheme(d_model, layers, blocks, **options)
+    built = scheme(d_model, layers, blocks, **options)
+    for block in blocks:
+        rows = built.rows_of(block)
+        if block.rows % (rows.stop - rows.start):
+            raise HartError(
+                f"scheme.{name}: states of {rows.stop - rows.start} rows do not divide the {block.rows} rows of "
+                f"{block.name}; choose sizes that do"
+            )
+    return built
 
 
 # At the end, because the schemes import the protocol from here. One line per scheme.
 from hart.schemes import autoregressive as autoregressive  # noqa: E402
+from hart.schemes import bidirectional as bidirectional  # noqa: E402
+from hart.schemes import component as component  # noqa: E402
 from hart.schemes import shared as shared  # noqa: E402

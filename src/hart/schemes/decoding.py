@@ -29,7 +29,12 @@ class DecoderPass:
         decoder: a stock T5 decoder stack.
         memory: `[b, s, d]`.
         memory_mask: `[b, s]`, 1 for tokens and 0 for padding; no row may be all padding.
+
+    Attributes:
+        attention_weights: of the last layer's self-attention in the latest step `[b, heads, n, k + n]`.
     """
+
+    attention_weights: Tensor
 
     def __init__(self, decoder: T5Stack, memory: Tensor, memory_mask: Tensor) -> None:
         self._decoder = decoder
@@ -66,12 +71,12 @@ class DecoderPass:
             if past is not None:
                 keys, values = torch.cat((past[0], keys), 2), torch.cat((past[1], values), 2)
             self._past[index] = keys, values
-            attended = _attend(self_attention.SelfAttention, normed, keys, values, bias)
+            attended, self.attention_weights = _attend(self_attention.SelfAttention, normed, keys, values, bias)
             hidden = hidden + self_attention.dropout(attended)
 
             normed = cross_attention.layer_norm(hidden)
             keys, values = self._memory_rows[index]
-            attended = _attend(cross_attention.EncDecAttention, normed, keys, values, self._memory_bias)
+            attended, _ = _attend(cross_attention.EncDecAttention, normed, keys, values, self._memory_bias)
             hidden = hidden + cross_attention.dropout(attended)
 
             hidden = feed_forward(hidden)
@@ -101,13 +106,15 @@ def _split_heads(attention: T5Attention, rows: Tensor) -> Tensor:
     return rows.unflatten(-1, (attention.n_heads, -1)).transpose(1, 2)
 
 
-def _attend(attention: T5Attention, hidden: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-    """T5 attention (unscaled scores) of `[b, n, d]` to `[b, heads, k, d_kv]`, projected to `d`.
+def _attend(
+    attention: T5Attention, hidden: Tensor, keys: Tensor, values: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """T5 attention (unscaled scores) of `[b, n, d]` to `[b, heads, k, d_kv]`, projected to `d`; and its weights.
 
     Plain matrix products: a handful of queries leaves a fused kernel little to save, and the
     relative bias needs gradient.
     """
     queries = _split_heads(attention, attention.q(hidden))
     weights = F.softmax(queries @ keys.transpose(-1, -2) + bias, dim=-1).type_as(values)
-    weights = F.dropout(weights, attention.dropout, attention.training)
-    return attention.o((weights @ values).transpose(1, 2).flatten(2))
+    dropped = F.dropout(weights, attention.dropout, attention.training)
+    return attention.o((dropped @ values).transpose(1, 2).flatten(2)), weights

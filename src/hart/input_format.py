@@ -1,0 +1,39 @@
+"""How tasks and queries become tokens: what a trained model expects, kept in its folder."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from hart.config import DataConfig
+from hart.data.prompts import Lengths
+
+
+@dataclass(frozen=True)
+class InputFormat:
+    """How a task and a query are turned into tokens; a trained model expects the format of its training."""
+
+    num_demonstrations: int = 2
+    explanations: bool = False
+    max_demonstrations_length: int = 1024
+    max_query_length: int = 384
+    max_target_length: int = 128
+    demonstrations_to: Literal["hypernetwork", "main", "nowhere"] = "hypernetwork"
+
+    @property
+    def in_context(self) -> dict[str, Any] | None:
+        """How the main model reads demonstrations before each query (`Adaptation.in_context`), if it does."""
+        if self.demonstrations_to != "main":
+            return None
+        return {
+            "num_demonstrations": self.num_demonstrations,
+            "explanations": self.explanations,
+            "max_length": self.max_demonstrations_length,
+        }
+
+    @property
+    def lengths(self) -> Lengths:
+        return Lengths(self.max_demonstrations_length, self.max_query_length, self.max_target_length)
+
+    @classmethod
+    def from_config(cls, data: DataConfig) -> Self:
+        return cls(**{f.name: getattr(data, f.name) for f in dataclasses.fields(cls)})

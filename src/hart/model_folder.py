@@ -1,0 +1,153 @@
+"""The folder of a saved system: config.json, model.safetensors, README.md, and main/ where the main model was trained.
+
+model.safetensors holds what was trained beside the main model: a hypernetwork, or learned PEFT parameters. A frozen
+base is named, not stored. A trained main model lies in main/ as a plain T5 checkpoint, which transformers can load.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from hart.errors import HartError
+from hart.hypernetwork import HyperNetwork, HyperNetworkConfig
+from hart.input_format import InputFormat
+from hart.learned import LearnedWeights
+from hart.main_model import MainModel
+
+CONFIG_FILE, WEIGHTS_FILE, MAIN_FOLDER = "config.json", "model.safetensors", "main"
+PLAIN_MODEL_TYPE = "hart-system"
+"""model_type of a system without a hypernetwork."""
+
+FIELDS = ("base", "base_revision", "base_fingerprint", "fusion", "input_format")
+"""What config.json must say under `system`."""
+
+
+def fetch(name: str, revision: str | None) -> Path:
+    """The local folder of a saved model; downloads it if `name` is no folder.
+
+    Raises:
+        HartError: there is nothing of that name.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    try:
+        return Path(snapshot_download(name, revision=revision))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        raise HartError(
+            f"{name}: neither a folder nor a model that the hub has or that lies in its cache; "
+            "give a folder, a hub name or mini"
+        ) from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The checked config.json of a saved system.
+
+    Raises:
+        HartError: it cannot be read, is that of something else, or lacks a field.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise HartError(f"{path}: cannot be read; is {folder} the folder of a saved HART model?") from error
+    except ValueError as error:
+        raise HartError(f"{path}: is not JSON ({error}); is the download complete?") from error
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind not in (HyperNetworkConfig.model_type, PLAIN_MODEL_TYPE):
+        raise HartError(
+            f"{path}: model_type is {kind!r}, not {HyperNetworkConfig.model_type!r}; "
+            "give the folder of a saved HART model (a run's final/), not of a base"
+        )
+    info = config.get("system")
+    missing = [name for name in FIELDS if name not in info] if isinstance(info, dict) else ["base"]
+    if missing:
+        raise HartError(f"{path}: field system.{missing[0]} is missing; the model was not saved by HartModel")
+    return config
+
+
+def read_input_format(folder: Path, fields: Any) -> InputFormat:
+    """The input format in a config.json.
+
+    Raises:
+        HartError: it has fields that this version does not know.
+    """
+    try:
+        return InputFormat(**fields)
+    except TypeError as error:
+        raise HartError(
+            f"{folder / CONFIG_FILE}: system.input_format has other fields than this version of hart knows"
+        ) from error
+
+
+def load_adapter(folder: Path, config: Mapping[str, Any], main: MainModel) -> HyperNetwork | LearnedWeights | None:
+    """What adapts, with its trained weights: in float32 as in training, bfloat16 files are for small downloads.
+
+    Raises:
+        HartError: files are missing or damaged, or do not fit each other.
+    """
+    weights = config["system"].get("weights", "generated")
+    if weights == "none":
+        return None
+    if weights == "learned":
+        learned = LearnedWeights(config["peft"], main.shape)
+        load_weights(learned, folder)
+        return learned
+    try:
+        return HyperNetwork.from_pretrained(folder, dtype=torch.float32)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise HartError(f"{folder}: cannot be loaded ({reason}); is the download complete?") from error
+
+
+def load_weights(module: nn.Module, folder: Path) -> None:
+    """Copy model.safetensors of a saved system into `module`, every tensor of it.
+
+    Raises:
+        HartError: the file is missing or damaged, or holds other tensors.
+    """
+    path = folder / WEIGHTS_FILE
+    found = read_tensors(path)
+    wanted = module.state_dict()
+    wrong = [name for name in wanted if name not in found or found[name].shape != wanted[name].shape]
+    wrong += [name for name in found if name not in wanted]
+    if wrong:
+        raise HartError(f"{path}: does not fit {CONFIG_FILE} at {min(wrong)}; get both files from the same model")
+    module.load_state_dict(found)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """A safetensors file on the CPU.
+
+    Raises:
+        HartError: it is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise HartError(f"{path}: cannot be loaded ({reason}); is the download complete?") from error
+
+
+def upload(folder: Path, repo_id: str, *, private: bool, revision: str | None) -> str:
+    """Put the files of a saved system on the hub; returns the address of the commit.
+
+    Raises:
+        HartError: the hub refuses, or cannot be reached.
+    """
+    try:
+        api = HfApi()
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        commit = api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision)
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise HartError(f"{repo_id}: upload failed ({reason})") from error
+    return str(commit)

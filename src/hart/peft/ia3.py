@@ -1,0 +1,64 @@
+"""(IA)³ (Liu et al. 2022): vectors that scale keys, values and the inner activation of the feed-forward.
+
+Not in the paper: it shows that another PEFT kind is one file. The vectors are stored as their difference from 1.
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from transformers import T5ForConditionalGeneration
+
+from hart.errors import HartError
+from hart.peft import STACKS, Blocks, MainShape, PeftKind, RowBlock, injection, register
+
+_MODULES = {"key": "k", "value": "v", "ff": "feed_forward_inner", "cross_key": "cross_k", "cross_value": "cross_v"}
+
+
+@register
+@dataclass(frozen=True)
+class Ia3(PeftKind):
+    """Blocks `ia3.{encoder,decoder}.{key,value}` `[batch, layers, 1, inner]` and `.ff` `[batch, layers, 1, d_ff]`.
+
+    Fields:
+        cross: whether the decoder's cross-attention has its vectors too (`ia3.decoder.cross_key`, `.cross_value`).
+    """
+
+    name: ClassVar[str] = "ia3"
+    identity_at_start: ClassVar[bool] = True
+
+    cross: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.cross, bool):
+            raise HartError(f"peft.ia3.cross must be true or false, not {self.cross!r}")
+
+    def row_blocks(self, shape: MainShape) -> tuple[RowBlock, ...]:
+        return tuple(
+            RowBlock(f"ia3.{stack}.{part}", stack, shape.layers(stack), 1, shape.d_ff if part == "ff" else shape.inner)
+            for stack in STACKS
+            for part in _MODULES
+            if not part.startswith("cross_") or (self.cross and stack == "decoder")
+        )
+
+    def init_std(self, main: T5ForConditionalGeneration | None, shape: MainShape) -> dict[str, Tensor]:
+        return {block.name: torch.zeros(block.layers) for block in self.row_blocks(shape)}
+
+    def bind(self, main: T5ForConditionalGeneration, blocks: Blocks) -> None:
+        changes: dict[torch.nn.Module, injection.Change] = {}
+        for name in blocks:
+            kind, stack, part = name.split(".", 2)
+            if kind != self.name:
+                continue
+            for layer, module in enumerate(injection.sites(main, stack, _MODULES[part])):  # type: ignore[arg-type]
+                changes[module] = functools.partial(_scale, blocks[name][:, layer])
+        injection.bound_of(main).add_changes(self.name, changes)
+
+    def clear(self, main: T5ForConditionalGeneration) -> None:
+        injection.bound_of(main).remove_changes(self.name)
+
+
+def _scale(difference: Tensor, _: Tensor, output: Tensor) -> Tensor:
+    return output * (1 + injection.rows_for(difference, output))

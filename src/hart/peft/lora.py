@@ -1,0 +1,106 @@
+"""LoRA (Hu et al. 2021): generated low-rank changes of linear maps.
+
+§4.1: "add a pair of rank-decomposition weight matrices to each attention weight matrix". As in HINT both matrices of a
+pair are generated and scaled by alpha / rank. They act as two thin products beside the frozen map; a changed weight
+matrix is never formed, so each row of a batch can have its own.
+"""
+
+import functools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from transformers import T5ForConditionalGeneration
+
+from hart.errors import HartError
+from hart.peft import STACKS, Blocks, MainShape, PeftKind, RowBlock, injection, register
+
+SELF, CROSS, FEED_FORWARD = ("q", "k", "v", "o"), ("cross_q", "cross_k", "cross_v", "cross_o"), ("wi", "wo")
+TARGETS = (*SELF, *CROSS, *FEED_FORWARD)
+
+
+@register
+@dataclass(frozen=True)
+class Lora(PeftKind):
+    """Blocks `lora.{encoder,decoder}.{target}.a` `[batch, layers, rank, in]` and `.b` `[batch, layers, rank, out]`.
+
+    A target's output becomes y + (alpha / rank) · (x Aᵀ) B.
+
+    Fields:
+        rank: r.
+        alpha: numerator of the scale; the paper gives neither (open; HINT scales by alpha / rank).
+        targets: which maps of each layer: q, k, v, o of self-attention; cross_q, … of the decoder's cross-attention;
+            wi (both input maps where the feed-forward is gated) and wo. HINT takes q and v.
+    """
+
+    name: ClassVar[str] = "lora"
+    identity_at_start: ClassVar[bool] = True
+
+    rank: int = 16
+    alpha: float = 16.0
+    targets: list[str] = field(default_factory=lambda: ["q", "v"])
+
+    def __post_init__(self) -> None:
+        self._whole_number("rank")
+        if not isinstance(self.alpha, int | float) or not 0 < self.alpha < math.inf:
+            raise HartError(f"peft.lora.alpha must be a number > 0, not {self.alpha!r}")
+        targets = self.targets
+        if not isinstance(targets, list) or not targets or any(target not in TARGETS for target in targets):
+            raise HartError(f"peft.lora.targets must be a list of some of {', '.join(TARGETS)}, not {targets!r}")
+        if len(set(targets)) < len(targets):
+            raise HartError(f"peft.lora.targets names a target twice: {', '.join(targets)}")
+
+    def row_blocks(self, shape: MainShape) -> tuple[RowBlock, ...]:
+        widths = _widths(shape)
+        return tuple(
+            RowBlock(f"lora.{stack}.{site}.{part}", stack, shape.layers(stack), self.rank, width)
+            for stack, site in self._sites(shape.gated)
+            for part, width in zip("ab", widths[site.removeprefix("cross_")], strict=True)
+        )
+
+    def init_std(self, main: T5ForConditionalGeneration | None, shape: MainShape) -> dict[str, Tensor]:
+        """B starts at 0, so LoRA starts as no change; A such that A x keeps the size of x."""
+        return {
+            block.name: torch.full((block.layers,), block.width**-0.5 if block.name.endswith(".a") else 0.0)
+            for block in self.row_blocks(shape)
+        }
+
+    def bind(self, main: T5ForConditionalGeneration, blocks: Blocks) -> None:
+        scale = self.alpha / self.rank
+        changes: dict[torch.nn.Module, injection.Change] = {}
+        for stack, site in self._sites(main.config.is_gated_act):
+            a, b = blocks[f"lora.{stack}.{site}.a"], blocks[f"lora.{stack}.{site}.b"]
+            for layer, module in enumerate(injection.sites(main, stack, site)):
+                changes[module] = functools.partial(_add_low_rank, a[:, layer], b[:, layer], scale)
+        injection.bound_of(main).add_changes(self.name, changes)
+
+    def clear(self, main: T5ForConditionalGeneration) -> None:
+        injection.bound_of(main).remove_changes(self.name)
+
+    def _sites(self, gated: bool) -> Iterator[tuple[Literal["encoder", "decoder"], str]]:
+        """Stack and module name of every map that is changed."""
+        for stack in STACKS:
+            for target in self.targets:
+                if stack == "encoder" and target in CROSS:
+                    continue
+                yield from ((stack, site) for site in (("wi_0", "wi_1") if gated and target == "wi" else (target,)))
+
+
+def _widths(shape: MainShape) -> dict[str, tuple[int, int]]:
+    """Module name → widths of its input and output."""
+    inwards, wide = (shape.d_model, shape.inner), (shape.d_model, shape.d_ff)
+    return {
+        **dict.fromkeys(("q", "k", "v"), inwards),
+        "o": inwards[::-1],
+        **dict.fromkeys(("wi", "wi_0", "wi_1"), wide),
+        "wo": wide[::-1],
+    }
+
+
+def _add_low_rank(a: Tensor, b: Tensor, scale: float, inputs: Tensor, output: Tensor) -> Tensor:
+    a, b = injection.rows_for(a, inputs), injection.rows_for(b, inputs)
+    low = injection.product(inputs, a.transpose(1, 2))
+    return output + scale * injection.product(low, b)

@@ -1,0 +1,71 @@
+"""Several processes on one machine's CPU cores, each with its share of every batch.
+
+On few cores, two processes of one thread each train faster than one process of two threads: small matrices leave a
+second thread little to do. GPUs and clusters use torchrun or accelerate instead; the environment is the same.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from hart.errors import HartError
+
+POLL_SECONDS = 0.1
+
+
+def cpu_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_hart(words: Sequence[str], processes: int) -> None:
+    """Run the command `hart WORDS` in `processes` processes that know each other (torch's env:// convention).
+
+    Args:
+        words: of the command line, e.g. `["train", "config.yaml"]`; the command must expect to be one of several.
+        processes: how many; the cores are shared out between them.
+
+    Raises:
+        HartError: one of them failed; its own message is on stderr already, and the others were stopped.
+        KeyboardInterrupt: the user stopped them.
+    """
+    shared = {
+        **os.environ,
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+        "OMP_NUM_THREADS": str(max(1, cpu_cores() // processes)),
+    }
+    members = [
+        subprocess.Popen(
+            [sys.executable, "-m", "hart", *words], env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        )
+        for rank in range(processes)
+    ]
+    try:
+        while any(member.poll() is None for member in members):
+            if any(member.poll() for member in members):
+                break  # the others would wait for it for ever
+            time.sleep(POLL_SECONDS)
+    except KeyboardInterrupt:
+        # The terminal has interrupted them too; they save nothing now and end by themselves.
+        for member in members:
+            member.wait()
+        raise
+    finally:
+        for member in members:
+            if member.poll() is None:
+                member.kill()
+            member.wait()
+    if any(member.returncode for member in members):
+        raise HartError("training stopped in one of its processes; the reason stands above")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
