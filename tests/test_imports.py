@@ -27,7 +27,7 @@ LAYERS: list[set[str]] = [
     {"system"},
     {"prediction"},
     {"training"},
-    {"quickstart"},
+    {"quickstart", "sweep"},
     {"cli"},
     {"__main__"},
 ]

@@ -8,35 +8,25 @@ JOINERS = (" , ", " and then ", " - ")
 
 _TABLE = """
 first_two: initial two | the two first ones | two words from the start | opening pair
-first_three: initial three | the three first ones | three words from the start | opening three words
 last_two: final two | the two last ones | two words from the end | closing pair
-last_three: final three | the three last ones | three words from the end | closing three words
 all_but_first: except initial | everything after the first | without the word at the start | first word dropped
-all_but_last: except final | everything before the last | without the word at the end | last word dropped
 before_bar: prior to # | left side of the sign | words until the mark # | what is ahead of #
 after_bar: following # | right side of the sign | words behind # only | what comes after the mark
 inside: within ( ) | the bracket content | words that brackets enclose | what is held inside
-outside: beyond ( ) | bracket content ignored | words not enclosed | what is left outside
 small: less than ten | below ten only | those under ten | the smaller numbers
 large: more than ten | above ten only | those over ten | the larger numbers
 even: even ones | only even numbers | numbers two divides | divided by two
-odd: odd ones | only odd numbers | numbers two does not divide | not divided by two
 numbers: number ones | only numbers | each number in it | all that is a number
 words: without number ones | no numbers | each word that is no number | numbers left away
 giver_receiver: who and to whom | giver then receiver | both people in it | the one who gave and the one who received
 color_thing: color and thing | the gift with its color | how it looks and what it is | color then gift
-thing_place: thing and place | the gift and where | what was given and the room | gift then place
 day_place: day and place | when and where | time then location | the day and where it was
-receiver_thing: to whom and thing | receiver then gift | who got it and what | the one who received and the thing
-day_giver: day and who | when and by whom | day then giver | the day and the person who gave
 keys: left column | names of the table | all people in it | each name only
 values: right column | fruit of the table | all fruit in it | each fruit only
 lookup: matching row | what the named person wears | look up the name | color and garment of the one asked for
-others: unmatched names | people not asked about | everyone else | the other names
 opposite: opposites | each word turned to its opposite | contrary of all | the reverse in meaning
 past: past forms | verbs in past tense | each in the past | past of every verb
 plural: plurals | many of each animal | plural of every one | each as many
-category: kinds | what each word is | category of all | the kind of every word
 dedupe: unique ones | repeats removed | equal words only once | each different one
 doubled: repeated ones | words that occur twice | only what comes again | those found two times
 plain: as is | same order | order kept | just write them

@@ -61,7 +61,7 @@ class HyperNetworkConfig(PreTrainedConfig):
     decoder_layers: int = 8
     scheme: dict[str, Any] = field(default_factory=lambda: {"name": "autoregressive"})
     peft: list[dict[str, Any]] = field(default_factory=lambda: [{"kind": "prefix", "length": 32}])
-    main: dict[str, int] = field(default_factory=dict)
+    main: dict[str, Any] = field(default_factory=dict)
     dropout: float | None = None
     tied_encoder: bool = False
 

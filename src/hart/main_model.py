@@ -330,7 +330,7 @@ class MainModel(nn.Module):
         encoded: list[list[int]] = []
         for number, query in enumerate(queries):
             if not isinstance(query, str):
-                encoded.append(query)
+                encoded.append(query)  # type: ignore[arg-type]
             elif reads is None:
                 encoded.append(encode_query(self.tokenizer, query, lengths))
             else:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from hart.errors import HartError
 
@@ -19,6 +20,25 @@ POLL_SECONDS = 0.1
 def cpu_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def is_one_of_several() -> bool:
+    """Whether a launcher (`run_hart`, torchrun, accelerate) has started this process as one of a group."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def sensible_processes(batch_groups: int) -> int:
+    """How many processes train a small model fastest here: two on a CPU with two cores or more, else one.
+
+    Args:
+        batch_groups: hypernetwork passes of a step; they must divide evenly.
+    """
+    import torch
+
+    several = (
+        not torch.cuda.is_available() and torch.distributed.is_available() and torch.distributed.is_gloo_available()
+    )
+    return 2 if several and not is_one_of_several() and cpu_cores() >= 2 and batch_groups % 2 == 0 else 1
 
 
 def run_hart(words: Sequence[str], processes: int) -> None:
@@ -52,9 +72,10 @@ def run_hart(words: Sequence[str], processes: int) -> None:
                 break  # the others would wait for it for ever
             time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
-        # The terminal has interrupted them too; they save nothing now and end by themselves.
+        # The terminal has interrupted them too; they get a moment to say so.
         for member in members:
-            member.wait()
+            with suppress(subprocess.TimeoutExpired):
+                member.wait(timeout=5)
         raise
     finally:
         for member in members:

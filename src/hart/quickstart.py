@@ -19,7 +19,8 @@ from hart.evaluation import Predictor, Results, TaskResult, comparison_table, co
 from hart.files import write_json
 from hart.plots import plot_losses, plot_task_scores
 from hart.prediction import base_predictor, hart_predictor
-from hart.run_folder import read_metrics
+from hart.processes import run_hart
+from hart.run_folder import RunFolder, read_metrics
 from hart.system import HartModel
 from hart.task_collections import load_tasks
 from hart.training import train
@@ -77,13 +78,16 @@ class QuickstartResult:
     seconds: dict[str, float]
 
 
-def quickstart(config: RunConfig, console: Console, *, instances: int = INSTANCES) -> QuickstartResult:
+def quickstart(
+    config: RunConfig, console: Console, *, instances: int = INSTANCES, processes: int = 1
+) -> QuickstartResult:
     """Train, evaluate on the unseen tasks, plot, and adapt one new task.
 
     Args:
         config: e.g. of `quickstart_config`.
         console: where progress and tables go.
         instances: queries per unseen task.
+        processes: that train, each with its share of every batch; the result is the same up to rounding.
 
     Raises:
         HartError: the output folder has other content, or cannot be written.
@@ -92,7 +96,7 @@ def quickstart(config: RunConfig, console: Console, *, instances: int = INSTANCE
     seconds: dict[str, float] = {}
     console.print(f"[bold]1. Training[/bold] a hypernetwork for {config.model.base} (frozen) in {folder}")
     started = time.monotonic()
-    final = train(config)
+    final = _train(config, processes)
     seconds["training"] = time.monotonic() - started
 
     console.print("[bold]2. Evaluation[/bold] on tasks it has never seen")
@@ -112,6 +116,15 @@ def quickstart(config: RunConfig, console: Console, *, instances: int = INSTANCE
     write_json(folder / "results.json", {"seconds": seconds, "systems": summary, "tasks": _per_task(results)})
     console.print(f"Written to {folder}: results.json, losses.png, tasks.png, final/ (the trained model)")
     return QuickstartResult(folder, results, seconds)
+
+
+def _train(config: RunConfig, processes: int) -> Path:
+    if processes == 1:
+        return train(config)
+    run = RunFolder(config)  # refuses a folder of something else before any process starts
+    if not (run.final / "config.json").exists():
+        run_hart(["train", str(run.path / "config.yaml")], processes)
+    return run.final
 
 
 def evaluate_systems(model: HartModel, tasks: list[Task], console: Console) -> list[Results]:

@@ -1,6 +1,8 @@
 """What every generation scheme must do with every PEFT kind; both are found in their registries."""
 
+import copy
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,17 +11,31 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 from hart.hypernetwork import HyperNetwork, HyperOutput
 from hart.peft import KINDS, check_blocks
+from hart.peft.injection import attach
 from hart.schemes import SCHEMES
 
-PAIRS = list(itertools.product(SCHEMES, KINDS))
+LISTS = {name: [{"kind": name}] for name in KINDS}
+LISTS["all"] = [kind for kinds in list(LISTS.values()) for kind in kinds]
+PAIRS = list(itertools.product(SCHEMES, LISTS))
+
+
+@pytest.fixture(scope="module")
+def base(tiny_base_dir: Path) -> T5ForConditionalGeneration:
+    """Read by all tests, changed by none."""
+    return T5ForConditionalGeneration.from_pretrained(tiny_base_dir).eval()
 
 
 @pytest.fixture(params=PAIRS, ids=["-".join(pair) for pair in PAIRS])
-def network(request: pytest.FixtureRequest, tiny_t5: T5ForConditionalGeneration) -> HyperNetwork:
-    scheme, kind = request.param
-    network = HyperNetwork.from_base(tiny_t5, decoder_layers=2, scheme={"name": scheme}, peft=[{"kind": kind}]).eval()
-    trained(network)
-    return network
+def fresh(request: pytest.FixtureRequest, base: T5ForConditionalGeneration) -> HyperNetwork:
+    """As a run starts with it."""
+    scheme, kinds = request.param
+    return HyperNetwork.from_base(base, decoder_layers=2, scheme={"name": scheme}, peft=LISTS[kinds]).eval()
+
+
+@pytest.fixture
+def network(fresh: HyperNetwork) -> HyperNetwork:
+    trained(fresh)
+    return fresh
 
 
 def trained(network: HyperNetwork) -> None:
@@ -55,6 +71,19 @@ def test_shapes(network, demo_ids, demo_mask):
     assert output.memory.shape == (3, 9, shape.d_model)
     check_blocks(network.kinds, shape, output.blocks)
     assert {block.shape[0] for block in output.blocks.values()} == {3}
+
+
+def test_a_new_network_changes_nothing_if_its_kinds_promise_it(fresh, base, demo_ids, demo_mask):
+    main = copy.deepcopy(base)
+    attach(main, "sdpa")
+    inputs = {"input_ids": demo_ids, "attention_mask": demo_mask, "decoder_input_ids": demo_ids[:, :4]}
+    with torch.no_grad():
+        before, blocks = main(**inputs).logits, fresh(demo_ids, demo_mask).blocks
+        for kind in fresh.kinds:
+            kind.bind(main, blocks)
+            changed = not torch.equal(main(**inputs).logits, before)
+            assert changed != kind.identity_at_start
+            kind.clear(main)
 
 
 def test_gradient_reaches_every_parameter_from_the_blocks_alone(network, demo_ids, demo_mask):

@@ -109,24 +109,19 @@ WORD = re.compile(r"\w+")
 INDEPENDENT: dict[str, Callable[[str], str]] = {
     "keep_animal_then_reverse": lambda t: " ".join(sorted(_only(t, "animal"), key=t.split().index, reverse=True)),
     "drop_color_then_count": lambda t: NUMBERS[len(t.split()) - len(_only(t, "color"))],
-    "first_three_then_echo": lambda t: "{0} {1} {2} {0} {1} {2}".format(*t.split()),
     "last_two_then_join": lambda t: re.sub(r".* (\w+) (\w+)$", r"\1 and \2", t),
     "all_but_first_then_announce": lambda t: "answer" + t[t.index(" ") :],
     "before_bar_then_plus": lambda t: t.partition(" # ")[0].replace(" ", " plus "),
     "after_bar_then_last": lambda t: WORD.findall(t)[-1],
     "inside_then_first": lambda t: re.search(r"\( (\w+)", t)[1],  # type: ignore[index]
-    "outside_then_close": lambda t: re.sub(r"\(.*\) ", "", t) + " done",
     "even_then_repeat_each": lambda t: " ".join(f"{w} {w}" for w in t.split() if w in NUMBERS[::2]),
     "large_then_plain": lambda t: " ".join(w for w in t.split() if w in NUMBERS[11:]),
     "giver_receiver_then_swap": lambda t: re.sub(r".* (\w+) gave .* to (\w+) in .*", r"\2 \1", t),
-    "thing_place_then_join": lambda t: re.sub(r".* (\w+) to \w+ in the (\w+)$", r"\1 and \2", t),
     "keys_then_plain": lambda t: " ".join(re.findall(r"(\w+) \w+(?: ;|$)", t)),
     "values_then_count": lambda t: NUMBERS[t.count(";") + 1],
     "lookup_then_plain": lambda t: re.search(rf"{t.split()[0]} (\w+ \w+)( ;|$)", t[t.index("?") :])[1],  # type: ignore[index]
-    "others_then_count": lambda t: NUMBERS[t.count(";")],
     "opposite_then_first": lambda t: OPPOSITES[WORD.findall(t)[0]],
     "past_then_reverse": lambda t: " ".join(PAST[w] for w in reversed(t.split())),
-    "category_then_last": lambda t: next(k for k, words in CATEGORIES.items() if WORD.findall(t)[-1] in words),
     "doubled_then_join": lambda t: " and ".join(dict.fromkeys(re.findall(r"\b(\w+)\b(?=.*\b\1\b)", t))),
 }
 

@@ -16,11 +16,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
-from hart.cli import adapt, evaluate, predict, quickstart, train
+from hart.cli import adapt, evaluate, predict, quickstart, sweep, train
+from hart.cli.options import split_overrides
 from hart.errors import HartError
 
 DISTRIBUTION = "hart-hypernet"
-COMMANDS = (quickstart, train, evaluate, adapt, predict)
+COMMANDS = (quickstart, train, evaluate, adapt, predict, sweep)
+CONFIGURED = {"train": train.OWN_OPTIONS, "sweep": sweep.OWN_OPTIONS}
+"""Commands that take fields of a configuration, and the options that are none."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        words, overrides = train.split_overrides(words)
+        overrides: list[str] = []
+        if words and words[0] in CONFIGURED:
+            words, overrides = split_overrides(words, CONFIGURED[words[0]])
         args = _parser().parse_args(words)
         args.overrides = overrides
         with _own_messages():
@@ -104,7 +109,8 @@ def _own_messages() -> Iterator[None]:
     logger = logging.getLogger("hart")
     handler, level = _Terminal(), logger.level
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    # Of several processes the first one speaks; errors come from any.
+    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
     try:
         yield
     finally:

@@ -3,7 +3,7 @@
 import argparse
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,28 @@ if TYPE_CHECKING:
     import torch
 
 MODEL_HELP = "folder or hub name of a trained HART model, or mini, the bundled one"
+
+
+def split_overrides(words: Sequence[str], own: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words of a command without the fields of a configuration (`--section.field value`), and these.
+
+    argparse alone would take the value of a field that it does not know for a positional argument.
+
+    Args:
+        words: all words of the command.
+        own: the options that are the command's own.
+    """
+    kept, overrides = [], []
+    waiting = list(words)
+    while waiting:
+        word = waiting.pop(0)
+        if not word.startswith("--") or word.partition("=")[0] in own:
+            kept.append(word)
+            continue
+        overrides.append(word)
+        if "=" not in word and waiting and not waiting[0].startswith("--"):
+            overrides.append(waiting.pop(0))
+    return kept, overrides
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

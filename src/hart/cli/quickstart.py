@@ -3,6 +3,8 @@
 import argparse
 from typing import Any
 
+from hart.cli.options import positive
+
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
@@ -16,6 +18,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--output-dir", default="runs/quickstart", help="folder of the run (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and data (default: %(default)s)")
     parser.add_argument("--steps", type=int, help="training steps, for a shorter or longer run")
+    parser.add_argument(
+        "--processes",
+        type=positive,
+        metavar="N",
+        help="that train side by side on the CPU (default: 2 where there are two cores and no GPU, else 1)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -24,10 +32,12 @@ def run(args: argparse.Namespace) -> None:
 
     from rich.console import Console
 
+    from hart.processes import sensible_processes
     from hart.quickstart import quickstart, quickstart_config
 
     config = quickstart_config(args.output_dir, seed=args.seed)
     if args.steps is not None:
         training = dataclasses.replace(config.training, max_steps=args.steps)
         config = dataclasses.replace(config, training=training)
-    quickstart(config, Console())
+    groups = config.training.batch_size // config.training.queries_per_task
+    quickstart(config, Console(), processes=args.processes or sensible_processes(groups))

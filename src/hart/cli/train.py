@@ -3,12 +3,13 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
 from typing import Any
 
-from hart.cli.options import select_device
+from hart.cli.options import positive, select_device
+from hart.processes import is_one_of_several, run_hart
 
-_OWN_OPTIONS = ("--help", "--device")
+OWN_OPTIONS = ("--help", "--device", "--processes")
+"""What is no field of a configuration (`hart.cli.options.split_overrides`)."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -25,7 +26,7 @@ example:
   hart train configs/mini/hart_sni.yaml --data.dir natural-instructions --training.max_steps 2000""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        usage="hart train CONFIG.yaml [--section.field VALUE ...] [--device {cpu,cuda}]",
+        usage="hart train CONFIG.yaml [--section.field VALUE ...] [--device {cpu,cuda}] [--processes N]",
     )
     parser.add_argument("config", metavar="CONFIG.yaml", help="configuration; fields left out keep their defaults")
     parser.add_argument(
@@ -33,28 +34,14 @@ example:
         choices=("cpu", "cuda"),
         help="default: cuda if there is a GPU, else cpu; CUDA_VISIBLE_DEVICES says which GPUs",
     )
+    parser.add_argument(
+        "--processes",
+        type=positive,
+        metavar="N",
+        default=1,
+        help="train in N processes on the CPU cores of this machine (GPUs: use torchrun or accelerate)",
+    )
     parser.set_defaults(run=run)
-
-
-def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words of a `train` command without the fields of its configuration, and these with their values.
-
-    argparse alone would take the value of a field that it does not know for CONFIG.yaml. Words of other commands
-    come back as they are.
-    """
-    if not words or words[0] != "train":
-        return list(words), []
-    kept, overrides = [], []
-    waiting = list(words)
-    while waiting:
-        word = waiting.pop(0)
-        if not word.startswith("--") or word.partition("=")[0] in _OWN_OPTIONS:
-            kept.append(word)
-            continue
-        overrides.append(word)
-        if "=" not in word and waiting and not waiting[0].startswith("--"):
-            overrides.append(waiting.pop(0))
-    return kept, overrides
 
 
 def run(args: argparse.Namespace) -> None:
@@ -68,8 +55,12 @@ def run(args: argparse.Namespace) -> None:
     select_device(args.device)
     config = configuration.load(args.config, args.overrides)
     try:
+        if args.processes > 1 and not is_one_of_several():
+            run_hart(["train", args.config, *args.overrides, "--device", "cpu"], args.processes)
+            return
         # A bar that is drawn anew each second has no place in a log file.
         final = train(config, quiet=not sys.stderr.isatty())
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command goes on from the last checkpoint") from None
-    print(f"trained model: {final}")
+    if os.environ.get("RANK", "0") == "0":
+        print(f"trained model: {final}")

@@ -9,13 +9,14 @@ training loop is the one for tasks; only the examples differ.
 import gzip
 import json
 import logging
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from hart.data.prompts import Lengths, Tokenizer
 from hart.data.sampling import Example
@@ -30,22 +31,26 @@ Kind = Literal["four", "three"]
 
 PATTERNS = ("*.json.gz", "*.jsonl.gz", "*.json", "*.jsonl")
 LEAST_TOKENS = 4
-"""Of a segment. A document of 4 × this many words has at least as many tokens, so every segment can have its share."""
+"""Of a segment, unless its limit is lower."""
+LEAST_WORDS = 4 * LEAST_TOKENS
+"""Of a document. A word has at least one token, so every segment can have its share."""
 
 
 class SegmentDataset(Dataset[Example]):
     """`length` examples cut from a stream of documents.
 
     Example i is a pure function of (seed, i): the i-th usable document, cut by a random stream of its own. Documents
-    with fewer than 16 words are skipped. Nothing but the current document is held in memory: reading on is cheap,
-    going back starts the stream again. When all documents are used up the stream starts over, with other cuts.
+    with fewer than 16 words are skipped; `skipped` is how many there are as far as was read. Nothing but the current
+    document is held in memory: reading on is cheap, going back starts the stream again. When all documents are used up
+    the stream starts over, with other cuts wherever the kind leaves a choice.
 
-    - `four`: A, B, C, D follow each other in a window of at most `max_document_tokens`, which starts at random in
-      longer documents. B and C have a quarter of the window each, at most the limits of query and target; A and D share
-      the rest as equally as the limit of the hypernetwork's input allows, and go to it as one text, A before D.
-    - `three`: the window is cut at two random places, each segment has at least 4 tokens. A segment longer than its
-      limit loses the end that is farther from the text it borders on in use: the hypernetwork's and the main model's
-      their beginning, the target its end. So what the main model reads always ends where the target begins.
+    - `four`: A, B, C, D follow each other. Of a document of n tokens, or `max_document_tokens` if it is longer, B and C
+      have a quarter each, at most the limits of query and target. A and D share the rest equally, at most the limit of
+      the hypernetwork's input, and go to it as one sequence, A before D. The four start at random where the document
+      is longer than they are together.
+    - `three`: a window of at most `max_document_tokens`, at a random place of the document, is cut at two random
+      places; each segment has at least 4 tokens. Then each is cut to its limit without a gap between them: a query that
+      is too long leaves its beginning to the hypernetwork's segment, that one loses its beginning, the target its end.
 
     Args:
         tokenizer: of the main model.
@@ -59,8 +64,9 @@ class SegmentDataset(Dataset[Example]):
         max_document_tokens: size of the window.
 
     Raises:
-        HartError: no such folder, no files in it, a damaged file, a line without `text`, only too short documents, or a
-            hub that cannot be reached. Missing folders are told at once, damaged files when they are reached.
+        HartError: an unknown kind, no such folder, no files in it, a damaged file, a line without `text`, only too
+            short documents, or a hub that cannot be reached. All of it here, but for what is wrong behind the first
+            usable document, which is told by the example that reaches it.
     """
 
     def __init__(
@@ -77,8 +83,10 @@ class SegmentDataset(Dataset[Example]):
     ) -> None:
         if kind not in get_args(Kind):
             raise HartError(f"segments: kind '{kind}' is not one of {', '.join(get_args(Kind))}")
-        if max_document_tokens < 4 * LEAST_TOKENS:
-            raise HartError(f"data.max_document_tokens: must be at least {4 * LEAST_TOKENS}, not {max_document_tokens}")
+        if seed < 0:
+            raise HartError(f"seed: must be at least 0, not {seed}")
+        if max_document_tokens < LEAST_WORDS:
+            raise HartError(f"max_document_tokens: must be at least {LEAST_WORDS}, not {max_document_tokens}")
         self.source = str(directory) if directory is not None else hub_name
         # Messages name the tasks of a batch; here there is one, which stands for the text.
         self.tasks = (Task("Continue the text.", [("", "")], name=f"text of {self.source}"),)
@@ -86,14 +94,16 @@ class SegmentDataset(Dataset[Example]):
         self._tokenizer = tokenizer
         self._files = None if directory is None else _files(directory)
         self._hub_name = hub_name
-        self._cut = {"four": self._cut_four, "three": self._cut_three}[kind]
+        self._cut = _cut_four if kind == "four" else _cut_three
         self._length = length
         self._seed = seed
         self._lengths = lengths
         self._window = max_document_tokens
-        self._rewind()
         self._count: int | None = None  # usable documents, known after the first round
-        self._check_first()
+        # One document now, so that a wrong folder is told before a run begins.
+        self._rewind()
+        self._document(0)
+        self._rewind()
 
     def __len__(self) -> int:
         return self._length
@@ -103,68 +113,57 @@ class SegmentDataset(Dataset[Example]):
         if not 0 <= index < self._length:
             raise IndexError(f"example {index} of {self._length}")
         text = self._document(index)
+        end = [self._tokenizer.eos_token_id]
         tokens = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        # A tokenizer may drop words of control characters alone: too rare a document to read on for.
+        tokens = tokens + end * (LEAST_WORDS - len(tokens))
         key = np.array([self._seed, index], dtype=np.uint64)
         rng = np.random.Generator(np.random.Philox(key=key))
-        start = int(rng.integers(max(0, len(tokens) - self._window) + 1))
-        read, query, target = self._cut(tokens[start : start + self._window], rng)
-        end = [self._tokenizer.eos_token_id]
+        read, query, target = self._cut(tokens, self._window, self._lengths, rng)
         return Example(demo_ids=read + end, query_ids=query + end, labels=target + end, slot=int(index), task_index=0)
-
-    def _cut_four(self, tokens: list[int], rng: np.random.Generator) -> tuple[list[int], list[int], list[int]]:
-        quarter = len(tokens) // 4
-        b, c = min(quarter, self._lengths.query - 1), min(quarter, self._lengths.target - 1)
-        rest = min(len(tokens) - b - c, self._lengths.demonstrations - 1)
-        a = (rest + 1) // 2
-        ends = np.cumsum([a, b, c, rest - a]).tolist()
-        return tokens[:a] + tokens[ends[2] : ends[3]], tokens[a : ends[1]], tokens[ends[1] : ends[2]]
-
-    def _cut_three(self, tokens: list[int], rng: np.random.Generator) -> tuple[list[int], list[int], list[int]]:
-        # Two different places among those that leave each segment its least size.
-        free = len(tokens) - 3 * LEAST_TOKENS
-        first, second = np.sort(rng.integers(free + 1, size=2)).tolist()
-        first, second = first + LEAST_TOKENS, second + 2 * LEAST_TOKENS
-        read, query, target = tokens[:first], tokens[first:second], tokens[second:]
-        limits = self._lengths
-        return read[-(limits.demonstrations - 1) :], query[-(limits.query - 1) :], target[: limits.target - 1]
 
     def _document(self, index: int) -> str:
         """The usable document of example `index`; reads on from the last one, or from the start."""
         if self._count is not None:
             index %= self._count
-        if index < self._next:
+        # A forked worker shares the place in an open file with its parent, so it opens files of its own.
+        if index < self._next or self._pid != os.getpid():
             self._rewind()
         while True:
-            for text in self._stream:
-                self._next += 1
-                if self._next > index:
-                    return text
+            try:
+                for text in self._stream:
+                    self._next += 1
+                    if self._next > index:
+                        return text
+            except HartError:
+                self._rewind()  # a stream that failed has ended, which must not be taken for the last document
+                raise
             if not self._next:
                 raise HartError(
-                    f"{self.source}: all {self.skipped} documents are shorter than {4 * LEAST_TOKENS} words; "
-                    "give longer texts"
+                    f"{self.source}: none of its {self.skipped} documents has {LEAST_WORDS} words; give longer texts"
                 )
-            if self._count is None:
-                self._count = self._next
-                logger.warning(
-                    "%s: all %d usable documents were read (%d were too short), starting again",
-                    self.source, self._count, self.skipped,
-                )  # fmt: skip
+            worker = get_worker_info()
+            if worker is None or worker.id == 0:
+                used = f"all {self._next} usable documents were read ({self.skipped} were too short)"
+                logger.warning("%s: %s, starting again", self.source, used)
+            self._count = self._next
             index %= self._count
             self._rewind()
 
     def _rewind(self) -> None:
         self._next = 0
+        self._pid = os.getpid()
         self._stream = self._usable()
 
     def _usable(self) -> Iterator[str]:
-        """Texts of enough words; how many were not is counted in the first round."""
+        """Texts of enough words, which can be told without the tokenizer."""
+        too_short = 0
         for text in self._texts():
-            # Words, because counting them needs no tokenizer and a word has at least one token.
-            if len(text.split(maxsplit=4 * LEAST_TOKENS)) >= 4 * LEAST_TOKENS:
+            if len(text.split(maxsplit=LEAST_WORDS - 1)) == LEAST_WORDS:
                 yield text
-            elif self._count is None:
-                self.skipped += 1
+            else:
+                too_short += 1
+                self.skipped = max(self.skipped, too_short)  # a second round meets the same again
 
     def _texts(self) -> Iterator[str]:
         if self._files is None:
@@ -173,25 +172,47 @@ class SegmentDataset(Dataset[Example]):
         for path in self._files:
             yield from _file_texts(path)
 
-    def _check_first(self) -> None:
-        """Read one document now, so that a wrong folder is told before the base is loaded and the run begins."""
-        self._document(0)
-        self._rewind()
-        self.skipped = 0
-
     def __getstate__(self) -> dict[str, Any]:
         # A generator over open files cannot go to a worker, which starts its own.
-        return {name: value for name, value in self.__dict__.items() if name not in ("_stream", "_next")}
+        return {name: value for name, value in self.__dict__.items() if name != "_stream"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._rewind()
 
 
+Segments = tuple[list[int], list[int], list[int]]
+"""Tokens for the hypernetwork, of the query and of the target."""
+
+
+def _cut_four(tokens: list[int], window: int, lengths: Lengths, rng: np.random.Generator) -> Segments:
+    size = min(len(tokens), window)
+    b, c = min(size // 4, lengths.query - 1), min(size // 4, lengths.target - 1)
+    rest = min(size - b - c, lengths.demonstrations - 1)
+    start = int(rng.integers(len(tokens) - rest - b - c + 1))
+    query = start + (rest + 1) // 2
+    target = query + b
+    after = target + c
+    read = tokens[start:query] + tokens[after : after + rest // 2]
+    return read, tokens[query:target], tokens[target:after]
+
+
+def _cut_three(tokens: list[int], window: int, lengths: Lengths, rng: np.random.Generator) -> Segments:
+    start = int(rng.integers(max(0, len(tokens) - window) + 1))
+    end = min(len(tokens), start + window)
+    # Two places among what the least sizes of the three leave free.
+    free = end - start - 3 * LEAST_TOKENS
+    first, second = np.sort(rng.integers(free + 1, size=2)).tolist()
+    target = start + second + 2 * LEAST_TOKENS
+    query = max(start + first + LEAST_TOKENS, target - (lengths.query - 1))
+    start, end = max(start, query - (lengths.demonstrations - 1)), min(end, target + lengths.target - 1)
+    return tokens[start:query], tokens[query:target], tokens[target:end]
+
+
 def _files(directory: Path) -> list[Path]:
     if not directory.is_dir():
         raise HartError(f"{directory}: no such folder; give one with text files in C4's layout")
-    files = sorted({path for pattern in PATTERNS for path in directory.glob(pattern)})
+    files = sorted(path for pattern in PATTERNS for path in directory.glob(pattern) if path.is_file())
     if not files:
         raise HartError(f"{directory}: holds no file {' or '.join(PATTERNS)}; give a folder in C4's layout")
     return files
@@ -201,7 +222,7 @@ def _file_texts(path: Path) -> Iterator[str]:
     opened = gzip.open if path.suffix == ".gz" else open
     number = 0
     try:
-        with opened(path, "rt", encoding="utf-8") as lines:
+        with opened(path, "rt", encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     yield _text(line, f"{path}, line {number}")

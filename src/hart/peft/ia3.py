@@ -4,8 +4,9 @@ Not in the paper: it shows that another PEFT kind is one file. The vectors are s
 """
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ _MODULES = {"key": "k", "value": "v", "ff": "feed_forward_inner", "cross_key": "
 @dataclass(frozen=True)
 class Ia3(PeftKind):
     """Blocks `ia3.{encoder,decoder}.{key,value}` `[batch, layers, 1, inner]` and `.ff` `[batch, layers, 1, d_ff]`.
+
+    All of them start at 0: no change.
 
     Fields:
         cross: whether the decoder's cross-attention has its vectors too (`ia3.decoder.cross_key`, `.cross_value`).
@@ -38,9 +41,7 @@ class Ia3(PeftKind):
     def row_blocks(self, shape: MainShape) -> tuple[RowBlock, ...]:
         return tuple(
             RowBlock(f"ia3.{stack}.{part}", stack, shape.layers(stack), 1, shape.d_ff if part == "ff" else shape.inner)
-            for stack in STACKS
-            for part in _MODULES
-            if not part.startswith("cross_") or (self.cross and stack == "decoder")
+            for stack, part in self._parts()
         )
 
     def init_std(self, main: T5ForConditionalGeneration | None, shape: MainShape) -> dict[str, Tensor]:
@@ -48,16 +49,21 @@ class Ia3(PeftKind):
 
     def bind(self, main: T5ForConditionalGeneration, blocks: Blocks) -> None:
         changes: dict[torch.nn.Module, injection.Change] = {}
-        for name in blocks:
-            kind, stack, part = name.split(".", 2)
-            if kind != self.name:
-                continue
-            for layer, module in enumerate(injection.sites(main, stack, _MODULES[part])):  # type: ignore[arg-type]
-                changes[module] = functools.partial(_scale, blocks[name][:, layer])
+        for stack, part in self._parts():
+            difference = blocks[f"ia3.{stack}.{part}"]
+            for layer, module in enumerate(injection.sites(main, stack, _MODULES[part])):
+                changes[module] = functools.partial(_scale, difference[:, layer])
         injection.bound_of(main).add_changes(self.name, changes)
 
     def clear(self, main: T5ForConditionalGeneration) -> None:
         injection.bound_of(main).remove_changes(self.name)
+
+    def _parts(self) -> Iterator[tuple[Literal["encoder", "decoder"], str]]:
+        """Stack and part of every vector."""
+        for stack in STACKS:
+            for part in _MODULES:
+                if not part.startswith("cross_") or (self.cross and stack == "decoder"):
+                    yield stack, part
 
 
 def _scale(difference: Tensor, _: Tensor, output: Tensor) -> Tensor:

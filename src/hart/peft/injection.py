@@ -10,7 +10,9 @@ causality is implied; the prefix columns would then shift the implied triangle a
 future.
 
 Any other named module (a linear map, the feed-forward, an activation) takes *changes*: functions of its input and
-output that give a new output, called by a forward hook. LoRA, adapters and (IA)³ are such changes.
+output that give a new output, called by a forward hook. LoRA, adapters and (IA)³ are such changes. Several kinds may
+change one module: they act in the order in which they were bound, which is that of the configuration's list, each on
+what the one before it gives. All of them see the module's own input.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -37,15 +39,28 @@ Change = Callable[[Tensor, Tensor], Tensor]
 
 Stack = Literal["encoder", "decoder"]
 
+
+def _module(layer: int, *path: str) -> Callable[[Any], nn.Module]:
+    """From a T5 block to the module at `path` below its `layer`-th sub-layer."""
+
+    def find(block: Any) -> nn.Module:
+        module = block.layer[layer]
+        for name in path:
+            module = getattr(module, name)
+        return module
+
+    return find
+
+
 # What a target is called in configurations → the module of a T5 block. One table per model family; so far T5.
 _SITES: dict[str, Callable[[Any], nn.Module]] = {
-    **{name: lambda block, n=name: getattr(block.layer[0].SelfAttention, n) for name in "qkvo"},
-    **{f"cross_{name}": lambda block, n=name: getattr(block.layer[1].EncDecAttention, n) for name in "qkvo"},
-    **{name: lambda block, n=name: getattr(block.layer[-1].DenseReluDense, n) for name in ("wi", "wi_0", "wi_1", "wo")},
-    "self_attention": lambda block: block.layer[0].SelfAttention,
-    "feed_forward": lambda block: block.layer[-1].DenseReluDense,
+    **{name: _module(0, "SelfAttention", name) for name in "qkvo"},
+    **{f"cross_{name}": _module(1, "EncDecAttention", name) for name in "qkvo"},
+    **{name: _module(-1, "DenseReluDense", name) for name in ("wi", "wi_0", "wi_1", "wo")},
+    "self_attention": _module(0, "SelfAttention"),
+    "feed_forward": _module(-1, "DenseReluDense"),
     # Between activation and second map, in the gated and in the plain form alike.
-    "feed_forward_inner": lambda block: block.layer[-1].DenseReluDense.dropout,
+    "feed_forward_inner": _module(-1, "DenseReluDense", "dropout"),
 }
 
 

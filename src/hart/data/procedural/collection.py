@@ -3,7 +3,7 @@
 The grid of selectors × finishers is cut once and for all (no seed, so that a bundled base model trained
 without the held-out combinations stays valid): each selector gives one combination to the test split and one to
 the validation split, chosen so that no training task does the same under another name (the first of the first
-two words is the first of the first three). Wordings of the training tasks follow a rotation that uses each phrasing
+two words is the first of all words). Wordings of the training tasks follow a rotation that uses each phrasing
 of each primitive. tests/data/test_procedural.py proves both.
 """
 
@@ -35,47 +35,29 @@ _HELD_OUT: dict[str, tuple[str, str]] = {
     "keep_animal": ("plain", "plus"),
     "keep_fruit": ("first", "close"),
     "keep_color": ("repeat_each", "last"),
-    "keep_tool": ("echo", "count"),
-    "keep_garment": ("join", "repeat_each"),
-    "keep_vehicle": ("plus", "announce"),
-    "keep_instrument": ("close", "first"),
-    "keep_job": ("last", "plain"),
     "drop_animal": ("count", "reverse"),
     "drop_fruit": ("swap", "echo"),
     "drop_color": ("announce", "join"),
-    "drop_tool": ("reverse", "swap"),
-    "drop_vehicle": ("plain", "plus"),
-    "drop_job": ("reverse", "first"),
     "first_two": ("repeat_each", "plain"),
-    "first_three": ("echo", "close"),
     "last_two": ("join", "repeat_each"),
-    "last_three": ("plus", "announce"),
     "all_but_first": ("close", "join"),
-    "all_but_last": ("announce", "echo"),
     "before_bar": ("count", "reverse"),
     "after_bar": ("last", "count"),
     "inside": ("first", "last"),
-    "outside": ("swap", "close"),
     "small": ("plain", "plus"),
     "large": ("first", "join"),
     "even": ("repeat_each", "swap"),
-    "odd": ("echo", "count"),
     "numbers": ("join", "repeat_each"),
     "words": ("plus", "announce"),
     "giver_receiver": ("close", "plain"),
     "color_thing": ("announce", "echo"),
-    "thing_place": ("close", "join"),
     "day_place": ("repeat_each", "plain"),
-    "receiver_thing": ("announce", "echo"),
-    "day_giver": ("join", "close"),
     "keys": ("reverse", "first"),
     "values": ("swap", "reverse"),
     "lookup": ("last", "repeat_each"),
-    "others": ("count", "last"),
     "opposite": ("last", "plus"),
     "past": ("plus", "swap"),
     "plural": ("first", "swap"),
-    "category": ("plain", "last"),
     "dedupe": ("count", "reverse"),
     "doubled": ("echo", "announce"),
 }

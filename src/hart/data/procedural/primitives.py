@@ -241,17 +241,8 @@ def _lookup(text: str) -> list[str]:
     return next(row[1:] for row in _rows(table) if row[0] == name)
 
 
-def _others(text: str) -> list[str]:
-    name, table = text.split(" ? ")
-    return [row[0] for row in _rows(table) if row[0] != name]
-
-
 def _inside(ws: list[str]) -> list[str]:
     return ws[ws.index("(") + 1 : ws.index(")")]
-
-
-def _outside(ws: list[str]) -> list[str]:
-    return ws[: ws.index("(")] + ws[ws.index(")") + 1 :]
 
 
 def _mapped(key: str, source: Source, phrasings: tuple[str, str, str], table: dict[str, str]) -> Selector:
@@ -263,38 +254,28 @@ _POSITION, _SPAN, _MIX, _RECORD, _REPEAT = (
 )  # fmt: skip
 
 SELECTORS: tuple[Selector, ...] = (
-    *(_keep(name) for name in lx.CATEGORIES),
-    *(_drop(name) for name in ("animal", "fruit", "color", "tool", "vehicle", "job")),
+    *(_keep(name) for name in ("animal", "fruit", "color")),
+    *(_drop(name) for name in ("animal", "fruit", "color")),
     _on_words("first_two", _POSITION, WORDS, ("take the first two words", "use only the opening two", "keep the two at the start"), lambda ws: ws[:2]),
-    _on_words("first_three", _POSITION, WORDS, ("take the first three words", "use only the opening three", "keep the three at the start"), lambda ws: ws[:3]),
     _on_words("last_two", _POSITION, WORDS, ("take the last two words", "use only the closing two", "keep the two at the end"), lambda ws: ws[-2:]),
-    _on_words("last_three", _POSITION, WORDS, ("take the last three words", "use only the closing three", "keep the three at the end"), lambda ws: ws[-3:]),
     _on_words("all_but_first", _POSITION, WORDS, ("skip the first word", "take all but the one at the start", "drop the word in front"), lambda ws: ws[1:]),
-    _on_words("all_but_last", _POSITION, WORDS, ("skip the last word", "take all but the one at the end", "drop the final word"), lambda ws: ws[:-1]),
     _on_words("before_bar", _SPAN, BAR, ("take what stands before the sign", "use the part to the left of #", "keep the words ahead of the mark"), lambda ws: ws[: ws.index("#")]),
     _on_words("after_bar", _SPAN, BAR, ("take what stands after the sign", "use the part to the right of #", "keep the words behind the mark"), lambda ws: ws[ws.index("#") + 1 :]),
     _on_words("inside", _SPAN, BRACKETS, ("take the words inside the brackets", "use what the brackets hold", "keep the enclosed part"), _inside),
-    _on_words("outside", _SPAN, BRACKETS, ("take the words outside the brackets", "ignore what the brackets hold", "drop the enclosed part"), _outside),
     _number_rule("small", ("keep the numbers below ten", "find those smaller than ten", "pick the numbers under ten"), lambda n: n < 10),
     _number_rule("large", ("keep the numbers above ten", "find those larger than ten", "pick the numbers over ten"), lambda n: n > 10),
     _number_rule("even", ("keep the even numbers", "find those that two divides", "pick the numbers that are even"), lambda n: n % 2 == 0),
-    _number_rule("odd", ("keep the odd numbers", "find those that two does not divide", "pick the numbers that are odd"), lambda n: n % 2 == 1),
     _on_words("numbers", _MIX, MIXED, ("keep the numbers only", "take every number", "ignore all that is no number"), lambda ws: [w for w in ws if w in lx.NUMBERS]),
     _on_words("words", _MIX, MIXED, ("leave the numbers away", "take all that is no number", "ignore every number"), lambda ws: [w for w in ws if w not in lx.NUMBERS]),
     _part("giver_receiver", ("name who gave and who received", "write the giver and the receiver", "list both people"), 2, 8),
     _part("color_thing", ("say what was given with its color", "write the color and the gift", "list how the gift looks and what it is"), 5, 6),
-    _part("thing_place", ("name the gift and the place", "write what was given and where", "list the thing and the room or place"), 6, 11),
     _part("day_place", ("say when and where it happened", "write the day and the place", "list the time and the location"), 1, 11),
-    _part("receiver_thing", ("say who received and what", "write the receiver and the gift", "list the one who got it and the thing"), 8, 6),
-    _part("day_giver", ("say when and by whom it was given", "write the day and the giver", "list the day and the person who gave"), 1, 2),
     Selector("keys", _RECORD, RECORDS, ("list all the people", "write each name", "give the names of the table"), lambda t: [row[0] for row in _rows(t)]),
     Selector("values", _RECORD, RECORDS, ("list all the fruit", "write each fruit", "give the fruit of the table"), lambda t: [row[1] for row in _rows(t)]),
     Selector("lookup", _RECORD, LOOKUP, ("say what the named person wears", "look up the color and garment of the name", "find the row of the name and write what follows"), _lookup),
-    Selector("others", _RECORD, LOOKUP, ("name all the other people", "write everyone except the one asked about", "list the names that were not asked for"), _others),
     _mapped("opposite", OPPOSITES, ("replace each word by its opposite", "write the contrary of every word", "turn each adjective around in meaning"), lx.OPPOSITES),
     _mapped("past", VERBS, ("put each verb into the past", "write the past tense of every verb", "turn each verb into its past form"), lx.PAST),
     _mapped("plural", ANIMALS, ("write the plural of each", "turn every animal into many", "put each animal into the plural"), lx.PLURALS),
-    _mapped("category", WORDS, ("replace each word by its kind", "say for every word what it is", "write the category of each"), lx.CATEGORY_OF),
     _on_words("dedupe", _REPEAT, REPEATS, ("write each different word once", "remove the repeats", "keep only the first of equal words"), lambda ws: list(dict.fromkeys(ws))),
     _on_words("doubled", _REPEAT, REPEATS, ("find the words that come twice", "keep only what is repeated", "take each word that occurs again"), lambda ws: [w for w in dict.fromkeys(ws) if ws.count(w) > 1]),
 )  # fmt: skip

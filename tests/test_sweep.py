@@ -1,0 +1,101 @@
+"""A sweep: what it plans, skips, survives and writes."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hart.config import RunConfig
+from hart.errors import HartError
+from hart.sweep import SweepRun, markdown, plan, sweep
+
+Build = Callable[..., RunConfig]
+
+
+def short(config: RunConfig) -> RunConfig:
+    training = dataclasses.replace(config.training, max_steps=2, batch_size=4, num_threads=1)
+    return dataclasses.replace(config, training=training, data=dataclasses.replace(config.data, max_test_instances=3))
+
+
+@pytest.fixture
+def files(run_config: Build, tmp_path: Path) -> dict[str, Path]:
+    """hart and a fine-tuned system, as YAML."""
+    tuned = {"weights": "none", "train_main": True, "fusion": False, "peft": []}
+    configs = {
+        "hart": run_config(),
+        "tuned": run_config(model=tuned, data={"demonstrations_to": "main"}, alpha=0.0),
+    }
+    for name, config in configs.items():
+        short(config).save(tmp_path / "configs" / f"{name}.yaml")
+    return {name: tmp_path / "configs" / f"{name}.yaml" for name in configs}
+
+
+def test_trains_scores_and_compares_and_does_nothing_twice(files: dict[str, Path], tmp_path: Path):
+    out = tmp_path / "sweep"
+    runs = plan(out, list(files.values()), [0, 1])
+    assert [(run.name, run.seed, run.config.training.seed) for run in runs] == [
+        ("hart", 0, 0), ("hart", 1, 1), ("tuned", 0, 0), ("tuned", 1, 1),
+    ]  # fmt: skip
+    said: list[str] = []
+    rows = sweep(out, runs[:1] + runs[2:3], say=said.append)
+    assert [row["runs"] for row in rows] == [1, 1] and not any("failed" in line for line in said), said
+    said.clear()
+    rows = sweep(out, runs, say=said.append)
+    assert [line.split(": ")[1] for line in said if "done before" in line] == ["done before"] * 2
+    assert [row["runs"] for row in rows] == [2, 2]
+    hart, tuned = rows
+    assert tuned["trained_parameters"] > 0 and hart["loss_end"] > 0 and hart["peak_memory_gib"] > 0.05
+    assert hart["difference"] is None and tuned["difference"] == pytest.approx(tuned["rouge_l"] - hart["rouge_l"])
+    assert hart["rouge_l_deviation"] is not None
+    assert json.loads((out / "table.json").read_text()) == rows
+    assert (out / "table.md").read_text() == markdown(rows)
+    assert "| tuned | 2 |" in markdown(rows)
+    # Another configuration is another run, though it has the same name.
+    (changed,) = plan(out, [files["hart"]], [0], ["--training.alpha", "2"])
+    assert changed.results() is None and runs[0].results() is not None
+
+
+def test_a_failed_run_is_told_and_stops_nobody(files: dict[str, Path], tmp_path: Path):
+    bad = tmp_path / "configs" / "bad.yaml"
+    bad.write_text(files["hart"].read_text().replace("decoder_layers: 2", "decoder_layers: 9"))
+    said: list[str] = []
+    rows = sweep(tmp_path / "out", plan(tmp_path / "out", [bad, files["hart"]], [0]), say=said.append)
+    assert any("bad, seed 0: failed: model.decoder_layers is 9" in line for line in said)
+    assert [row["runs"] for row in rows] == [0, 1]
+    assert "| bad | 0 | – |" in markdown(rows)
+
+
+def test_fine_tuning_starts_from_the_pre_training_of_the_sweep(run_config: Build, tmp_path: Path):
+    (tmp_path / "text").mkdir()
+    line = json.dumps({"text": " ".join(["the cat sat on the mat one two three"] * 6)})
+    (tmp_path / "text" / "a.json").write_text("\n".join([line] * 10))
+    shared = {"scheme": {"name": "shared"}, "fusion": False}
+    text = {"collection": "four_segments", "dir": None, "max_document_tokens": 60}
+    folder = tmp_path / "configs"
+    short(run_config(model=shared, data=text, alpha=0.0)).save(folder / "pt_pretrain.yaml")
+    start = {**shared, "init_from": "runs/mini/pt_pretrain/final"}
+    short(run_config(model=start, alpha=0.0)).save(folder / "pt.yaml")
+    out = tmp_path / "out"
+    paths = [folder / "pt_pretrain.yaml", folder / "pt.yaml"]
+    runs = plan(out, paths, [3], text_dir=str(tmp_path / "text"))
+    assert runs[1].config.model.init_from == str(out / "pt_pretrain" / "seed-3" / "run" / "final")
+    said: list[str] = []
+    pretrained, tuned = sweep(out, runs, say=said.append)
+    assert not any("failed" in line for line in said), said
+    assert pretrained["rouge_l"] is None and tuned["rouge_l"] is not None
+    with pytest.raises(HartError, match="pt starts from pt_pretrain; name pt_pretrain before it"):
+        plan(out, paths[::-1], [3])
+
+
+def test_mistakes(files: dict[str, Path], tmp_path: Path):
+    with pytest.raises(HartError, match="two configurations are called hart"):
+        plan(tmp_path / "out", [files["hart"], files["hart"]], [0])
+    with pytest.raises(HartError, match="no such configuration file"):
+        plan(tmp_path / "out", [tmp_path / "none.yaml"], [0])
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    runs: list[SweepRun] = plan(tmp_path / "other", [files["hart"]], [0])
+    with pytest.raises(HartError, match="exists with other content"):
+        sweep(tmp_path / "other", runs)
