@@ -18,7 +18,7 @@ from hart.schemes import SCHEMES
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCS = REPOSITORY / "docs"
-PAGES = ("architecture.md", "paper_map.md", "data.md", "configuration.md")
+PAGES = ("architecture.md", "paper_map.md", "data.md", "configuration.md", "systems.md")
 
 # `src/hart/losses.py:ConsistencyState.loss`, or the file alone.
 PLACE = re.compile(r"`((?:src|tests|configs|recipes|benches)/[\w./-]+)(?::([\w.]+))?`")
@@ -80,9 +80,10 @@ def test_every_field_is_documented_with_its_default() -> None:
 
 def test_every_option_of_kinds_and_schemes_is_documented() -> None:
     text = read("configuration.md")
-    kinds = {(name, field.name): field.default for name, kind in KINDS.items() for field in dataclasses.fields(kind)}
+    kinds = {(name, key): value for name, kind in KINDS.items() for key, value in vars(kind()).items()}
     for (name, option), default in kinds.items():
-        assert f"| `{name}` | `{option}` | `{default}` |" in text
+        shown = f"[{', '.join(default)}]" if isinstance(default, list) else default
+        assert f"| `{name}` | `{option}` | `{shown}` |" in text
     for name, scheme in SCHEMES.items():
         assert f"| `{name}` |" in text
         for option in scheme.option_names():

@@ -50,20 +50,21 @@ def quickstart_config(output_dir: str, *, seed: int = 0) -> RunConfig:
         ),
         data=DataConfig(
             collection="procedural",
+            demonstrations="sampled",
             max_demonstrations_length=256,
             max_query_length=64,
             max_target_length=32,
         ),
         training=TrainingConfig(
             output_dir=output_dir,
-            max_steps=600,
+            max_steps=1000,
             batch_size=32,
             queries_per_task=4,
             learning_rate=1e-3,
             warmup_steps=50,
             optimizer="adamw",
             alpha=0.1,
-            save_every=150,
+            save_every=250,
             seed=seed,
         ),
     )

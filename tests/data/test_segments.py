@@ -286,6 +286,22 @@ def test_hub_is_streamed(monkeypatch: pytest.MonkeyPatch, make: Make):
     assert asked[0] == (("allenai/c4", "en"), {"split": "train", "streaming": True})
 
 
+def test_hub_data_without_text_or_cut_off_is_one_line(monkeypatch: pytest.MonkeyPatch, make: Make):
+    import datasets
+
+    def rows():
+        yield {"text": document(3)}
+        raise ConnectionError("connection lost\nsecond line")
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: iter([{"content": "a"}]))
+    with pytest.raises(HartError, match='some/name: its rows have no text in a column "text"'):
+        make(directory=None, hub_name="some/name")
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows())
+    dataset = make(directory=None)
+    with pytest.raises(HartError, match=r"allenai/c4: cannot be streamed from the hub \(connection lost\); give"):
+        dataset[1]
+
+
 def test_hub_out_of_reach_is_one_line(make: Make):
     with pytest.raises(HartError, match="nobody/nothing: cannot be streamed from the hub"):
         make(directory=None, hub_name="nobody/nothing")

@@ -128,6 +128,8 @@ def test_kinds_compose_in_the_order_of_the_list(model, tiny_tokenizer):
         ({"kind": "lora", "rank": 0}, "peft.lora.rank must be a whole number ≥ 1, not 0"),
         ({"kind": "lora", "rank": True}, "peft.lora.rank"),
         ({"kind": "lora", "alpha": 0}, "peft.lora.alpha must be a number > 0"),
+        ({"kind": "lora", "alpha": True}, "peft.lora.alpha must be a number > 0, not True"),
+        ({"kind": "lora", "alpha": float("nan")}, "peft.lora.alpha must be a number > 0, not nan"),
         ({"kind": "lora", "targets": ["query"]}, "peft.lora.targets must be a list of some of q, k"),
         ({"kind": "lora", "targets": []}, "peft.lora.targets"),
         ({"kind": "lora", "targets": "q"}, "peft.lora.targets"),

@@ -45,7 +45,7 @@ class Lora(PeftKind):
 
     def __post_init__(self) -> None:
         self._whole_number("rank")
-        if not isinstance(self.alpha, int | float) or not 0 < self.alpha < math.inf:
+        if type(self.alpha) not in (int, float) or not 0 < self.alpha < math.inf:
             raise HartError(f"peft.lora.alpha must be a number > 0, not {self.alpha!r}")
         targets = self.targets
         if not isinstance(targets, list) or not targets or any(target not in TARGETS for target in targets):

@@ -137,19 +137,21 @@ def combinations(split: str | None = None) -> list[Combination]:
     return [c for c in found if split is None or c.split == split]
 
 
-def build_task(combination: Combination, instances: int) -> Task:
-    """The combination as a `Task` with `DEMONSTRATIONS` explained demonstrations and `instances` instances."""
-    texts = combination.draw(DEMONSTRATIONS + instances)
+def build_task(combination: Combination, instances: int, wording: int = 0) -> Task:
+    """The combination as a `Task` with `DEMONSTRATIONS` explained demonstrations and `instances` instances.
+
+    Each `wording` of the definition is a task of its own, with a name and inputs of its own.
+    """
+    name = f"{combination.name}_in_wording_{wording + 1}" if wording else combination.name
+    texts = combination.draw(DEMONSTRATIONS + instances, salt=str(wording) if wording else "")
     demonstrations = tuple(
         Demonstration(t, combination.answer(t), combination.explain(t)) for t in texts[:DEMONSTRATIONS]
     )
-    rest = tuple(
-        Instance(t, (combination.answer(t),), f"{combination.name}-{i}") for i, t in enumerate(texts[DEMONSTRATIONS:])
-    )
+    rest = tuple(Instance(t, (combination.answer(t),), f"{name}-{i}") for i, t in enumerate(texts[DEMONSTRATIONS:]))
     return Task(
-        definition=combination.definition(),
+        definition=combination.definition(wording),
         demonstrations=demonstrations,
-        name=combination.name,
+        name=name,
         categories=(combination.selector.family,),
         instances=rest,
     )
@@ -158,17 +160,20 @@ def build_task(combination: Combination, instances: int) -> Task:
 def load_procedural(split: str, *, max_instances: int = 100) -> list[Task]:
     """The tasks of one split, each with `max_instances` instances.
 
+    Training combinations come in all three wordings, each as a task: a model that met a primitive in one
+    wording per combination would learn combinations by heart. Held-out ones come in one.
+
     Raises:
         HartError: unknown split, or more instances asked for than a task has different inputs.
     """
-    return [build_task(combination, max_instances) for combination in combinations(split)]
+    wordings = range(PHRASINGS) if split == "train" else (0,)
+    return [build_task(combination, max_instances, w) for combination in combinations(split) for w in wordings]
 
 
 def write_collection(directory: str | Path, *, instances: int = 100) -> None:
     """Write the collection as a folder in the official Super-NaturalInstructions layout.
 
-    `tasks/*.json` hold three phrasings of the definition (readers take the first), `splits/default/` the three
-    lists. The folder appears whole or not at all.
+    `tasks/*.json` hold one task each, `splits/default/` the three lists. The folder appears whole or not at all.
 
     Raises:
         HartError: `directory` exists already, or cannot be written.
@@ -180,11 +185,9 @@ def write_collection(directory: str | Path, *, instances: int = 100) -> None:
         (partial / "tasks").mkdir()
         (partial / "splits" / "default").mkdir(parents=True)
         for split in SPLITS:
-            members = combinations(split)
-            for combination in members:
-                content = build_task(combination, instances).to_dict()
-                content["Definition"] = [combination.definition(r) for r in range(PHRASINGS)]
-                path = partial / "tasks" / f"{combination.name}.json"
-                path.write_text(json.dumps(content, indent=1), encoding="utf-8")
-            listing = "".join(f"{c.name}\n" for c in members)
+            tasks = load_procedural(split, max_instances=instances)
+            for task in tasks:
+                path = partial / "tasks" / f"{task.name}.json"
+                path.write_text(json.dumps(task.to_dict(), indent=1), encoding="utf-8")
+            listing = "".join(f"{task.name}\n" for task in tasks)
             (partial / "splits" / "default" / f"{split}_tasks.txt").write_text(listing, encoding="utf-8")
