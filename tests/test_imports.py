@@ -23,7 +23,7 @@ LAYERS: list[set[str]] = [
         "training_arguments",
     },
     {"hypernetwork", "learned"},
-    {"model_folder"},
+    {"estimate", "model_folder"},
     {"system"},
     {"prediction"},
     {"training"},

@@ -2,14 +2,17 @@
 
 import dataclasses
 import json
+import subprocess
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 
 from hart.config import RunConfig
 from hart.errors import HartError
-from hart.sweep import SweepRun, markdown, plan, sweep
+from hart.sweep import SweepRun, markdown, plan, run_one, sweep
 
 Build = Callable[..., RunConfig]
 
@@ -32,6 +35,24 @@ def files(run_config: Build, tmp_path: Path) -> dict[str, Path]:
     return {name: tmp_path / "configs" / f"{name}.yaml" for name in configs}
 
 
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without the seconds that a new process takes to import torch."""
+
+    def run(command: list[str], *, stdout: IO[str], **_: Any) -> subprocess.CompletedProcess:
+        with redirect_stdout(stdout):
+            status = run_one(*command[3:])
+        return subprocess.CompletedProcess(command, status)
+
+    monkeypatch.setattr("hart.sweep.subprocess.run", run)
+
+
+def test_a_run_has_a_process_of_its_own(files: dict[str, Path], tmp_path: Path):
+    (row,) = sweep(tmp_path / "sweep", plan(tmp_path / "sweep", [files["hart"]], [0]))
+    assert row["runs"] == 1 and row["rouge_l"] is not None and 0.05 < row["peak_memory_gib"] < 8
+
+
+@pytest.mark.usefixtures("in_this_process")
 def test_trains_scores_and_compares_and_does_nothing_twice(files: dict[str, Path], tmp_path: Path):
     out = tmp_path / "sweep"
     runs = plan(out, list(files.values()), [0, 1])
@@ -57,6 +78,7 @@ def test_trains_scores_and_compares_and_does_nothing_twice(files: dict[str, Path
     assert changed.results() is None and runs[0].results() is not None
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_failed_run_is_told_and_stops_nobody(files: dict[str, Path], tmp_path: Path):
     bad = tmp_path / "configs" / "bad.yaml"
     bad.write_text(files["hart"].read_text().replace("decoder_layers: 2", "decoder_layers: 9"))
@@ -67,14 +89,16 @@ def test_a_failed_run_is_told_and_stops_nobody(files: dict[str, Path], tmp_path:
     assert "| bad | 0 | – |" in markdown(rows)
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_fine_tuning_starts_from_the_pre_training_of_the_sweep(run_config: Build, tmp_path: Path):
     (tmp_path / "text").mkdir()
     line = json.dumps({"text": " ".join(["the cat sat on the mat one two three"] * 6)})
     (tmp_path / "text" / "a.json").write_text("\n".join([line] * 10))
     shared = {"scheme": {"name": "shared"}, "fusion": False}
-    text = {"collection": "four_segments", "dir": None, "max_document_tokens": 60}
     folder = tmp_path / "configs"
-    short(run_config(model=shared, data=text, alpha=0.0)).save(folder / "pt_pretrain.yaml")
+    tasks = short(run_config(model=shared, alpha=0.0))
+    text = dataclasses.replace(tasks.data, collection="four_segments", dir=None, max_document_tokens=60)
+    dataclasses.replace(tasks, data=text).save(folder / "pt_pretrain.yaml")
     start = {**shared, "init_from": "runs/mini/pt_pretrain/final"}
     short(run_config(model=start, alpha=0.0)).save(folder / "pt.yaml")
     out = tmp_path / "out"

@@ -3,7 +3,8 @@
 A file offers `add_parser(subparsers)` and `run(args)`. Parsing imports nothing heavy, so that `--help` answers at once;
 torch and transformers are imported when a command runs.
 
-Exit status: 0, or 2 after `hart: error: <one line>` for a mistake of the user, or 130 when interrupted.
+Exit status: 0 (1 where a command answers no: `estimate` for what does not fit), or 2 after `hart: error: <one line>`
+for a mistake of the user, or 130 when interrupted.
 """
 
 import argparse
@@ -16,13 +17,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
-from hart.cli import adapt, evaluate, predict, quickstart, sweep, train
+from hart.cli import adapt, estimate, evaluate, predict, quickstart, sweep, train
 from hart.cli.options import split_overrides
 from hart.errors import HartError
 
 DISTRIBUTION = "hart-hypernet"
-COMMANDS = (quickstart, train, evaluate, adapt, predict, sweep)
-CONFIGURED = {"train": train.OWN_OPTIONS, "sweep": sweep.OWN_OPTIONS}
+COMMANDS = (quickstart, train, evaluate, adapt, predict, estimate, sweep)
+CONFIGURED = {"train": train.OWN_OPTIONS, "sweep": sweep.OWN_OPTIONS, "estimate": estimate.OWN_OPTIONS}
 """Commands that take fields of a configuration, and the options that are none."""
 
 
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.overrides = overrides
         with _own_messages():
             silence_libraries()
-            args.run(args)
+            status = args.run(args)
         sys.stdout.flush()
     except HartError as error:
         print(f"hart: error: {_one_line(str(error))}", file=sys.stderr)
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output went away (`hart predict … | head`): nothing to say, and nobody to say it to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    return 0
+    return status or 0
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,0 +1,86 @@
+"""hart estimate: what a configuration costs, before it is run."""
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from hart.cli.options import positive
+from hart.errors import HartError
+
+if TYPE_CHECKING:
+    from hart.estimate import Estimate
+
+OWN_OPTIONS = ("--help", "--devices", "--zero-stage", "--gpu-memory", "--json")
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "estimate",
+        help="parameters, arithmetic and memory of a configuration, without running it",
+        description="""\
+Print the parameters of each part (trained and frozen), tokens and floating-point operations of an optimizer
+step, and the memory that one device needs. Parameters are exact; memory is a formula at the configured lengths.
+Needs no weights and no network for the published T5 checkpoints. With --gpu-memory, says what to change
+if it does not fit; the exit status is then 1.""",
+        epilog="""\
+examples:
+  hart estimate configs/t5-large/hart_sni.yaml
+  hart estimate configs/t5-xl/hart_sni.yaml --devices 8 --zero-stage 2 --gpu-memory 80""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        usage="hart estimate CONFIG.yaml [--section.field VALUE ...] [--devices N] [--zero-stage {0,1,2,3}] "
+        "[--gpu-memory GIB] [--json]",
+    )
+    parser.add_argument("config", metavar="CONFIG.yaml")
+    parser.add_argument("--devices", metavar="N", type=positive, default=1, help="that share the batch (default: 1)")
+    parser.add_argument(
+        "--zero-stage", type=int, choices=(0, 1, 2, 3), default=0, help="of DeepSpeed; 3 also for FSDP (default: 0)"
+    )
+    parser.add_argument("--gpu-memory", metavar="GIB", type=float, help="memory of one device")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from hart import config as configuration
+    from hart.estimate import estimate, with_advice
+
+    if args.gpu_memory is not None and not args.gpu_memory > 0:
+        raise HartError(f"--gpu-memory: must be a number of GiB above 0, not {args.gpu_memory}")
+    config = configuration.load(args.config, args.overrides)
+    found = estimate(config, devices=args.devices, zero_stage=args.zero_stage)
+    fits = args.gpu_memory is None or found.total_memory <= args.gpu_memory
+    if not fits:
+        found = with_advice(config, found)
+    if args.json:
+        print(found.to_json())
+    else:
+        _show(found, args.gpu_memory)
+    return 0 if fits else 1
+
+
+def _show(found: "Estimate", limit: float | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    parameters = Table("part", "parameters", title="parameters")
+    for name, count in found.parameters.items():
+        parameters.add_row(name, f"{count:,}")
+    parameters.add_section()
+    parameters.add_row("trained", f"{found.trained:,}")
+    parameters.add_row("frozen", f"{found.frozen:,}")
+    step = Table("", "per optimizer step", title="one step, at the longest lengths")
+    for name, count in found.tokens.items():
+        step.add_row(f"tokens, {name}", f"{count:,}")
+    step.add_row("operations", f"{found.flops:.3g}")
+    where = f"one of {found.devices} devices, ZeRO stage {found.zero_stage}" if found.devices > 1 else "one device"
+    memory = Table("part", "GiB", title=f"memory of {where}")
+    for name, size in found.memory.items():
+        memory.add_row(name, f"{size:.2f}")
+    memory.add_section()
+    memory.add_row("in all", f"{found.total_memory:.2f}")
+    console.print(parameters, step, memory)
+    if limit is not None and found.total_memory > limit:
+        print(f"This does not fit into {limit:g} GiB. Each of these on its own would save:")
+        for text, saved in found.advice:
+            print(f"  {text}: {saved:.2f} GiB")

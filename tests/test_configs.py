@@ -1,0 +1,100 @@
+"""Every configuration in the repository: it loads, it fits together, and it is documented."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from hart.config import RunConfig, load
+from hart.estimate import base_config, build, estimate
+from hart.hypernetwork import HyperNetwork
+from hart.system import HartModel
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+# accelerate/ and deepspeed/ hold files of those tools.
+FILES = sorted(p for p in CONFIGS.rglob("*.yaml") if not {"accelerate", "deepspeed"} & set(p.parts))
+MINI = [path for path in FILES if path.parent.name == "mini"]
+DOCUMENTATION = (CONFIGS.parent / "docs" / "systems.md").read_text(encoding="utf-8")
+
+
+def named(path: Path) -> str:
+    return f"{path.parent.name}/{path.stem}"
+
+
+@pytest.fixture(params=FILES, ids=named)
+def path(request: pytest.FixtureRequest) -> Path:
+    return request.param
+
+
+def test_it_loads_and_its_run_is_called_after_it(path: Path) -> None:
+    config = load(path)
+    assert config.training.output_dir == f"runs/{named(path)}"
+    assert (
+        f"hart train {path.relative_to(CONFIGS.parent)}" in path.read_text(encoding="utf-8")
+        or "quickstart" in path.read_text()
+    )
+
+
+def test_it_builds_without_weights(path: Path) -> None:
+    parts = build(load(path))
+    assert all(parameter.is_meta for parameter in parts.main.parameters())
+
+
+def test_pre_training_and_fine_tuning_make_the_same_system(path: Path) -> None:
+    config = load(path)
+    if config.model.init_from is None:
+        return
+    first = load(path.parent / f"{Path(config.model.init_from).parent.name}.yaml")
+    assert first.training.output_dir + "/final" == config.model.init_from and first.data.segments
+    assert dataclasses.replace(config.model, init_from=None) == first.model
+
+
+def test_systems_are_documented(path: Path) -> None:
+    if path.stem not in ("hart_procedural", "hart_mini"):
+        assert f"`{path.stem}`" in DOCUMENTATION
+
+
+@pytest.mark.parametrize("path", MINI, ids=named)
+def test_mini_files_make_real_systems(path: Path) -> None:
+    config = load(path)
+    model = dataclasses.replace(config.model, init_from=None)
+    system = HartModel.from_config(model, config.data)
+    trained = sum(parameter.numel() for parameter in system.parameters() if parameter.requires_grad)
+    assert trained == estimate(config).trained
+    assert sum(p.numel() for p in system.parameters()) == trained + estimate(config).frozen
+
+
+def test_scales_differ_in_size_and_budget_only() -> None:
+    for large in (path for path in FILES if path.parent.name == "t5-large"):
+        xl = CONFIGS / "t5-xl" / large.name
+        if not xl.exists():
+            continue
+        one, other = load(large), load(xl)
+        assert one.data == other.data
+        same = ("weights", "train_main", "tied_encoder", "scheme", "peft", "fusion", "decoder_layers")
+        assert [getattr(one.model, name) for name in same] == [getattr(other.model, name) for name in same]
+        assert (one.training.max_steps, other.training.max_steps) == (10_000, 20_000)
+
+
+@pytest.mark.parametrize(("scale", "first", "second"), [("t5-large", 134, 101), ("t5-xl", 537, 403)])
+def test_parameter_counts_of_the_appendix(scale: str, first: int, second: int) -> None:
+    """App. 8.1.2: 4 shared first maps d → p·d and 4L second maps d → d; HyperTuning's first maps are d → d."""
+    hart, hypertuning = (build(load(CONFIGS / scale / f"{name}_sni.yaml")).adapter for name in ("hart", "hypertuning"))
+    assert isinstance(hart, HyperNetwork) and isinstance(hypertuning, HyperNetwork)
+    d, p, layers = hart.shape.d_model, 32, 24
+    counts, others = hart.count_parameters(), hypertuning.count_parameters()
+    assert counts["heads.first"] == 4 * p * d * d and round(counts["heads.first"] / 1e6) == first
+    assert counts["heads.second"] == 4 * layers * d * d and round(counts["heads.second"] / 1e6) == second
+    assert others["heads.first"] == 4 * d * d and others["heads.second"] == counts["heads.second"]
+    assert (counts["scheme"], others["scheme"]) == (2 * d, 2 * p * d)
+    assert all(counts[part] == others[part] for part in ("embedding", "encoder", "decoder", "heads.norm"))
+
+
+def test_known_bases_have_their_published_sizes() -> None:
+    sizes = {"small": 77, "base": 248, "large": 783, "xl": 2850, "xxl": 11135}
+    for size, millions in sizes.items():
+        config = RunConfig(dataclasses.replace(RunConfig().model, base=f"google/t5-{size}-lm-adapt", decoder_layers=8))
+        counts = estimate(config).parameters
+        main = sum(count for name, count in counts.items() if name.startswith("main"))
+        assert round(main / 1e6) == millions
+        assert base_config(f"google/flan-t5-{size}").d_kv == 64
