@@ -26,6 +26,9 @@ CONFIG_FILE, WEIGHTS_FILE, MAIN_FOLDER = "config.json", "model.safetensors", "ma
 PLAIN_MODEL_TYPE = "hart-system"
 """model_type of a system without a hypernetwork."""
 
+MODEL_TYPES = (HyperNetworkConfig.model_type, PLAIN_MODEL_TYPE)
+"""model_type of a saved system, by which it is told from a plain T5."""
+
 FIELDS = ("base", "base_revision", "base_fingerprint", "fusion", "input_format")
 """What config.json must say under `system`."""
 
@@ -62,7 +65,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise HartError(f"{path}: is not JSON ({error}); is the download complete?") from error
     kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind not in (HyperNetworkConfig.model_type, PLAIN_MODEL_TYPE):
+    if kind not in MODEL_TYPES:
         raise HartError(
             f"{path}: model_type is {kind!r}, not {HyperNetworkConfig.model_type!r}; "
             "give the folder of a saved HART model (a run's final/), not of a base"

@@ -77,7 +77,11 @@ def train(config: RunConfig, *, tasks: Sequence[Task] | None = None, quiet: bool
     checkpoint = run.last_checkpoint()
     if owner:
         run.rewind_metrics(int(checkpoint.name[11:]) if checkpoint else -1)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except HartError as error:
+        # From a data worker it comes wrapped in the worker's traceback.
+        raise HartError(str(error).rpartition(f"{HartError.__module__}.{HartError.__name__}: ")[2].strip()) from error
     if trainer.is_world_process_zero():
         system.save_pretrained(run.final)
     return run.final

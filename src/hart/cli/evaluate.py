@@ -149,9 +149,9 @@ def _load_base(name: str, device: "torch.device") -> tuple["MainModel", "InputFo
     """The base of a HART model with the model's input format, or a plain T5 with the paper's."""
     from transformers import PretrainedConfig
 
-    from hart.hypernetwork import HyperNetworkConfig
     from hart.input_format import InputFormat
     from hart.main_model import MainModel
+    from hart.model_folder import MODEL_TYPES
     from hart.resources import resolve_base, resolve_model
     from hart.system import HartModel
 
@@ -159,7 +159,7 @@ def _load_base(name: str, device: "torch.device") -> tuple["MainModel", "InputFo
         config, _ = PretrainedConfig.get_config_dict(resolve_base(resolve_model(name)))
     except (OSError, ValueError):
         config = {}  # whoever loads it says what is wrong
-    if config.get("model_type") == HyperNetworkConfig.model_type:
+    if config.get("model_type") in MODEL_TYPES:
         model = HartModel.from_pretrained(name, device=device)
         return model.main, model.input_format
     return MainModel.from_pretrained(name, dtype="float32", device=device), InputFormat()
