@@ -22,7 +22,7 @@ LAYERS: list[set[str]] = [
         "task_collections",
         "training_arguments",
     },
-    {"hypernetwork", "learned"},
+    {"hypernetwork", "learned", "scoring"},
     {"estimate", "model_folder"},
     {"system"},
     {"prediction"},

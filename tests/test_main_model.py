@@ -16,6 +16,7 @@ from hart.errors import HartError
 from hart.main_model import MainModel
 from hart.peft import Blocks
 from hart.peft.prefix import Prefix
+from hart.scoring import score_choices
 
 KIND = Prefix(length=4)
 QUERIES = ["the cat sat", "one", "reverse the words of this sentence", "naïve ☃ text", "a b", "two"]
@@ -229,35 +230,13 @@ def test_long_queries_are_cut_from_the_end(sdpa: MainModel) -> None:
     assert sdpa.generate([text + " and more"], **settings) == sdpa.generate([head], **settings)
 
 
-def test_scores_are_the_log_probabilities_of_the_choices(main: MainModel) -> None:
-    choices = ["yes", "no, not at all", ""]
-    for adaptation in (None, make_adaptation(main, None), make_adaptation(main, 3)):
-        scores = main.score(QUERIES[0], choices, adaptation)
-        for choice, score in zip(choices, scores, strict=True):
-            query = main.tokenizer([QUERIES[0]], return_tensors="pt")
-            labels = main.tokenizer([choice], return_tensors="pt").input_ids
-            assert labels[0, -1] == main.tokenizer.eos_token_id
-            logits = main(
-                query.input_ids,
-                query.attention_mask,
-                labels,
-                blocks=adaptation.blocks if adaptation else None,
-                peft=adaptation.kinds if adaptation else (),
-                memory=adaptation.memory if adaptation else None,
-                memory_mask=adaptation.memory_mask if adaptation else None,
-            ).logits
-            expected = -torch.nn.functional.cross_entropy(logits[0], labels[0], reduction="sum").item()
-            assert score == pytest.approx(expected, rel=1e-4)
-
-
 def test_bfloat16_weights(tiny_base_dir: Path, sdpa: MainModel) -> None:
     half = MainModel.from_pretrained(str(tiny_base_dir), dtype="bfloat16")
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in sdpa.parameters()} == {torch.float32}, "as stored"
     assert half.fingerprint == sdpa.fingerprint
     adaptation = make_adaptation(sdpa, 3)  # float32 blocks and memory
-    actual = half.score(QUERIES[0], ["yes", "no"], adaptation)
-    expected = sdpa.score(QUERIES[0], ["yes", "no"], adaptation)
+    actual, expected = (score_choices(m, QUERIES[:1], [["yes", "no"]], adaptation)[0] for m in (half, sdpa))
     assert actual == pytest.approx(expected, rel=0.05)
     assert len(half.generate(QUERIES, adaptation, max_new_tokens=4)) == len(QUERIES)
 
@@ -277,10 +256,6 @@ def test_bad_queries_and_adaptations(sdpa: MainModel) -> None:
     adaptation = make_adaptation(sdpa)
     with pytest.raises(HartError, match="query 2 of 2 is empty"):
         sdpa.generate(["fine", " \n"])
-    with pytest.raises(HartError, match="query 1 of 1 is empty"):
-        sdpa.score("", ["yes"])
-    with pytest.raises(HartError, match="no choices"):
-        sdpa.score("fine", [])
     with pytest.raises(HartError, match="adaptation of 2 rows cannot serve 6 queries"):
         sdpa.generate(QUERIES, Adaptation.stack([adaptation, adaptation]))
     with pytest.raises(HartError, match="num_return_sequences must be 1"):

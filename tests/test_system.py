@@ -17,6 +17,7 @@ from hart.errors import HartError
 from hart.hypernetwork import HyperNetwork
 from hart.input_format import InputFormat
 from hart.losses import prediction_loss
+from hart.scoring import score_choices
 from hart.system import HartModel
 
 BATCH = 4
@@ -174,7 +175,9 @@ def test_score_has_the_limits_of_the_input_format(system: HartModel):
     adaptation = system.adapt(TASKS[0])
     limits = {"max_query_length": system.input_format.max_query_length, "max_target_length": NEW_TOKENS}
     query, choices = "one two " * 40, ["cat", "the cat sat on the mat in order"]
-    assert system.score(query, choices, adaptation) == system.main.score(query, choices, adaptation, **limits)
+    expected = score_choices(system.main, [query], [choices], adaptation, **limits)[0]
+    assert system.score(query, choices, adaptation) == expected
+    assert expected != score_choices(system.main, [query], [choices], adaptation, max_query_length=384)[0]
 
 
 def test_no_task_is_refused(system: HartModel):

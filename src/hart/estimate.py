@@ -10,8 +10,8 @@ activations need gradient (a frozen main model behind generated parameters), not
 Memory of one device. Weights, gradients and optimizer states, each divided by the number of devices from the ZeRO stage
 on that shards it (1: optimizer states, 2: gradients, 3: weights), and the activations of one pass that wait for the
 backward pass. These are counted per token and layer: inputs and outputs of norms, maps and attention, in 2 bytes with
-bf16, attention weights where the position bias needs gradient (a trained stack), and only the layers' inputs with
-gradient checkpointing, plus one layer in full.
+bf16, scores and weights of self-attention (the position bias keeps the fused kernel away), and only the layers' inputs
+with gradient checkpointing, plus one layer in full.
 """
 
 import dataclasses
@@ -34,6 +34,9 @@ from hart.peft import MainShape, build_kinds
 from hart.resources import resolve_base
 
 GIB = 2**30
+OVERHEAD = 1.15
+"""Of activations: what the formula leaves out, measured on four mini configurations (docs/results.md)."""
+
 BLOCKWISE = 1 + 1 / 256 * 4
 """Bytes of an 8-bit optimizer state per weight: one, and a float32 scale for each block of 256."""
 
@@ -324,26 +327,26 @@ def _activations(config: RunConfig, parts: Parts, devices: int) -> float:
 
     total = 0.0
     if trained or model.peft:
-        total += _stack(t5, queries, query, query + prefix, t5.num_layers, trained, size, checkpointed)
+        total += _stack(t5, queries, query, query + prefix, t5.num_layers, size, checkpointed)
     total += _stack(
-        t5, queries, data.max_target_length, data.max_target_length + prefix, down, trained, size, checkpointed,
+        t5, queries, data.max_target_length, data.max_target_length + prefix, down, size, checkpointed,
         memory=query + fused,
     )  # fmt: skip
     # Logits, their softmax in float32, and its gradient.
     total += queries * data.max_target_length * t5.vocab_size * (size + 8)
     if generated:
-        total += _stack(t5, passes, read, read, t5.num_layers, True, size, checkpointed)
+        total += _stack(t5, passes, read, read, t5.num_layers, size, checkpointed)
         assert isinstance(parts.adapter, HyperNetwork)
         rows = sum(head.block.layers * head.block.rows for head in parts.adapter.heads.heads())
         total += passes * rows * t5.d_model * 3 * size
         if parts.adapter.decoder is not None:
             total += passes * model.decoder_layers * read * 2 * t5.num_heads * t5.d_kv * size
-    return total
+    return total * OVERHEAD
 
 
 def _stack(
-    t5: T5Config, batch: int, tokens: int, keys: int, layers: int, trained: bool, size: int, checkpointed: bool,
-    *, memory: int = 0,
+    t5: T5Config, batch: int, tokens: int, keys: int, layers: int, size: int, checkpointed: bool, *, memory: int = 0
+
 ) -> float:  # fmt: skip
     """Bytes of a stack's activations; `memory` is how many tokens a decoder's cross-attention sees."""
     inner = t5.num_heads * t5.d_kv
@@ -352,12 +355,10 @@ def _stack(
     sublayers = 3 if memory else 2
     per_token = sublayers * 3 * t5.d_model + 4 * inner + (4 if t5.is_gated_act else 2) * t5.d_ff
     per_layer = batch * tokens * per_token * size
-    # A position bias that needs gradient keeps the fused kernel away: scores and weights are kept.
-    attention = 3 if trained else 0
-    per_layer += attention * batch * t5.num_heads * tokens * keys * size
+    # With a position bias, self-attention keeps scores and weights; cross-attention has none and runs fused.
+    per_layer += 2 * batch * t5.num_heads * tokens * keys * size
     if memory:
         per_layer += batch * (2 * memory + 2 * tokens) * inner * size
-        per_layer += attention * batch * t5.num_heads * tokens * memory * size
     if not checkpointed:
         return layers * per_layer
     return per_layer + layers * batch * (tokens + memory) * t5.d_model * size

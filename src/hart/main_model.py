@@ -25,7 +25,7 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from hart.adaptation import Adaptation
-from hart.data.prompts import Lengths, encode_in_context, encode_query, encode_target
+from hart.data.prompts import Lengths, encode_in_context, encode_query
 from hart.errors import HartError
 from hart.peft import Blocks, MainShape, PeftKind, check_blocks
 from hart.peft.injection import attach
@@ -197,8 +197,8 @@ class MainModel(nn.Module):
         """
         if labels is not None:
             decoder_input_ids = self.model.prepare_decoder_input_ids_from_labels(labels)
-        with self._binding(blocks, peft, batch=query_ids.shape[0]):
-            states, mask = self._encode(query_ids, query_mask, memory, memory_mask)
+        with self.binding(blocks, peft, batch=query_ids.shape[0]):
+            states, mask = self.encode(query_ids, query_mask, memory, memory_mask)
             return self.model(
                 encoder_outputs=BaseModelOutput(last_hidden_state=states),
                 attention_mask=mask,
@@ -233,21 +233,21 @@ class MainModel(nn.Module):
         """
         if generate_kwargs.get("num_return_sequences", 1) != 1:
             raise HartError("num_return_sequences must be 1: generate returns one answer per query")
-        adaptation = self._ready(adaptation, rows=len(queries))
+        adaptation = self.ready(adaptation, rows=len(queries))
         lengths = Lengths(
             query=max_query_length or (adaptation.max_query_length if adaptation else Lengths.query),
             target=max_new_tokens or (adaptation.max_target_length if adaptation else Lengths.target),
         )
-        encoded = self._encode_queries(queries, adaptation, lengths)
+        encoded = self.encode_queries(queries, adaptation, lengths)
         answers = [""] * len(queries)
         longest_first = sorted(range(len(queries)), key=lambda i: -len(encoded[i]))
-        with self._evaluating():
+        with self.evaluating():
             for start in range(0, len(queries), batch_size):
                 rows = longest_first[start : start + batch_size]
                 ids, mask = self.pad([encoded[i] for i in rows])
-                blocks, kinds, *fused = _parts(adaptation, rows)
-                with self._binding(blocks, kinds, batch=len(rows)):
-                    states, mask = self._encode(ids, mask, *fused)
+                blocks, kinds, *fused = parts_of(adaptation, rows)
+                with self.binding(blocks, kinds, batch=len(rows)):
+                    states, mask = self.encode(ids, mask, *fused)
                     tokens: Any = self.model.generate(  # type: ignore[misc]
                         encoder_outputs=BaseModelOutput(last_hidden_state=states),
                         attention_mask=mask,
@@ -259,44 +259,6 @@ class MainModel(nn.Module):
                     answers[i] = text
         return answers
 
-    @torch.no_grad()
-    def score(
-        self,
-        query: str,
-        choices: Sequence[str],
-        adaptation: Adaptation | None = None,
-        *,
-        max_query_length: int = 384,
-        max_target_length: int = 128,
-    ) -> list[float]:
-        """Log-probability (nats) of each choice as the answer, end of sequence included.
-
-        The sum over tokens, without length normalisation (T0's protocol). The query is encoded
-        once.
-
-        Raises:
-            HartError: an empty query, no choices, an adaptation of another base or of several rows.
-        """
-        if not choices:
-            raise HartError("score: there are no choices to score")
-        adaptation = self._ready(adaptation, rows=1)
-        lengths = Lengths(query=max_query_length, target=max_target_length)
-        ids, query_mask = self.pad(self._encode_queries([query], adaptation, lengths))
-        targets = [encode_target(self.tokenizer, choice, lengths) for choice in choices]
-        labels, label_mask = self.pad(targets)
-        blocks, kinds, *fused = _parts(adaptation, [0])
-        with self._evaluating(), self._binding(blocks, kinds, batch=1):
-            states, mask = self._encode(ids, query_mask, *fused)
-            output = self.model(
-                encoder_outputs=BaseModelOutput(states.expand(len(choices), -1, -1)),
-                attention_mask=mask.expand(len(choices), -1),
-                decoder_input_ids=self.model.prepare_decoder_input_ids_from_labels(labels),
-                use_cache=False,
-            )
-        log_probabilities = output.logits.float().log_softmax(dim=-1)
-        chosen = log_probabilities.gather(2, labels.unsqueeze(2)).squeeze(2)
-        return (chosen * label_mask).sum(dim=1).tolist()
-
     def check_adaptation(self, adaptation: Adaptation) -> None:
         """Raise `HartError` unless `adaptation` was generated for exactly these weights."""
         if adaptation.base_fingerprint != self.fingerprint:
@@ -306,7 +268,7 @@ class MainModel(nn.Module):
                 f"{self.name}; load that base or adapt again"
             )
 
-    def _ready(self, adaptation: Adaptation | None, rows: int) -> Adaptation | None:
+    def ready(self, adaptation: Adaptation | None, rows: int) -> Adaptation | None:
         """The adaptation on this device, checked to have one row or `rows`."""
         if adaptation is None:
             return None
@@ -318,7 +280,7 @@ class MainModel(nn.Module):
             )
         return adaptation.to(self.device)
 
-    def _encode_queries(
+    def encode_queries(
         self, queries: Sequence[str] | Sequence[list[int]], adaptation: Adaptation | None, lengths: Lengths
     ) -> list[list[int]]:
         """Tokens of each query, behind its task's demonstrations where the adaptation says so."""
@@ -338,7 +300,7 @@ class MainModel(nn.Module):
                 encoded.append(encode_in_context(self.tokenizer, task, query, **reads))
         return encoded
 
-    def _encode(
+    def encode(
         self,
         query_ids: Tensor,
         query_mask: Tensor,
@@ -356,7 +318,7 @@ class MainModel(nn.Module):
         return torch.cat([memory, states], dim=1), torch.cat([memory_mask, query_mask], dim=1)
 
     @contextmanager
-    def _binding(self, blocks: Blocks | None, peft: Sequence[PeftKind], batch: int) -> Iterator[None]:
+    def binding(self, blocks: Blocks | None, peft: Sequence[PeftKind], batch: int) -> Iterator[None]:
         """Blocks act on the model within; they are for every row, or one for each of `batch`."""
         if not blocks:
             yield
@@ -374,7 +336,7 @@ class MainModel(nn.Module):
                 kind.clear(self.model)
 
     @contextmanager
-    def _evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> Iterator[None]:
         """Eval mode within: no dropout, and no checkpointing, which would refuse the cache."""
         training = self.training
         self.eval()
@@ -394,7 +356,7 @@ class MainModel(nn.Module):
         )
 
 
-def _parts(
+def parts_of(
     adaptation: Adaptation | None, rows: Sequence[int]
 ) -> tuple[Blocks | None, Sequence[PeftKind], Tensor | None, Tensor | None]:
     """Blocks, kinds, memory and its mask for some rows; an adaptation of one row serves all."""

@@ -47,6 +47,7 @@ from hart.model_folder import (
 from hart.peft import Blocks, PeftKind
 from hart.resources import resolve_model
 from hart.schemes import STACK_INDEX
+from hart.scoring import score_choices
 
 
 @dataclass
@@ -434,11 +435,5 @@ class HartModel(nn.Module):
         return self.main.generate(texts, adaptation, **options)
 
     def score(self, query: str, choices: Sequence[str], adaptation: Adaptation) -> list[float]:
-        """Log-probability of each choice as the answer, in nats; see `MainModel.score`."""
-        return self.main.score(
-            query,
-            list(choices),
-            adaptation,
-            max_query_length=self.input_format.max_query_length,
-            max_target_length=self.input_format.max_target_length,
-        )
+        """Log-probability of each choice as the answer, in nats; many queries at once: `hart.scoring.score_choices`."""
+        return score_choices(self.main, [query], [list(choices)], adaptation)[0]

@@ -36,7 +36,7 @@ def bound(
     model: T5ForConditionalGeneration, peft: list[dict], blocks: dict[str, torch.Tensor], tokenizer
 ) -> torch.Tensor:
     main = MainModel(copy.deepcopy(model), tokenizer, name="tiny")
-    with main._binding(blocks, build_kinds(peft), batch=2):
+    with main.binding(blocks, build_kinds(peft), batch=2):
         return run(main.model)
 
 
