@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hart.errors import HartError
-from hart.files import new_directory, write_text
+from hart.files import CHECKSUMS_FILE, damage, new_directory, seal, write_text
 
 
 def test_text_is_written_whole_and_replaced(tmp_path: Path) -> None:
@@ -100,3 +100,19 @@ def test_an_error_in_the_block_leaves_the_old_folder(tmp_path: Path) -> None:
         raise KeyboardInterrupt
     assert (path / "config.json").read_text() == "old"
     assert os.listdir(tmp_path) == ["model"]
+
+
+def test_a_sealed_folder_knows_its_damage(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.bin").write_bytes(b"12345")
+    (tmp_path / "sub" / "b.bin").write_bytes(b"678")
+    assert damage(tmp_path) is None, "a folder that was never sealed cannot be judged"
+    seal(tmp_path)
+    assert damage(tmp_path) is None
+    (tmp_path / "sub" / "b.bin").write_bytes(b"679")
+    assert damage(tmp_path) == "sub/b.bin"
+    seal(tmp_path)
+    (tmp_path / "a.bin").unlink()
+    assert str(damage(tmp_path)).endswith("a.bin")
+    (tmp_path / CHECKSUMS_FILE).write_text("{")
+    assert damage(tmp_path) == CHECKSUMS_FILE

@@ -1,5 +1,6 @@
 """Writing files and folders so that a reader never sees half of them."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -92,3 +93,49 @@ def _refuse_other_content(path: Path, replaces: str, written: set[str] | None = 
     kept = path.is_dir() and (not present or replaces in present)
     if not kept or (written is not None and present - written):
         raise HartError(f"{path}: exists with other content; choose another folder or remove it")
+
+
+CHECKSUMS_FILE = "checksums.json"
+
+
+def seal(folder: Path) -> None:
+    """Write the SHA-256 of every file of a folder into it, and wait until all of it is on the disk.
+
+    A rename that follows makes the folder appear whole even if the machine loses its power.
+    """
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != CHECKSUMS_FILE]
+    sums = {path.relative_to(folder).as_posix(): _sha256(path) for path in paths}
+    (folder / CHECKSUMS_FILE).write_text(json.dumps(sums, indent=1), encoding="utf-8")
+    for path in (*paths, folder / CHECKSUMS_FILE, folder):
+        _to_disk(path)
+
+
+def damage(folder: Path) -> str | None:
+    """Which file of a sealed folder is missing or has changed; None if it is whole, or was never sealed."""
+    sealed = folder / CHECKSUMS_FILE
+    if not sealed.is_file():
+        return None
+    try:
+        sums = json.loads(sealed.read_text(encoding="utf-8"))
+        wrong = [name for name, sum_ in sums.items() if _sha256(folder / name) != sum_]
+    except (OSError, ValueError, AttributeError) as error:
+        return str(getattr(error, "filename", None) or sealed.name)
+    return wrong[0] if wrong else None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _to_disk(path: Path) -> None:
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return  # folders cannot be opened on some systems, and need not be
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)

@@ -5,16 +5,20 @@ second thread little to do. GPUs and clusters use torchrun or accelerate instead
 """
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 from hart.errors import HartError
 
 POLL_SECONDS = 0.1
+TERMINATED = 128 + signal.SIGTERM
+"""Exit status of a command that SIGTERM has ended, as the shell has it."""
 
 
 def cpu_cores() -> int:
@@ -51,6 +55,7 @@ def run_hart(words: Sequence[str], processes: int) -> None:
     Raises:
         HartError: one of them failed; its own message is on stderr already, and the others were stopped.
         KeyboardInterrupt: the user stopped them.
+        SystemExit: SIGTERM came, was handed on, and they have saved what they did (status 143).
     """
     shared = {
         **os.environ,
@@ -66,9 +71,15 @@ def run_hart(words: Sequence[str], processes: int) -> None:
         )
         for rank in range(processes)
     ]
+
+    def hand_on(*_: Any) -> None:
+        for member in members:
+            member.terminate()
+
+    before = signal.signal(signal.SIGTERM, hand_on)
     try:
         while any(member.poll() is None for member in members):
-            if any(member.poll() for member in members):
+            if any(member.poll() not in (None, 0, TERMINATED) for member in members):
                 break  # the others would wait for it for ever
             time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
@@ -78,10 +89,13 @@ def run_hart(words: Sequence[str], processes: int) -> None:
                 member.wait(timeout=5)
         raise
     finally:
+        signal.signal(signal.SIGTERM, before)
         for member in members:
             if member.poll() is None:
                 member.kill()
             member.wait()
+    if all(member.returncode == TERMINATED for member in members):
+        sys.exit(TERMINATED)
     if any(member.returncode for member in members):
         raise HartError("training stopped in one of its processes; the reason stands above")
 

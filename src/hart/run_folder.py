@@ -1,6 +1,7 @@
 """The folder of a run: config.yaml, metrics.jsonl, checkpoints/, best/ and final/."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ import yaml
 
 from hart.config import RunConfig
 from hart.errors import HartError
-from hart.files import write_text
+from hart.files import damage, write_text
+
+logger = logging.getLogger(__name__)
 
 # Fields that may change between the start of a run and its continuation: they change no number of it.
 FREE_FIELDS = frozenset(
@@ -86,11 +89,20 @@ class RunFolder:
             )
 
     def last_checkpoint(self, *, before: int | None = None) -> Path | None:
-        """The newest complete checkpoint (of a step less than `before`); what an interrupted save left is removed."""
+        """The newest undamaged checkpoint (of a step less than `before`); what an interrupted save left is removed.
+
+        A damaged one is named in a warning and left where it is.
+        """
         shutil.rmtree(self.checkpoints / ".partial", ignore_errors=True)
         found = {int(p.name[11:]): p for p in self.checkpoints.glob("checkpoint-*") if p.name[11:].isdigit()}
-        steps = [step for step in found if before is None or step < before]
-        return found[max(steps)] if steps else None
+        for step in sorted(found, reverse=True):
+            if before is not None and step >= before:
+                continue
+            wrong = damage(found[step])
+            if wrong is None:
+                return found[step]
+            logger.warning("%s: damaged (%s), going back to the checkpoint before it", found[step], wrong)
+        return None
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         with self.metrics.open("a", encoding="utf-8") as file:

@@ -33,10 +33,12 @@ from hart.data.segments import SegmentDataset
 from hart.data.tasks import Task
 from hart.errors import HartError
 from hart.evaluation import evaluate_tasks
+from hart.files import seal
 from hart.input_format import InputFormat
 from hart.losses import ConsistencyState, prediction_loss
 from hart.prediction import hart_predictor
 from hart.run_folder import RunFolder
+from hart.stopping import Stopped, memory_error, stopping_cleanly
 from hart.system import HartModel
 from hart.task_collections import load_tasks
 from hart.training_arguments import training_arguments
@@ -56,7 +58,8 @@ def train(config: RunConfig, *, tasks: Sequence[Task] | None = None, quiet: bool
         quiet: no progress bar.
 
     Raises:
-        HartError: bad input (tasks, base, configuration, folder), or a loss that is not finite.
+        HartError: bad input (tasks, base, configuration, folder), a loss that is not finite, too little memory.
+        hart.stopping.Stopped: SIGTERM came; a checkpoint was written and the same call goes on from it.
     """
     # Of several processes (torchrun), the first one alone writes to the folder.
     owner = int(os.environ.get("RANK", "0")) == 0
@@ -77,11 +80,21 @@ def train(config: RunConfig, *, tasks: Sequence[Task] | None = None, quiet: bool
     checkpoint = run.last_checkpoint()
     if owner:
         run.rewind_metrics(int(checkpoint.name[11:]) if checkpoint else -1)
-    try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except HartError as error:
-        # From a data worker it comes wrapped in the worker's traceback.
-        raise HartError(str(error).rpartition(f"{HartError.__module__}.{HartError.__name__}: ")[2].strip()) from error
+    with stopping_cleanly() as stop:
+        trainer.add_callback(stop)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except HartError as error:
+            # From a data worker it comes wrapped in the worker's traceback.
+            raise HartError(
+                str(error).rpartition(f"{HartError.__module__}.{HartError.__name__}: ")[2].strip()
+            ) from error
+        except (RuntimeError, MemoryError) as error:
+            raise memory_error(error, config) or error from error
+    if stop.signalled and trainer.state.global_step < config.training.max_steps:
+        raise Stopped(
+            f"stopped by a signal after step {trainer.state.global_step}, which is saved in {run.checkpoints}"
+        )
     if trainer.is_world_process_zero():
         system.save_pretrained(run.final)
     return run.final
@@ -318,6 +331,7 @@ class HartTrainer(Trainer):
             self.accelerator.wait_for_everyone()
             if first:
                 with _writing(checkpoint):
+                    seal(partial / checkpoint.name)
                     shutil.rmtree(checkpoint, ignore_errors=True)
                     os.replace(partial / checkpoint.name, checkpoint)
                     rotate_checkpoints(str(self.run.checkpoints), self.config.keep_checkpoints)

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from hart.cli.options import positive, select_device
-from hart.processes import is_one_of_several, run_hart
+from hart.processes import TERMINATED, is_one_of_several, run_hart
 
 OWN_OPTIONS = ("--help", "--device", "--processes")
 """What is no field of a configuration (`hart.cli.options.split_overrides`)."""
@@ -44,12 +44,13 @@ example:
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
     if args.device == "cpu":
         # The Trainer takes every GPU that it sees.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
     from hart import config as configuration
+    from hart.stopping import Stopped
     from hart.training import train
 
     select_device(args.device)
@@ -57,10 +58,14 @@ def run(args: argparse.Namespace) -> None:
     try:
         if args.processes > 1 and not is_one_of_several():
             run_hart(["train", args.config, *args.overrides, "--device", "cpu"], args.processes)
-            return
+            return 0
         # A bar that is drawn anew each second has no place in a log file.
         final = train(config, quiet=not sys.stderr.isatty())
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command goes on from the last checkpoint") from None
+    except Stopped as stop:
+        print(f"hart: {stop}; the same command goes on from there", file=sys.stderr)
+        return TERMINATED
     if os.environ.get("RANK", "0") == "0":
         print(f"trained model: {final}")
+    return 0
