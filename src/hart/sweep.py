@@ -89,9 +89,7 @@ def plan(
     return runs
 
 
-def sweep(
-    out: Path, runs: Sequence[SweepRun], *, say: Callable[[str], None] = print, seconds_between_looks: float = 0.2
-) -> list[dict[str, Any]]:
+def sweep(out: Path, runs: Sequence[SweepRun], *, say: Callable[[str], None] = print) -> list[dict[str, Any]]:
     """Do what is not done, write the tables, and return their rows.
 
     Raises:
@@ -114,11 +112,8 @@ def sweep(
 
 
 def _ours(path: Path, runs: Sequence[SweepRun]) -> bool:
-    return (
-        path.name in TABLE_FILES
-        or (path / "seed-0").parent.name in {run.name for run in runs}
-        or any(path.glob("seed-*"))
-    )
+    """Whether a sweep has made `path`: a table, or the folder of a configuration, of this sweep or an earlier one."""
+    return path.name in {*TABLE_FILES, *(run.name for run in runs)} or any(path.glob("seed-*"))
 
 
 def _in_a_process(run: SweepRun) -> str:

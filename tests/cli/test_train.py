@@ -80,7 +80,9 @@ def test_overrides_stand_anywhere(words: list[str], overrides: list[str]) -> Non
 
 def test_other_commands_keep_their_words(refused) -> None:
     # predict has no --training.max_steps: argparse says so itself.
-    assert "unrecognized arguments: --training.max_steps 4" in refused("predict", "a", "--training.max_steps", "4")
+    assert "unrecognized arguments: --training.max_steps 4" in refused(
+        "predict", "a", "--input", "x", "--training.max_steps", "4"
+    )
 
 
 @pytest.mark.parametrize(
