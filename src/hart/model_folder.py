@@ -5,7 +5,7 @@ base is named, not stored. A trained main model lies in main/ as a plain T5 chec
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hart.errors import HartError
@@ -21,6 +21,8 @@ from hart.hypernetwork import HyperNetwork, HyperNetworkConfig
 from hart.input_format import InputFormat
 from hart.learned import LearnedWeights
 from hart.main_model import MainModel
+from hart.model_card import model_card
+from hart.peft import PeftKind
 
 CONFIG_FILE, WEIGHTS_FILE, MAIN_FOLDER = "config.json", "model.safetensors", "main"
 PLAIN_MODEL_TYPE = "hart-system"
@@ -89,6 +91,52 @@ def read_input_format(folder: Path, fields: Any) -> InputFormat:
         raise HartError(
             f"{folder / CONFIG_FILE}: system.input_format has other fields than this version of hart knows"
         ) from error
+
+
+def check_make(name: str, saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Raise `HartError` unless the system in a config.json is made as `own` says; what it does not say is equal.
+
+    Args:
+        name: of the saved system, as the user gave it in `model.init_from`.
+        saved: its config.json.
+        own: what the system that takes over its weights is made of.
+    """
+    said = {**saved, **saved["system"]}
+    for key, value in own.items():
+        if said.get(key, value) != value:
+            raise HartError(f"model.init_from: {name} has {key} {said[key]}, this run {value}; they must be equal")
+
+
+def write_folder(
+    folder: Path,
+    adapter: HyperNetwork | LearnedWeights | None,
+    main: MainModel | None,
+    info: Mapping[str, Any],
+    kinds: Sequence[PeftKind],
+    card: str | None = None,
+) -> None:
+    """Put the files of a system into a folder that exists.
+
+    Args:
+        adapter: what was trained beside the main model.
+        main: the main model, where it was trained; None names the base only.
+        info: what config.json says under `system`, with at least `FIELDS`.
+        kinds: the PEFT kinds that the adapter makes.
+        card: text of README.md; None writes one from config.json.
+    """
+    if isinstance(adapter, HyperNetwork):
+        adapter.config.system = dict(info)
+        adapter.save_pretrained(folder)
+        config = adapter.config.to_dict()
+    else:
+        config = {"model_type": PLAIN_MODEL_TYPE, "peft": [kind.to_config() for kind in kinds], "system": info}
+        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    if isinstance(adapter, LearnedWeights):
+        save_file({name: values.contiguous() for name, values in adapter.state_dict().items()}, folder / WEIGHTS_FILE)
+    if main is not None:
+        main.model.save_pretrained(folder / MAIN_FOLDER)
+        main.tokenizer.save_pretrained(folder / MAIN_FOLDER)
+    (folder / "README.md").write_text(card if card is not None else model_card(config), encoding="utf-8")
 
 
 def load_adapter(folder: Path, config: Mapping[str, Any], main: MainModel) -> HyperNetwork | LearnedWeights | None:

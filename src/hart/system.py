@@ -8,7 +8,6 @@ out. `hart.model_folder` says what a saved system consists of.
 """
 
 import dataclasses
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,6 @@ from typing import Any, Literal, Self
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.models.t5.modeling_t5 import T5Stack
 
@@ -31,18 +29,16 @@ from hart.hypernetwork import HyperNetwork, HyperOutput
 from hart.input_format import InputFormat
 from hart.learned import LearnedWeights
 from hart.main_model import MainModel
-from hart.model_card import model_card
 from hart.model_folder import (
-    CONFIG_FILE,
     MAIN_FOLDER,
-    PLAIN_MODEL_TYPE,
-    WEIGHTS_FILE,
+    check_make,
     fetch,
     load_adapter,
     load_weights,
     read_config,
     read_input_format,
     upload,
+    write_folder,
 )
 from hart.peft import Blocks, PeftKind
 from hart.resources import resolve_model
@@ -227,20 +223,8 @@ class HartModel(nn.Module):
 
     def write(self, folder: Path, *, card: str | None = None) -> None:
         """Put the files of `save_pretrained` into a folder that exists, for callers that make it appear whole."""
-        info = self._info()
-        if self.hypernetwork is not None:
-            self.hypernetwork.config.system = info
-            self.hypernetwork.save_pretrained(folder)
-            config = self.hypernetwork.config.to_dict()
-        else:
-            config = {"model_type": PLAIN_MODEL_TYPE, "peft": [kind.to_config() for kind in self.kinds], "system": info}
-            (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        if self.learned is not None:
-            save_file({k: v.contiguous() for k, v in self.learned.state_dict().items()}, folder / WEIGHTS_FILE)
-        if self.train_main:
-            self.main.model.save_pretrained(folder / MAIN_FOLDER)
-            self.main.tokenizer.save_pretrained(folder / MAIN_FOLDER)
-        (folder / "README.md").write_text(card if card is not None else model_card(config), encoding="utf-8")
+        adapter = self.hypernetwork or self.learned
+        write_folder(folder, adapter, self.main if self.train_main else None, self._info(), self.kinds, card)
 
     def start_from(self, name: str | Path) -> None:
         """Take over the trained weights of a saved system of the same make: pre-training before fine-tuning (§4.1).
@@ -249,13 +233,7 @@ class HartModel(nn.Module):
             HartError: nothing there, or a system of another make.
         """
         folder = fetch(str(name), None)
-        saved, own = read_config(folder), self._make()
-        theirs = {**own, **{key: value for key, value in {**saved, **saved["system"]}.items() if key in own}}
-        for key, value in own.items():
-            if theirs[key] != value:
-                raise HartError(
-                    f"model.init_from: {name} has {key} {theirs[key]}, this run {value}; they must be equal"
-                )
+        check_make(str(name), read_config(folder), self._make())
         self.load_trained(folder)
 
     def load_trained(self, folder: Path) -> None:
