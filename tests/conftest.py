@@ -3,9 +3,13 @@
 Nothing here needs a network; the hub is switched off before any library reads the switch.
 """
 
+import json
 import os
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# What is measured once and remembered goes to a place of these tests' own.
+os.environ["HART_CACHE"] = tempfile.mkdtemp(prefix="hart-tests-")
 
 from collections.abc import Callable, Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -148,6 +152,39 @@ def toy_data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     splits.mkdir(parents=True)
     (splits / "train_tasks.txt").write_text("\n".join(training), encoding="utf-8")
     (splits / "test_tasks.txt").write_text(testing, encoding="utf-8")
+    return folder
+
+
+def p3_row(words: str, answer: str, choices: list[str] | None) -> dict[str, Any]:
+    """A row as on the hub; a generated answer has no choices."""
+    return {"inputs_pretokenized": words, "targets_pretokenized": answer, "answer_choices": choices}
+
+
+def write_p3(folder: Path, subset: str, split: str, rows: list[dict[str, Any]]) -> Path:
+    path = folder / subset / f"{split}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def toy_p3_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """P3 subsets: ag_news (two templates) and imdb to train on, CB and COPA (two templates) held out; 12 + 6 rows."""
+    folder = tmp_path_factory.mktemp("toy-p3")
+    subsets = {
+        "ag_news_classify": ["one", "two"],
+        "ag_news_recommend": ["one", "two", "three"],
+        "imdb_Reviewer_Enjoyment": ["good", "bad"],
+        "xsum_DOC_tldr": None,
+        "super_glue_cb_can_we_infer": ["yes", "no", "maybe"],
+        "super_glue_copa_best_option": ["the cat", "the mat"],
+        "super_glue_copa_cause_effect": ["the cat", "the mat"],
+    }
+    for name, choices in subsets.items():
+        answers = choices or ["the mat", "on the cat"]
+        rows = [p3_row(f"{name} {i}?", answers[i % len(answers)], choices) for i in range(18)]
+        write_p3(folder, name, "train", rows[:12])
+        write_p3(folder, name, "validation", rows[12:])
     return folder
 
 

@@ -11,7 +11,7 @@ LAYERS: list[set[str]] = [
     {"errors"},
     {"files", "metrics", "processes", "resources", "strict"},
     {"data", "losses", "peft"},
-    {"adaptation", "config", "evaluation", "schemes"},
+    {"adaptation", "config", "evaluation", "rank_classification", "schemes"},
     {
         "heads",
         "input_format",

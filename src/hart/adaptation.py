@@ -48,6 +48,7 @@ class Adaptation:
         tasks: for each row the task it was generated from, JSON-ready.
         in_context: where the main model itself reads the demonstrations of `tasks` before each query (the baselines
             without a hypernetwork): the keyword arguments of `encode_in_context`; None where it does not.
+        input_eos: whether a query ends with the end-of-sequence token.
         max_query_length, max_target_length: tokens of a query and of an answer that the model was
             trained with; `MainModel.generate` keeps to them.
         model: name of the hypernetwork model.
@@ -66,6 +67,7 @@ class Adaptation:
     base_fingerprint: str
     tasks: list[dict[str, Any]]
     in_context: dict[str, Any] | None = None
+    input_eos: bool = True
     max_query_length: int = 384
     max_target_length: int = 128
     model: str = ""
@@ -90,7 +92,10 @@ class Adaptation:
         Raises:
             HartError: a row's task is no task.
         """
-        return [Task.from_dict(row, source="adaptation", name=str(row.get("name", ""))) for row in self.tasks]
+        return [
+            Task.from_dict(row, source="adaptation", name=str(row.get("name", "")), needs_definition=False)
+            for row in self.tasks
+        ]
 
     def __getitem__(self, row: int) -> Self:
         """The adaptation of one row; negative rows count from the end."""
@@ -133,7 +138,7 @@ class Adaptation:
                 )
             if other.peft != first.peft or (other.memory is None) != (first.memory is None):
                 raise HartError("adaptation: cannot stack different PEFT kinds, or with and without memory")
-            if other.in_context != first.in_context:
+            if (other.in_context, other.input_eos) != (first.in_context, first.input_eos):
                 raise HartError("adaptation: cannot stack adaptations whose main models read different inputs")
         memories = [a.memory for a in adaptations if a.memory is not None]
         masks = [a.memory_mask for a in adaptations if a.memory_mask is not None]
@@ -231,6 +236,7 @@ _FIELD_TYPES: dict[str, type | tuple[type, ...]] = {
     "peft": list,
     "tasks": list,
     "in_context": (dict, type(None)),
+    "input_eos": bool,
     "max_query_length": int,
     "max_target_length": int,
     "created": str,

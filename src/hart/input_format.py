@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from hart.config import DataConfig
-from hart.data.prompts import Lengths
+from hart.data.prompts import Lengths, PromptFormat
 
 
 @dataclass(frozen=True)
@@ -18,16 +18,23 @@ class InputFormat:
     max_query_length: int = 384
     max_target_length: int = 128
     demonstrations_to: Literal["hypernetwork", "main", "nowhere"] = "hypernetwork"
+    prompt_format: PromptFormat = "instructions"
+    input_eos: bool = True
 
     @property
     def in_context(self) -> dict[str, Any] | None:
         """How the main model reads demonstrations before each query (`Adaptation.in_context`), if it does."""
         if self.demonstrations_to != "main":
             return None
+        return {**self.shown, "max_length": self.max_demonstrations_length, "input_eos": self.input_eos}
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """What is shown of a task, and how: keyword arguments of `encode_task`."""
         return {
             "num_demonstrations": self.num_demonstrations,
             "explanations": self.explanations,
-            "max_length": self.max_demonstrations_length,
+            "prompt_format": self.prompt_format,
         }
 
     @property
@@ -36,4 +43,7 @@ class InputFormat:
 
     @classmethod
     def from_config(cls, data: DataConfig) -> Self:
-        return cls(**{f.name: getattr(data, f.name) for f in dataclasses.fields(cls)})
+        values = {f.name: getattr(data, f.name) for f in dataclasses.fields(cls)}
+        if values["input_eos"] is None:
+            values["input_eos"] = data.collection != "p3"
+        return cls(**values)

@@ -294,7 +294,8 @@ class MainModel(nn.Module):
             if not isinstance(query, str):
                 encoded.append(query)  # type: ignore[arg-type]
             elif reads is None:
-                encoded.append(encode_query(self.tokenizer, query, lengths))
+                eos = adaptation is None or adaptation.input_eos
+                encoded.append(encode_query(self.tokenizer, query, lengths, eos=eos))
             else:
                 task = tasks[number if len(tasks) > 1 else 0]
                 encoded.append(encode_in_context(self.tokenizer, task, query, **reads))

@@ -1,6 +1,6 @@
-"""The two metrics of Super-NaturalInstructions, as its authors publish them.
+"""Metrics: the two of Super-NaturalInstructions, as its authors publish them, and macro-F1 of P3's CB.
 
-Both compare one prediction with all references of an instance and keep the best match, and both are
+The first two compare one prediction with all references of an instance and keep the best match, and both are
 fractions in [0, 1]; tables show them times 100. ROUGE-L is the `rouge-score` package with Porter
 stemming, F-measure. What that package does on hard cases is kept, because published numbers
 contain it:
@@ -62,3 +62,20 @@ def exact_match(prediction: str, references: Sequence[str]) -> float:
     """
     wanted = normalize(prediction)
     return float(any(normalize(reference) == wanted for reference in _checked(references)))
+
+
+def macro_f1(targets: Sequence[int], predictions: Sequence[int]) -> float:
+    """Mean of the classes' F1, over all classes that occur in targets or predictions, in [0, 1].
+
+    Raises:
+        ValueError: nothing to compare, or not one prediction per target.
+    """
+    if not targets or len(targets) != len(predictions):
+        raise ValueError("macro-F1 needs one prediction for each of at least one target")
+    pairs = list(zip(targets, predictions, strict=True))
+    scores = []
+    for label in set(targets) | set(predictions):
+        right = sum(target == label == prediction for target, prediction in pairs)
+        named = sum((target == label) + (prediction == label) for target, prediction in pairs)
+        scores.append(2 * right / named)
+    return sum(scores) / len(scores)

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import yaml
 
 from hart.config import RunConfig
 from hart.errors import HartError
-from hart.files import damage, write_text
+from hart.files import damage, write_json, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +104,16 @@ class RunFolder:
                 return found[step]
             logger.warning("%s: damaged (%s), going back to the checkpoint before it", found[step], wrong)
         return None
+
+    def note_excluded(self, excluded: Mapping[str, float], max_average_length: int) -> None:
+        """Say which tasks are too long to be trained on, and list them in excluded.json."""
+        logger.warning(
+            "%d tasks of more than %d tokens on average are left out, see %s",
+            len(excluded),
+            max_average_length,
+            self.path / "excluded.json",
+        )
+        write_json(self.path / "excluded.json", {"max_average_length": max_average_length, "tasks": dict(excluded)})
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         with self.metrics.open("a", encoding="utf-8") as file:

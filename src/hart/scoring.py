@@ -23,7 +23,7 @@ Normalisation = Literal["sum", "mean"]
 @torch.no_grad()
 def score_choices(
     main: MainModel,
-    queries: Sequence[str],
+    queries: Sequence[str] | Sequence[list[int]],
     choices: Sequence[Sequence[str]],
     adaptation: Adaptation | None = None,
     *,
@@ -38,7 +38,8 @@ def score_choices(
 
     Args:
         main: the main model.
-        queries: texts; longer ones than `max_query_length` tokens are cut from the end.
+        queries: texts, of which longer ones than `max_query_length` tokens are cut from the end; or lists of tokens,
+            which are taken as they are.
         choices: for each query its choices, at least one; their number may differ.
         adaptation: one row for all queries, or one row per query; None is the bare base.
         normalisation: `sum` or `mean` of the log-probabilities of a choice's tokens.

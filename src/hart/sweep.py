@@ -15,12 +15,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hart import config as configuration
 from hart.config import RunConfig
 from hart.errors import HartError
 from hart.files import write_json, write_text
+
+if TYPE_CHECKING:
+    from hart.data.tasks import Task
+    from hart.system import HartModel
 
 RESULTS_FILE, LOG_FILE, RUN_FOLDER = "results.json", "log.txt", "run"
 TABLE_FILES = ("table.md", "table.json")
@@ -134,8 +138,6 @@ def _in_a_process(run: SweepRun) -> str:
 
 def run_one(config_path: str, results_path: str) -> int:
     """Train and score one run in this process; returns its exit status."""
-    from hart.evaluation import evaluate_tasks
-    from hart.prediction import hart_predictor
     from hart.run_folder import read_metrics
     from hart.system import HartModel
     from hart.task_collections import load_tasks
@@ -161,14 +163,30 @@ def run_one(config_path: str, results_path: str) -> int:
             "loss_end": losses[-1],
         }
         if not config.data.segments:
-            scores = evaluate_tasks(hart_predictor(model), load_tasks(config.data, "test"))
-            results |= {"rouge_l": scores.overall.rouge_l, "exact_match": scores.overall.exact_match}
-            results["tasks"] = {task.name: vars(task.score) for task in scores.tasks}
+            results |= _scores(model, load_tasks(config.data, "test"))
         write_json(results_path, results)
     except HartError as error:
         print(error)
         return 2
     return 0
+
+
+def _scores(model: "HartModel", tasks: Sequence["Task"]) -> dict[str, Any]:
+    """Means over all tasks and, under `tasks`, the score of each by which systems are compared."""
+    from hart.evaluation import evaluate_tasks
+    from hart.prediction import hart_predictor, hart_scorer
+    from hart.rank_classification import evaluate_choices
+
+    if all(task.multiple_choice for task in tasks):
+        choices = evaluate_choices(hart_scorer(model), tasks)
+        each = {template.name: {"accuracy": template.accuracy} for template in choices.templates}
+        return {"accuracy": choices.accuracy, "columns": choices.columns(), "tasks": each}
+    scores = evaluate_tasks(hart_predictor(model), tasks)
+    return {
+        "rouge_l": scores.overall.rouge_l,
+        "exact_match": scores.overall.exact_match,
+        "tasks": {task.name: vars(task.score) for task in scores.tasks},
+    }
 
 
 def _peak_memory() -> float:
@@ -197,17 +215,18 @@ def _row(
     row: dict[str, Any] = {"system": name, "runs": len(done)}
     for key in ("trained_parameters", "seconds_per_step", "peak_memory_gib", "loss_start", "loss_end"):
         row[key] = fmean(result[key] for result in done) if done else None
-    for key in ("rouge_l", "exact_match"):
+    for key in ("rouge_l", "exact_match", "accuracy"):
         scores = [result[key] for result in done if key in result]
         row[key] = fmean(scores) if scores else None
         row[f"{key}_deviation"] = stdev(scores) if len(scores) > 1 else None
     # Paired by seed and task: what a task is like, and what a seed did to it, cancels out.
+    by = "accuracy" if any("accuracy" in result for result in done) else "rouge_l"
     differences = [
-        found_score["rouge_l"] - first_result["tasks"][task]["rouge_l"]
+        found_score[by] - first_result["tasks"][task][by]
         for (system, seed), result in found.items()
         if system == name and name != first and result and (first_result := found.get((first, seed)))
         for task, found_score in result.get("tasks", {}).items()
-        if task in first_result.get("tasks", {})
+        if by in first_result.get("tasks", {}).get(task, {})
     ]
     row["difference"] = fmean(differences) if differences else None
     row["difference_error"] = stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else None
@@ -224,7 +243,9 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "rouge_l": ("ROUGE-L", lambda value: f"{value:.2f}"),
     "rouge_l_deviation": ("±", lambda value: f"{value:.2f}"),
     "exact_match": ("exact match", lambda value: f"{value:.2f}"),
-    "difference": ("ROUGE-L − first row's", lambda value: f"{value:+.2f}"),
+    "accuracy": ("accuracy", lambda value: f"{value:.2f}"),
+    "accuracy_deviation": ("±", lambda value: f"{value:.2f}"),
+    "difference": ("− first row's", lambda value: f"{value:+.2f}"),
     "difference_error": ("± (standard error over tasks and seeds)", lambda value: f"{value:.2f}"),
 }
 

@@ -378,6 +378,7 @@ class HartModel(nn.Module):
             peft=[kind.to_config() for kind in self.kinds],
             **self.main.identity,
             in_context=form.in_context,
+            input_eos=form.input_eos,
             max_query_length=form.max_query_length,
             max_target_length=form.max_target_length,
             model=self.name,
@@ -386,16 +387,7 @@ class HartModel(nn.Module):
 
     def _read(self, hypernetwork: HyperNetwork, tasks: Sequence[Task]) -> HyperOutput:
         form = self.input_format
-        rows = [
-            encode_task(
-                self.main.tokenizer,
-                each,
-                form.lengths,
-                num_demonstrations=form.num_demonstrations,
-                explanations=form.explanations,
-            )
-            for each in tasks
-        ]
+        rows = [encode_task(self.main.tokenizer, each, form.lengths, **form.shown) for each in tasks]
         ids, mask = self.main.pad(rows)
         training = self.training
         self.eval()

@@ -5,6 +5,7 @@ as it is; checkpoints hold what is trained, optimizer, schedule, random states a
 optimizer step, so that a continued run repeats the uninterrupted one.
 """
 
+import dataclasses
 import logging
 import math
 import os
@@ -27,6 +28,8 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from hart.config import RunConfig, TrainingConfig
 from hart.data.collate import Collator
+from hart.data.lengths import without_long
+from hart.data.p3_names import sampling_size
 from hart.data.sampling import TrainingDataset
 from hart.data.segments import DEFAULT_HUB_NAME as DEFAULT_TEXT
 from hart.data.segments import SegmentDataset
@@ -36,7 +39,8 @@ from hart.evaluation import evaluate_tasks
 from hart.files import seal
 from hart.input_format import InputFormat
 from hart.losses import ConsistencyState, prediction_loss
-from hart.prediction import hart_predictor
+from hart.prediction import hart_predictor, hart_scorer
+from hart.rank_classification import evaluate_choices
 from hart.run_folder import RunFolder
 from hart.stopping import Stopped, memory_error, stopping_cleanly
 from hart.system import HartModel
@@ -76,6 +80,8 @@ def train(config: RunConfig, *, tasks: Sequence[Task] | None = None, quiet: bool
 
         system = HartModel.from_config(config.model, config.data, seed=config.training.seed)
         dataset = training_examples(config, tasks, system.main.tokenizer)
+        if owner and isinstance(dataset, TrainingDataset) and dataset.excluded:
+            run.note_excluded(dataset.excluded, config.data.max_average_length)
         trainer = HartTrainer(system, dataset, validation, config.training, run, quiet=quiet)
     checkpoint = run.last_checkpoint()
     if owner:
@@ -121,6 +127,12 @@ def training_examples(
             lengths=lengths,
             max_document_tokens=data.max_document_tokens,
         )
+    excluded: dict[str, float] = {}
+    sizes = None
+    if data.collection == "p3" and tasks:
+        tasks, excluded = without_long(tasks, tokenizer, data.max_average_length)
+        sizes = [sampling_size(task.name, len(task.instances)) for task in tasks]
+    form = InputFormat.from_config(data)
     return TrainingDataset(
         tasks or [],
         tokenizer,
@@ -128,11 +140,13 @@ def training_examples(
         seed=training.seed,
         lengths=lengths,
         task_sampling=data.task_sampling,
+        sizes=sizes,
         demonstrations=data.demonstrations,
         demonstrations_to=data.demonstrations_to,
-        num_demonstrations=data.num_demonstrations,
-        explanations=data.explanations,
         queries_per_task=training.queries_per_task,
+        input_eos=form.input_eos,
+        excluded=excluded,
+        **form.shown,
     )
 
 
@@ -281,19 +295,25 @@ class HartTrainer(Trainer):
         self._since = time.monotonic()
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """ROUGE-L and exact match on the validation tasks; the best model so far goes to `best/`."""
+        """Scores on the validation tasks; the best model so far goes to `best/`.
+
+        ROUGE-L and exact match, by ROUGE-L; of multiple-choice tasks the accuracy.
+        """
         if self._evaluated and self._evaluated[0] == self.state.global_step:
             return self._evaluated[1]  # the Trainer asks a second time at the end of the run
-        count = self.config.eval_instances
-        predict = hart_predictor(self.system)
-        shortened = [_first_instances(task, count) for task in self.validation]
-        overall = evaluate_tasks(predict, shortened).overall
+        shortened = [_first_instances(task, self.config.eval_instances) for task in self.validation]
+        if all(task.multiple_choice for task in shortened):
+            main_score = evaluate_choices(hart_scorer(self.system), shortened).accuracy
+            metrics = {"eval_accuracy": main_score}
+        else:
+            overall = evaluate_tasks(hart_predictor(self.system), shortened).overall
+            main_score = overall.rouge_l
+            metrics = {"eval_rouge_l": main_score, "eval_exact_match": overall.exact_match}
         self.system.train()
-        metrics = {"eval_rouge_l": overall.rouge_l, "eval_exact_match": overall.exact_match}
         self.log(dict(metrics))
-        if self.state.best_metric is None or overall.rouge_l > self.state.best_metric:
+        if self.state.best_metric is None or main_score > self.state.best_metric:
             # Not best_global_step: the Trainer would take it for the name of a checkpoint to keep.
-            self.state.best_metric = overall.rouge_l
+            self.state.best_metric = main_score
             if self.is_world_process_zero():
                 self.system.save_pretrained(self.run.best)
         self._evaluated = self.state.global_step, metrics
@@ -373,6 +393,7 @@ class _ProgressBar(ProgressCallback):
             "prediction_loss": "L_pred",
             "consistency_loss": "L_cst",
             "eval_rouge_l": "ROUGE-L",
+            "eval_accuracy": "accuracy",
         }
         shown = {short[k]: f"{v:.3f}" for k, v in logs.items() if k in short}
         if shown:
@@ -393,4 +414,4 @@ def _writing(checkpoint: Path) -> Iterator[None]:
 
 
 def _first_instances(task: Task, count: int) -> Task:
-    return Task(task.definition, task.demonstrations, task.name, task.categories, task.instances[:count])
+    return dataclasses.replace(task, instances=task.instances[:count])

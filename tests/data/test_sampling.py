@@ -178,7 +178,7 @@ def test_index_outside_the_data_set_is_refused(dataset: Any) -> None:
         ),
         (
             TASKS,
-            {"demonstrations": "sampled", "num_demonstrations": 4},
+            {"demonstrations": "sampled", "queries_per_task": 4},
             "task north: has 4 different inputs, too few to sample demonstrations",
         ),
         (TASKS, {"demonstrations": "random"}, "demonstrations: 'random' is not one of fixed"),

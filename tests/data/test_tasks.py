@@ -193,7 +193,6 @@ def test_missing_file_and_folder_instead_of_file_are_refused(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("definition", "demonstrations", "message"),
     [
-        (" ", [("a", "b")], "the definition is empty"),
         (None, [("a", "b")], "definition must be a text, not null"),
         ("Do.", [], "no demonstrations"),
         ("Do.", "ab", "demonstrations must be a list"),

@@ -1,4 +1,4 @@
-"""hart evaluate: a system on the tasks of a split, as tables and results.json."""
+"""hart evaluate: a system on the tasks of a split or of files, as tables and results.json."""
 
 import argparse
 import time
@@ -12,27 +12,39 @@ if TYPE_CHECKING:
     import torch
 
     from hart.config import DataConfig
-    from hart.evaluation import Predictor
+    from hart.data.tasks import Task
+    from hart.evaluation import Results
     from hart.input_format import InputFormat
     from hart.main_model import MainModel
+    from hart.rank_classification import ChoiceResults
 
 COPY_SYSTEMS = ("copy-input", "copy-demonstration")
-SYSTEMS = ("hart", "base", "base-in-context", *COPY_SYSTEMS)
+CHOICE_SYSTEMS = ("majority", "chance")
+SYSTEMS = ("hart", "base", "base-in-context", *COPY_SYSTEMS, *CHOICE_SYSTEMS)
 INSTANCES = 100
+SHOTS = 16
 
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "evaluate",
-        help="score a model or a baseline on the tasks of a split",
+        help="score a model or a baseline on the tasks of a split or of files",
         description="""\
-Adapt the model to each task of a split, let it answer the task's instances, and print ROUGE-L and
-exact match per task, per category and over all instances. Baselines: the un-adapted base with the
-query alone (base) or behind definition and demonstrations (base-in-context), and copying the query
-or the first demonstration's output.""",
+Adapt the model to each task, let it answer the task's instances, and print the scores.
+
+Free answers are generated and scored by ROUGE-L and exact match per task, per category and over all
+instances. Multiple-choice answers (P3, and files whose instances have choices) are chosen by
+log-probability and scored by accuracy per template; the table has the paper's columns, beside always
+giving the most frequent answer (majority) and guessing (chance).
+
+Baselines: the un-adapted base with the query alone (base) or behind definition and demonstrations
+(base-in-context), and copying the query or the first demonstration's output.""",
         epilog="""\
 examples:
   hart evaluate runs/hart/final --data sni --data-dir natural-instructions --output results.json
+  hart evaluate runs/p3/final --data p3 --data-dir P3 --output results.json
+  hart evaluate runs/p3/final --data p3 --data-dir P3 --subsets 'super_glue_boolq_*'
+  hart evaluate mini --task task.json --task other.json
   hart evaluate mini --data procedural --system base-in-context
   hart evaluate --data procedural --system copy-demonstration""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -42,11 +54,27 @@ examples:
         "model",
         metavar="MODEL",
         nargs="?",
-        help=f"{MODEL_HELP}; for base systems also a plain T5, such as mini-base; the copy systems need none",
+        help=f"{MODEL_HELP}; for base systems also a plain T5, such as mini-base; {_listed()} need none",
     )
-    parser.add_argument("--data", choices=("sni", "procedural"), required=True, help="collection of tasks")
+    parser.add_argument("--data", choices=("sni", "p3", "procedural"), help="collection of tasks")
     parser.add_argument(
-        "--data-dir", metavar="D", help="folder laid out as allenai/natural-instructions (default for sni: the hub)"
+        "--data-dir",
+        metavar="D",
+        help="folder laid out as allenai/natural-instructions (sni), or with one folder per subset (p3); "
+        "default: the hub",
+    )
+    parser.add_argument(
+        "--task",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        help="a task file with instances, instead of --data; can be given again",
+    )
+    parser.add_argument(
+        "--subsets",
+        metavar="PATTERN",
+        action="append",
+        help="p3: subsets to evaluate, a name or a pattern; can be given again (default: the eight held-out tasks)",
     )
     parser.add_argument("--split", choices=("test", "validation"), default="test", help="default: %(default)s")
     parser.add_argument(
@@ -57,16 +85,34 @@ examples:
         help="size of the validation split, as data.validation_tasks in training (procedural: 0 is all)",
     )
     parser.add_argument(
-        "--data-seed", metavar="N", type=natural, default=0, help="data.seed of training: which validation tasks"
+        "--data-seed",
+        metavar="N",
+        type=natural,
+        default=0,
+        help="data.seed of training: which validation tasks, which demonstrations of p3 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--num-demonstrations",
+        metavar="K",
+        type=positive,
+        default=SHOTS,
+        help="p3: demonstrations drawn for each task, of which a model shows as many as it was trained with "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--max-instances",
         metavar="N",
         type=positive,
-        default=INSTANCES,
-        help="instances per task (default: %(default)s)",
+        help=f"instances per task (default: {INSTANCES}; of p3 and of files all)",
     )
     parser.add_argument("--system", choices=SYSTEMS, default="hart", help="what is scored (default: %(default)s)")
+    parser.add_argument(
+        "--normalisation",
+        choices=("sum", "mean"),
+        default="sum",
+        help="multiple choice: compare sums of log-probabilities, as T0 does, or means per token "
+        "(default: %(default)s)",
+    )
     parser.add_argument(
         "--batch-size", metavar="N", type=positive, default=32, help="queries answered together (default: %(default)s)"
     )
@@ -77,41 +123,127 @@ examples:
     parser.set_defaults(run=run)
 
 
+def _listed() -> str:
+    return ", ".join((*COPY_SYSTEMS, *CHOICE_SYSTEMS))
+
+
 def run(args: argparse.Namespace) -> None:
-    from rich.console import Console
-
-    from hart.evaluation import COPY_BASELINES, evaluate_tasks
-    from hart.task_collections import load_tasks
-
-    if args.model is None and args.system not in COPY_SYSTEMS:
+    if args.model is None and args.system not in (*COPY_SYSTEMS, *CHOICE_SYSTEMS):
         raise HartError(f"--system {args.system} needs a MODEL: {MODEL_HELP}")
     device = select_device(args.device)
     if args.output is not None:
         check_output_file(args.output)
-    tasks = load_tasks(_data_config(args), args.split)
+    tasks = _tasks(args)
+    multiple_choice = _multiple_choice(tasks, args.system)
     details = {
         "data": args.data,
         "data_dir": args.data_dir,
+        "task_files": [str(path) for path in args.task or ()],
+        "subsets": args.subsets,
         "split": args.split,
         "validation_tasks": args.validation_tasks,
         "data_seed": args.data_seed,
         "max_instances": args.max_instances,
     }
+    results = _choose(args, tasks, device, details) if multiple_choice else _answer(args, tasks, device, details)
+    if args.output is not None:
+        results.save(args.output)
+        print(f"results: {args.output}")
+
+
+def _tasks(args: argparse.Namespace) -> "list[Task]":
+    from dataclasses import replace
+
+    from hart.data.tasks import Task
+    from hart.task_collections import load_tasks
+
+    if (args.data is None) == (args.task is None):
+        raise HartError("give --data or --task: a collection, or files of your own")
+    if args.subsets is not None and args.data != "p3":
+        raise HartError("--subsets: is for --data p3; leave it out")
+    if args.task is None:
+        return load_tasks(_data_config(args), args.split)
+    tasks = [Task.from_file(path, needs_definition=False) for path in args.task]
+    return [replace(task, instances=task.instances[: args.max_instances]) for task in tasks]
+
+
+def _multiple_choice(tasks: "list[Task]", system: str) -> bool:
+    """Whether the answers are chosen; refuses a system that cannot answer these tasks."""
+    kinds = {task.multiple_choice for task in tasks}
+    if len(kinds) > 1:
+        raise HartError("--task: some files have choices and some have none; evaluate them separately")
+    multiple_choice = kinds.pop()
+    if multiple_choice and system in COPY_SYSTEMS:
+        raise HartError(f"--system {system}: the tasks are multiple-choice; take {' or '.join(CHOICE_SYSTEMS)}")
+    if not multiple_choice and system in CHOICE_SYSTEMS:
+        raise HartError(f"--system {system}: the tasks have no choices; take {' or '.join(COPY_SYSTEMS)}")
+    return multiple_choice
+
+
+def _answer(
+    args: argparse.Namespace, tasks: "list[Task]", device: "torch.device", details: dict[str, Any]
+) -> "Results":
+    """Generate answers, print ROUGE-L and exact match."""
+    from rich.console import Console
+
+    from hart.evaluation import COPY_BASELINES, evaluate_tasks
+    from hart.prediction import base_predictor, hart_predictor
+    from hart.system import HartModel
+
     if args.system in COPY_SYSTEMS:
         predict = COPY_BASELINES[args.system]
+    elif args.system == "hart":
+        model = HartModel.from_pretrained(args.model, device=device)
+        predict = hart_predictor(model, batch_size=args.batch_size)
+        details |= _describe(args, model.main, device)
     else:
-        predict, model_details = _load_system(args, device)
-        details |= model_details | {"batch_size": args.batch_size, "device": str(device)}
+        main, form = _load_base(args, device)
+        predict = base_predictor(main, form, in_context=args.system == "base-in-context", batch_size=args.batch_size)
+        details |= _describe(args, main, device)
     start = time.monotonic()
     with progress_bar("tasks", len(tasks)) as advance:
         results = evaluate_tasks(predict, tasks, system=args.system, details=details, on_task=lambda _: advance(1))
     results.details["seconds"] = round(time.monotonic() - start, 1)
-    if args.output is not None:
-        results.save(args.output)
+    Console().print(results.task_table(), results.category_table())
+    return results
+
+
+def _choose(
+    args: argparse.Namespace, tasks: "list[Task]", device: "torch.device", details: dict[str, Any]
+) -> "ChoiceResults":
+    """Score choices, print accuracies beside the baselines that need no model."""
+    from rich.console import Console
+
+    from hart.prediction import base_scorer, hart_scorer
+    from hart.rank_classification import BASELINES, comparison_table, evaluate_choices
+    from hart.system import HartModel
+
+    baselines = [evaluate_choices(score, tasks, system=name, ties=ties) for name, (score, ties) in BASELINES.items()]
+    details |= {"normalisation": args.normalisation, "num_demonstrations": args.num_demonstrations}
+    details["baselines"] = {each.system: {"accuracy": each.accuracy, "columns": each.columns()} for each in baselines}
     console = Console()
-    console.print(results.task_table(), results.category_table())
-    if args.output is not None:
-        print(f"results: {args.output}")
+    if args.system in CHOICE_SYSTEMS:
+        results = next(each for each in baselines if each.system == args.system)
+        results.details.update(details)
+    else:
+        options = {"batch_size": args.batch_size, "normalisation": args.normalisation}
+        if args.system == "hart":
+            model = HartModel.from_pretrained(args.model, device=device)
+            score, main = hart_scorer(model, **options), model.main
+        else:
+            main, form = _load_base(args, device)
+            score = base_scorer(main, form, in_context=args.system == "base-in-context", **options)
+        start = time.monotonic()
+        with progress_bar("tasks", len(tasks)) as advance:
+            results = evaluate_choices(score, tasks, system=args.system, details=details, on_task=lambda _: advance(1))
+        results.details.update(_describe(args, main, device), seconds=round(time.monotonic() - start, 1))
+    rows = [results, *(each for each in baselines if each.system != args.system)]
+    console.print(results.template_table())
+    for summary in ("mean", "median"):
+        console.print(comparison_table(rows, summary=summary, title=f"accuracy, {summary} over templates"))
+    for column, value in results.macro_f1.items():
+        print(f"macro-F1 of {column}: {value:.1f}")
+    return results
 
 
 def _data_config(args: argparse.Namespace) -> "DataConfig":
@@ -121,32 +253,28 @@ def _data_config(args: argparse.Namespace) -> "DataConfig":
         raise HartError("--data-dir: the procedural tasks come with the package; leave it out, or take --data sni")
     if args.data == "sni" and args.split == "validation" and not args.validation_tasks:
         raise HartError("--validation-tasks: give the data.validation_tasks of training, to split off the same tasks")
+    if args.data == "p3" and args.split == "validation" and not args.validation_tasks:
+        raise HartError(
+            "--validation-tasks: give the data.validation_tasks of training, to set aside the same data sets"
+        )
+    cap = args.max_instances or (None if args.data == "p3" else INSTANCES)
     return DataConfig(
         collection=args.data,
         dir=args.data_dir,
+        demonstrations="sampled" if args.data == "p3" else "fixed",
+        num_demonstrations=args.num_demonstrations,
+        train_subsets=args.subsets if args.split == "validation" else None,
+        test_subsets=args.subsets if args.split == "test" else None,
         # Which of the two counts depends on the split.
-        max_train_instances=args.max_instances,
-        max_test_instances=args.max_instances,
+        max_train_instances=cap,
+        max_test_instances=cap,
         validation_tasks=args.validation_tasks,
         seed=args.data_seed,
     )
 
 
-def _load_system(args: argparse.Namespace, device: "torch.device") -> tuple["Predictor", dict[str, Any]]:
-    """How the system answers a task, and what to keep about it in results.json."""
-    from hart.prediction import base_predictor, hart_predictor
-    from hart.system import HartModel
-
-    if args.system == "hart":
-        model = HartModel.from_pretrained(args.model, device=device)
-        return hart_predictor(model, batch_size=args.batch_size), _describe(args.model, model.main)
-    main, form = _load_base(args.model, device)
-    in_context = args.system == "base-in-context"
-    return base_predictor(main, form, in_context=in_context, batch_size=args.batch_size), _describe(args.model, main)
-
-
-def _load_base(name: str, device: "torch.device") -> tuple["MainModel", "InputFormat"]:
-    """The base of a HART model with the model's input format, or a plain T5 with the paper's."""
+def _load_base(args: argparse.Namespace, device: "torch.device") -> tuple["MainModel", "InputFormat"]:
+    """The base of a HART model with the model's input format, or a plain T5 with the collection's."""
     from transformers import PretrainedConfig
 
     from hart.input_format import InputFormat
@@ -155,6 +283,7 @@ def _load_base(name: str, device: "torch.device") -> tuple["MainModel", "InputFo
     from hart.resources import resolve_base, resolve_model
     from hart.system import HartModel
 
+    name = args.model
     try:
         config, _ = PretrainedConfig.get_config_dict(resolve_base(resolve_model(name)))
     except (OSError, ValueError):
@@ -162,13 +291,16 @@ def _load_base(name: str, device: "torch.device") -> tuple["MainModel", "InputFo
     if config.get("model_type") in MODEL_TYPES:
         model = HartModel.from_pretrained(name, device=device)
         return model.main, model.input_format
-    return MainModel.from_pretrained(name, dtype="float32", device=device), InputFormat()
+    form = InputFormat.from_config(_data_config(args)) if args.data == "p3" else InputFormat()
+    return MainModel.from_pretrained(name, dtype="float32", device=device), form
 
 
-def _describe(name: str, main: "MainModel") -> dict[str, Any]:
+def _describe(args: argparse.Namespace, main: "MainModel", device: "torch.device") -> dict[str, Any]:
     return {
-        "model": name,
+        "model": args.model,
         "base": main.name,
         "base_revision": main.revision,
         "base_fingerprint": main.fingerprint,
+        "batch_size": args.batch_size,
+        "device": str(device),
     }

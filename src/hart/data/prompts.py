@@ -6,16 +6,21 @@ with a space. Texts are stripped and closed with a full stop unless they end in 
 in-context models the query follows, unanswered. The hypernetwork reads the text without a query,
 the main model the raw query alone (as HINT does).
 
+P3's rows are whole prompts already (section 4.2), so there the format is "prompts": the input's and
+then the target's tokens of each demonstration, as T0 reads and writes them, one after the other; the
+target ends with the end-of-sequence token, which separates them. No definition is read.
+
 Limits (section 8.1.3): an example is added only while the whole text still fits, the first that
 does not fit ends the list; what is then still too long is cut from the end. No query is ever left
-out. Every sequence ends with the end-of-sequence token, also where it was cut.
+out. Every sequence ends with the end-of-sequence token, also where it was cut; a query has none where
+the main model is to read it as T0 did.
 """
 
 import logging
 import string
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from hart.data.tasks import Demonstration, Task
 from hart.errors import HartError
@@ -23,6 +28,7 @@ from hart.errors import HartError
 logger = logging.getLogger(__name__)
 
 Fits = Callable[[str], bool]
+PromptFormat = Literal["instructions", "prompts"]
 
 
 class Tokenizer(Protocol):
@@ -92,12 +98,19 @@ def encode_task(
     *,
     num_demonstrations: int = 2,
     explanations: bool = False,
+    prompt_format: PromptFormat = "instructions",
 ) -> list[int]:
-    """Tokens of `render_task`, at most ``lengths.demonstrations``.
+    """Tokens of a task without a query, at most ``lengths.demonstrations``.
 
-    What did not fit is named in a warning, once per task. A definition that alone is too long is
-    cut from the end.
+    "instructions" is `render_task`, "prompts" the demonstrations alone, each with its own end of
+    sequence. What did not fit is named in a warning, once per task. A definition, or a first
+    demonstration's input, that alone is too long is cut from the end.
+
+    Raises:
+        HartError: a task without the definition that the format needs.
     """
+    if prompt_format == "prompts":
+        return _encode_prompts(tokenizer, task, [], lengths.demonstrations, num_demonstrations)
     return _encode_assembled(tokenizer, task, "", lengths.demonstrations, num_demonstrations, explanations)
 
 
@@ -109,26 +122,32 @@ def encode_in_context(
     *,
     num_demonstrations: int = 2,
     explanations: bool = False,
+    prompt_format: PromptFormat = "instructions",
+    input_eos: bool = True,
 ) -> list[int]:
-    """Tokens of `render_in_context`, at most ``max_length``.
+    """Tokens of definition, demonstrations and query, at most ``max_length``.
 
     Examples give way to the query. Where definition and query alone are too long, the end of the
-    text is cut, as Tk-Instruct does.
+    text is cut, as Tk-Instruct does. ``input_eos`` is whether a sequence of "prompts" ends with the
+    end-of-sequence token.
 
     Raises:
-        HartError: the query is empty.
+        HartError: the query is empty, or a task without the definition that the format needs.
     """
+    if prompt_format == "prompts":
+        encoded = _cut(_tokens(tokenizer, _not_empty(query)), max_length, tokenizer, eos=input_eos)
+        return _encode_prompts(tokenizer, task, encoded, max_length, num_demonstrations)
     tail = _unanswered(query)
     return _encode_assembled(tokenizer, task, tail, max_length, num_demonstrations, explanations)
 
 
-def encode_query(tokenizer: Tokenizer, text: str, lengths: Lengths) -> list[int]:
+def encode_query(tokenizer: Tokenizer, text: str, lengths: Lengths, *, eos: bool = True) -> list[int]:
     """Tokens of a raw query for the main model, cut from the end to ``lengths.query``.
 
     Raises:
         HartError: the query is empty.
     """
-    return _cut(_tokens(tokenizer, _not_empty(text)), lengths.query, tokenizer)
+    return _cut(_tokens(tokenizer, _not_empty(text)), lengths.query, tokenizer, eos=eos)
 
 
 def encode_target(tokenizer: Tokenizer, text: str, lengths: Lengths) -> list[int]:
@@ -140,6 +159,8 @@ def _assemble(task: Task, tail: str, num_demonstrations: int, explanations: bool
     """The text, and how many examples went into it."""
     if num_demonstrations < 0:
         raise HartError(f"num_demonstrations: must be at least 0, not {num_demonstrations}")
+    if not task.definition.strip():
+        raise HartError(f"task {task.label}: the definition is empty; say what the task asks for")
     text = _sentence("Definition: ", task.definition) + "\n\n"
     chosen = task.demonstrations[:num_demonstrations]
     for index, demonstration in enumerate(chosen):
@@ -203,17 +224,45 @@ def _encode_assembled(
     return _cut(tokens, max_length, tokenizer)
 
 
+def _encode_prompts(
+    tokenizer: Tokenizer, task: Task, query: list[int], max_length: int, num_demonstrations: int
+) -> list[int]:
+    """Demonstrations as many as fit before the query, in order; without a query at least one, cut if it must be."""
+    if num_demonstrations < 0:
+        raise HartError(f"num_demonstrations: must be at least 0, not {num_demonstrations}")
+    room = max_length - len(query)
+    chosen = task.demonstrations[:num_demonstrations]
+    tokens: list[int] = []
+    for index, demonstration in enumerate(chosen):
+        read = _tokens(tokenizer, demonstration.input.strip())
+        answer = [*_tokens(tokenizer, demonstration.output.strip()), tokenizer.eos_token_id]
+        if len(tokens) + len(read) + len(answer) > room:
+            if not tokens and not query:
+                answer = [*answer[: room - 1], tokenizer.eos_token_id] if len(answer) > room else answer
+                tokens = read[: room - len(answer)] + answer
+                _warn_once(task, f"cut the input of its only demonstration to stay within {max_length} tokens")
+            # Expected of 16 demonstrations, and drawn anew for each example: said of the first task only.
+            elif _PROMPTS not in _warned:
+                _warned.add(_PROMPTS)
+                shown = f"{index} of {len(chosen)} demonstrations, as many as fit {max_length} tokens"
+                logger.warning("task %s: shows %s; others may show fewer, too", task.label, shown)
+            break
+        tokens += read + answer
+    return tokens + query if tokens or query else [tokenizer.eos_token_id]
+
+
 def _tokens(tokenizer: Tokenizer, text: str) -> list[int]:
     # Without special tokens, so that cutting never touches the end-of-sequence token; not verbose,
     # because a text longer than what the tokenizer was configured for is expected here.
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
-def _cut(tokens: list[int], max_length: int, tokenizer: Tokenizer) -> list[int]:
-    return [*tokens[: max_length - 1], tokenizer.eos_token_id]
+def _cut(tokens: list[int], max_length: int, tokenizer: Tokenizer, *, eos: bool = True) -> list[int]:
+    return [*tokens[: max_length - 1], tokenizer.eos_token_id] if eos else tokens[:max_length]
 
 
 _warned: set[str] = set()
+_PROMPTS = "\0prompts"  # no label of a task
 
 
 def _warn_once(task: Task, message: str) -> None:

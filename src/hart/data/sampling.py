@@ -4,7 +4,8 @@ Example i is a pure function of (seed, i): each draw has a counter-based random 
 so the examples do not depend on the number of workers or processes, nor on where a run resumed.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, NotRequired, TypedDict, get_args
 
@@ -13,6 +14,7 @@ from torch.utils.data import Dataset
 
 from hart.data.prompts import (
     Lengths,
+    PromptFormat,
     Tokenizer,
     encode_in_context,
     encode_query,
@@ -22,13 +24,15 @@ from hart.data.prompts import (
 from hart.data.tasks import Demonstration, Instance, Task
 from hart.errors import HartError
 
+logger = logging.getLogger(__name__)
+
 TaskSampling = Literal["proportional", "uniform"]
 Demonstrations = Literal["fixed", "sampled"]
 DemonstrationsTo = Literal["hypernetwork", "main", "nowhere"]
 
 
 class Example(TypedDict):
-    """One training example; token lists all end with the end-of-sequence token."""
+    """One training example; token lists end with the end-of-sequence token, a query only with ``input_eos``."""
 
     demo_ids: NotRequired[list[int]]  # only where the demonstrations go to the hypernetwork
     query_ids: list[int]
@@ -48,19 +52,27 @@ class TrainingDataset(Dataset[Example]):
             model has the limit of the demonstrations (Tk-Instruct: 1024).
         task_sampling: "proportional" to the number of (capped) instances (section 2.1) or
             "uniform" over tasks (the wording of section 8.1.3).
+        sizes: what counts as each task's number of instances in that proportion; None: all it has.
+            A task that has more is still drawn from as a whole (P3's cap).
         demonstrations: "fixed" takes the first demonstrations of the task file (S-NI, section
             4.1); "sampled" draws them from the task's instances, never the query itself (MetaICL,
             section 8.1.3).
-        num_demonstrations: K of section 2.1.
+        num_demonstrations: K of section 2.1. A task with fewer other instances shows what it has,
+            which is said once.
         explanations: whether demonstrations show their explanation (Tk-Instruct).
         queries_per_task: m consecutive examples, ``m·g`` to ``m·(g+1) − 1``, are different queries of
             one task with the same demonstrations, so that one hypernetwork pass can serve them.
         demonstrations_to: who reads definition and demonstrations. "main" puts them before the
             query (the in-context baselines), "nowhere" leaves them out (FT-Zero-Shot).
+        prompt_format: how a task is written, see `hart.data.prompts`.
+        input_eos: whether a query (of "prompts": also behind demonstrations) ends with the
+            end-of-sequence token.
+        excluded: tasks that were left out before, and their average lengths; kept for the record.
 
     Raises:
-        HartError: no tasks, a task without instances or with too few for its demonstrations, an
-            empty query, or an unknown option. All is checked here, so that no run ends in it.
+        HartError: no tasks, a task without instances or with no other one to show, an empty query,
+            or an unknown option. All is checked here, so that no run ends in it; of instances that
+            stay on the disk only what their loader has checked.
     """
 
     def __init__(
@@ -72,16 +84,21 @@ class TrainingDataset(Dataset[Example]):
         seed: int,
         lengths: Lengths,
         task_sampling: TaskSampling = "proportional",
+        sizes: Sequence[int] | None = None,
         demonstrations: Demonstrations = "fixed",
         num_demonstrations: int = 2,
         explanations: bool = False,
         queries_per_task: int = 1,
         demonstrations_to: DemonstrationsTo = "hypernetwork",
+        prompt_format: PromptFormat = "instructions",
+        input_eos: bool = True,
+        excluded: Mapping[str, float] | None = None,
     ) -> None:
         for name, value, options in (
             ("task_sampling", task_sampling, get_args(TaskSampling)),
             ("demonstrations", demonstrations, get_args(Demonstrations)),
             ("demonstrations_to", demonstrations_to, get_args(DemonstrationsTo)),
+            ("prompt_format", prompt_format, get_args(PromptFormat)),
         ):
             if value not in options:
                 raise HartError(f"{name}: '{value}' is not one of {', '.join(options)}")
@@ -94,9 +111,11 @@ class TrainingDataset(Dataset[Example]):
         if not tasks:
             raise HartError("there are no tasks to train on; check the data folder and split")
         self.tasks = tuple(tasks)
+        self.excluded = dict(excluded or {})
         self._samples = demonstrations == "sampled" and demonstrations_to != "nowhere"
-        for task in self.tasks:
-            _check(task, other_inputs=num_demonstrations + queries_per_task - 1 if self._samples else 0)
+        self._positions = [
+            _check(task, queries_per_task, num_demonstrations if self._samples else 0) for task in self.tasks
+        ]
         self._tokenizer = tokenizer
         self._length = length
         self._seed = seed
@@ -106,7 +125,9 @@ class TrainingDataset(Dataset[Example]):
         self._explanations = explanations
         self._queries_per_task = queries_per_task
         self._to = demonstrations_to
-        self._ends = np.cumsum([len(task.instances) for task in self.tasks])
+        self._prompt_format = prompt_format
+        self._input_eos = input_eos
+        self._ends = np.cumsum(sizes or [len(task.instances) for task in self.tasks])
         # Encoded once, here: workers then share the lists, and warnings are given once.
         self._task_ids = (
             [self._encode_task(task) for task in self.tasks]
@@ -128,14 +149,11 @@ class TrainingDataset(Dataset[Example]):
         task = self.tasks[task_index]
         members = np.array([instance_index])
         if self._queries_per_task > 1:
-            # Different queries, as long as the task has enough.
-            others = np.delete(np.arange(len(task.instances)), instance_index)
-            members = np.resize(np.concatenate([members, rng.permutation(others)]), self._queries_per_task)
+            members = self._members(len(task.instances), instance_index, rng)
         instance = task.instances[members[member]]
         shown = task
         if self._samples:
-            queries = {task.instances[i].input for i in members}
-            shown = self._with_sampled_demonstrations(task, queries, rng)
+            shown = self._with_sampled_demonstrations(task_index, members, rng)
         target = _draw_reference(instance, self._stream(group, member + 1))
         example = Example(
             query_ids=self._encode_query(shown, instance.input),
@@ -161,13 +179,35 @@ class TrainingDataset(Dataset[Example]):
         position = int(rng.integers(self._ends[-1]))
         task_index = int(np.searchsorted(self._ends, position, side="right"))
         first = int(self._ends[task_index - 1]) if task_index else 0
+        available = len(self.tasks[task_index].instances)
+        if self._ends[task_index] - first != available:
+            return task_index, int(rng.integers(available))
         return task_index, position - first
 
-    def _with_sampled_demonstrations(self, task: Task, queries: set[str], rng: np.random.Generator) -> Task:
+    def _members(self, available: int, first: int, rng: np.random.Generator) -> np.ndarray:
+        """Different queries of one task, `first` among them, as long as it has enough."""
+        wanted = self._queries_per_task
+        if available > _MANY:
+            # Without a permutation of millions of rows.
+            others = rng.choice(available - 1, size=wanted - 1, replace=False)
+            return np.concatenate([[first], others + (others >= first)])
+        others = rng.permutation(np.delete(np.arange(available), first))
+        return np.resize(np.concatenate([[first], others]), wanted)
+
+    def _with_sampled_demonstrations(self, task_index: int, members: np.ndarray, rng: np.random.Generator) -> Task:
         # Files repeat inputs; another instance with the query's text would give the answer away.
-        others = [instance for instance in task.instances if instance.input not in queries]
-        chosen = rng.choice(len(others), size=self._num_demonstrations, replace=False)
-        demonstrations = tuple(Demonstration(others[at].input, _draw_reference(others[at], rng)) for at in chosen)
+        task, positions = self.tasks[task_index], self._positions[task_index]
+        queries = {task.instances[i].input for i in members}
+        # On the disk equal inputs cannot be looked up beforehand; they are left out after the draw.
+        taken = np.unique(members) if positions is None else sorted({at for text in queries for at in positions[text]})
+        available = len(task.instances) - len(taken)
+        chosen = rng.choice(available, size=min(self._num_demonstrations, available), replace=False)
+        for at in taken:
+            chosen += chosen >= at
+        shown = [task.instances[i] for i in chosen]
+        demonstrations = tuple(
+            Demonstration(each.input, _draw_reference(each, rng)) for each in shown if each.input not in queries
+        )
         return replace(task, demonstrations=demonstrations) if demonstrations else task
 
     def _encode_task(self, task: Task) -> list[int]:
@@ -177,11 +217,12 @@ class TrainingDataset(Dataset[Example]):
             self._lengths,
             num_demonstrations=self._num_demonstrations,
             explanations=self._explanations,
+            prompt_format=self._prompt_format,
         )
 
     def _encode_query(self, task: Task, query: str) -> list[int]:
         if self._to != "main":
-            return encode_query(self._tokenizer, query, self._lengths)
+            return encode_query(self._tokenizer, query, self._lengths, eos=self._input_eos)
         return encode_in_context(
             self._tokenizer,
             task,
@@ -189,24 +230,46 @@ class TrainingDataset(Dataset[Example]):
             self._lengths.demonstrations,
             num_demonstrations=self._num_demonstrations,
             explanations=self._explanations,
+            prompt_format=self._prompt_format,
+            input_eos=self._input_eos,
         )
+
+
+# Above this, positions are drawn without listing all of a task's instances.
+_MANY = 100_000
 
 
 def _draw_reference(instance: Instance, rng: np.random.Generator) -> str:
     return instance.references[int(rng.integers(len(instance.references)))]
 
 
-def _check(task: Task, *, other_inputs: int) -> None:
-    """Raise unless every query of the task is usable and leaves enough others beside it."""
+def _check(task: Task, queries: int, demonstrations: int) -> dict[str, list[int]] | None:
+    """Positions of each input, if the instances are in memory.
+
+    Raises `HartError` unless every query of the task is usable and leaves a demonstration beside it.
+    """
+    positions: dict[str, list[int]] | None = None
     if not task.instances:
         raise HartError(f"task {task.label}: has no Instances to train on")
-    for position, instance in enumerate(task.instances):
-        if not instance.input.strip():
-            name = instance.id or f"number {position}"
-            raise HartError(f"task {task.label}: instance {name} has an empty input; fill or remove it")
-    distinct = len({instance.input for instance in task.instances})
-    if distinct <= other_inputs:
+    distinct = len(task.instances)
+    if isinstance(task.instances, tuple):
+        positions = {}
+        for position, instance in enumerate(task.instances):
+            if not instance.input.strip():
+                name = instance.id or f"number {position}"
+                raise HartError(f"task {task.label}: instance {name} has an empty input; fill or remove it")
+            positions.setdefault(instance.input, []).append(position)
+        distinct = len(positions)
+    if demonstrations and distinct <= queries:
         raise HartError(
             f"task {task.label}: has {distinct} different inputs, too few to sample "
-            f"demonstrations beside its queries; at least {other_inputs + 1} are needed, lower num_demonstrations"
+            f"demonstrations beside its queries; at least {queries + 1} are needed"
         )
+    if demonstrations and distinct < demonstrations + queries:
+        logger.warning(
+            "task %s: has %d different inputs, so it shows fewer than %d demonstrations",
+            task.label,
+            distinct,
+            demonstrations,
+        )
+    return positions

@@ -10,15 +10,13 @@ Which instances count follows the published protocol: for training at most 100 p
 shuffle, for testing the first 100 in file order (the official test files are shuffled already).
 """
 
-import hashlib
 from array import array
 from dataclasses import replace
 from itertools import count, takewhile
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
-import numpy as np
-
+from hart.data.streams import named_stream
 from hart.data.tasks import Task
 from hart.errors import HartError
 
@@ -73,7 +71,7 @@ def load_sni(
             raise HartError(f"{collection.source}: task '{name}' has no Instances; add some")
         order = range(available)
         if official == "train":
-            order = _generator(seed, "instances", name).permutation(available).tolist()
+            order = named_stream(seed, "instances", name).permutation(available).tolist()
         tasks.append(collection.task(name, list(order[:max_instances])))
     return tasks
 
@@ -85,15 +83,9 @@ def _validation_names(names: list[str], number: int, seed: int, source: str) -> 
             "cannot be split off; at least one must be left for training"
         )
     # From the sorted names, so that the draw does not depend on the order of the list.
-    chosen = _generator(seed, "validation").choice(len(names), size=number, replace=False)
+    chosen = named_stream(seed, "validation").choice(len(names), size=number, replace=False)
     ordered = sorted(names)
     return {ordered[index] for index in chosen}
-
-
-def _generator(seed: int, *keys: str) -> np.random.Generator:
-    """A random stream of its own for every (seed, keys), the same on every machine and run."""
-    digest = hashlib.sha256("\n".join([str(seed), *keys]).encode()).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
 
 
 class _Collection(Protocol):

@@ -2,8 +2,10 @@
 
 The file format is that of Super-NaturalInstructions (S-NI): one JSON object per task with the keys
 ``Definition``, ``Positive Examples``, ``Categories`` and ``Instances``. A custom task needs only
-the first two. Everything else in the file (sources, licences, negative examples) is ignored: the
-paper's hypernetwork reads definition and positive demonstrations alone (section 4.1, "Def+2Pos").
+the first two; a multiple-choice task adds ``choices`` to its instances, or ``Choices`` for all of
+them, and needs no definition if its model reads none (P3, section 4.2). Everything else in the file
+(sources, licences, negative examples) is ignored: the paper's hypernetwork reads definition and
+positive demonstrations alone (section 4.1, "Def+2Pos").
 """
 
 import json
@@ -28,11 +30,15 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Instance:
-    """One query of a task with all its accepted answers (at least one)."""
+    """One query of a task with all its accepted answers (at least one).
+
+    ``choices`` are the answers to choose from, where the task is multiple-choice.
+    """
 
     input: str
     references: tuple[str, ...]
     id: str = ""
+    choices: tuple[str, ...] = ()
 
 
 DemonstrationLike: TypeAlias = Demonstration | Sequence[str] | Mapping[str, str]
@@ -44,17 +50,19 @@ class Task:
 
     ``demonstrations`` may be given as `Demonstration`, as ``(input, output)`` or
     ``(input, output, explanation)``, or as mappings with those keys; they are stored as
-    `Demonstration`. Tasks are immutable and hashable.
+    `Demonstration`. Tasks are immutable and hashable. ``definition`` is empty where the demonstrations
+    say all there is (P3). ``instances`` may be any sequence that is never changed, such as rows that
+    stay on the disk; a list is stored as a tuple.
 
     Raises:
-        HartError: the definition is empty, there is no demonstration, or one is malformed.
+        HartError: there is no demonstration, or one is malformed.
     """
 
     definition: str
     demonstrations: tuple[Demonstration, ...]
     name: str
     categories: tuple[str, ...]
-    instances: tuple[Instance, ...]
+    instances: Sequence[Instance]
 
     # Written out rather than generated, so that type checkers know what callers may pass for
     # `demonstrations` and readers know that they always find `Demonstration` there.
@@ -67,8 +75,7 @@ class Task:
         instances: Iterable[Instance] = (),
     ) -> None:
         where = f"task {name}" if name else "task"
-        if not _text(definition, f"{where}: definition").strip():
-            raise HartError(f"{where}: the definition is empty; say what the task asks for")
+        _text(definition, f"{where}: definition")
         if isinstance(demonstrations, str | Mapping):
             raise HartError(
                 f"{where}: demonstrations must be a list of (input, output) pairs, not {_kind(demonstrations)}"
@@ -83,19 +90,28 @@ class Task:
         object.__setattr__(self, "demonstrations", normalised)
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "categories", tuple(categories))
-        object.__setattr__(self, "instances", tuple(instances))
+        lazy = isinstance(instances, Sequence) and not isinstance(instances, list)
+        object.__setattr__(self, "instances", instances if lazy else tuple(instances))
 
     @property
     def label(self) -> str:
-        """How messages call the task: its name, or else how its definition begins."""
+        """How messages call the task: its name, or else how its definition or first demonstration begins."""
         if self.name:
             return self.name
-        words = " ".join(self.definition.split())
+        words = " ".join((self.definition or self.demonstrations[0].input).split())
         return f"'{words}'" if len(words) <= 40 else f"'{words[:40]}…'"
 
+    @property
+    def multiple_choice(self) -> bool:
+        """Whether its queries are answered by choosing; all instances have choices, or none has."""
+        return bool(self.instances) and bool(self.instances[0].choices)
+
     @classmethod
-    def from_file(cls, path: str | Path) -> "Task":
+    def from_file(cls, path: str | Path, *, needs_definition: bool = True) -> "Task":
         """Read a task file; the task is named after the file.
+
+        Args:
+            needs_definition: False where the model that is to read the task reads no definitions.
 
         Raises:
             HartError: the file cannot be read, is not JSON, or is not a task (see `from_dict`).
@@ -111,45 +127,54 @@ class Task:
             raise HartError(f"{path}: not a task file, the text is not JSON ({error})") from None
         except OSError as error:
             raise HartError(f"{path}: cannot read the task file ({error.strerror})") from None
-        return cls.from_dict(content, source=str(path), name=path.stem)
+        return cls.from_dict(content, source=str(path), name=path.stem, needs_definition=needs_definition)
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any], *, source: str, name: str = "") -> "Task":
+    def from_dict(
+        cls, content: Mapping[str, Any], *, source: str, name: str = "", needs_definition: bool = True
+    ) -> "Task":
         """Build a task from the official S-NI keys; ``source`` names the origin in messages.
 
         ``Definition`` may be a list of texts, of which the first counts, or one text. Instances
-        and categories may be missing.
+        and categories may be missing; so may the definition, unless it is needed. An instance's
+        ``choices``, or the ``Choices`` of all, must hold one of its outputs.
 
         Raises:
-            HartError: a key is missing, empty or of the wrong type, or an instance has no output.
+            HartError: a key is missing, empty or of the wrong type, an instance has no output, or
+                choices are fewer than two, without the answer, or missing in some instances only.
         """
         if not isinstance(content, Mapping):
             raise HartError(f"{source}: a task must be a JSON object, not {_kind(content)}")
+        definition = content.get("Definition")
+        absent = not needs_definition and definition in (None, "", [], [""])
+        instances = _instances(content, source)
         return cls(
-            definition=_definition(content, source),
+            definition="" if absent else _definition(content, source),
             demonstrations=_positive_examples(content, source),
             name=name,
             categories=[
                 _text(item, f"{source}: Categories[{index}]")
                 for index, item in enumerate(_list(content.get("Categories", []), "Categories", source))
             ],
-            instances=[
-                _instance(item, f"{source}: Instances[{index}]")
-                for index, item in enumerate(_list(content.get("Instances", []), "Instances", source))
-            ],
+            instances=instances,
         )
 
     def to_dict(self) -> dict[str, Any]:
         """The task under the official S-NI keys; the inverse of `from_dict` but for the name."""
         return {
             "Categories": list(self.categories),
-            "Definition": [self.definition],
+            "Definition": [self.definition] if self.definition else [],
             "Positive Examples": [
                 {"input": demo.input, "output": demo.output, "explanation": demo.explanation}
                 for demo in self.demonstrations
             ],
             "Instances": [
-                {"id": instance.id, "input": instance.input, "output": list(instance.references)}
+                {
+                    "id": instance.id,
+                    "input": instance.input,
+                    "output": list(instance.references),
+                    **({"choices": list(instance.choices)} if instance.choices else {}),
+                }
                 for instance in self.instances
             ],
         }
@@ -215,7 +240,25 @@ def _demonstration(item: DemonstrationLike, where: str) -> Demonstration:
     )
 
 
-def _instance(item: Any, where: str) -> Instance:
+def _instances(content: Mapping[str, Any], source: str) -> tuple[Instance, ...]:
+    common = _list(content.get("Choices", []), "Choices", source)
+    items = _list(content.get("Instances", []), "Instances", source)
+    instances = tuple(_instance(item, f"{source}: Instances[{index}]", common) for index, item in enumerate(items))
+    for index, instance in enumerate(instances):
+        if bool(instance.choices) != bool(instances[0].choices):
+            raise HartError(f"{source}: Instances[{index}]: choices must be given for all instances or for none")
+    return instances
+
+
+def check_choices(choices: Sequence[str], references: Sequence[str], where: str) -> None:
+    """Raise `HartError` unless there are at least two choices, and an accepted answer is one of them."""
+    if len(choices) < 2:
+        raise HartError(f"{where}: has {len(choices)} choices; at least two are needed to choose from")
+    if not any(reference in choices for reference in references):
+        raise HartError(f"{where}: the answer {references[0]!r} is not among the choices ({', '.join(choices)})")
+
+
+def _instance(item: Any, where: str, common: list[Any]) -> Instance:
     if not isinstance(item, Mapping):
         raise HartError(f"{where} must be a JSON object, not {_kind(item)}")
     identifier = _text(item.get("id", ""), f"{where}: id")
@@ -229,11 +272,14 @@ def _instance(item: Any, where: str) -> Instance:
         raise HartError(f"{where}: output must be a list of texts, not {_kind(outputs)}")
     if not outputs:
         raise HartError(f"{where}: output is an empty list; give at least one reference answer")
-    return Instance(
-        input=_text(item["input"], f"{where}: input"),
-        references=tuple(_text(output, f"{where}: output[{index}]") for index, output in enumerate(outputs)),
-        id=identifier,
-    )
+    references = tuple(_text(output, f"{where}: output[{index}]") for index, output in enumerate(outputs))
+    choices = item.get("choices", common)
+    if not isinstance(choices, list):
+        raise HartError(f"{where}: choices must be a list of texts, not {_kind(choices)}")
+    choices = tuple(_text(choice, f"{where}: choices[{index}]") for index, choice in enumerate(choices))
+    if choices or "choices" in item:
+        check_choices(choices, references, where)
+    return Instance(_text(item["input"], f"{where}: input"), references, identifier, choices)
 
 
 def _list(value: Any, key: str, source: str) -> list[Any]:

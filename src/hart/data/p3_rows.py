@@ -1,0 +1,195 @@
+"""Rows of one P3 subset: JSON lines or parquet, small files in memory, large ones on the disk.
+
+A row has `inputs_pretokenized`, `targets_pretokenized` and, where its template has any, `answer_choices`; other columns
+(P3 keeps token ids beside the text) are not read. Rows are numbered from 0 within their split.
+"""
+
+import gzip
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+from hart.data.tasks import Instance, check_choices
+from hart.errors import HartError
+
+INPUT, TARGET, CHOICES = "inputs_pretokenized", "targets_pretokenized", "answer_choices"
+SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
+
+#: Files of a split that are larger than this together stay on the disk.
+IN_MEMORY_BYTES = 32 * 2**20
+
+
+def split_files(subset: Path, split: str) -> list[Path]:
+    """The files of a split, in order: `split.*`, `split-*.*`, or those of a folder `split` or `partial-split`."""
+    found = [
+        path
+        for pattern in (f"{split}.*", f"{split}-*", f"{split}/*", f"partial-{split}/*")
+        for path in subset.glob(pattern)
+        if path.name.endswith(SUFFIXES)
+    ]
+    return sorted(found)
+
+
+def read_rows(subset: Path, split: str, *, check_answers: bool = False) -> Sequence[Instance]:
+    """The rows of a split; a tuple, or a sequence that reads each row from the disk when it is asked for.
+
+    Args:
+        subset: folder of the subset.
+        check_answers: refuse rows whose target is not among at least two choices (for evaluation; a training row's
+            choices are not used).
+
+    Raises:
+        HartError: no such split, no rows, a damaged file, a row without a text where one is needed, rows with and
+            rows without choices, or an answer that is not among its choices. The message names subset and row.
+    """
+    files = split_files(subset, split)
+    if not files:
+        raise HartError(f"{subset}: has no {split} rows; expected {split}.jsonl, {split}.parquet or {split}-*.parquet")
+    rows: Sequence[Instance]
+    if sum(path.stat().st_size for path in files) <= IN_MEMORY_BYTES:
+        rows = tuple(_instance(row, _where(subset, split, at)) for at, row in enumerate(_read(subset, split, files)))
+        for at, row in enumerate(rows):
+            if not row.input.strip():
+                raise HartError(f"{_where(subset, split, at)}: {INPUT} is empty; fill or remove the row")
+            if bool(row.choices) != bool(rows[0].choices):
+                raise HartError(f"{_where(subset, split, at)}: mixed schemas, {CHOICES} must be in all rows or in none")
+    else:
+        rows = RowsOnDisk(subset, split, files)
+    if not rows:
+        raise HartError(f"{subset}: {split} has no rows; remove the subset or download it again")
+    if check_answers:
+        for at, row in enumerate(rows):
+            check_choices(row.choices, row.references, _where(subset, split, at))
+    return rows
+
+
+def _where(subset: Path, split: str, row: int) -> str:
+    return f"{subset}: {split}, row {row}"
+
+
+def _instance(row: Any, where: str) -> Instance:
+    if not isinstance(row, dict):
+        raise HartError(f"{where}: must be a JSON object")
+    for key in (INPUT, TARGET):
+        if not isinstance(row.get(key), str):
+            raise HartError(f"{where}: {key} is missing or no text; is this a P3 subset with the columns of the hub?")
+    choices = row.get(CHOICES)
+    if choices is None:
+        choices = []
+    if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
+        raise HartError(f"{where}: {CHOICES} must be a list of texts")
+    # T0 compares what is left of the white space that templates put around an answer.
+    return Instance(row[INPUT], (row[TARGET].strip(),), choices=tuple(choice.strip() for choice in choices))
+
+
+def _read(subset: Path, split: str, files: Sequence[Path]) -> Iterator[Any]:
+    number = 0
+    for path in files:
+        for row in _read_parquet(path) if path.suffix == ".parquet" else _read_lines(path, subset, split, number):
+            yield row
+            number += 1
+
+
+def _read_lines(path: Path, subset: Path, split: str, number: int) -> Iterator[Any]:
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+            for line in file:
+                if not line.strip():
+                    continue
+                try:
+                    yield json.loads(line)
+                except ValueError as error:
+                    raise HartError(f"{_where(subset, split, number)}: is not JSON ({error}); in {path.name}") from None
+                number += 1
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise HartError(f"{path}: cannot be read ({error}); download it again") from error
+
+
+def _read_parquet(path: Path) -> list[Any]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        present = pyarrow.parquet.read_schema(path).names
+        columns = [name for name in (INPUT, TARGET, CHOICES) if name in present]
+        return pyarrow.parquet.read_table(path, columns=columns).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> HartError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return HartError(f"{path}: is damaged or not of its format ({reason}); download it again")
+
+
+class RowsOnDisk(Sequence[Instance]):
+    """Rows in an Arrow file that the operating system pages in; in memory there is only what was asked for last.
+
+    The file is written once, by `datasets` into its cache (HF_DATASETS_CACHE), and needs as much space as the text.
+
+    Raises:
+        HartError: as `read_rows`; a row that is wrong otherwise says so when it is read.
+    """
+
+    def __init__(self, subset: Path, split: str, files: Sequence[Path]) -> None:
+        import datasets
+        import pyarrow
+
+        self._subset, self._split = subset, split
+        names = [str(path) for path in files]
+        parquet = files[0].suffix == ".parquet"
+        try:
+            if parquet:
+                self._rows = datasets.Dataset.from_parquet(names, columns=_parquet_columns(files))
+            else:
+                self._rows = datasets.Dataset.from_json(names)
+        except (datasets.exceptions.DatasetsError, pyarrow.ArrowException, OSError, EOFError, ValueError) as error:
+            cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+            raise _damaged(subset / split, cause) from error
+        for key in (INPUT, TARGET):
+            if key not in self._rows.column_names:
+                raise HartError(f"{_where(subset, split, 0)}: {key} is missing; is this a P3 subset?")
+        self._rows = self._rows.select_columns([c for c in (INPUT, TARGET, CHOICES) if c in self._rows.column_names])
+        self._check_inputs()
+
+    def _check_inputs(self) -> None:
+        """Empty inputs must not show in the middle of a run. Reads the file through, a batch at a time."""
+        import pyarrow
+        import pyarrow.compute
+
+        first = 0
+        for file in self._rows.cache_files:
+            # Not through the memory map, whose pages would all count as this process's memory.
+            with pyarrow.OSFile(file["filename"]) as source, pyarrow.ipc.open_stream(source) as batches:
+                for batch in batches:
+                    lengths = pyarrow.compute.utf8_length(pyarrow.compute.utf8_trim_whitespace(batch[INPUT]))
+                    empty = pyarrow.compute.fill_null(pyarrow.compute.equal(lengths, 0), True)
+                    at = pyarrow.compute.index(empty, True).as_py()
+                    if at >= 0:
+                        where = _where(self._subset, self._split, first + at)
+                        raise HartError(f"{where}: {INPUT} is empty; fill or remove the row")
+                    first += len(batch)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, at: int) -> Instance: ...
+    @overload
+    def __getitem__(self, at: slice) -> tuple[Instance, ...]: ...
+    def __getitem__(self, at: int | slice) -> Instance | tuple[Instance, ...]:
+        if isinstance(at, slice):
+            return tuple(self[i] for i in range(*at.indices(len(self))))
+        at = range(len(self))[at]
+        return _instance(self._rows[int(at)], _where(self._subset, self._split, at))
+
+
+def _parquet_columns(files: Sequence[Path]) -> list[str]:
+    import pyarrow.parquet
+
+    schemas = [pyarrow.parquet.read_schema(path).names for path in files]
+    for path, names in zip(files, schemas, strict=True):
+        if (CHOICES in names) != (CHOICES in schemas[0]):
+            raise HartError(f"{path}: mixed schemas, {CHOICES} must be in all files of the split or in none")
+    return [name for name in (INPUT, TARGET, CHOICES) if name in schemas[0]] or schemas[0]

@@ -1,0 +1,163 @@
+"""Rows of a subset: every layout gives the same rows, in memory and on the disk, and bad ones are named."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from hart.data import p3_rows
+from hart.data.p3_rows import RowsOnDisk, read_rows
+from hart.data.tasks import Instance
+from hart.errors import HartError
+
+ROWS: list[dict[str, Any]] = [
+    {
+        "inputs": [1, 2],
+        "inputs_pretokenized": f"Is {i} odd?\n",
+        "targets_pretokenized": "\nyes" if i % 2 else "no ",
+        "answer_choices": ["yes", " no"],
+    }
+    for i in range(7)
+]
+EXPECTED = [Instance(f"Is {i} odd?\n", ("yes" if i % 2 else "no",), choices=("yes", "no")) for i in range(7)]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture(params=["in memory", "on the disk"])
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "on the disk":
+        monkeypatch.setattr(p3_rows, "IN_MEMORY_BYTES", 0)
+    return str(request.param)
+
+
+def lines(rows: list[Any]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def parquet(rows: list[dict[str, Any]], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+def write(layout: str, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    match layout:
+        case "jsonl":
+            (folder / "train.jsonl").write_text(lines(ROWS), encoding="utf-8")
+        case "jsonl.gz":
+            with gzip.open(folder / "train.jsonl.gz", "wt", encoding="utf-8") as file:
+                file.write(lines(ROWS))
+        case "parquet":
+            parquet(ROWS, folder / "train.parquet")
+        case "shards":
+            parquet(ROWS[:3], folder / "train-00000-of-00002.parquet")
+            parquet(ROWS[3:], folder / "train-00001-of-00002.parquet")
+        case "hub":
+            parquet(ROWS[:3], folder / "train" / "0000.parquet")
+            parquet(ROWS[3:], folder / "train" / "0001.parquet")
+        case "partial hub":
+            parquet(ROWS, folder / "partial-train" / "0000.parquet")
+
+
+@pytest.mark.parametrize("layout", ["jsonl", "jsonl.gz", "parquet", "shards", "hub", "partial hub"])
+def test_every_layout_gives_the_same_rows(layout: str, place: str, tmp_path: Path):
+    write(layout, tmp_path / "imdb_x")
+    rows = read_rows(tmp_path / "imdb_x", "train", check_answers=True)
+    assert isinstance(rows, tuple if place == "in memory" else RowsOnDisk)
+    assert list(rows) == EXPECTED
+    assert rows[-1] == EXPECTED[-1] and rows[2:4] == tuple(EXPECTED[2:4])
+    with pytest.raises(IndexError):
+        rows[7]
+
+
+def test_rows_need_no_choices(place: str, tmp_path: Path):
+    rows = [{key: row[key] for key in ("inputs_pretokenized", "targets_pretokenized")} for row in ROWS]
+    parquet(rows, tmp_path / "xsum_x" / "train.parquet")
+    assert [row.choices for row in read_rows(tmp_path / "xsum_x", "train")] == [()] * 7
+
+
+def changed(at: int, **values: Any) -> list[Any]:
+    return [{**row, **values} if i == at else row for i, row in enumerate(ROWS)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (changed(2, inputs_pretokenized=" \n"), "imdb_x: train, row 2: inputs_pretokenized is empty"),
+        (changed(1, answer_choices=["yes"]), "imdb_x: train, row 1: has 1 choices; at least two"),
+        (changed(4, targets_pretokenized="maybe"), "row 4: the answer 'maybe' is not among the choices"),
+        (changed(3, answer_choices=[]), "imdb_x: train, row 3: "),
+        ([], "imdb_x"),
+    ],
+)
+def test_bad_rows_are_named(rows: list[Any], message: str, place: str, tmp_path: Path):
+    path = tmp_path / "imdb_x" / "train.jsonl"
+    path.parent.mkdir()
+    path.write_text(lines(rows), encoding="utf-8")
+    with pytest.raises(HartError) as caught:
+        read_rows(path.parent, "train", check_answers=True)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (changed(5, targets_pretokenized=7), "row 5: targets_pretokenized is missing or no text"),
+        ([*ROWS, {"text": "x"}], "row 7: inputs_pretokenized is missing or no text"),
+        (changed(5, answer_choices="yes"), "row 5: answer_choices must be a list of texts"),
+        (changed(6, answer_choices=None), "row 6: mixed schemas, answer_choices must be in all rows or in none"),
+        ([*ROWS, [1]], "row 7: must be a JSON object"),
+    ],
+)
+def test_bad_schemas_are_named(rows: list[Any], message: str, tmp_path: Path):
+    path = tmp_path / "imdb_x" / "train.jsonl"
+    path.parent.mkdir()
+    path.write_text(lines(rows), encoding="utf-8")
+    with pytest.raises(HartError, match="imdb_x: train, " + message):
+        read_rows(path.parent, "train")
+
+
+def test_other_columns_are_no_subset(place: str, tmp_path: Path):
+    parquet([{"text": "x", "label": 1}], tmp_path / "imdb_x" / "train.parquet")
+    with pytest.raises(HartError, match="imdb_x: train, row 0: inputs_pretokenized is missing"):
+        read_rows(tmp_path / "imdb_x", "train")
+
+
+def test_shards_of_different_schemas(place: str, tmp_path: Path):
+    parquet(ROWS[:3], tmp_path / "imdb_x" / "train-0.parquet")
+    parquet([{k: v for k, v in ROWS[3].items() if k != "answer_choices"}], tmp_path / "imdb_x" / "train-1.parquet")
+    with pytest.raises(HartError, match="mixed schemas, answer_choices"):
+        read_rows(tmp_path / "imdb_x", "train")
+
+
+@pytest.mark.parametrize("layout", ["jsonl", "jsonl.gz", "parquet"])
+def test_a_damaged_file_is_named(layout: str, place: str, tmp_path: Path):
+    write(layout, tmp_path / "imdb_x")
+    (path,) = (tmp_path / "imdb_x").iterdir()
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(HartError, match="imdb_x") as caught:
+        read_rows(tmp_path / "imdb_x", "train")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_subset_without_the_split(tmp_path: Path):
+    write("jsonl", tmp_path / "imdb_x")
+    with pytest.raises(HartError, match="imdb_x: has no validation rows; expected validation.jsonl"):
+        read_rows(tmp_path / "imdb_x", "validation")
+
+
+def test_real_rows_are_the_same_in_memory_and_on_the_disk(shared_data: Path, monkeypatch: pytest.MonkeyPatch):
+    subset = shared_data / "p3" / "super_glue_copa_best_option"
+    rows = read_rows(subset, "validation", check_answers=True)
+    monkeypatch.setattr(p3_rows, "IN_MEMORY_BYTES", 0)
+    assert list(read_rows(subset, "validation", check_answers=True)) == list(rows)
