@@ -201,7 +201,7 @@ def build_config(tiny_base_dir: Path, toy_data_dir: Path) -> Callable[..., RunCo
         lengths = {"max_demonstrations_length": 128, "max_query_length": 32, "max_target_length": 32}
         return RunConfig(
             ModelConfig(base=str(tiny_base_dir), **{**small, **(model or {})}),
-            DataConfig(dir=str(toy_data_dir), **{**lengths, **(data or {})}),
+            DataConfig(**{"dir": str(toy_data_dir), **lengths, **(data or {})}),
             TrainingConfig(output_dir=str(output_dir), **{**run, **intervals, **training}),
         )
 

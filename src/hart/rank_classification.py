@@ -176,7 +176,7 @@ def evaluate_choices(
 
 
 def majority(task: Task) -> list[list[float]]:
-    """Baseline that always gives the most frequent answer of the task (in hindsight), by its place among the choices."""
+    """Baseline that always gives the task's most frequent answer (in hindsight), by its place among the choices."""
     places = [_place(instance) for instance in task.instances]
     best = max(set(places), key=lambda place: (places.count(place), -place))
     return [[float(place == best) for place in range(len(each.choices))] for each in task.instances]

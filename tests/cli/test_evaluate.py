@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from hart import HartModel, Task
+from hart.config import DataConfig, ModelConfig
+from hart.data.p3 import load_p3
 from hart.main_model import MainModel
 
 SNI = ("--data", "sni", "--data-dir")
@@ -121,3 +123,100 @@ def test_unknown_model_offline(model: str, system: str, sni_dir: Path, refused) 
 
 def test_a_base_is_no_hart_model(tiny_base_dir: Path, sni_dir: Path, refused) -> None:
     assert "model_type" in refused("evaluate", tiny_base_dir, *SNI, sni_dir)
+
+
+P3 = ("--data", "p3", "--data-dir")
+
+
+@pytest.fixture
+def p3_model(tiny_base_dir: Path, tmp_path: Path) -> Path:
+    """A model that reads prompts, as one trained on P3."""
+    data = DataConfig(
+        collection="p3", demonstrations="sampled", num_demonstrations=4, max_query_length=64, max_target_length=8
+    )
+    model = HartModel.from_config(ModelConfig(base=str(tiny_base_dir), decoder_layers=1), data)
+    model.save_pretrained(tmp_path / "p3-model")
+    return tmp_path / "p3-model"
+
+
+def test_p3_prints_the_table_of_the_paper_beside_both_baselines(
+    p3_model: Path, toy_p3_dir: Path, tmp_path: Path, hart
+) -> None:
+    results = tmp_path / "results.json"
+    out = hart("evaluate", p3_model, *P3, toy_p3_dir, "--output", results).out
+    assert "accuracy, mean over templates" in out and "macro-F1 of CB" in out
+    (header,) = {line for line in out.splitlines() if "CB" in line and "┃" in line}
+    assert [cell.strip() for cell in header.split("┃")[1:-1]] == ["system", "CB", "COPA", "Avg."]
+    assert {line.split("│")[1].strip() for line in out.splitlines() if "33.3" in line} >= {"chance"}
+    content = json.loads(results.read_text(encoding="utf-8"))
+    assert set(content["details"]["baselines"]) == {"majority", "chance"}
+    assert content["details"]["model"] == str(p3_model)
+    tasks = load_p3(toy_p3_dir, "test")
+    model = HartModel.from_pretrained(p3_model)
+    expected = model.score(tasks[0].instances[0].input, tasks[0].instances[0].choices, model.adapt(tasks[0]))
+    assert content["tasks"][0]["answers"][0]["scores"] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("system", ["base", "base-in-context", "majority", "chance"])
+def test_p3_baselines(system: str, tiny_base_dir: Path, toy_p3_dir: Path, hart) -> None:
+    model = [] if system in ("majority", "chance") else [tiny_base_dir]
+    words = ("--system", system, "--subsets", "super_glue_copa_*", "--max-instances", "2", "--normalisation", "mean")
+    result = hart("evaluate", *model, *P3, toy_p3_dir, *words)
+    assert result.status == 0 and "super_glue_copa_best_option" in result.out and "super_glue_cb" not in result.out
+
+
+def test_validation_of_p3_needs_what_training_set_aside(toy_p3_dir: Path, hart, refused) -> None:
+    words = ("evaluate", *P3, toy_p3_dir, "--system", "majority", "--split", "validation")
+    assert "--validation-tasks" in refused(*words)
+    assert hart(*words, "--validation-tasks", "1").status == 0
+
+
+@pytest.fixture
+def choice_task(tmp_path: Path) -> Path:
+    content = {
+        "Definition": "Is it so?",
+        "Positive Examples": [{"input": "a cat", "output": "yes"}, {"input": "no cat", "output": "no"}],
+        "Choices": ["yes", "no"],
+        "Instances": [{"input": "the cat", "output": ["yes"]}, {"input": "no mat", "output": ["no"]}],
+    }
+    path = tmp_path / "question.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def test_a_task_file_of_one_s_own(model_dir: Path, p3_model: Path, choice_task: Path, sni_dir: Path, ok) -> None:
+    out = ok("evaluate", model_dir, "--task", choice_task)
+    assert "question" in out and "majority" in out and "macro-F1" in out
+    content = json.loads(choice_task.read_text(encoding="utf-8"))
+    choice_task.write_text(json.dumps({**content, "Definition": ""}), encoding="utf-8")
+    assert "question" in ok("evaluate", p3_model, "--task", choice_task)  # which reads no definitions
+    free = sni_dir / "tasks" / "task3.json"
+    assert "ROUGE-L" in ok("evaluate", model_dir, "--task", free, "--task", sni_dir / "tasks" / "task4.json")
+
+
+def test_what_does_not_go_together(model_dir: Path, choice_task: Path, sni_dir: Path, tmp_path: Path, refused) -> None:
+    free = sni_dir / "tasks" / "task3.json"
+    for words, said in (
+        ((), "give --data or --task"),
+        (("--task", free, "--data", "sni"), "give --data or --task"),
+        (("--task", free, "--subsets", "x"), "--subsets: is for --data p3"),
+        (("--task", free, "--task", choice_task), "some files have choices and some have none"),
+        (("--task", choice_task, "--system", "copy-input"), "the tasks are multiple-choice; take majority or chance"),
+        (("--task", free, "--system", "chance"), "the tasks have no choices; take copy-input"),
+        (("--task", tmp_path / "absent.json"), "absent.json: no such task file"),
+    ):
+        assert said in refused("evaluate", model_dir, *words)
+    content = json.loads(choice_task.read_text(encoding="utf-8"))
+    content["Instances"][1]["output"] = ["maybe"]
+    choice_task.write_text(json.dumps(content), encoding="utf-8")
+    line = refused("evaluate", model_dir, "--task", choice_task)
+    assert "question.json: Instances[1]: the answer 'maybe' is not among the choices" in line
+    del content["Instances"], content["Definition"]
+    choice_task.write_text(json.dumps(content), encoding="utf-8")
+    assert "has no Instances" in refused("evaluate", model_dir, "--task", choice_task)
+
+
+def test_real_subsets(p3_model: Path, shared_data: Path, hart) -> None:
+    words = ("--subsets", "super_glue_copa_*", "--max-instances", "2")
+    result = hart("evaluate", p3_model, *P3, shared_data / "p3", *words)
+    assert result.status == 0 and "COPA" in result.out

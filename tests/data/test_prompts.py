@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from hart.data import prompts
 from hart.data.prompts import (
     Lengths,
     encode_in_context,
@@ -202,3 +203,75 @@ def test_real_tasks_against_a_plain_reading_of_their_json(
         assert render_task(task) == "\n\n".join(blocks) + "\n\n"
         ids = encode_task(tiny_tokenizer, task, Lengths(demonstrations=512))
         assert len(ids) <= 512 and ids[-1] == tiny_tokenizer.eos_token_id
+
+
+P3_TASK = Task("", [("the cat", "mat"), ("on the mat ", " cat"), ("one two three", "two")], name="p3")
+
+
+def tokens_of(tokenizer, *texts: str) -> list[int]:
+    return [token for text in texts for token in tokenizer(text, add_special_tokens=False).input_ids]
+
+
+def test_prompts_are_inputs_and_targets_as_t0_reads_and_writes_them(tiny_tokenizer):
+    eos = tiny_tokenizer.eos_token_id
+    one, two, three = (
+        [*tokens_of(tiny_tokenizer, demo.input.strip(), demo.output.strip()), eos] for demo in P3_TASK.demonstrations
+    )
+    form = {"prompt_format": "prompts", "num_demonstrations": 2}
+    assert encode_task(tiny_tokenizer, P3_TASK, Lengths(), **form) == one + two
+    assert encode_task(tiny_tokenizer, P3_TASK, Lengths(), **{**form, "num_demonstrations": 16}) == one + two + three
+    query = tokens_of(tiny_tokenizer, "on the cat")
+    in_context = encode_in_context(tiny_tokenizer, P3_TASK, " on the cat\n", 1024, **form)
+    assert in_context == [*one, *two, *query, eos]
+    assert encode_in_context(tiny_tokenizer, P3_TASK, "on the cat", 1024, input_eos=False, **form) == one + two + query
+    # A definition is not read, and none of the format's is.
+    assert encode_task(tiny_tokenizer, replace(P3_TASK, definition="Do it."), Lengths(), **form) == one + two
+
+
+def test_prompts_show_as_many_demonstrations_as_fit(tiny_tokenizer, caplog, monkeypatch):
+    monkeypatch.setattr(prompts, "_warned", set())
+    form = {"prompt_format": "prompts", "num_demonstrations": 3}
+    whole = encode_task(tiny_tokenizer, P3_TASK, Lengths(), **form)
+    two = encode_task(tiny_tokenizer, P3_TASK, Lengths(), **{**form, "num_demonstrations": 2})
+    assert caplog.messages == []
+    assert encode_task(tiny_tokenizer, P3_TASK, Lengths(len(whole)), **form) == whole
+    assert encode_task(tiny_tokenizer, P3_TASK, Lengths(len(whole) - 1), **form) == two
+    assert encode_task(tiny_tokenizer, replace(P3_TASK, name="other"), Lengths(len(whole) - 1), **form) == two
+    said = f"task p3: shows 2 of 3 demonstrations, as many as fit {len(whole) - 1} tokens; others may show fewer, too"
+    assert caplog.messages == [said]  # of the first task only
+    # In context the query has the room it needs, and is itself cut where it has to be.
+    query = tokens_of(tiny_tokenizer, "on the cat")
+    fitting = len(two) + len(query)
+    assert encode_in_context(tiny_tokenizer, P3_TASK, "on the cat", fitting, input_eos=False, **form) == two + query
+    assert encode_in_context(tiny_tokenizer, P3_TASK, "on the cat", 3, input_eos=False, **form) == query[:3]
+    assert encode_in_context(tiny_tokenizer, P3_TASK, "on the cat", 3, **form) == [
+        *query[:2],
+        tiny_tokenizer.eos_token_id,
+    ]
+
+
+def test_a_first_demonstration_that_is_too_long_keeps_its_target(tiny_tokenizer, caplog, monkeypatch):
+    monkeypatch.setattr(prompts, "_warned", set())
+    task = Task("", [("the cat sat on the mat " * 20, "two three"), ("a", "b")], name="long")
+    answer = [*tokens_of(tiny_tokenizer, "two three"), tiny_tokenizer.eos_token_id]
+    encoded = encode_task(tiny_tokenizer, task, Lengths(20), prompt_format="prompts")
+    assert len(encoded) == 20 and encoded[-len(answer) :] == answer
+    assert encoded[: 20 - len(answer)] == tokens_of(tiny_tokenizer, task.demonstrations[0].input)[: 20 - len(answer)]
+    assert caplog.messages == ["task long: cut the input of its only demonstration to stay within 20 tokens"]
+    short = encode_task(tiny_tokenizer, task, Lengths(2), prompt_format="prompts")
+    assert short == [answer[0], tiny_tokenizer.eos_token_id]
+
+
+def test_instructions_need_a_definition(tiny_tokenizer):
+    for encode in (
+        lambda: encode_task(tiny_tokenizer, P3_TASK, Lengths()),
+        lambda: encode_in_context(tiny_tokenizer, P3_TASK, "on", 100),
+    ):
+        with pytest.raises(HartError, match="task p3: the definition is empty; say what the task asks for"):
+            encode()
+
+
+def test_a_query_may_go_without_its_end(tiny_tokenizer):
+    query = tokens_of(tiny_tokenizer, "on the cat")
+    assert encode_query(tiny_tokenizer, " on the cat ", Lengths(), eos=False) == query
+    assert encode_query(tiny_tokenizer, "on the cat", Lengths(query=2), eos=False) == query[:2]

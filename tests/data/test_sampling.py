@@ -1,6 +1,7 @@
 """Draws of training examples: frequencies, independence of workers, and no leak of the query."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +27,14 @@ def make_task(name: str, size: int) -> Task:
 
 TASKS = [make_task("north", 4), make_task("south", 12), make_task("east", 8)]
 DRAWS = 2400
+EARLIER = [
+    (1, 827, 14754),
+    (1, 828, 14754),
+    (2, 639, 13953),
+    (2, 640, 13953),
+    (2, 639, 13951),
+    (2, 640, 13951),
+]
 
 
 @pytest.fixture
@@ -193,3 +202,93 @@ def test_what_would_fail_during_a_run_is_refused_before_it(
 ) -> None:
     with pytest.raises(HartError, match=message):
         dataset(tasks, **options)
+
+
+class OnDisk(Sequence[Instance]):
+    """Instances that are made when they are asked for, as rows on the disk are."""
+
+    def __init__(self, inputs: list[str] | range) -> None:
+        self.inputs, self.read = inputs, 0
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, at: Any) -> Any:
+        self.read += 1
+        return Instance(f"q{self.inputs[at]}", (f"a{self.inputs[at]}",))
+
+
+def prompts_of(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> list[str]:
+    """The texts of "prompts", which end-of-sequence tokens separate."""
+    texts: list[list[int]] = [[]]
+    for token in ids:
+        if token == tokenizer.eos_token_id:
+            texts.append([])
+        else:
+            texts[-1].append(token)
+    assert texts[-1] == []
+    return [str(tokenizer.decode(part)) for part in texts[:-1]]
+
+
+PROMPTS: dict[str, Any] = {
+    "demonstrations": "sampled",
+    "num_demonstrations": 16,
+    "prompt_format": "prompts",
+    "input_eos": False,
+}
+
+
+@pytest.mark.parametrize("queries_per_task", [1, 4])
+def test_rows_on_the_disk_are_read_one_by_one(
+    queries_per_task: int, dataset: Any, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    rows = OnDisk(range(5_000_000))
+    examples = dataset([Task("", [("x", "y")], instances=rows)], queries_per_task=queries_per_task, **PROMPTS)
+    assert rows.read == 0
+    seen = set()
+    for index in range(40):
+        example = examples[index]
+        query = tiny_tokenizer.decode(example["query_ids"])
+        shown = prompts_of(tiny_tokenizer, example["demo_ids"])
+        assert len(shown) == 16 and len(set(shown)) == 16
+        assert all(text.count("q") == 1 and text.split("a")[0] != query for text in shown)
+        seen.add(query)
+    assert len(seen) == 40 and rows.read < 40 * (17 + 2 * queries_per_task)
+
+
+def test_equal_inputs_on_the_disk_are_not_shown(dataset: Any, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = OnDisk([str(i % 3) for i in range(30)])
+    examples = dataset([Task("", [("x", "y")], instances=rows)], **PROMPTS)
+    for index in range(50):
+        query = tiny_tokenizer.decode(examples[index]["query_ids"])
+        shown = prompts_of(tiny_tokenizer, examples[index]["demo_ids"])
+        assert shown and not any(text.startswith(query) for text in shown)
+    same = dataset([Task("", [("x", "y")], name="same", instances=OnDisk(["0"] * 30))], **PROMPTS)
+    with pytest.raises(HartError, match="task same: no other row differs from the query"):
+        same[0]
+
+
+def test_fewer_demonstrations_than_asked_for_are_shown_and_said(
+    dataset: Any, tiny_tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    examples = dataset(TASKS[:1], **PROMPTS)
+    assert caplog.messages == ["task north: has 4 different inputs, so it shows fewer than 16 demonstrations"]
+    assert {len(prompts_of(tiny_tokenizer, examples[i]["demo_ids"])) for i in range(20)} == {3}
+    assert len(caplog.messages) == 1
+
+
+def test_sizes_weigh_tasks_without_hiding_their_instances(dataset: Any) -> None:
+    tasks = [make_task("large", 200), make_task("small", 10)]
+    examples = dataset(tasks, sizes=[10, 10], length=DRAWS)
+    drawn = [examples[i] for i in range(DRAWS)]
+    counts = Counter(example["task_index"] for example in drawn)
+    assert abs(counts[0] - DRAWS / 2) < 4 * (DRAWS / 4) ** 0.5
+    inputs = Counter(tuple(example["query_ids"]) for example in drawn if example["task_index"] == 0)
+    assert len(inputs) > 190
+
+
+def test_draws_are_those_of_earlier_versions(dataset: Any) -> None:
+    """Runs are resumed and repeated across versions: example i of (seed, i) is fixed."""
+    examples = dataset(demonstrations="sampled", num_demonstrations=2, queries_per_task=2)
+    found = [(examples[i]["task_index"], sum(examples[i]["query_ids"]), sum(examples[i]["demo_ids"])) for i in range(6)]
+    assert found == EARLIER

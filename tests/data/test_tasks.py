@@ -219,3 +219,45 @@ def test_every_real_task_file_keeps_what_it_says(shared_data: Path) -> None:
         assert written["Definition"] == raw["Definition"][:1]
         for key in ("Categories", "Positive Examples", "Instances"):
             assert written[key] == raw[key]
+
+
+CHOICE_TASK = {
+    "Positive Examples": [{"input": "a", "output": "yes"}],
+    "Instances": [{"input": "b", "output": ["no"], "choices": ["yes", "no"]}, {"input": "c", "output": ["yes"]}],
+    "Choices": ["yes", "maybe", "no"],
+}
+
+
+def test_choices_are_an_instance_s_own_or_those_of_all():
+    task = Task.from_dict(CHOICE_TASK, source="here", needs_definition=False)
+    assert task.multiple_choice and task.definition == ""
+    assert [each.choices for each in task.instances] == [("yes", "no"), ("yes", "maybe", "no")]
+    assert Task.from_dict(task.to_dict(), source="here", needs_definition=False) == task
+    assert task.label == "'a'"
+
+
+def test_a_definition_is_needed_unless_said_otherwise():
+    with pytest.raises(HartError, match="here: Definition is missing"):
+        Task.from_dict(CHOICE_TASK, source="here")
+    given = Task.from_dict({**CHOICE_TASK, "Definition": "Do."}, source="here", needs_definition=False)
+    assert given.definition == "Do."
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"Choices": "yes"}, "here: Choices must be a list, not a text"),
+        ({"Choices": ["yes"]}, r"here: Instances\[1\]: has 1 choices; at least two"),
+        ({"Choices": []}, r"here: Instances\[1\]: choices must be given for all instances or for none"),
+        (
+            {"Choices": ["no", "maybe"]},
+            r"here: Instances\[1\]: the answer 'yes' is not among the choices \(no, maybe\)",
+        ),
+        ({"Choices": ["yes", 1]}, r"here: Instances\[1\]: choices\[1\] must be a text, not a number"),
+        ({"Instances": [{"input": "b", "output": ["no"], "choices": "no"}]}, r"choices must be a list of texts"),
+        ({"Instances": [{"id": "x", "input": "b", "output": ["no"], "choices": []}]}, r"\(x\): has 0 choices"),
+    ],
+)
+def test_bad_choices_are_refused(change: dict, message: str):
+    with pytest.raises(HartError, match=message):
+        Task.from_dict({**CHOICE_TASK, **change}, source="here", needs_definition=False)

@@ -30,7 +30,8 @@ def cache_folder() -> Path:
 def average_length(task: Task, tokenizer: Tokenizer, identity: str | None = None) -> float:
     """Mean tokens of input and first reference together, over at most `SAMPLE` instances.
 
-    `identity` is that of the tokenizer, where a caller has it already. The result is kept in `cache_folder` under a name made of the texts and the tokenizer, so it is never out of date.
+    `identity` is that of the tokenizer, where a caller has it already. The result is kept in `cache_folder` under a
+    name made of the texts and the tokenizer, so it is never out of date.
     """
     count = len(task.instances)
     rows = [task.instances[i * count // SAMPLE] for i in range(SAMPLE)] if count > SAMPLE else task.instances

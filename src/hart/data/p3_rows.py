@@ -135,13 +135,18 @@ class RowsOnDisk(Sequence[Instance]):
     def __init__(self, subset: Path, split: str, files: Sequence[Path]) -> None:
         import datasets
         import pyarrow
+        import pyarrow.dataset
 
         self._subset, self._split = subset, split
         names = [str(path) for path in files]
         parquet = files[0].suffix == ".parquet"
         try:
             if parquet:
-                self._rows = datasets.Dataset.from_parquet(names, columns=_parquet_columns(files))
+                # By default whole row groups are read, several of them at once.
+                scan = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False, use_buffered_stream=True)
+                self._rows = datasets.Dataset.from_parquet(
+                    names, columns=_parquet_columns(files), batch_size=1000, fragment_scan_options=scan
+                )
             else:
                 self._rows = datasets.Dataset.from_json(names)
         except (datasets.exceptions.DatasetsError, pyarrow.ArrowException, OSError, EOFError, ValueError) as error:

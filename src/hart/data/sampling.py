@@ -208,6 +208,8 @@ class TrainingDataset(Dataset[Example]):
         demonstrations = tuple(
             Demonstration(each.input, _draw_reference(each, rng)) for each in shown if each.input not in queries
         )
+        if self._num_demonstrations and not demonstrations:
+            raise HartError(f"task {task.label}: no other row differs from the query; remove the repetitions")
         return replace(task, demonstrations=demonstrations) if demonstrations else task
 
     def _encode_task(self, task: Task) -> list[int]:
