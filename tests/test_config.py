@@ -138,9 +138,10 @@ def test_the_table_of_values_covers_every_field() -> None:
         for name in default[section]
         if changed[section][name] == default[section][name]
     }
-    # No folder with the procedural collection (tested below); the others make other systems (tests/test_systems.py).
+    # No folder and no subsets with the procedural collection (tested below, and in tests/test_p3_systems.py); the
+    # others make other systems (tests/test_systems.py).
     other_systems = {"model.weights", "model.train_main", "model.tied_encoder", "data.demonstrations_to"}
-    assert same == {"data.dir", *other_systems}
+    assert same == {"data.dir", "data.train_subsets", "data.test_subsets", *other_systems}
 
 
 def test_saved_and_loaded_is_the_same(file: Path) -> None:

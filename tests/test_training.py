@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -169,16 +170,11 @@ def test_evaluation_logs_scores_and_keeps_the_best_model(run_config: Build, monk
     scores = iter([20.0, 30.0, 10.0, 30.0])
     asked: list[list[int]] = []
 
-    class Overall:
-        def __init__(self) -> None:
-            self.rouge_l, self.exact_match = next(scores), 0.0
+    def evaluated_by(_: HartModel, tasks: list[Task]) -> SimpleNamespace:
+        asked.append([len(task.instances) for task in tasks])
+        return SimpleNamespace(summary={"rouge_l": next(scores), "exact_match": 0.0})
 
-    class Results:
-        def __init__(self, tasks: list[Task]) -> None:
-            asked.append([len(task.instances) for task in tasks])
-            self.overall = Overall()
-
-    monkeypatch.setattr(training, "evaluate_tasks", lambda _, tasks: Results(tasks))
+    monkeypatch.setattr(training, "evaluate_model", evaluated_by)
     config = run_config(eval_every=1, eval_instances=3, save_every=1, keep_checkpoints=9, data={"validation_tasks": 1})
     run = train(config, quiet=True).parent
     evaluated = [row for row in rows(run) if "eval_rouge_l" in row]

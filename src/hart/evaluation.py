@@ -76,6 +76,16 @@ class Results:
                 members.setdefault(category, []).extend(task.instances)
         return {name: _mean(members[name]) for name in sorted(members)}
 
+    @property
+    def summary(self) -> dict[str, float]:
+        """The means over all instances, the one that counts first."""
+        return {"rouge_l": self.overall.rouge_l, "exact_match": self.overall.exact_match}
+
+    @property
+    def per_task(self) -> dict[str, dict[str, Any]]:
+        """Task name → its means."""
+        return {task.name: vars(task.score) for task in self.tasks}
+
     def task_table(self) -> Table:
         """One row per task in the order given, then the mean."""
         table = _table("task")

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 from hart.data.prompts import encode_in_context, encode_query
 from hart.data.tasks import Task
-from hart.evaluation import Predictor
+from hart.evaluation import Predictor, Results, evaluate_tasks
 from hart.input_format import InputFormat
 from hart.main_model import MainModel
-from hart.rank_classification import ChoiceScorer
+from hart.rank_classification import ChoiceResults, ChoiceScorer, evaluate_choices
 from hart.scoring import Normalisation, score_choices
 from hart.system import HartModel
 
@@ -41,6 +41,17 @@ def hart_scorer(model: HartModel, *, batch_size: int = 32, normalisation: Normal
         )
 
     return score
+
+
+def evaluate_model(model: HartModel, tasks: Sequence[Task]) -> Results | ChoiceResults:
+    """The adapted model's scores: accuracy where all tasks are multiple-choice, else those of free answers.
+
+    Raises:
+        HartError: no tasks, or tasks that cannot be judged.
+    """
+    if tasks and all(task.multiple_choice for task in tasks):
+        return evaluate_choices(hart_scorer(model), tasks)
+    return evaluate_tasks(hart_predictor(model), tasks)
 
 
 def base_predictor(main: MainModel, form: InputFormat, *, in_context: bool, batch_size: int = 32) -> Predictor:

@@ -88,6 +88,16 @@ class ChoiceResults:
         return fmean(self.columns().values())
 
     @property
+    def summary(self) -> dict[str, float]:
+        """As that of free answers (`hart.evaluation.Results`): the score that counts first."""
+        return {"accuracy": self.accuracy}
+
+    @property
+    def per_task(self) -> dict[str, dict[str, Any]]:
+        """Template → its accuracy."""
+        return {template.name: {"accuracy": template.accuracy} for template in self.templates}
+
+    @property
     def macro_f1(self) -> dict[str, float]:
         """Column → macro-F1 (percent), mean over its templates, for `MACRO_F1_COLUMNS`."""
         found = {}

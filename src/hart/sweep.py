@@ -15,16 +15,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median, stdev
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hart import config as configuration
 from hart.config import RunConfig
 from hart.errors import HartError
 from hart.files import write_json, write_text
-
-if TYPE_CHECKING:
-    from hart.data.tasks import Task
-    from hart.system import HartModel
 
 RESULTS_FILE, LOG_FILE, RUN_FOLDER = "results.json", "log.txt", "run"
 TABLE_FILES = ("table.md", "table.json")
@@ -138,6 +134,7 @@ def _in_a_process(run: SweepRun) -> str:
 
 def run_one(config_path: str, results_path: str) -> int:
     """Train and score one run in this process; returns its exit status."""
+    from hart.prediction import evaluate_model
     from hart.run_folder import read_metrics
     from hart.system import HartModel
     from hart.task_collections import load_tasks
@@ -163,30 +160,13 @@ def run_one(config_path: str, results_path: str) -> int:
             "loss_end": losses[-1],
         }
         if not config.data.segments:
-            results |= _scores(model, load_tasks(config.data, "test"))
+            scores = evaluate_model(model, load_tasks(config.data, "test"))
+            results |= {**scores.summary, "tasks": scores.per_task}
         write_json(results_path, results)
     except HartError as error:
         print(error)
         return 2
     return 0
-
-
-def _scores(model: "HartModel", tasks: Sequence["Task"]) -> dict[str, Any]:
-    """Means over all tasks and, under `tasks`, the score of each by which systems are compared."""
-    from hart.evaluation import evaluate_tasks
-    from hart.prediction import hart_predictor, hart_scorer
-    from hart.rank_classification import evaluate_choices
-
-    if all(task.multiple_choice for task in tasks):
-        choices = evaluate_choices(hart_scorer(model), tasks)
-        each = {template.name: {"accuracy": template.accuracy} for template in choices.templates}
-        return {"accuracy": choices.accuracy, "columns": choices.columns(), "tasks": each}
-    scores = evaluate_tasks(hart_predictor(model), tasks)
-    return {
-        "rouge_l": scores.overall.rouge_l,
-        "exact_match": scores.overall.exact_match,
-        "tasks": {task.name: vars(task.score) for task in scores.tasks},
-    }
 
 
 def _peak_memory() -> float:

@@ -35,12 +35,10 @@ from hart.data.segments import DEFAULT_HUB_NAME as DEFAULT_TEXT
 from hart.data.segments import SegmentDataset
 from hart.data.tasks import Task
 from hart.errors import HartError
-from hart.evaluation import evaluate_tasks
 from hart.files import seal
 from hart.input_format import InputFormat
 from hart.losses import ConsistencyState, prediction_loss
-from hart.prediction import hart_predictor, hart_scorer
-from hart.rank_classification import evaluate_choices
+from hart.prediction import evaluate_model
 from hart.run_folder import RunFolder
 from hart.stopping import Stopped, memory_error, stopping_cleanly
 from hart.system import HartModel
@@ -295,20 +293,14 @@ class HartTrainer(Trainer):
         self._since = time.monotonic()
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Scores on the validation tasks; the best model so far goes to `best/`.
-
-        ROUGE-L and exact match, by ROUGE-L; of multiple-choice tasks the accuracy.
-        """
+        """Scores on the validation tasks; the best model so far, by ROUGE-L or accuracy, goes to `best/`."""
         if self._evaluated and self._evaluated[0] == self.state.global_step:
             return self._evaluated[1]  # the Trainer asks a second time at the end of the run
-        shortened = [_first_instances(task, self.config.eval_instances) for task in self.validation]
-        if all(task.multiple_choice for task in shortened):
-            main_score = evaluate_choices(hart_scorer(self.system), shortened).accuracy
-            metrics = {"eval_accuracy": main_score}
-        else:
-            overall = evaluate_tasks(hart_predictor(self.system), shortened).overall
-            main_score = overall.rouge_l
-            metrics = {"eval_rouge_l": main_score, "eval_exact_match": overall.exact_match}
+        count = self.config.eval_instances
+        shortened = [dataclasses.replace(task, instances=task.instances[:count]) for task in self.validation]
+        summary = evaluate_model(self.system, shortened).summary
+        main_score = next(iter(summary.values()))
+        metrics = {f"eval_{name}": value for name, value in summary.items()}
         self.system.train()
         self.log(dict(metrics))
         if self.state.best_metric is None or main_score > self.state.best_metric:
@@ -411,7 +403,3 @@ def _writing(checkpoint: Path) -> Iterator[None]:
             f"{checkpoint}: cannot be written ({reason}); "
             "free some space and start the command again, it goes on from the checkpoint before"
         ) from error
-
-
-def _first_instances(task: Task, count: int) -> Task:
-    return dataclasses.replace(task, instances=task.instances[:count])
