@@ -146,3 +146,14 @@ def adaptation_dir(tmp_path: Path, model_dir: Path, task_file: Path, ok: Callabl
     folder = tmp_path / "adapted"
     ok("adapt", model_dir, "--task", task_file, "--output-dir", folder)
     return folder
+
+
+@pytest.fixture
+def p3_model(tiny_base_dir: Path, tmp_path: Path) -> Path:
+    """A model that reads prompts, as one trained on P3."""
+    data = DataConfig(
+        collection="p3", demonstrations="sampled", num_demonstrations=4, max_query_length=64, max_target_length=8
+    )
+    model = HartModel.from_config(ModelConfig(base=str(tiny_base_dir), decoder_layers=1), data)
+    model.save_pretrained(tmp_path / "p3-model")
+    return tmp_path / "p3-model"

@@ -83,7 +83,7 @@ def test_bad_task_file(content: str | None, told: str, model_dir: Path, tmp_path
     ("words", "told"),
     [
         ([], "no task"),
-        (["--demonstration", "a", "b"], "no task"),
+        (["--demonstration", "a", "b"], "--definition: the definition is empty"),
         (["--definition", "Swap."], "demonstration"),
         (["--definition", " ", "--demonstration", "a", "b"], "definition is empty"),
         (["--task", "x.json", "--definition", "Swap."], "--task"),
@@ -140,3 +140,12 @@ def test_missing_model_folder(tmp_path: Path, refused) -> None:
     (tmp_path / "empty").mkdir()
     assert "config.json" in refused("adapt", tmp_path / "empty", *WORDS, "--output-dir", tmp_path / "a")
     assert not (tmp_path / "a").exists()
+
+
+def test_a_model_of_prompts_needs_no_definition(p3_model: Path, tmp_path: Path, ok) -> None:
+    ok("adapt", p3_model, "--demonstration", "a cat?", "yes", "--output-dir", tmp_path / "words")
+    path = tmp_path / "task.json"
+    path.write_text(json.dumps({"Positive Examples": [{"input": "a cat?", "output": "yes"}]}), encoding="utf-8")
+    ok("adapt", p3_model, "--task", path, "--output-dir", tmp_path / "file")
+    answers = {ok("predict", tmp_path / name, "--input", "a mat?") for name in ("words", "file")}
+    assert len(answers) == 1

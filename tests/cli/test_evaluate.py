@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from hart import HartModel, Task
-from hart.config import DataConfig, ModelConfig
 from hart.data.p3 import load_p3
 from hart.main_model import MainModel
 
@@ -126,17 +125,6 @@ def test_a_base_is_no_hart_model(tiny_base_dir: Path, sni_dir: Path, refused) ->
 
 
 P3 = ("--data", "p3", "--data-dir")
-
-
-@pytest.fixture
-def p3_model(tiny_base_dir: Path, tmp_path: Path) -> Path:
-    """A model that reads prompts, as one trained on P3."""
-    data = DataConfig(
-        collection="p3", demonstrations="sampled", num_demonstrations=4, max_query_length=64, max_target_length=8
-    )
-    model = HartModel.from_config(ModelConfig(base=str(tiny_base_dir), decoder_layers=1), data)
-    model.save_pretrained(tmp_path / "p3-model")
-    return tmp_path / "p3-model"
 
 
 def test_p3_prints_the_table_of_the_paper_beside_both_baselines(

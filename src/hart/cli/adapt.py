@@ -19,7 +19,8 @@ def add_parser(subparsers: Any) -> None:
         description="""\
 Let the hypernetwork read the definition and demonstrations of a task once, and save the generated
 parameters in a folder, which hart predict takes together with the frozen base alone. The task is a
-JSON file as in Super-NaturalInstructions ("Definition", "Positive Examples"), or is given in words.""",
+JSON file as in Super-NaturalInstructions ("Definition", "Positive Examples"), or is given in words.
+A model that was trained on P3 reads demonstrations alone, and needs no definition.""",
         epilog="""\
 examples:
   hart adapt mini --task task.json --output-dir adaptations/my-task
@@ -37,7 +38,7 @@ examples:
         nargs=2,
         action="append",
         default=[],
-        help="a solved example, with --definition; give it once for each",
+        help="a solved example; give it once for each",
     )
     parser.add_argument("--output-dir", metavar="A", type=Path, required=True, help="folder for the adaptation")
     add_device(parser)
@@ -52,6 +53,9 @@ def run(args: argparse.Namespace) -> None:
     task = _task(args)
     check_output_folder(args.output_dir, replaces=FIELDS_FILE)
     model = HartModel.from_pretrained(args.model, device=device)
+    if model.input_format.prompt_format == "instructions" and not task.definition.strip():
+        where = "--definition" if args.task is None else f"{args.task}: Definition"
+        raise HartError(f"{where}: the definition is empty, and {args.model} reads it; say what the task asks for")
     start = time.monotonic()
     adaptation = model.adapt(task)
     seconds = time.monotonic() - start
@@ -65,7 +69,7 @@ def _task(args: argparse.Namespace) -> "Task":
     if args.task is not None:
         if args.definition is not None or args.demonstration:
             raise HartError("--task: a task file says all; leave out --definition and --demonstration, or the file")
-        return Task.from_file(args.task)
-    if args.definition is None:
+        return Task.from_file(args.task, needs_definition=False)
+    if args.definition is None and not args.demonstration:
         raise HartError("no task: give --task task.json, or --definition TEXT with --demonstration INPUT OUTPUT")
-    return Task(args.definition, args.demonstration)
+    return Task(args.definition or "", args.demonstration)
