@@ -13,6 +13,8 @@ import logging
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from hart.data.p3_names import canonical, dataset_of, held_out, held_out_column, is_scoring_copy, training_mixture
 from hart.data.p3_rows import read_rows, split_files
 from hart.data.streams import named_stream
@@ -129,7 +131,7 @@ def _task(name: str, subset: Path, split: str, shots: int, max_instances: int | 
         rows = rows[:max_instances]
     if training and len(pool) < 2:
         raise HartError(f"{subset}: train has one row, none is left to demonstrate the task with; add some")
-    queries = set() if training else {row.input for row in rows}
+    queries: set[str] = set() if training else {row.input for row in rows}
     demonstrations = _draw(pool, shots, queries, named_stream(seed, "demonstrations", name))
     if not demonstrations:
         raise HartError(f"{subset}: every train row has the input of a {split} row; none is left as a demonstration")
@@ -138,10 +140,12 @@ def _task(name: str, subset: Path, split: str, shots: int, max_instances: int | 
     return Task("", demonstrations, name=name, categories=[dataset_of(name)], instances=rows)
 
 
-def _draw(pool: Sequence[Instance], shots: int, queries: Collection[str], rng: "object") -> list[Demonstration]:
+def _draw(
+    pool: Sequence[Instance], shots: int, queries: Collection[str], rng: np.random.Generator
+) -> list[Demonstration]:
     """Up to `shots` rows with different inputs, none that a query has."""
     many = len(pool) > _MANY
-    order = rng.choice(len(pool), 4 * shots, replace=False) if many else rng.permutation(len(pool))  # type: ignore[attr-defined]
+    order = rng.choice(len(pool), 4 * shots, replace=False) if many else rng.permutation(len(pool))
     found: dict[str, Demonstration] = {}
     for at in order.tolist():
         row = pool[at]

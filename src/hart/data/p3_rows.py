@@ -17,7 +17,7 @@ INPUT, TARGET, CHOICES = "inputs_pretokenized", "targets_pretokenized", "answer_
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
 
 #: Files of a split that are larger than this together stay on the disk.
-IN_MEMORY_BYTES = 32 * 2**20
+IN_MEMORY_BYTES = 8 * 2**20
 
 
 def split_files(subset: Path, split: str) -> list[Path]:
