@@ -185,6 +185,7 @@ def test_index_outside_the_data_set_is_refused(dataset: Any) -> None:
             {},
             "task north: instance number 1 has an empty input",
         ),
+        ([replace(TASKS[0], definition=" ")], {}, "task north: the definition is empty"),
         (
             TASKS,
             {"demonstrations": "sampled", "queries_per_task": 4},

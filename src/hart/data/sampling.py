@@ -70,8 +70,8 @@ class TrainingDataset(Dataset[Example]):
         excluded: tasks that were left out before, and their average lengths; kept for the record.
 
     Raises:
-        HartError: no tasks, a task without instances or with no other one to show, an empty query,
-            or an unknown option. All is checked here, so that no run ends in it; of instances that
+        HartError: no tasks, a task without instances or with no other one to show, without the
+            definition that the format needs, an empty query, or an unknown option. All is checked here, so that no run ends in it; of instances that
             stay on the disk only what their loader has checked.
     """
 
@@ -113,9 +113,11 @@ class TrainingDataset(Dataset[Example]):
         self.tasks = tuple(tasks)
         self.excluded = dict(excluded or {})
         self._samples = demonstrations == "sampled" and demonstrations_to != "nowhere"
-        self._positions = [
-            _check(task, queries_per_task, num_demonstrations if self._samples else 0) for task in self.tasks
-        ]
+        self._positions = []
+        for task in self.tasks:
+            self._positions.append(_check(task, queries_per_task, num_demonstrations if self._samples else 0))
+            if prompt_format == "instructions" and demonstrations_to != "nowhere" and not task.definition.strip():
+                raise HartError(f"task {task.label}: the definition is empty; say what the task asks for")
         self._tokenizer = tokenizer
         self._length = length
         self._seed = seed
