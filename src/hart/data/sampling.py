@@ -71,8 +71,9 @@ class TrainingDataset(Dataset[Example]):
 
     Raises:
         HartError: no tasks, a task without instances or with no other one to show, without the
-            definition that the format needs, an empty query, or an unknown option. All is checked here, so that no run ends in it; of instances that
-            stay on the disk only what their loader has checked.
+            definition that the format needs, an empty query, or an unknown option. All is checked
+            here, so that no run ends in it; of instances that stay on the disk only what their loader
+            has checked.
     """
 
     def __init__(
