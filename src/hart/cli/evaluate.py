@@ -239,7 +239,8 @@ def _choose(
         results.details.update(_describe(args, main, device), seconds=round(time.monotonic() - start, 1))
     rows = [results, *(each for each in baselines if each.system != args.system)]
     console.print(results.template_table())
-    for summary in ("mean", "median"):
+    several = len({each.dataset for each in results.templates}) < len(results.templates)
+    for summary in ("mean", "median") if several else ("mean",):
         console.print(comparison_table(rows, summary=summary, title=f"accuracy, {summary} over templates"))
     for column, value in results.macro_f1.items():
         print(f"macro-F1 of {column}: {value:.1f}")
