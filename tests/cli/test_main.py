@@ -108,15 +108,21 @@ def test_interruption(hart, config_file: Path, monkeypatch: pytest.MonkeyPatch) 
     assert line.startswith("hart: interrupted; the same command goes on")
 
 
-def test_our_warnings_are_shown_in_one_line(hart, adaptation_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_warnings_are_shown_once_in_one_line(hart, adaptation_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class OfALibrary(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.name.startswith("hart"):
+                print("once more", file=sys.stderr)
+
     def warn(*_: object) -> None:
         logging.getLogger("hart.data.prompts").warning("left out\ndemonstration %d", 2)
         logging.getLogger("hart.training").info("the run is complete")
         logging.getLogger("transformers.anything").warning("noise")
 
     monkeypatch.setattr(predict, "_row", warn)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [OfALibrary()])
     result = hart("predict", adaptation_dir, "--input", "one 7")
-    assert result.status == 0
+    assert result.status == 0 and logging.getLogger("hart").propagate
     assert result.err == "hart: warning: left out demonstration 2\nhart: the run is complete\n"
     assert not any(isinstance(handler, cli._Terminal) for handler in logging.getLogger("hart").handlers)
 

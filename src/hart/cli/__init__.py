@@ -108,8 +108,10 @@ def silence_libraries() -> None:
 def _own_messages() -> Iterator[None]:
     """Within, what `hart` logs appears as `hart: …` on the terminal."""
     logger = logging.getLogger("hart")
-    handler, level = _Terminal(), logger.level
+    handler, level, propagate = _Terminal(), logger.level, logger.propagate
     logger.addHandler(handler)
+    # Libraries give the root logger a handler of their own, which would say everything again.
+    logger.propagate = False
     # Of several processes the first one speaks; errors come from any.
     logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
     try:
@@ -117,6 +119,7 @@ def _own_messages() -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+        logger.propagate = propagate
 
 
 class _Terminal(logging.Handler):
