@@ -77,9 +77,11 @@ def train(config: RunConfig, *, tasks: Sequence[Task] | None = None, quiet: bool
         validation = load_tasks(config.data, "validation") if config.training.eval_every else []
 
         system = HartModel.from_config(config.model, config.data, seed=config.training.seed)
+        if config.data.collection == "p3" and tasks:
+            tasks, excluded = without_long(tasks, system.main.tokenizer, config.data.max_average_length)
+            if owner and excluded:
+                run.note_excluded(excluded, config.data.max_average_length)
         dataset = training_examples(config, tasks, system.main.tokenizer)
-        if owner and isinstance(dataset, TrainingDataset) and dataset.excluded:
-            run.note_excluded(dataset.excluded, config.data.max_average_length)
         trainer = HartTrainer(system, dataset, validation, config.training, run, quiet=quiet)
     checkpoint = run.last_checkpoint()
     if owner:
@@ -125,11 +127,7 @@ def training_examples(
             lengths=lengths,
             max_document_tokens=data.max_document_tokens,
         )
-    excluded: dict[str, float] = {}
-    sizes = None
-    if data.collection == "p3" and tasks:
-        tasks, excluded = without_long(tasks, tokenizer, data.max_average_length)
-        sizes = [sampling_size(task.name, len(task.instances)) for task in tasks]
+    sizes = [sampling_size(each.name, len(each.instances)) for each in tasks or []] if data.collection == "p3" else None
     form = InputFormat.from_config(data)
     return TrainingDataset(
         tasks or [],
@@ -143,7 +141,6 @@ def training_examples(
         demonstrations_to=data.demonstrations_to,
         queries_per_task=training.queries_per_task,
         input_eos=form.input_eos,
-        excluded=excluded,
         **form.shown,
     )
 

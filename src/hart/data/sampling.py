@@ -5,7 +5,7 @@ so the examples do not depend on the number of workers or processes, nor on wher
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, NotRequired, TypedDict, get_args
 
@@ -67,7 +67,6 @@ class TrainingDataset(Dataset[Example]):
         prompt_format: how a task is written, see `hart.data.prompts`.
         input_eos: whether a query (of "prompts": also behind demonstrations) ends with the
             end-of-sequence token.
-        excluded: tasks that were left out before, and their average lengths; kept for the record.
 
     Raises:
         HartError: no tasks, a task without instances or with no other one to show, without the
@@ -93,7 +92,6 @@ class TrainingDataset(Dataset[Example]):
         demonstrations_to: DemonstrationsTo = "hypernetwork",
         prompt_format: PromptFormat = "instructions",
         input_eos: bool = True,
-        excluded: Mapping[str, float] | None = None,
     ) -> None:
         for name, value, options in (
             ("task_sampling", task_sampling, get_args(TaskSampling)),
@@ -112,7 +110,6 @@ class TrainingDataset(Dataset[Example]):
         if not tasks:
             raise HartError("there are no tasks to train on; check the data folder and split")
         self.tasks = tuple(tasks)
-        self.excluded = dict(excluded or {})
         self._samples = demonstrations == "sampled" and demonstrations_to != "nowhere"
         self._positions = []
         for task in self.tasks:
