@@ -260,6 +260,10 @@ class TrainingConfig(_Section):
     seed: int = _number(0, least=0)
     #: Compute in bfloat16 (autocast); the hypernetwork's weights stay in float32.
     bf16: bool = False
+    #: DeepSpeed's configuration, a JSON file: optimizer states, gradients and weights are divided among the processes.
+    deepspeed: str | None = None
+    #: Divide weights, gradients and optimizer states among the processes with PyTorch's FSDP.
+    fsdp: bool = False
     #: Steps between two lines of metrics.jsonl.
     log_every: int = _number(10, least=1)
     #: Steps between two evaluations on the validation tasks; 0: none.
@@ -285,6 +289,8 @@ class TrainingConfig(_Section):
         micro = self.micro_batch_size
         if micro is not None and self.batch_size % micro:
             self._refuse("micro_batch_size", f"{micro} does not divide batch_size {self.batch_size}")
+        if self.deepspeed is not None and self.fsdp:
+            self._refuse("fsdp", "and training.deepspeed both divide the weights; choose one")
 
 
 @dataclass(frozen=True)

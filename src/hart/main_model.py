@@ -252,6 +252,8 @@ class MainModel(nn.Module):
                         encoder_outputs=BaseModelOutput(last_hidden_state=states),
                         attention_mask=mask,
                         max_new_tokens=lengths.target,
+                        # Processes of one run answer different queries.
+                        synced_gpus=False,
                         **generate_kwargs,
                     )
                 texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)

@@ -114,6 +114,7 @@ def write_folder(
     info: Mapping[str, Any],
     kinds: Sequence[PeftKind],
     card: str | None = None,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Put the files of a system into a folder that exists.
 
@@ -123,20 +124,28 @@ def write_folder(
         info: what config.json says under `system`, with at least `FIELDS`.
         kinds: the PEFT kinds that the adapter makes.
         card: text of README.md; None writes one from config.json.
+        weights: trained values of both, under their names in the system; None takes those in the modules.
     """
     if isinstance(adapter, HyperNetwork):
         adapter.config.system = dict(info)
-        adapter.save_pretrained(folder)
+        adapter.save_pretrained(folder, state_dict=_below("hypernetwork.", weights))
         config = adapter.config.to_dict()
     else:
         config = {"model_type": PLAIN_MODEL_TYPE, "peft": [kind.to_config() for kind in kinds], "system": info}
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if isinstance(adapter, LearnedWeights):
-        save_file({name: values.contiguous() for name, values in adapter.state_dict().items()}, folder / WEIGHTS_FILE)
+        values = _below("learned.", weights) or adapter.state_dict()
+        save_file({name: value.contiguous() for name, value in values.items()}, folder / WEIGHTS_FILE)
     if main is not None:
-        main.model.save_pretrained(folder / MAIN_FOLDER)
+        main.model.save_pretrained(folder / MAIN_FOLDER, state_dict=_below("main.model.", weights))
         main.tokenizer.save_pretrained(folder / MAIN_FOLDER)
     (folder / "README.md").write_text(card if card is not None else model_card(config), encoding="utf-8")
+
+
+def _below(prefix: str, weights: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
+    if weights is None:
+        return None
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 
 def load_adapter(folder: Path, config: Mapping[str, Any], main: MainModel) -> HyperNetwork | LearnedWeights | None:

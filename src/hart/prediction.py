@@ -13,6 +13,7 @@ from hart.input_format import InputFormat
 from hart.main_model import MainModel
 from hart.rank_classification import ChoiceResults, ChoiceScorer, evaluate_choices
 from hart.scoring import Normalisation, score_choices
+from hart.sharing import shared_out
 from hart.system import HartModel
 
 
@@ -46,12 +47,14 @@ def hart_scorer(model: HartModel, *, batch_size: int = 32, normalisation: Normal
 def evaluate_model(model: HartModel, tasks: Sequence[Task]) -> Results | ChoiceResults:
     """The adapted model's scores: accuracy where all tasks are multiple-choice, else those of free answers.
 
+    Of several processes, each works on its share of the tasks, and all get all scores.
+
     Raises:
         HartError: no tasks, or tasks that cannot be judged.
     """
     if tasks and all(task.multiple_choice for task in tasks):
-        return evaluate_choices(hart_scorer(model), tasks)
-    return evaluate_tasks(hart_predictor(model), tasks)
+        return evaluate_choices(shared_out(hart_scorer(model), tasks), tasks)
+    return evaluate_tasks(shared_out(hart_predictor(model), tasks), tasks)
 
 
 def base_predictor(main: MainModel, form: InputFormat, *, in_context: bool, batch_size: int = 32) -> Predictor:

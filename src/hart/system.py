@@ -205,26 +205,35 @@ class HartModel(nn.Module):
         system.train_main = train_main
         return system.eval().to(device) if device is not None else system.eval()
 
-    def save_pretrained(self, directory: str | Path, *, card: str | None = None) -> None:
+    def save_pretrained(
+        self, directory: str | Path, *, card: str | None = None, weights: Mapping[str, Tensor] | None = None
+    ) -> None:
         """Write config.json, model.safetensors (what was trained beside the main model), main/ and a model card.
 
         Args:
             directory: a folder that does not exist yet, is empty, or holds a saved model, which is replaced.
             card: text of README.md; None writes one from the configuration.
+            weights: as in `write`.
 
         Raises:
             HartError: the folder has other content, or cannot be written; nothing is left half-written.
         """
         with new_directory(directory, replaces="config.json") as partial:
             try:
-                self.write(partial, card=card)
+                self.write(partial, card=card, weights=weights)
             except SafetensorError as error:  # a full disk, in its words
                 raise HartError(f"{directory}: cannot be written ({error})") from error
 
-    def write(self, folder: Path, *, card: str | None = None) -> None:
-        """Put the files of `save_pretrained` into a folder that exists, for callers that make it appear whole."""
-        adapter = self.hypernetwork or self.learned
-        write_folder(folder, adapter, self.main if self.train_main else None, self._info(), self.kinds, card)
+    def write(
+        self, folder: Path, *, card: str | None = None, weights: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Put the files of `save_pretrained` into a folder that exists, for callers that make it appear whole.
+
+        Args:
+            weights: whole values of the trained parameters by name, where the modules have only their share of them.
+        """
+        main = self.main if self.train_main else None
+        write_folder(folder, self.hypernetwork or self.learned, main, self._info(), self.kinds, card, weights)
 
     def start_from(self, name: str | Path) -> None:
         """Take over the trained weights of a saved system of the same make: pre-training before fine-tuning (§4.1).

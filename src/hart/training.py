@@ -5,29 +5,17 @@ as it is; checkpoints hold what is trained, optimizer, schedule, random states a
 optimizer step, so that a continued run repeats the uninterrupted one.
 """
 
-import dataclasses
 import logging
-import math
 import os
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.utils.data import SequentialSampler
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
-from transformers.integrations import TensorBoardCallback
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import rotate_checkpoints
+from transformers import PreTrainedTokenizerBase
 
-from hart.config import RunConfig, TrainingConfig
-from hart.data.collate import Collator
+from hart.config import RunConfig
 from hart.data.lengths import without_long
 from hart.data.p3_names import sampling_size
 from hart.data.sampling import TrainingDataset
@@ -35,19 +23,15 @@ from hart.data.segments import DEFAULT_HUB_NAME as DEFAULT_TEXT
 from hart.data.segments import SegmentDataset
 from hart.data.tasks import Task
 from hart.errors import HartError
-from hart.files import seal
 from hart.input_format import InputFormat
-from hart.losses import ConsistencyState, prediction_loss
-from hart.prediction import evaluate_model
 from hart.run_folder import RunFolder
+from hart.sharing import from_first
 from hart.stopping import Stopped, memory_error, stopping_cleanly
 from hart.system import HartModel
 from hart.task_collections import load_tasks
-from hart.training_arguments import training_arguments
+from hart.trainer import HartTrainer
 
 logger = logging.getLogger(__name__)
-
-CONSISTENCY_FILE = "consistency.safetensors"
 
 
 def train(config: RunConfig, *, tasks: Sequence[Task] | None = None, quiet: bool = False) -> Path:
@@ -83,13 +67,11 @@ def train(config: RunConfig, *, tasks: Sequence[Task] | None = None, quiet: bool
                 run.note_excluded(excluded, config.data.max_average_length)
         dataset = training_examples(config, tasks, system.main.tokenizer)
         trainer = HartTrainer(system, dataset, validation, config.training, run, quiet=quiet)
-    checkpoint = run.last_checkpoint()
-    if owner:
-        run.rewind_metrics(int(checkpoint.name[11:]) if checkpoint else -1)
+    checkpoint = from_first(lambda: _to_go_on_from(run))
     with stopping_cleanly() as stop:
         trainer.add_callback(stop)
         try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            trainer.go_on(checkpoint)
         except HartError as error:
             # From a data worker it comes wrapped in the worker's traceback.
             raise HartError(
@@ -101,9 +83,15 @@ def train(config: RunConfig, *, tasks: Sequence[Task] | None = None, quiet: bool
         raise Stopped(
             f"stopped by a signal after step {trainer.state.global_step}, which is saved in {run.checkpoints}"
         )
-    if trainer.is_world_process_zero():
-        system.save_pretrained(run.final)
+    trainer.save_to(run.final)
     return run.final
+
+
+def _to_go_on_from(run: RunFolder) -> Path | None:
+    """The newest whole checkpoint, with the metrics of what comes after it forgotten."""
+    checkpoint = run.last_checkpoint()
+    run.rewind_metrics(int(checkpoint.name[11:]) if checkpoint else -1)
+    return checkpoint
 
 
 def training_examples(
@@ -161,242 +149,3 @@ def _undone_on_error(folder: Path) -> Iterator[None]:
             if existed:
                 folder.mkdir()
         raise
-
-
-class HartTrainer(Trainer):
-    """Trainer whose loss is L_pred + α·L_cst, whose checkpoints are written whole or not at all.
-
-    Examples come in the order of the data set, so that the global batch of step t is examples t·B to (t+1)·B − 1
-    however it is cut into processes and accumulation steps.
-
-    Args:
-        system: what is trained.
-        dataset: training examples.
-        validation: tasks for evaluation during training.
-        config: the `training` section.
-        run: where metrics, checkpoints and the best model go.
-        quiet: no progress bar.
-    """
-
-    def __init__(
-        self,
-        system: HartModel,
-        dataset: TrainingDataset | SegmentDataset,
-        validation: Sequence[Task],
-        config: TrainingConfig,
-        run: RunFolder,
-        *,
-        quiet: bool = False,
-    ) -> None:
-        self.system, self.config, self.run, self.validation = system, config, run, validation
-        self.consistency = ConsistencyState(config.consistency_pairing)
-        self._sums: dict[str, Tensor] = {}
-        self._step_tasks: list[Tensor] = []
-        self._steps_since_log, self._since = 0, time.monotonic()
-        self._step_times = 0.0
-        self._evaluated: tuple[int, dict[str, float]] | None = None
-        super().__init__(
-            model=system,
-            args=training_arguments(config, run.checkpoints, evaluate=bool(validation), quiet=quiet),
-            train_dataset=dataset,
-            eval_dataset=dataset if validation else None,
-            data_collator=Collator(system.main.tokenizer.pad_token_id, queries_per_task=config.queries_per_task),
-        )
-        # Losses below are divided by the tokens of the whole batch here, not by the Trainer.
-        self.model_accepts_loss_kwargs = True
-        self.pop_callback(PrinterCallback)
-        self.pop_callback(ProgressCallback)
-        self.add_callback(_EndOfStep(self.consistency, self))
-        if not quiet:
-            self.add_callback(_ProgressBar())
-        if config.tensorboard and self.is_world_process_zero():
-            from torch.utils.tensorboard import SummaryWriter  # an import of seconds
-
-            self.add_callback(TensorBoardCallback(SummaryWriter(str(run.path / "tensorboard"))))
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
-        """L_pred + α·L_cst of one micro-batch, scaled so that the micro-batches of a step add up.
-
-        L_pred is the mean over the target tokens of the global batch, L_cst the mean over its rows.
-        """
-        # Rows of the consistency loss are hypernetwork passes: one for each group of queries of a task.
-        shared = self.config.queries_per_task
-        slots = inputs.pop("slots")[::shared] % self.config.batch_size // shared
-        self._step_tasks.append(inputs.pop("task_index"))
-        output = model(**inputs)
-        total, count = prediction_loss(output.logits, inputs["labels"])
-        tokens = count if num_items_in_batch is None else num_items_in_batch
-        prediction = total / tokens * self.args.world_size
-        # Recorded also with α = 0: the value shows how far the states move without regularisation (Fig. 5).
-        consistency = self.consistency.loss(output.states, slots)
-        consistency = consistency / self.current_gradient_accumulation_steps
-        loss = prediction + self.config.alpha * consistency
-        self._record(prediction_loss=prediction, consistency_loss=consistency)
-        if not torch.isfinite(loss):
-            self._stop_at_bad(loss.detach(), "loss", self._step_tasks[-1:])
-        return (loss, output) if return_outputs else loss
-
-    def _record(self, **values: Tensor) -> None:
-        for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value.detach()
-
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """Stops before the optimizer step if the loss is finite but its gradient is not: no weight is spoilt."""
-        norm = super()._get_grad_norm(model, grad_norm)
-        if not math.isfinite(norm):
-            self._stop_at_bad(norm, "norm of the gradient", self._step_tasks)
-        return norm
-
-    def _stop_at_bad(self, value: Any, what: str, task_index: Sequence[Tensor]) -> None:
-        dataset = self.train_dataset
-        assert isinstance(dataset, TrainingDataset | SegmentDataset)
-        names = sorted({dataset.tasks[i].label for part in task_index for i in part.tolist()})
-        # A checkpoint of the step before holds the very weights that gave this value.
-        checkpoint = self.run.last_checkpoint(before=self.state.global_step)
-        raise HartError(
-            f"step {self.state.global_step + 1}: the {what} is {float(value)} on a batch of the tasks "
-            f"{', '.join(names)}; last good checkpoint: {checkpoint or 'none yet'}; look at these tasks, or start "
-            "in a new training.output_dir with a lower training.learning_rate"
-        )
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self._steps_since_log:
-            steps = self._steps_since_log
-            gathered = {
-                name: self.accelerator.reduce(value, "mean").item() / steps for name, value in self._sums.items()
-            }
-            logs |= gathered | {"seconds_per_step": self._step_times / steps}
-            self._sums, self._steps_since_log, self._step_times = {}, 0, 0.0
-        super().log(logs, start_time)
-        row = {k: v for k, v in logs.items() if k != "epoch"}
-        if self.is_world_process_zero() and "train_runtime" not in row:
-            self.run.append_metrics({"step": self.state.global_step, **row})
-
-    def end_of_step(self) -> None:
-        now = time.monotonic()
-        self._step_times += now - self._since
-        self._since = now
-        self._steps_since_log += 1
-        self._step_tasks = []
-
-    def start_clock(self) -> None:
-        """Time spent before the first step, or in evaluation and saving, belongs to no step."""
-        self._since = time.monotonic()
-
-    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Scores on the validation tasks; the best model so far, by ROUGE-L or accuracy, goes to `best/`."""
-        if self._evaluated and self._evaluated[0] == self.state.global_step:
-            return self._evaluated[1]  # the Trainer asks a second time at the end of the run
-        count = self.config.eval_instances
-        shortened = [dataclasses.replace(task, instances=task.instances[:count]) for task in self.validation]
-        summary = evaluate_model(self.system, shortened).summary
-        main_score = next(iter(summary.values()))
-        metrics = {f"eval_{name}": value for name, value in summary.items()}
-        self.system.train()
-        self.log(dict(metrics))
-        if self.state.best_metric is None or main_score > self.state.best_metric:
-            # Not best_global_step: the Trainer would take it for the name of a checkpoint to keep.
-            self.state.best_metric = main_score
-            if self.is_world_process_zero():
-                self.system.save_pretrained(self.run.best)
-        self._evaluated = self.state.global_step, metrics
-        self.start_clock()
-        return metrics
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
-        assert isinstance(self.train_dataset, TrainingDataset | SegmentDataset)
-        return SequentialSampler(self.train_dataset)
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        assert output_dir is not None
-        # Not save_pretrained, which replaces the folder: other processes put their random states there.
-        folder = Path(output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.system.write(folder)
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self.run.checkpoints / ".partial")
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write everything beside the checkpoints, then move it among them in one step."""
-        partial = self.run.checkpoints / ".partial"
-        checkpoint = self.run.checkpoints / f"checkpoint-{self.state.global_step}"
-        # Each process has the states of its own rows; a row finds its partner by its slot, whoever kept it.
-        state = self.consistency.state_dict()
-        rows = {k: self.accelerator.gather(v) for k, v in state.items() if isinstance(v, Tensor)}
-        first = self.is_world_process_zero()
-        try:
-            with _writing(checkpoint):
-                super()._save_checkpoint(model, trial)
-                if first:
-                    tensors = {k: v.cpu().contiguous() for k, v in rows.items()}
-                    save_file(tensors, partial / checkpoint.name / CONSISTENCY_FILE)
-            self.accelerator.wait_for_everyone()
-            if first:
-                with _writing(checkpoint):
-                    seal(partial / checkpoint.name)
-                    shutil.rmtree(checkpoint, ignore_errors=True)
-                    os.replace(partial / checkpoint.name, checkpoint)
-                    rotate_checkpoints(str(self.run.checkpoints), self.config.keep_checkpoints)
-        finally:
-            if first:
-                shutil.rmtree(partial, ignore_errors=True)
-        self.start_clock()
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        folder = Path(resume_from_checkpoint)
-        self.system.load_trained(folder)
-        states = load_file(folder / CONSISTENCY_FILE)
-        self.consistency.load_state_dict({"pairing": self.config.consistency_pairing, **states})
-
-
-class _EndOfStep(TrainerCallback):
-    """The states of a finished optimizer step become the previous ones; before anything is saved."""
-
-    def __init__(self, consistency: ConsistencyState, trainer: HartTrainer) -> None:
-        self.consistency, self.trainer = consistency, trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # A continued run has this command's intervals, not those that its checkpoint was written with.
-        state.compute_steps(args, state.max_steps)
-        self.trainer.start_clock()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.consistency.advance()
-        self.trainer.end_of_step()
-
-
-class _ProgressBar(ProgressCallback):
-    """Steps, time left, and the latest losses behind the bar instead of a line for each log."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if self.training_bar is None or not logs:
-            return
-        short = {
-            "prediction_loss": "L_pred",
-            "consistency_loss": "L_cst",
-            "eval_rouge_l": "ROUGE-L",
-            "eval_accuracy": "accuracy",
-        }
-        shown = {short[k]: f"{v:.3f}" for k, v in logs.items() if k in short}
-        if shown:
-            self.training_bar.set_postfix(shown)
-
-
-@contextmanager
-def _writing(checkpoint: Path) -> Iterator[None]:
-    """Turns what a full disk raises into one line; torch and safetensors say it in their own ways."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise HartError(
-            f"{checkpoint}: cannot be written ({reason}); "
-            "free some space and start the command again, it goes on from the checkpoint before"
-        ) from error

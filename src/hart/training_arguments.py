@@ -15,9 +15,28 @@ from hart.errors import HartError
 logger = logging.getLogger(__name__)
 
 
-def optimizer_name(wanted: str) -> str:
-    """The Trainer's name of the optimizer; plain AdamW, said aloud, where bitsandbytes is missing."""
-    if wanted == "adamw_8bit":
+def wants_fsdp(config: TrainingConfig) -> bool:
+    """Whether the configuration or `accelerate launch` asks for FSDP.
+
+    hart divides the weights itself (`hart.sharding.shard`), so accelerate is not told: its own way of doing so would
+    divide layers that a generation scheme runs in parts, and knows no CPU.
+    """
+    asked = os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if asked:
+        os.environ[_FSDP_ASKED] = "true"
+    return config.fsdp or _FSDP_ASKED in os.environ
+
+
+_FSDP_ASKED = "HART_USE_FSDP"
+
+
+def optimizer_name(wanted: str, *, fsdp: bool = False) -> str:
+    """The Trainer's name of the optimizer; plain AdamW, said aloud, where 8-bit states cannot be had."""
+    if wanted == "adamw_8bit" and fsdp:
+        logger.warning(
+            "training.optimizer is adamw_8bit, whose states FSDP cannot divide: using plain AdamW (DeepSpeed can)"
+        )
+    elif wanted == "adamw_8bit":
         if importlib.util.find_spec("bitsandbytes"):
             return "adamw_bnb_8bit"
         logger.warning(
@@ -61,9 +80,10 @@ def training_arguments(config: TrainingConfig, checkpoints: Path, *, evaluate: b
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm or 0.0,
-        optim=optimizer_name(config.optimizer),
+        optim=optimizer_name(config.optimizer, fsdp=wants_fsdp(config)),
         seed=config.seed,
         bf16=config.bf16,
+        deepspeed=config.deepspeed,
         use_cpu=not torch.cuda.is_available(),
         logging_steps=config.log_every,
         logging_first_step=True,
