@@ -9,7 +9,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "hart"
 # package is given its place here.
 LAYERS: list[set[str]] = [
     {"errors"},
-    {"files", "metrics", "processes", "resources", "strict"},
+    {"files", "metrics", "processes", "resources", "sharing", "strict"},
     {"data", "losses", "peft"},
     {"adaptation", "config", "evaluation", "rank_classification", "schemes"},
     {
@@ -26,7 +26,8 @@ LAYERS: list[set[str]] = [
     {"hypernetwork", "learned", "scoring"},
     {"estimate", "model_folder"},
     {"system"},
-    {"prediction"},
+    {"prediction", "sharding"},
+    {"trainer"},
     {"training"},
     {"quickstart", "sweep"},
     {"cli"},

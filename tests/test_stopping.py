@@ -15,7 +15,8 @@ from hart.config import RunConfig
 from hart.errors import HartError
 from hart.run_folder import read_metrics
 from hart.stopping import Stopped, memory_error, stopping_cleanly
-from hart.training import HartTrainer, train
+from hart.trainer import HartTrainer
+from hart.training import train
 
 Build = Callable[..., RunConfig]
 SETTINGS: dict[str, Any] = {"max_steps": 5, "save_every": 4, "alpha": 1.0, "num_threads": 1}

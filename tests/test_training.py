@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hart import training
+from hart import trainer
 from hart.config import RunConfig
 from hart.data.collate import Collator
 from hart.data.sampling import TrainingDataset
@@ -22,7 +22,8 @@ from hart.errors import HartError
 from hart.run_folder import RunFolder, read_metrics
 from hart.system import HartModel
 from hart.task_collections import load_tasks
-from hart.training import HartTrainer, train
+from hart.trainer import HartTrainer
+from hart.training import train
 
 Build = Callable[..., RunConfig]
 
@@ -174,7 +175,7 @@ def test_evaluation_logs_scores_and_keeps_the_best_model(run_config: Build, monk
         asked.append([len(task.instances) for task in tasks])
         return SimpleNamespace(summary={"rouge_l": next(scores), "exact_match": 0.0})
 
-    monkeypatch.setattr(training, "evaluate_model", evaluated_by)
+    monkeypatch.setattr(trainer, "evaluate_model", evaluated_by)
     config = run_config(eval_every=1, eval_instances=3, save_every=1, keep_checkpoints=9, data={"validation_tasks": 1})
     run = train(config, quiet=True).parent
     evaluated = [row for row in rows(run) if "eval_rouge_l" in row]
@@ -240,7 +241,7 @@ def test_absurd_learning_rate_stops_the_run_before_it_has_a_checkpoint(run_confi
 
 @pytest.mark.parametrize("clipped", [1.0, None])
 def test_gradient_that_is_not_finite_spoils_no_weight(run_config: Build, monkeypatch, clipped: float | None):
-    original = training.prediction_loss
+    original = trainer.prediction_loss
     calls = iter(range(STEPS))
 
     def steep(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -248,7 +249,7 @@ def test_gradient_that_is_not_finite_spoils_no_weight(run_config: Build, monkeyp
         # The square root is 0 at 0, its slope there is infinite.
         return total + ((logits[0, 0, 0] * 0).abs().sqrt() if next(calls) == POISONED - 1 else 0), count
 
-    monkeypatch.setattr(training, "prediction_loss", steep)
+    monkeypatch.setattr(trainer, "prediction_loss", steep)
     message = rf"^step {POISONED}: the norm of the gradient is nan on a batch of the tasks .*checkpoint-2;"
     with pytest.raises(HartError, match=message):
         train(run_config(max_grad_norm=clipped), quiet=True)
@@ -257,8 +258,8 @@ def test_gradient_that_is_not_finite_spoils_no_weight(run_config: Build, monkeyp
 @pytest.mark.parametrize(
     ("place", "error"),
     [
-        ("hart.training.save_file", SafetensorError("IoError: No space left on device")),
-        ("hart.training.os.replace", OSError(28, "No space left on device")),
+        ("hart.trainer.save_file", SafetensorError("IoError: No space left on device")),
+        ("hart.trainer.os.replace", OSError(28, "No space left on device")),
         ("hart.system.Path.write_text", OSError(28, "No space left on device")),
         ("torch.save", RuntimeError("PytorchStreamWriter failed writing file: No space left on device")),
     ],

@@ -100,6 +100,13 @@ def run_hart(words: Sequence[str], processes: int) -> None:
         raise HartError("training stopped in one of its processes; the reason stands above")
 
 
+def announce_alone() -> None:
+    """Say in the environment what a launcher says, for a library that insists on one: a group of this process only."""
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in {**alone, "MASTER_PORT": str(_free_port())}.items():
+        os.environ.setdefault(name, value)
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

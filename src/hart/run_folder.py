@@ -21,6 +21,8 @@ FREE_FIELDS = frozenset(
     for name in (
         "output_dir", "log_every", "save_every", "keep_checkpoints", "num_workers", "tensorboard",
         "resume", "num_threads", "micro_batch_size",
+        # `hart.sharding.check_layout` says what of these can change.
+        "deepspeed", "fsdp",
     )
 ) | {"model.attention", "model.gradient_checkpointing", "data.dir"}  # fmt: skip
 

@@ -1,6 +1,7 @@
 """From the `training` section of a configuration to the arguments of the transformers Trainer."""
 
 import importlib.util
+import json
 import logging
 import math
 import os
@@ -11,6 +12,7 @@ from transformers import TrainingArguments
 
 from hart.config import TrainingConfig
 from hart.errors import HartError
+from hart.processes import announce_alone
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,24 @@ def optimizer_name(wanted: str, *, fsdp: bool = False) -> str:
     return "adamw_torch"
 
 
+def _check_deepspeed(path: Path, world: int) -> None:
+    """What DeepSpeed would say later, and in many lines."""
+    if not importlib.util.find_spec("deepspeed"):
+        raise HartError("training.deepspeed: DeepSpeed is not installed; pip install 'hart-hypernet[deepspeed]'")
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise HartError(f"{path}: training.deepspeed must be a JSON file ({_line(error)})") from error
+    if not isinstance(settings, dict):
+        raise HartError(f"{path}: training.deepspeed must be a JSON object, see configs/deepspeed")
+    if world == 1:
+        announce_alone()
+
+
+def _line(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error).splitlines()[0]
+
+
 def training_arguments(config: TrainingConfig, checkpoints: Path, *, evaluate: bool, quiet: bool) -> TrainingArguments:
     """What the Trainer is told.
 
@@ -70,6 +90,8 @@ def training_arguments(config: TrainingConfig, checkpoints: Path, *, evaluate: b
             f"training.queries_per_task: {config.queries_per_task} does not divide the {micro} queries "
             "of one pass; choose micro_batch_size or batch_size accordingly"
         )
+    if config.deepspeed is not None:
+        _check_deepspeed(Path(config.deepspeed), world)
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=config.max_steps,

@@ -13,7 +13,8 @@ from hart.data.sampling import TrainingDataset
 from hart.run_folder import RunFolder, read_metrics
 from hart.system import HartModel
 from hart.task_collections import load_tasks
-from hart.training import HartTrainer, train
+from hart.trainer import HartTrainer
+from hart.training import train
 
 Build = Callable[..., RunConfig]
 

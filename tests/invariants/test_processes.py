@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from hart.config import RunConfig
 from hart.run_folder import read_metrics
-from hart.training import CONSISTENCY_FILE, train
+from hart.trainer import CONSISTENCY_FILE
+from hart.training import train
 
 BATCH, STEPS = 8, 4
 

@@ -13,10 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hart import training
+from hart import trainer
 from hart.config import RunConfig
 from hart.run_folder import RunFolder, read_metrics
-from hart.training import CONSISTENCY_FILE, HartTrainer, train
+from hart.trainer import CONSISTENCY_FILE, HartTrainer
+from hart.training import train
 
 Build = Callable[..., RunConfig]
 
@@ -29,7 +30,8 @@ KILLED_AFTER_A_CHECKPOINT = f"""
 import os, signal, sys
 import torch
 from hart.config import load
-from hart.training import HartTrainer, train
+from hart.trainer import HartTrainer
+from hart.training import train
 
 save = HartTrainer._save_checkpoint
 def save_and_die(self, *args):
@@ -94,7 +96,7 @@ def test_killed_after_a_checkpoint(run_config: Build, whole: Path, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("owner", "name", "newest"),
-    [(training, "prediction_loss", KILLED), (training, "save_file", SAVED), (training.os, "replace", SAVED)],
+    [(trainer, "prediction_loss", KILLED), (trainer, "save_file", SAVED), (trainer.os, "replace", SAVED)],
     ids=["in a step", "while a checkpoint is written", "before it is moved to its place"],
 )
 def test_stopped_at_a_bad_moment(run_config: Build, whole: Path, monkeypatch, owner: Any, name: str, newest: int):

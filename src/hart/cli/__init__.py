@@ -9,6 +9,7 @@ for a mistake of the user, or 130 when interrupted.
 
 import argparse
 import importlib.metadata
+import importlib.util
 import logging
 import os
 import sys
@@ -34,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after `hart`; None takes those of this process.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0].startswith("--local_rank="):
+        del words[0]  # of DeepSpeed's launcher, which says it in the environment too
     try:
         overrides: list[str] = []
         if words and words[0] in CONFIGURED:
@@ -90,13 +93,18 @@ def silence_libraries() -> None:
 
     Errors still show, and so do downloads, which may take long.
     """
+    import torch
     from huggingface_hub.utils import enable_progress_bars
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as transformers_logging
 
     hub_logging.set_verbosity_error()
     transformers_logging.set_verbosity_error()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    for name in ("bitsandbytes", "accelerate", "DeepSpeed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if importlib.util.find_spec("deepspeed") and not torch.cuda.is_available():
+        # Else it warns in every command that it has looked for a GPU.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # Bars of loading weights; the call switches those of downloads off as well.
     transformers_logging.disable_progress_bar()
     enable_progress_bars()

@@ -1,7 +1,9 @@
 """hart evaluate: a system on the tasks of a split or of files, as tables and results.json."""
 
 import argparse
+import os
 import time
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,6 +130,15 @@ def _listed() -> str:
 
 
 def run(args: argparse.Namespace) -> None:
+    from hart.sharing import joining, rank
+
+    with joining(), open(os.devnull, "w") as nowhere:
+        # Of several processes, the first one speaks and writes.
+        with redirect_stdout(nowhere) if rank() else nullcontext():
+            _run(args, first=not rank())
+
+
+def _run(args: argparse.Namespace, *, first: bool) -> None:
     if args.model is None and args.system not in (*COPY_SYSTEMS, *CHOICE_SYSTEMS):
         raise HartError(f"--system {args.system} needs a MODEL: {MODEL_HELP}")
     device = select_device(args.device)
@@ -146,7 +157,7 @@ def run(args: argparse.Namespace) -> None:
         "max_instances": args.max_instances,
     }
     results = _choose(args, tasks, device, details) if multiple_choice else _answer(args, tasks, device, details)
-    if args.output is not None:
+    if first and args.output is not None:
         results.save(args.output)
         print(f"results: {args.output}")
 
@@ -188,6 +199,7 @@ def _answer(
 
     from hart.evaluation import COPY_BASELINES, evaluate_tasks
     from hart.prediction import base_predictor, hart_predictor
+    from hart.sharing import shared_out
     from hart.system import HartModel
 
     if args.system in COPY_SYSTEMS:
@@ -202,7 +214,7 @@ def _answer(
         details |= _describe(args, main, device)
     start = time.monotonic()
     with progress_bar("tasks", len(tasks)) as advance:
-        results = evaluate_tasks(predict, tasks, system=args.system, details=details, on_task=lambda _: advance(1))
+        results = evaluate_tasks(shared_out(predict, tasks), tasks, system=args.system, details=details, on_task=lambda _: advance(1))
     results.details["seconds"] = round(time.monotonic() - start, 1)
     Console().print(results.task_table(), results.category_table())
     return results
@@ -216,6 +228,7 @@ def _choose(
 
     from hart.prediction import base_scorer, hart_scorer
     from hart.rank_classification import BASELINES, comparison_table, evaluate_choices
+    from hart.sharing import shared_out
     from hart.system import HartModel
 
     baselines = [evaluate_choices(score, tasks, system=name, ties=ties) for name, (score, ties) in BASELINES.items()]
@@ -235,7 +248,7 @@ def _choose(
             score = base_scorer(main, form, in_context=args.system == "base-in-context", **options)
         start = time.monotonic()
         with progress_bar("tasks", len(tasks)) as advance:
-            results = evaluate_choices(score, tasks, system=args.system, details=details, on_task=lambda _: advance(1))
+            results = evaluate_choices(shared_out(score, tasks), tasks, system=args.system, details=details, on_task=lambda _: advance(1))
         results.details.update(_describe(args, main, device), seconds=round(time.monotonic() - start, 1))
     rows = [results, *(each for each in baselines if each.system != args.system)]
     console.print(results.template_table())

@@ -52,7 +52,8 @@ def select_device(name: str | None) -> "torch.device":
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name is None:
-        return torch.device("cuda" if gpus else "cpu")
+        # Of several processes on one machine, each has its own.
+        return torch.device(f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % gpus}" if gpus else "cpu")
     # Not read by torch.device, which takes cuda:999 for some other number.
     match = re.fullmatch(r"cpu|cuda(:(\d+))?", name)
     if match is None:
