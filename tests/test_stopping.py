@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from safetensors.torch import load_file
 from hart.cli import main
 from hart.config import RunConfig
 from hart.errors import HartError
-from hart.run_folder import read_metrics
+from hart.files import damage
+from hart.run_folder import RunFolder, read_metrics
 from hart.stopping import Stopped, memory_error, stopping_cleanly
 from hart.trainer import HartTrainer
 from hart.training import train
@@ -83,8 +85,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     for name in ("final/config.json", "final/model.safetensors", "final/README.md"):
         (run / name).unlink()
     (run / "final").rmdir()
-    for step, damage in ((6, "optimizer.pt"), (4, "trainer_state.json")):
-        path = run / "checkpoints" / f"checkpoint-{step}" / damage
+    for step, wrong in ((6, "optimizer.pt"), (4, "trainer_state.json")):
+        path = run / "checkpoints" / f"checkpoint-{step}" / wrong
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(bytes(content))
@@ -106,3 +108,27 @@ def test_too_little_memory_is_one_line_with_advice(run_config: Build, monkeypatc
         train(run_config(), quiet=True)
     assert memory_error(RuntimeError("size mismatch"), run_config("other")) is None
     assert memory_error(torch.OutOfMemoryError("CUDA"), run_config("third")) is not None
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(run_config: Build, tmp_path: Path):
+    """On a real small file system, which only root can make."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no permission to mount a small file system")
+    try:
+        config = run_config("disk/run", max_steps=6, save_every=2, num_threads=1, keep_checkpoints=2)
+        with pytest.raises(HartError, match=r"checkpoint-\d: cannot be written .*free some space and start the comm"):
+            train(config, quiet=True)
+        run = RunFolder(config)
+        kept = run.last_checkpoint()
+        assert kept is not None and damage(kept) is None
+        assert [path.name for path in run.checkpoints.iterdir()] == [kept.name], "nothing half-written is left"
+        subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
+        final = train(config, quiet=True)
+        whole = train(run_config("whole", max_steps=6, save_every=2, num_threads=1), quiet=True)
+        one, other = (load_file(folder / "model.safetensors") for folder in (final, whole))
+        assert all(torch.equal(one[name], other[name]) for name in other)
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=False)

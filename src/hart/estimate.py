@@ -7,11 +7,12 @@ Arithmetic. A matrix product of a token with a map of n weights costs 2n operati
 costs 4·k·inner per layer. The backward pass costs twice the forward pass where weights are trained, once where only
 activations need gradient (a frozen main model behind generated parameters), nothing where neither does.
 
-Memory of one device. Weights, gradients and optimizer states, each divided by the number of devices from the ZeRO stage
-on that shards it (1: optimizer states, 2: gradients, 3: weights), and the activations of one pass that wait for the
-backward pass. These are counted per token and layer: inputs and outputs of norms, maps and attention, in 2 bytes with
-bf16, scores and weights of self-attention (the position bias keeps the fused kernel away), and only the layers' inputs
-with gradient checkpointing, plus one layer in full.
+Memory of one device. Weights, gradients and optimizer states, each divided by the number of devices from the ZeRO
+stage on that shards it (1: optimizer states, 2: gradients, 3: weights), DeepSpeed's float32 copy of the trained weights
+(always divided) and its buffers, and the activations of one pass that wait for the backward pass. The latter are
+counted per token and layer: inputs and outputs of norms, maps and attention, in 2 bytes with bf16, scores and weights
+of self-attention (the position bias keeps the fused kernel away), and only the layers' inputs with gradient
+checkpointing, plus one layer in full.
 """
 
 import dataclasses
@@ -32,6 +33,7 @@ from hart.hypernetwork import T5_FIELDS, HyperNetwork, HyperNetworkConfig
 from hart.learned import LearnedWeights
 from hart.peft import MainShape, build_kinds
 from hart.resources import resolve_base
+from hart.training_arguments import read_deepspeed
 
 GIB = 2**30
 OVERHEAD = 1.15
@@ -39,6 +41,9 @@ OVERHEAD = 1.15
 
 BLOCKWISE = 1 + 1 / 256 * 4
 """Bytes of an 8-bit optimizer state per weight: one, and a float32 scale for each block of 256."""
+
+BUCKET = 50_000_000
+"""Elements that DeepSpeed gathers before it sends them, twice (reduce_bucket_size), unless training.deepspeed says."""
 
 # d_model, d_ff, layers of a stack, heads; d_kv is 64 throughout. T5 1.1, LM-adapted or instruction-tuned, as published.
 _SIZES = {
@@ -289,6 +294,16 @@ def _ff_maps(t5: T5Config) -> int:
     return 3 if t5.is_gated_act else 2
 
 
+def zero_stage_of(config: RunConfig) -> int:
+    """The stage that training.deepspeed or training.fsdp asks for; 0 without them."""
+    return 3 if config.training.fsdp else int(_zero_settings(config).get("stage", 0))
+
+
+def _zero_settings(config: RunConfig) -> dict[str, Any]:
+    path = config.training.deepspeed
+    return read_deepspeed(Path(path)).get("zero_optimization", {}) if path is not None else {}
+
+
 def _memory(
     config: RunConfig, parts: Parts, main: int, trained: int, devices: int, zero_stage: int
 ) -> dict[str, float]:
@@ -300,13 +315,21 @@ def _memory(
     state = 8.0 if training.optimizer == "adamw" else 2 * BLOCKWISE
     main_bytes = 4 if model.train_main or model.dtype == "float32" else 2
     adapter = trained - (main if model.train_main else 0)
+    # DeepSpeed holds weights and gradients in bfloat16 where it computes so.
+    trained_bytes = 2 if zero_stage and training.bf16 else 4
+    if model.train_main:
+        main_bytes = trained_bytes
     memory = {
         "weights, main model": main * main_bytes / shared_from(3),
-        "weights, adapter": adapter * 4 / shared_from(3),
-        "gradients": trained * 4 / shared_from(2),
+        "weights, adapter": adapter * trained_bytes / shared_from(3),
+        "gradients": trained * trained_bytes / shared_from(2),
         "optimizer": trained * state / shared_from(1),
         "activations": _activations(config, parts, devices),
     }
+    if zero_stage:
+        memory["optimizer, float32 copy"] = trained * 4 / devices
+        bucket = _zero_settings(config).get("reduce_bucket_size", BUCKET)
+        memory["communication"] = 2 * min(bucket, trained) * trained_bytes
     return {name: size / GIB for name, size in memory.items() if size}
 
 

@@ -18,7 +18,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
-from transformers import Trainer
 from transformers.models.t5.modeling_t5 import T5Block
 
 from hart.errors import HartError
@@ -129,6 +128,7 @@ def undivided(system: HartModel, engine: Any, layout: str) -> Iterator[None]:
         offload = engine.optimizer.parameter_offload
         with deepspeed.zero.GatheredParameters(list(system.parameters())):
             # Its hooks would give each layer's weights away again after their use.
+            parameter: Any
             for parameter in system.parameters():
                 parameter.ds_active_sub_modules.clear()
             for hook in (*offload.forward_hooks, *offload.backward_hooks):
@@ -142,8 +142,12 @@ def undivided(system: HartModel, engine: Any, layout: str) -> Iterator[None]:
         yield
 
 
-def save_divided_optimizer(trainer: Trainer, layout: str, folder: Path) -> None:
-    """Write the optimizer states of a layout other than `replicated`; all processes together."""
+def save_divided_optimizer(trainer: Any, layout: str, folder: Path) -> None:
+    """Write the optimizer states of a layout other than `replicated`; all processes together.
+
+    Args:
+        trainer: a transformers Trainer with its model and optimizer prepared.
+    """
     if layout == FSDP:
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 
@@ -155,7 +159,7 @@ def save_divided_optimizer(trainer: Trainer, layout: str, folder: Path) -> None:
         trainer.model_wrapped.save_checkpoint(str(folder), exclude_frozen_parameters=True)
 
 
-def load_divided_optimizer(trainer: Trainer, layout: str, folder: Path) -> None:
+def load_divided_optimizer(trainer: Any, layout: str, folder: Path) -> None:
     """Read what `save_divided_optimizer` wrote."""
     if layout == FSDP:
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict

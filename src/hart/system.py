@@ -224,9 +224,7 @@ class HartModel(nn.Module):
             except SafetensorError as error:  # a full disk, in its words
                 raise HartError(f"{directory}: cannot be written ({error})") from error
 
-    def write(
-        self, folder: Path, *, card: str | None = None, weights: Mapping[str, Tensor] | None = None
-    ) -> None:
+    def write(self, folder: Path, *, card: str | None = None, weights: Mapping[str, Tensor] | None = None) -> None:
         """Put the files of `save_pretrained` into a folder that exists, for callers that make it appear whole.
 
         Args:

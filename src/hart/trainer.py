@@ -98,7 +98,8 @@ class HartTrainer(Trainer):
         self.layout = layout_of(self.accelerator, fsdp=wants_fsdp(config))
         if self.layout == FSDP:
             # The Trainer's own words for a model that is divided already: wrap it in nothing.
-            self.is_distributed_loading_by_transformers = system._is_fsdp_managed_module = True
+            self.is_distributed_loading_by_transformers = True
+            system.__dict__["_is_fsdp_managed_module"] = True
         # Losses below are divided by the tokens of the whole batch here, not by the Trainer.
         self.model_accepts_loss_kwargs = True
         self.pop_callback(PrinterCallback)
@@ -237,6 +238,7 @@ class HartTrainer(Trainer):
             return
         save_divided_optimizer(self, self.layout, Path(output_dir))
         if self.is_world_process_zero():
+            assert self.lr_scheduler is not None
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -305,6 +307,7 @@ class HartTrainer(Trainer):
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         load_divided_optimizer(self, self.layout, Path(resume_from_checkpoint))
+        assert self.lr_scheduler is not None
         self.lr_scheduler.load_state_dict(torch.load(Path(resume_from_checkpoint, SCHEDULER_NAME), weights_only=True))
         return prepared
 

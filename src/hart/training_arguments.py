@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -48,16 +49,26 @@ def optimizer_name(wanted: str, *, fsdp: bool = False) -> str:
     return "adamw_torch"
 
 
-def _check_deepspeed(path: Path, world: int) -> None:
-    """What DeepSpeed would say later, and in many lines."""
-    if not importlib.util.find_spec("deepspeed"):
-        raise HartError("training.deepspeed: DeepSpeed is not installed; pip install 'hart-hypernet[deepspeed]'")
+def read_deepspeed(path: Path) -> dict[str, Any]:
+    """DeepSpeed's configuration, as a file of training.deepspeed.
+
+    Raises:
+        HartError: no such file, or no JSON object.
+    """
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise HartError(f"{path}: training.deepspeed must be a JSON file ({_line(error)})") from error
     if not isinstance(settings, dict):
         raise HartError(f"{path}: training.deepspeed must be a JSON object, see configs/deepspeed")
+    return settings
+
+
+def _check_deepspeed(path: Path, world: int) -> None:
+    """What DeepSpeed would say later, and in many lines."""
+    if not importlib.util.find_spec("deepspeed"):
+        raise HartError("training.deepspeed: DeepSpeed is not installed; pip install 'hart-hypernet[deepspeed]'")
+    read_deepspeed(path)
     if world == 1:
         announce_alone()
 
@@ -92,7 +103,23 @@ def training_arguments(config: TrainingConfig, checkpoints: Path, *, evaluate: b
         )
     if config.deepspeed is not None:
         _check_deepspeed(Path(config.deepspeed), world)
-    arguments = TrainingArguments(
+    try:
+        arguments = _arguments(config, checkpoints, micro, world, evaluate=evaluate, quiet=quiet)
+    except (ValueError, AssertionError) as error:
+        if config.deepspeed is None:
+            raise
+        raise HartError(f"{config.deepspeed}: DeepSpeed refuses it ({_line(error)})") from error
+    # One process drives one device. With more in sight, the Trainer would split each batch between them by threads
+    # (DataParallel), of which the blocks bound to the main model know nothing.
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+    return arguments
+
+
+def _arguments(
+    config: TrainingConfig, checkpoints: Path, micro: int, world: int, *, evaluate: bool, quiet: bool
+) -> TrainingArguments:
+    return TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=config.max_steps,
         per_device_train_batch_size=micro,
@@ -123,8 +150,3 @@ def training_arguments(config: TrainingConfig, checkpoints: Path, *, evaluate: b
         report_to=[],
         disable_tqdm=quiet,
     )
-    # One process drives one device. With more in sight, the Trainer would split each batch between them by threads
-    # (DataParallel), of which the blocks bound to the main model know nothing.
-    if arguments.n_gpu > 1:
-        arguments._n_gpu = 1
-    return arguments

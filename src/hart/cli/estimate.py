@@ -33,7 +33,10 @@ examples:
     parser.add_argument("config", metavar="CONFIG.yaml")
     parser.add_argument("--devices", metavar="N", type=positive, default=1, help="that share the batch (default: 1)")
     parser.add_argument(
-        "--zero-stage", type=int, choices=(0, 1, 2, 3), default=0, help="of DeepSpeed; 3 also for FSDP (default: 0)"
+        "--zero-stage",
+        type=int,
+        choices=(0, 1, 2, 3),
+        help="of DeepSpeed; 3 also for FSDP (default: what training.deepspeed or training.fsdp says, else 0)",
     )
     parser.add_argument("--gpu-memory", metavar="GIB", type=float, help="memory of one device")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
@@ -42,12 +45,13 @@ examples:
 
 def run(args: argparse.Namespace) -> int:
     from hart import config as configuration
-    from hart.estimate import estimate, with_advice
+    from hart.estimate import estimate, with_advice, zero_stage_of
 
     if args.gpu_memory is not None and not args.gpu_memory > 0:
         raise HartError(f"--gpu-memory: must be a number of GiB above 0, not {args.gpu_memory}")
     config = configuration.load(args.config, args.overrides)
-    found = estimate(config, devices=args.devices, zero_stage=args.zero_stage)
+    stage = zero_stage_of(config) if args.zero_stage is None else args.zero_stage
+    found = estimate(config, devices=args.devices, zero_stage=stage)
     fits = args.gpu_memory is None or found.total_memory <= args.gpu_memory
     if not fits:
         found = with_advice(config, found)

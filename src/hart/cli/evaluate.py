@@ -214,7 +214,9 @@ def _answer(
         details |= _describe(args, main, device)
     start = time.monotonic()
     with progress_bar("tasks", len(tasks)) as advance:
-        results = evaluate_tasks(shared_out(predict, tasks), tasks, system=args.system, details=details, on_task=lambda _: advance(1))
+        results = evaluate_tasks(
+            shared_out(predict, tasks), tasks, system=args.system, details=details, on_task=lambda _: advance(1)
+        )
     results.details["seconds"] = round(time.monotonic() - start, 1)
     Console().print(results.task_table(), results.category_table())
     return results
@@ -248,7 +250,9 @@ def _choose(
             score = base_scorer(main, form, in_context=args.system == "base-in-context", **options)
         start = time.monotonic()
         with progress_bar("tasks", len(tasks)) as advance:
-            results = evaluate_choices(shared_out(score, tasks), tasks, system=args.system, details=details, on_task=lambda _: advance(1))
+            results = evaluate_choices(
+                shared_out(score, tasks), tasks, system=args.system, details=details, on_task=lambda _: advance(1)
+            )
         results.details.update(_describe(args, main, device), seconds=round(time.monotonic() - start, 1))
     rows = [results, *(each for each in baselines if each.system != args.system)]
     console.print(results.template_table())
