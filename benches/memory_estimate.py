@@ -126,6 +126,7 @@ def run_case(name: str, folder: Path, base: str) -> tuple[float, float]:
         "training.save_every": 2,
         "training.tensorboard": False,
         "training.num_threads": 1,
+        "training.micro_batch_size": None,
         **changes,
     }
     if name.startswith("small"):

@@ -107,6 +107,8 @@ OTHER: dict[str, dict[str, Any]] = {
         "consistency_pairing": "mean",
         "seed": 4,
         "bf16": True,
+        "deepspeed": "zero2.json",
+        "fsdp": False,
         "log_every": 1,
         "eval_every": 2,
         "eval_instances": 3,
@@ -138,10 +140,11 @@ def test_the_table_of_values_covers_every_field() -> None:
         for name in default[section]
         if changed[section][name] == default[section][name]
     }
+    # FSDP excludes DeepSpeed (tested below).
     # No folder and no subsets with the procedural collection (tested below, and in tests/test_p3_systems.py); the
     # others make other systems (tests/test_systems.py).
     other_systems = {"model.weights", "model.train_main", "model.tied_encoder", "data.demonstrations_to"}
-    assert same == {"data.dir", "data.train_subsets", "data.test_subsets", *other_systems}
+    assert same == {"training.fsdp", "data.dir", "data.train_subsets", "data.test_subsets", *other_systems}
 
 
 def test_saved_and_loaded_is_the_same(file: Path) -> None:
@@ -223,6 +226,7 @@ FILE_MISTAKES = {
     "training: {max_steps: true}": "training.max_steps: must be a whole number, not True",
     "training: {max_steps: 0}": "training.max_steps: must be at least 1, not 0",
     "training: {bf16: 'true'}": "training.bf16: must be true or false, not 'true'",
+    "training: {deepspeed: a.json, fsdp: true}": "training.fsdp: and training.deepspeed both divide",
     "training: {bf16: 1}": "training.bf16: must be true or false, not 1",
     "training: {schedule: liner}": "training.schedule: must be one of linear, cosine",
     "training: {output_dir: ' '}": "training.output_dir: is empty",

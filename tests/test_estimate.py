@@ -1,19 +1,23 @@
 """Costs: parameters against real networks, arithmetic and memory against what must follow from the sizes."""
 
 import dataclasses
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from hart.config import RunConfig
+from hart.config import RunConfig, load
 from hart.errors import HartError
-from hart.estimate import base_config, estimate, with_advice
+from hart.estimate import base_config, estimate, with_advice, zero_stage_of
 from hart.losses import prediction_loss
 from hart.system import HartModel
 
 Build = Callable[..., RunConfig]
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 TUNED = {"weights": "none", "train_main": True, "fusion": False, "peft": []}
 LEARNED = {"weights": "learned", "fusion": False}
@@ -86,8 +90,30 @@ def test_advice_names_settings_and_what_they_save(run_config: Build):
     found = with_advice(config, estimate(config, devices=2))
     texts = dict(found.advice)
     assert {"training.micro_batch_size: 8", "model.gradient_checkpointing: true", "training.bf16: true"} <= texts.keys()
-    assert "ZeRO stage 1" in texts and "training.optimizer: adamw_8bit" in texts
+    assert "training.optimizer: adamw_8bit" in texts
     assert list(texts.values()) == sorted(texts.values(), reverse=True) and min(texts.values()) > 0
+
+
+def test_a_large_configuration_is_told_about_zero():
+    config = load(CONFIGS / "t5-xl" / "hart_sni.yaml", ["--training.optimizer", "adamw"])
+    savings = dict(with_advice(config, estimate(config, devices=8)).advice)
+    stages = [savings[f"ZeRO stage {n} (configs/deepspeed/zero{n}.json)"] for n in (1, 2, 3)]
+    assert stages == sorted(stages) and stages[0] > 0
+    small = estimate(config, devices=8, zero_stage=2).memory
+    assert small["weights, adapter"] == pytest.approx(estimate(config).memory["weights, adapter"] / 2), "bfloat16"
+    assert small["optimizer, float32 copy"] == pytest.approx(estimate(config).trained * 4 / 8 / 2**30)
+
+
+def test_the_stage_is_that_of_the_configuration(run_config: Build, tmp_path: Path):
+    assert zero_stage_of(run_config()) == 0
+    assert zero_stage_of(run_config(fsdp=True)) == 3
+    for stage in (1, 2, 3):
+        config = run_config(deepspeed=str(CONFIGS / "deepspeed" / f"zero{stage}.json"))
+        assert zero_stage_of(config) == stage
+    small = tmp_path / "zero.json"
+    small.write_text(json.dumps({"zero_optimization": {"stage": 2, "reduce_bucket_size": 10}}))
+    found = estimate(run_config(deepspeed=str(small)), devices=2, zero_stage=2)
+    assert found.memory["communication"] == pytest.approx(2 * 10 * 4 / 2**30)
 
 
 def test_mistakes(run_config: Build, tmp_path):

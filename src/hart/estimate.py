@@ -213,8 +213,9 @@ def with_advice(config: RunConfig, found: Estimate) -> Estimate:
         option("training.bf16: true", training={"bf16": True})
     if model.dtype == "float32" and not model.train_main:
         option("model.dtype: bfloat16", model={"dtype": "bfloat16"})
-    if found.devices > 1 and found.zero_stage < 3:
-        option(f"ZeRO stage {found.zero_stage + 1}", zero=found.zero_stage + 1)
+    if found.devices > 1:
+        for stage in range(found.zero_stage + 1, 4):
+            option(f"ZeRO stage {stage} (configs/deepspeed/zero{stage}.json)", zero=stage)
     savings = {
         text: found.total_memory - estimate(changed, devices=devices, zero_stage=zero).total_memory
         for text, (changed, devices, zero) in options.items()
