@@ -1,7 +1,7 @@
 """`hart estimate` against the memory that training takes.
 
 Each case trains two steps at the configured lengths in processes of its own. Measured is the peak of the resident set
-of one process during training, less what it had before the networks were loaded.
+of one process during these steps, less what it has besides the loaded networks before.
 
     python benches/memory_estimate.py [CASE ...]
 
@@ -90,26 +90,31 @@ def peak() -> int:
 
 
 def train_and_measure(config_path: str, result: str) -> None:
-    """In a process of its own: write the peak during training to a file."""
+    """In a process of its own: write the peak of two steps to a file."""
     from hart.config import load
     from hart.trainer import HartTrainer
     from hart.training import train
 
-    if os.environ.get("ZERO"):
-        import deepspeed  # noqa: F401 - its own memory is not the model's
-    before = resident()
-    found = {}
-    go_on = HartTrainer.go_on
+    found: dict[str, int] = {}
+    go_on, step = HartTrainer.go_on, HartTrainer.training_step
 
-    def measured(self: HartTrainer, checkpoint: Path | None) -> None:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: loading is not training
+    def loaded(self: HartTrainer, checkpoint: Path | None) -> None:
+        weights = sum(p.numel() * p.element_size() for p in self.system.parameters())
+        if os.environ.get("ZERO"):
+            import deepspeed  # noqa: F401 - its own memory is not the model's
+        found["before"] = resident() - weights
         self._save_checkpoint = lambda *_: found.update(peak=peak())  # type: ignore[method-assign]
         go_on(self, checkpoint)
 
-    HartTrainer.go_on = measured  # type: ignore[method-assign]
+    def first_step(self: HartTrainer, *args: Any, **kwargs: Any) -> Any:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: preparing is not training
+        HartTrainer.training_step = step  # type: ignore[method-assign]
+        return step(self, *args, **kwargs)
+
+    HartTrainer.go_on, HartTrainer.training_step = loaded, first_step  # type: ignore[method-assign]
     train(load(config_path), quiet=True)
     if os.environ.get("RANK", "0") == "0":
-        Path(result).write_text(str(found["peak"] - before))
+        Path(result).write_text(str(found["peak"] - found["before"]))
 
 
 def run_case(name: str, folder: Path, base: str) -> tuple[float, float]:

@@ -22,8 +22,10 @@ and training can be given behind it as --section.field VALUE. The run's folder g
 metrics.jsonl, checkpoints and final/, the model that the other commands take. An interrupted run
 goes on from its last checkpoint when the same command is given again.""",
         epilog="""\
-example:
-  hart train configs/mini/hart_sni.yaml --data.dir natural-instructions --training.max_steps 2000""",
+examples:
+  hart train configs/mini/hart_sni.yaml --data.dir natural-instructions --training.max_steps 2000
+  torchrun --nproc-per-node 8 -m hart train configs/t5-large/hart_sni.yaml
+  accelerate launch --config_file configs/accelerate/zero2.yaml -m hart train configs/t5-xl/hart_sni.yaml""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         usage="hart train CONFIG.yaml [--section.field VALUE ...] [--device {cpu,cuda}] [--processes N]",
@@ -55,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
     select_device(args.device)
     config = configuration.load(args.config, args.overrides)
+    first = os.environ.get("RANK", "0") == "0"
     try:
         if args.processes > 1 and not is_one_of_several():
             run_hart(["train", args.config, *args.overrides, "--device", "cpu"], args.processes)
@@ -64,8 +67,9 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command goes on from the last checkpoint") from None
     except Stopped as stop:
-        print(f"hart: {stop}; the same command goes on from there", file=sys.stderr)
+        if first:
+            print(f"hart: {stop}; the same command goes on from there", file=sys.stderr)
         return TERMINATED
-    if os.environ.get("RANK", "0") == "0":
+    if first:
         print(f"trained model: {final}")
     return 0
