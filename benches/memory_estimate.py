@@ -51,7 +51,7 @@ def small_base(folder: Path) -> None:
     import torch
     from transformers import AutoTokenizer, T5ForConditionalGeneration
 
-    from hart.estimate import base_config
+    from hart.blueprint import base_config
     from hart.resources import resolve_base
 
     torch.manual_seed(0)

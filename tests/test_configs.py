@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from hart.blueprint import base_config, build
 from hart.config import RunConfig, load
-from hart.estimate import base_config, build, estimate
+from hart.estimate import estimate
 from hart.hypernetwork import HyperNetwork
 from hart.system import HartModel
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from hart.blueprint import base_config
 from hart.config import RunConfig, load
 from hart.errors import HartError
-from hart.estimate import base_config, estimate, with_advice, zero_stage_of
+from hart.estimate import estimate, with_advice, zero_stage_of
 from hart.losses import prediction_loss
 from hart.system import HartModel
 

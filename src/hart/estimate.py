@@ -23,39 +23,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import safe_open
-from transformers import AutoConfig, T5Config, T5ForConditionalGeneration
+from transformers import T5Config
 
+from hart.blueprint import Parts, build
 from hart.config import RunConfig
 from hart.errors import HartError
-from hart.hypernetwork import T5_FIELDS, HyperNetwork, HyperNetworkConfig
-from hart.learned import LearnedWeights
-from hart.peft import MainShape, build_kinds
-from hart.resources import resolve_base
+from hart.hypernetwork import HyperNetwork
 from hart.training_arguments import read_deepspeed
 
 GIB = 2**30
-OVERHEAD = 1.15
-"""Of activations: what the formula leaves out, measured on four mini configurations (docs/results.md)."""
+OVERHEAD = 1.05
+"""Of activations: what the formula leaves out, measured on ten mini and small configurations (docs/scaling.md)."""
 
 BLOCKWISE = 1 + 1 / 256 * 4
 """Bytes of an 8-bit optimizer state per weight: one, and a float32 scale for each block of 256."""
 
 BUCKET = 50_000_000
 """Elements that DeepSpeed gathers before it sends them, twice (reduce_bucket_size), unless training.deepspeed says."""
-
-# d_model, d_ff, layers of a stack, heads; d_kv is 64 throughout. T5 1.1, LM-adapted or instruction-tuned, as published.
-_SIZES = {
-    "small": (512, 1024, 8, 6),
-    "base": (768, 2048, 12, 12),
-    "large": (1024, 2816, 24, 16),
-    "xl": (2048, 5120, 24, 32),
-    "xxl": (4096, 10240, 24, 64),
-}
-_HUB_NAMES = ("google/t5-{}-lm-adapt", "google/t5-v1_1-{}", "google/flan-t5-{}")
-KNOWN = {name.format(size): values for name in _HUB_NAMES for size, values in _SIZES.items()}
-"""Checkpoints whose sizes need no download."""
 
 
 @dataclass(frozen=True)
@@ -89,76 +73,6 @@ class Estimate:
 
     def to_json(self) -> str:
         return json.dumps(asdict(self) | {"total_memory": self.total_memory}, indent=2)
-
-
-def base_config(name: str) -> T5Config:
-    """The configuration of a base: of a known hub name without a download, of a folder, or of `mini-base`.
-
-    Raises:
-        HartError: neither known, nor a folder, nor in the hub's cache.
-    """
-    if name in KNOWN and not Path(name).is_dir():
-        d_model, d_ff, layers, heads = KNOWN[name]
-        return T5Config(
-            vocab_size=32128, d_model=d_model, d_kv=64, d_ff=d_ff, num_layers=layers, num_heads=heads,
-            feed_forward_proj="gated-gelu",
-        )  # fmt: skip
-    try:
-        config = AutoConfig.from_pretrained(resolve_base(name))
-    except (OSError, ValueError) as error:
-        known = ", ".join(pattern.format("{small,base,large,xl,xxl}") for pattern in _HUB_NAMES)
-        raise HartError(f"{name}: its sizes are not known here; give a folder, mini-base, or one of {known}") from error
-    if not isinstance(config, T5Config):
-        raise HartError(f"{name}: is a {config.model_type} model; give a T5 checkpoint")
-    return config
-
-
-def _has_own_head(name: str) -> bool:
-    weights = Path(resolve_base(name)) / "model.safetensors"
-    if not weights.is_file():
-        return name in KNOWN
-    with safe_open(weights, "pt") as file:
-        return "lm_head.weight" in file.keys()  # noqa: SIM118
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The networks of a configuration on the meta device; shapes without numbers."""
-
-    main: T5ForConditionalGeneration
-    untied_head: int
-    adapter: HyperNetwork | LearnedWeights | None
-
-
-def build(config: RunConfig) -> Parts:
-    """All networks of a run, without weights.
-
-    Raises:
-        HartError: parts that do not fit each other, as `HartModel.from_config` says.
-    """
-    t5 = base_config(config.model.base)
-    shape = MainShape.from_config(t5)
-    with torch.device("meta"):
-        main = T5ForConditionalGeneration(t5)
-        adapter: HyperNetwork | LearnedWeights | None = None
-        if config.model.weights == "generated":
-            if config.model.decoder_layers > (t5.num_decoder_layers or t5.num_layers):
-                raise HartError(f"model.decoder_layers is {config.model.decoder_layers}; {config.model.base} has fewer")
-            adapter = HyperNetwork(
-                HyperNetworkConfig(
-                    t5={name: getattr(t5, name) for name in T5_FIELDS},
-                    decoder_layers=config.model.decoder_layers,
-                    scheme=dict(config.model.scheme),
-                    peft=[kind.to_config() for kind in build_kinds(config.model.peft)],
-                    main=asdict(shape),
-                    tied_encoder=config.model.tied_encoder,
-                )
-            )
-        elif config.model.weights == "learned":
-            adapter = LearnedWeights(config.model.peft, shape)
-    # A newly built T5 shares its output matrix; many checkpoints do not, whatever their configuration says.
-    untied = t5.vocab_size * t5.d_model if _has_own_head(config.model.base) else 0
-    return Parts(main, untied, adapter)
 
 
 def estimate(config: RunConfig, *, devices: int = 1, zero_stage: int = 0) -> Estimate:
@@ -295,6 +209,13 @@ def _ff_maps(t5: T5Config) -> int:
     return 3 if t5.is_gated_act else 2
 
 
+def _trained_embeddings(config: RunConfig, parts: Parts) -> int:
+    count = parts.main.get_input_embeddings().weight.numel() if config.model.train_main else 0
+    if isinstance(parts.adapter, HyperNetwork):
+        count += parts.adapter.count_parameters()["embedding"]
+    return count
+
+
 def zero_stage_of(config: RunConfig) -> int:
     """The stage that training.deepspeed or training.fsdp asks for; 0 without them."""
     return 3 if config.training.fsdp else int(_zero_settings(config).get("stage", 0))
@@ -320,11 +241,13 @@ def _memory(
     trained_bytes = 2 if zero_stage and training.bf16 else 4
     if model.train_main:
         main_bytes = trained_bytes
+    # The Trainer keeps the states of embeddings in float32; of ZeRO's flat parts it sees none.
+    embeddings = 0 if zero_stage else _trained_embeddings(config, parts)
     memory = {
         "weights, main model": main * main_bytes / shared_from(3),
         "weights, adapter": adapter * trained_bytes / shared_from(3),
         "gradients": trained * trained_bytes / shared_from(2),
-        "optimizer": trained * state / shared_from(1),
+        "optimizer": (trained * state + embeddings * (8 - state)) / shared_from(1),
         "activations": _activations(config, parts, devices),
     }
     if zero_stage:
@@ -348,18 +271,21 @@ def _activations(config: RunConfig, parts: Parts, devices: int) -> float:
     checkpointed = model.gradient_checkpointing
     down = t5.num_decoder_layers or t5.num_layers
     trained = model.train_main
+    # A frozen main model has none.
+    dropout = trained and t5.dropout_rate > 0
+    dropout_read = (t5.dropout_rate if model.dropout is None else model.dropout) > 0
 
     total = 0.0
     if trained or model.peft:
-        total += _stack(t5, queries, query, query + prefix, t5.num_layers, size, checkpointed)
+        total += _stack(t5, queries, query, query + prefix, t5.num_layers, size, checkpointed, dropout=dropout)
     total += _stack(
         t5, queries, data.max_target_length, data.max_target_length + prefix, down, size, checkpointed,
-        memory=query + fused,
+        memory=query + fused, dropout=dropout,
     )  # fmt: skip
     # Logits, their softmax in float32, and its gradient.
     total += queries * data.max_target_length * t5.vocab_size * (size + 8)
     if generated:
-        total += _stack(t5, passes, read, read, t5.num_layers, size, checkpointed)
+        total += _stack(t5, passes, read, read, t5.num_layers, size, checkpointed, dropout=dropout_read)
         assert isinstance(parts.adapter, HyperNetwork)
         rows = sum(head.block.layers * head.block.rows for head in parts.adapter.heads.heads())
         total += passes * rows * t5.d_model * 3 * size
@@ -369,18 +295,31 @@ def _activations(config: RunConfig, parts: Parts, devices: int) -> float:
 
 
 def _stack(
-    t5: T5Config, batch: int, tokens: int, keys: int, layers: int, size: int, checkpointed: bool, *, memory: int = 0
-
-) -> float:  # fmt: skip
+    t5: T5Config,
+    batch: int,
+    tokens: int,
+    keys: int,
+    layers: int,
+    size: int,
+    checkpointed: bool,
+    *,
+    memory: int = 0,
+    dropout: bool = False,
+) -> float:
     """Bytes of a stack's activations; `memory` is how many tokens a decoder's cross-attention sees."""
     inner = t5.num_heads * t5.d_kv
     # Per token: residual stream and norms (hidden and normed of each sub-layer), q, k, v, the attention's output,
     # and the feed-forward's inner activations (two maps, the activation and the product where gated).
     sublayers = 3 if memory else 2
-    per_token = sublayers * 3 * t5.d_model + 4 * inner + (4 if t5.is_gated_act else 2) * t5.d_ff
-    per_layer = batch * tokens * per_token * size
+    per_token: float = sublayers * 3 * t5.d_model + 4 * inner + (4 if t5.is_gated_act else 2) * t5.d_ff
     # With a position bias, self-attention keeps scores and weights; cross-attention has none and runs fused.
-    per_layer += 2 * batch * t5.num_heads * tokens * keys * size
+    attention: float = 2 * t5.num_heads * tokens * keys
+    if dropout:
+        # What it gives is kept beside what it was given, with a mask of a byte each.
+        kept = 1 + 1 / size
+        per_token += kept * (sublayers * t5.d_model + t5.d_ff)
+        attention += kept * t5.num_heads * tokens * keys
+    per_layer = batch * (tokens * per_token + attention) * size
     if memory:
         per_layer += batch * (2 * memory + 2 * tokens) * inner * size
     if not checkpointed:
