@@ -24,7 +24,7 @@ LAYERS: list[set[str]] = [
         "training_arguments",
     },
     {"hypernetwork", "learned", "scoring"},
-    {"estimate", "model_folder"},
+    {"estimate", "export", "model_folder"},
     {"system"},
     {"prediction"},
     {"training"},

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from hart.errors import HartError
 
 
@@ -80,8 +82,9 @@ def new_directory(path: str | Path, *, replaces: str) -> Iterator[Path]:
             if old.exists():
                 old.rename(path)
             raise
-    except OSError as error:
-        raise HartError(f"{path}: cannot be written ({error.strerror or error})") from error
+    except (OSError, SafetensorError) as error:  # safetensors has words of its own for a full disk
+        reason = getattr(error, "strerror", None) or error
+        raise HartError(f"{path}: cannot be written ({reason})") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
