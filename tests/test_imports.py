@@ -19,6 +19,7 @@ LAYERS: list[set[str]] = [
         "model_card",
         "plots",
         "run_folder",
+        "store",
         "stopping",
         "task_collections",
         "training_arguments",

@@ -10,9 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 from safetensors import SafetensorError
 
 from hart.errors import HartError
+
+
+def cache_folder() -> Path:
+    """Where hart keeps what it need not compute twice: HART_CACHE, or the platform's place for caches."""
+    return Path(os.environ.get("HART_CACHE") or platformdirs.user_cache_dir("hart"))
 
 
 def write_text(path: str | Path, text: str) -> None:

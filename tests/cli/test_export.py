@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, T5ForConditionalGeneration
 
 from hart import Adaptation, HartModel, Task
 from hart.config import DataConfig, ModelConfig
+from hart.store import Store
 
 peft = pytest.importorskip("peft")
 
@@ -75,3 +76,12 @@ def test_mistakes(adaptation_dir: Path, tmp_path: Path, refused: Callable[..., s
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     assert "pip install" in refused(*words, "peft", "--lossy")
     assert not (tmp_path / "p").exists()
+
+
+def test_an_id_of_the_store(lora_dir: Path, tmp_path: Path, ok, refused, monkeypatch) -> None:
+    monkeypatch.setenv("HART_CACHE", str(tmp_path / "cache"))
+    record = Store().put(Adaptation.from_pretrained(lora_dir), model_fingerprint="m")
+    ok("export", record.id, "--format", "safetensors", "--output-dir", tmp_path / "copy")
+    assert Adaptation.from_pretrained(tmp_path / "copy").tasks == Adaptation.from_pretrained(lora_dir).tasks
+    line = refused("export", "0" * 64, "--format", "safetensors", "--output-dir", tmp_path / "none")
+    assert "no such adaptation" in line and str(tmp_path / "cache") in line

@@ -3,9 +3,13 @@
 import argparse
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hart.cli.options import check_output_folder
+from hart.errors import HartError
+
+if TYPE_CHECKING:
+    from hart.adaptation import Adaptation
 
 logger = logging.getLogger(__name__)
 
@@ -39,12 +43,11 @@ examples:
 
 
 def run(args: argparse.Namespace) -> None:
-    from hart.adaptation import Adaptation
     from hart.export import import_peft, refuse_loss, save_merged, save_peft, what_is_lost
     from hart.main_model import MainModel
 
     check_output_folder(args.output_dir, replaces=FORMATS[args.format])
-    adaptation = Adaptation.from_pretrained(args.adaptation)
+    adaptation = _load(args.adaptation)
     if args.format == "safetensors":
         adaptation.save_pretrained(args.output_dir)
     else:
@@ -57,3 +60,16 @@ def run(args: argparse.Namespace) -> None:
         for phrase in what_is_lost(adaptation):
             logger.warning("lost in the export: %s", phrase)
     print(f"exported {args.adaptation} as {args.format}: {args.output_dir}")
+
+
+def _load(name: str) -> "Adaptation":
+    from hart.adaptation import Adaptation
+    from hart.store import ID, Store
+
+    if not ID.fullmatch(name) or Path(name).is_dir():
+        return Adaptation.from_pretrained(name)
+    store = Store()
+    kept = store.get(name)
+    if kept is None:
+        raise HartError(f"{name}: no such adaptation in {store.folder}; of another store, give the folder of that name")
+    return kept
