@@ -29,7 +29,7 @@ LAYERS: list[set[str]] = [
     {"system"},
     {"prediction"},
     {"training"},
-    {"quickstart", "sweep"},
+    {"client", "quickstart", "serving", "sweep"},
     {"cli"},
     {"__main__"},
 ]
