@@ -98,7 +98,8 @@ class Store:
         self._index = self.folder / "index.sqlite"
         self._kept = self.folder / "adaptations"
         try:
-            self._kept.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # tasks are nobody else's business
+            self._kept.mkdir(exist_ok=True)
         except OSError as error:
             raise HartError(f"{self.folder}: cannot be written ({error.strerror})") from error
         try:

@@ -1,15 +1,21 @@
 """The interface: what it answers is what the model answers in this process, and what it refuses."""
 
 import json
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from starlette.testclient import TestClient
 
-from hart import HartModel
+from hart import HartModel, Task
+from hart.config import DataConfig, ModelConfig
+from hart.data.prompts import encode_query
 from hart.export import unbundle
+from hart.serving import create_app
 from hart.serving import engine as engine_module
 from hart.store import Store
 
@@ -244,13 +250,10 @@ def test_a_full_queue(serve: Callable[..., TestClient], model: HartModel, monkey
     generate = model.main.generate
 
     def slowly(*args: Any, **kwargs: Any) -> Any:
-        import time
-
         time.sleep(0.3)
         return generate(*args, **kwargs)
 
     monkeypatch.setattr(model.main, "generate", slowly)
-    from concurrent.futures import ThreadPoolExecutor
 
     def ask(_: int) -> Any:
         return client.post("/v1/generate", json={"inputs": ["one", "two"], "adaptation": id})
@@ -273,8 +276,6 @@ def test_the_time_limit_ends_the_work(
     call = engine_module._Abandoned.__call__
 
     def slow(self: Any, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        import time
-
         time.sleep(0.1)
         steps.append(1)
         return call(self, input_ids, scores, **kwargs)
@@ -336,12 +337,29 @@ def test_another_models_adaptations_are_not_served(client: TestClient, store: St
 
 
 def test_one_pass_for_many_requests_of_one_task(client: TestClient) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
     with ThreadPoolExecutor(12) as pool:
         replies = list(pool.map(lambda _: client.post("/v1/adaptations", json=to_json(task(9))), range(12)))
     assert len({reply.json()["id"] for reply in replies}) == 1
     assert "hart_adapted_total 1.0" in client.get("/metrics").text.splitlines()
+
+
+def test_a_model_of_prompts_needs_no_definition(tiny_base_dir: Path, store: Store) -> None:
+    data = DataConfig(
+        collection="p3", demonstrations="sampled", num_demonstrations=4, max_query_length=64, max_target_length=8
+    )
+    model = HartModel.from_config(ModelConfig(base=str(tiny_base_dir), decoder_layers=1), data).eval()
+    body = {"demonstrations": [{"input": f"a cat {n}?", "output": "yes"} for n in range(5)]}
+    with TestClient(create_app(model, store), base_url="http://localhost") as client:
+        assert client.get("/health").json()["reads_definition"] is False
+        reply = client.post("/v1/adaptations", json=body)
+        assert reply.json()["demonstrations_read"] == 4
+        asked = {"inputs": ["a mat?"], "adaptation": [reply.json()["id"]]}
+        expected = model.generate("a mat?", model.adapt(Task("", [(f"a cat {n}?", "yes") for n in range(5)])))
+        assert client.post("/v1/generate", json=asked).json()["outputs"] == expected
+        (bare,) = model.main.generate(
+            [encode_query(model.main.tokenizer, "a mat?", model.input_format.lengths, eos=False)], max_new_tokens=8
+        )
+        assert client.post("/v1/generate", json={"inputs": ["a mat?"]}).json()["outputs"] == [bare]
 
 
 def test_fingerprints_tell_models_apart(model: HartModel) -> None:

@@ -281,11 +281,12 @@ def _add_answers(app: FastAPI, engine: Engine, settings: Settings) -> None:
         given = body.adaptation if isinstance(body.adaptation, list) else [body.adaptation]
 
         async def work() -> Any:
-            adapted = [await resolve(each, "adaptation") for each in given]
+            # Side by side, so that new tasks share a pass of the hypernetwork.
+            adapted = await asyncio.gather(*(resolve(each, "adaptation") for each in given))
             if body.stream:
                 return _start_stream(engine, body.inputs[0], *adapted[0], how)
-            adapted = adapted * len(body.inputs) if len(adapted) == 1 else adapted
-            outputs = await generate_all(body.inputs, adapted, how)
+            rows = adapted * len(body.inputs) if len(adapted) == 1 else adapted
+            outputs = await generate_all(body.inputs, rows, how)
             return schemas.GenerateOut(outputs=outputs, seconds=time.monotonic() - start)
 
         done = await _within(request, settings.time_limit, work())
