@@ -3,10 +3,10 @@
     python benches/serving_load.py --clients 200 --seconds 60
 
 A server process of its own for each way, on loopback. One client process asks for --seconds, each client its next query
-as soon as it has the last answer, of a task drawn at random from the unseen tasks of the bundled collection. Every
-reply is compared with what the model answers to the same query of the same task here, alone. One that differs
-is wrongly adapted if it is the answer of another of the tasks to that query. Failed requests are counted by
-status. The server's resident memory is sampled each second.
+as soon as it has the last answer, of a task drawn at random from the bundled collection. Every reply is compared with
+what the model answers here, alone, to the same query of the same task. One that differs is wrongly adapted if it is
+what another of the tasks answers to that query. Failed requests are counted by status. The server's resident memory is
+sampled each second.
 """
 
 import argparse
@@ -36,7 +36,9 @@ class Local:
 
     def __init__(self, model: str, tasks: int, queries: int) -> None:
         self._model = HartModel.from_pretrained(model, device="cpu")
-        chosen = load_procedural("test", max_instances=queries)[:tasks]
+        # The unseen tasks first, and as many others as are needed.
+        known = load_procedural("test", max_instances=queries) + load_procedural("train", max_instances=queries)
+        chosen = known[:tasks]
         self._adaptations = [self._model.adapt(task) for task in chosen]
         self.queries = [[instance.input for instance in task.instances] for task in chosen]
         self.answers = [

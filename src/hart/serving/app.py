@@ -21,7 +21,7 @@ from hart.errors import HartError
 from hart.export import bundle
 from hart.serving import schemas
 from hart.serving.batching import Batcher, Busy, Job
-from hart.serving.engine import Engine, Options
+from hart.serving.engine import Engine, Options, StoreTrouble
 from hart.serving.engine import Query as Row
 from hart.serving.guard import Guard, error
 from hart.serving.metrics import Metrics
@@ -76,7 +76,7 @@ def create_app(model: HartModel, store: Store | None = None, settings: Settings 
         yield
         noting.cancel()
         await engine.batcher.close()
-        with suppress(HartError):
+        with suppress(StoreTrouble):
             await engine.note_uses()
 
     app: FastAPI = FastAPIOffline(
@@ -99,7 +99,7 @@ def create_app(model: HartModel, store: Store | None = None, settings: Settings 
 async def _note_uses(engine: Engine) -> None:
     while True:
         await asyncio.sleep(_NOTE_USES_EVERY)
-        with suppress(HartError):
+        with suppress(StoreTrouble):
             await engine.note_uses()
 
 
@@ -117,6 +117,10 @@ def _add_error_replies(app: FastAPI) -> None:
     @app.exception_handler(HartError)
     async def mistake(_: Request, problem: HartError) -> Response:
         return error(422, str(problem), "invalid_request")
+
+    @app.exception_handler(StoreTrouble)
+    async def trouble(_: Request, problem: StoreTrouble) -> Response:
+        return error(507, "the store of this server cannot be used; its log says why", "storage")
 
     @app.exception_handler(_Refused)
     async def refused(_: Request, problem: _Refused) -> Response:
@@ -172,7 +176,7 @@ def _add_health(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def prometheus() -> Response:
         """Counters in the text format of Prometheus."""
-        count, size = await asyncio.to_thread(engine.store.totals)
+        count, size = await engine.totals()
         metrics.stored.set(count)
         metrics.stored_bytes.set(size)
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
@@ -190,10 +194,7 @@ def _add_adaptations(app: FastAPI, engine: Engine, settings: Settings) -> None:
             task = body.to_task()
             read = engine.check_task(task)
             adapted = await engine.adapt(task)
-            try:
-                record = await engine.keep(adapted)
-            except HartError as problem:
-                raise _Refused(507, f"the adaptation cannot be kept: {problem}", "storage") from problem
+            record = await engine.keep(adapted)
             response.status_code = 201 if adapted.new else 200
             return schemas.AdaptOut(**_shown(record), new=adapted.new, demonstrations_read=read)
 
@@ -204,7 +205,7 @@ def _add_adaptations(app: FastAPI, engine: Engine, settings: Settings) -> None:
         limit: Annotated[int, Query(ge=1, le=1000)] = 100, offset: Annotated[int, Query(ge=0, le=10**9)] = 0
     ) -> Any:
         """What this model has adapted to, the last used first."""
-        records = await asyncio.to_thread(engine.store.records, engine.fingerprint, limit=limit, offset=offset)
+        records = await engine.records(limit, offset)
         return {"adaptations": [_shown(record) for record in records]}
 
     @app.get("/v1/adaptations/{id}", response_model=schemas.AdaptationOut, responses=missing)
@@ -250,7 +251,7 @@ def _add_answers(app: FastAPI, engine: Engine, settings: Settings) -> None:
         engine.check_task(task)
         adapted = await engine.adapt(task)
         if adapted.new:
-            with suppress(HartError):  # it is in memory, which is enough for this request
+            with suppress(StoreTrouble):  # it is in memory, which is enough for this request
                 await engine.keep(adapted)
         return adapted.id, adapted.adaptation
 

@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -25,7 +26,13 @@ from hart.serving.settings import MEMORY_BYTES
 from hart.store import Record, Store, adaptation_id
 from hart.system import HartModel
 
+logger = logging.getLogger(__name__)
+
 _UNLIMITED = 10**9
+
+
+class StoreTrouble(Exception):
+    """The store cannot be read or written; the log says why."""
 
 
 class Options(NamedTuple):
@@ -108,6 +115,8 @@ class Engine:
         """
         id = self.id_of(task)
         found = await self.find(id)
+        # Looked up again: while the store was asked, another request may have had it made.
+        found = found or self._memory.get(id)
         if found is not None:
             return Adapted(id, found, False, 0.0)
         if id not in self._making:
@@ -119,7 +128,7 @@ class Engine:
     async def find(self, id: str) -> Adaptation | None:
         """The adaptation of an id, if this model has generated it and it is still there."""
         if id not in self._memory:
-            found = await asyncio.to_thread(self._stored, id)
+            found = await self._from_store(self._stored, id)
             if found is None:
                 return None
             self._remember(id, found)
@@ -131,17 +140,17 @@ class Engine:
         """Make sure that the store has it.
 
         Raises:
-            HartError: it cannot be written.
+            StoreTrouble: it cannot be written.
         """
-        record = await asyncio.to_thread(self.store.record, adapted.id)
+        record = await self._from_store(self.store.record, adapted.id)
         if record is None:
-            record = await asyncio.to_thread(
+            record = await self._from_store(
                 self.store.put, adapted.adaptation, model_fingerprint=self.fingerprint, seconds=adapted.seconds
             )
         return record
 
     async def record(self, id: str) -> Record | None:
-        record = await asyncio.to_thread(self.store.record, id)
+        record = await self._from_store(self.store.record, id)
         return record if record is not None and record.model_fingerprint == self.fingerprint else None
 
     async def forget(self, id: str) -> bool:
@@ -151,13 +160,32 @@ class Engine:
             self._memory_bytes -= _bytes(remembered)
         if await self.record(id) is None:
             return remembered is not None
-        return await asyncio.to_thread(self.store.delete, id)
+        return await self._from_store(self.store.delete, id)
+
+    async def records(self, limit: int, offset: int) -> list[Record]:
+        """What this model has adapted to, the last used first."""
+        found: list[Record] = await self._from_store(self.store.records, self.fingerprint, limit=limit, offset=offset)
+        return found
+
+    async def totals(self) -> tuple[int, int]:
+        """Number and bytes of all adaptations in the store."""
+        found: tuple[int, int] = await self._from_store(self.store.totals)
+        return found
 
     async def note_uses(self) -> None:
         """Tell the store what was used since the last time."""
         uses, self._uses = self._uses, {}
         if uses:
-            await asyncio.to_thread(self.store.touch, uses)
+            await self._from_store(self.store.touch, uses)
+
+    async def _from_store(self, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """What a method of the store gives; it may wait for a disk, or for another process."""
+        try:
+            return await asyncio.to_thread(call, *args, **options)
+        except HartError as problem:
+            # For the operator: it names files of this machine.
+            logger.error("%s", problem)
+            raise StoreTrouble from problem
 
     def check_task(self, task: Task) -> int:
         """How many demonstrations the model will read.
