@@ -166,7 +166,7 @@ def main() -> None:
     for way, options in (("mixing", []), ("one task per batch", ["--no-mixing"])):
         with Server(args.model, *options) as server:
             # A warm-up of its own, not counted.
-            asyncio.run(load(server, local, args.clients, min(5.0, args.seconds), args.seed + 1))
+            asyncio.run(load(server, local, args.clients, min(5.0, args.seconds / 4), args.seed + 1))
             found = results[way] = asyncio.run(load(server, local, args.clients, args.seconds, args.seed))
         found["exit_status"] = server.status
         memory = [size for _, size in found["memory_mib"]]

@@ -5,11 +5,9 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import sqlite3
-import subprocess
-import sys
-import textwrap
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -243,7 +241,11 @@ def test_killed_writers_leave_a_whole_store(tmp_path: Path) -> None:
     try:
         for number in range(KILLS):
             victim, written = start(7 * number)
-            time.sleep(chance.uniform(0.0, 0.3))
+            # Half of them at any time, half while they surely write.
+            until = time.monotonic() + 30
+            while number % 2 and not written.value and time.monotonic() < until:
+                time.sleep(0.001)
+            time.sleep(chance.uniform(0.0, 0.1))
             victim.kill()
             victim.join()
             assert victim.exitcode == -signal.SIGKILL
@@ -260,28 +262,25 @@ def test_killed_writers_leave_a_whole_store(tmp_path: Path) -> None:
     print(f"{KILLS} kills; the killed had written {sum(killed_after)}, the other {survived.value}; {count} kept")
 
 
+def put_with_little_room(folder: Path, told: Any) -> None:
+    """Put while files may not grow beyond some kilobytes, as on a disk without room; counts what is told of it."""
+    store = Store(folder)
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    for limit in (0, 100, 5000, 20000, 60000, 90000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            store.put(made(2, width=2000), model_fingerprint="m")
+        except HartError as error:
+            told.value += "cannot be written" in str(error) and "\n" not in str(error)
+
+
 def test_a_full_disk_is_told_and_leaves_the_store_whole(store: Store) -> None:
-    """Files may not grow beyond some kilobytes, as on a disk without room."""
-    kept = store.put(made(1), model_fingerprint="m")
-    code = """
-        import resource, sys
-        sys.path.insert(0, sys.argv[2])
-        from test_store import made
-        from hart import HartError
-        from hart.store import Store
-        store = Store(sys.argv[1])
-        for limit in (0, 100, 5000, 20000, 60000, 90000):
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-            try:
-                store.put(made(2, width=2000), model_fingerprint="m")
-            except HartError as error:
-                assert "cannot be written" in str(error) and "\\n" not in str(error), error
-                print("told", flush=True)
-    """
-    words = [sys.executable, "-c", textwrap.dedent(code), str(store.folder), str(Path(__file__).parent)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("told") == 6
+    kept, context = store.put(made(1), model_fingerprint="m"), multiprocessing.get_context("fork")
+    told = context.Value("q", 0)
+    process = context.Process(target=put_with_little_room, args=(store.folder, told), daemon=True)
+    process.start()
+    process.join()
+    assert (process.exitcode, told.value) == (0, 6)
     assert folders(store) == {kept.id} and check_whole(store) == 1
     record = store.put(made(2, width=2000), model_fingerprint="m")
     assert json.loads((store.folder / "adaptations" / record.id / "record.json").read_text())["seconds"] == 0.0

@@ -75,7 +75,7 @@ def fuzz(operation: Any, check: Callable[[Any], None]) -> None:
 
 def test_no_request_breaks_the_server(operations: list[Any]) -> None:
     def check(case: Any) -> None:
-        reply = case.call()
+        reply = case.call(timeout=60)
         statuses[case.operation.label, reply.status_code] += 1
         assert reply.status_code < 500, (reply.status_code, reply.text[:500])
         assert "Traceback" not in reply.text and 'File "/' not in reply.text
@@ -93,7 +93,7 @@ def test_nor_with_an_adaptation_that_is_there(operations: list[Any], adaptation:
     def check(case: Any) -> None:
         if isinstance(case.body, dict):
             case.body["model" if "completions" in case.path else "adaptation"] = adaptation
-        reply = case.call()
+        reply = case.call(timeout=60)
         statuses[f"{case.operation.label} with an id", reply.status_code] += 1
         assert reply.status_code < 500, (reply.status_code, reply.text[:500])
 
