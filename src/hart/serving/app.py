@@ -1,10 +1,9 @@
 """The routes. Each checks what it was given, hands rows to the batcher, and waits within the time limit."""
 
 import asyncio
-import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +11,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Query, Request, Response
 from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, StreamingResponse
+from fastapi.responses import FileResponse
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
@@ -26,6 +25,7 @@ from hart.serving.engine import Query as Row
 from hart.serving.guard import Guard, error
 from hart.serving.metrics import Metrics
 from hart.serving.settings import Settings
+from hart.serving.streaming import Stream, start_stream
 from hart.store import Record, Store
 from hart.system import HartModel
 
@@ -285,13 +285,13 @@ def _add_answers(app: FastAPI, engine: Engine, settings: Settings) -> None:
             # Side by side, so that new tasks share a pass of the hypernetwork.
             adapted = await asyncio.gather(*(resolve(each, "adaptation") for each in given))
             if body.stream:
-                return _start_stream(engine, body.inputs[0], *adapted[0], how)
+                return start_stream(engine, body.inputs[0], *adapted[0], how)
             rows = adapted * len(body.inputs) if len(adapted) == 1 else adapted
             outputs = await generate_all(body.inputs, rows, how)
             return schemas.GenerateOut(outputs=outputs, seconds=time.monotonic() - start)
 
         done = await _within(request, settings.time_limit, work())
-        if not isinstance(done, _Stream):
+        if not isinstance(done, Stream):
             return done
         return done.reply(settings.time_limit, lambda piece: {"text": piece}, lambda text: {"output": text})
 
@@ -331,7 +331,7 @@ def _add_answers(app: FastAPI, engine: Engine, settings: Settings) -> None:
         async def work() -> Any:
             adapted = await resolve(body.model, "model")
             if body.stream:
-                return _start_stream(engine, prompts[0], *adapted, how)
+                return start_stream(engine, prompts[0], *adapted, how)
             texts = await generate_all(prompts, [adapted] * len(prompts), how)
             written = sum(min(engine.count_answer(text), how.max_new_tokens) for text in texts)
             usage = schemas.Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
@@ -339,7 +339,7 @@ def _add_answers(app: FastAPI, engine: Engine, settings: Settings) -> None:
 
         name, created = f"cmpl-{uuid.uuid4().hex}", int(time.time())
         done = await _within(request, settings.time_limit, work())
-        if not isinstance(done, _Stream):
+        if not isinstance(done, Stream):
             return done
 
         def last(text: str) -> dict[str, Any]:
@@ -385,56 +385,6 @@ async def _within(request: Request, limit: float, work: Awaitable[Any]) -> Any:
 async def _left(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-class _Stream:
-    """An answer that comes piece by piece."""
-
-    def __init__(self, job: Job, pieces: "asyncio.Queue[str | None]") -> None:
-        self._job = job
-        self._pieces = pieces
-        job.result.add_done_callback(lambda _: pieces.put_nowait(None))
-
-    def reply(
-        self, limit: float, piece: Callable[[str], dict[str, Any]], last: Callable[[str], dict[str, Any]]
-    ) -> StreamingResponse:
-        async def events() -> AsyncIterator[str]:
-            try:
-                async with asyncio.timeout(limit):
-                    text = ""
-                    while (new := await self._pieces.get()) is not None:
-                        text += new
-                        yield _event(piece(new))
-                    yield _event(last(await self._job.result))
-                    yield "data: [DONE]\n\n"
-            except TimeoutError:
-                yield _event({"error": {"message": f"no answer within {limit:g} s", "type": "timeout", "param": None}})
-            except Exception:  # the reply has begun, so its status can say nothing any more
-                message = "an error of the server; its log says more"
-                yield _event({"error": {"message": message, "type": "server_error", "param": None}})
-                raise
-            finally:
-                if not self._job.result.done():
-                    self._job.abandon()
-
-        return StreamingResponse(events(), media_type="text/event-stream")
-
-
-def _start_stream(engine: Engine, text: str, id: str | None, adaptation: Adaptation | None, how: Options) -> _Stream:
-    assert engine.batcher is not None
-    loop, pieces = asyncio.get_running_loop(), asyncio.Queue[str | None]()
-
-    def emit(piece: str) -> None:
-        loop.call_soon_threadsafe(pieces.put_nowait, piece)
-
-    row = Row(text, adaptation, emit=emit)
-    job = Job("stream", (adaptation is not None, how), row, task=id, alone=True)
-    engine.batcher.submit([job])
-    return _Stream(job, pieces)
-
-
-def _event(content: dict[str, Any]) -> str:
-    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
 
 
 def _unknown(id: str, param: str = "id") -> _Refused:
