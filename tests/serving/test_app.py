@@ -270,7 +270,7 @@ def test_a_full_queue(serve: Callable[..., TestClient], model: HartModel, monkey
 def test_the_time_limit_ends_the_work(
     serve: Callable[..., TestClient], model: HartModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client = serve(time_limit=0.5)
+    client = serve(time_limit=4.0)
     id = adapt(client, 1)
     steps = []
     call = engine_module._Abandoned.__call__
@@ -283,10 +283,10 @@ def test_the_time_limit_ends_the_work(
     monkeypatch.setattr(engine_module._Abandoned, "__call__", slow)
     monkeypatch.setattr(model.main.model.generation_config, "eos_token_id", None)
     reply = client.post("/v1/generate", json={"inputs": ["one"], "adaptation": id, "max_new_tokens": 500})
-    assert "0.5 s" in said(reply, 504)
+    assert "within 4 s" in said(reply, 504)
     monkeypatch.undo()
     assert client.post("/v1/generate", json={"inputs": ["one"], "adaptation": id}).status_code == 200
-    assert len(steps) < 15, "the model went on for nobody"
+    assert len(steps) < 100, "the model went on for nobody"
 
 
 def test_a_defect_is_told_without_its_inside(
