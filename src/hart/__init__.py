@@ -5,16 +5,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hart.adaptation import Adaptation
+    from hart.client import Client
     from hart.data.tasks import Demonstration, Instance, Task
     from hart.errors import HartError
     from hart.system import HartModel
 
 __version__ = "0.1.0"
-__all__ = ["Adaptation", "Demonstration", "HartError", "HartModel", "Instance", "Task"]
+__all__ = ["Adaptation", "Client", "Demonstration", "HartError", "HartModel", "Instance", "Task"]
 
 # The public names are imported when they are first used: torch takes seconds, `hart --help` should not.
 _HOMES = {
     "Adaptation": "hart.adaptation",
+    "Client": "hart.client",
     "Demonstration": "hart.data.tasks",
     "HartError": "hart.errors",
     "HartModel": "hart.system",

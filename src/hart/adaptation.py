@@ -187,8 +187,8 @@ class Adaptation:
                 if exists:
                     os.rename(folder, old)
                 os.rename(new, folder)
-        except OSError as error:
-            raise HartError(f"{folder}: cannot be written ({error.strerror})") from error
+        except (OSError, SafetensorError) as error:  # safetensors has words of its own for a full disk
+            raise HartError(f"{folder}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:

@@ -10,7 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import platformdirs
+from safetensors import SafetensorError
+
 from hart.errors import HartError
+
+
+def cache_folder() -> Path:
+    """Where hart keeps what it need not compute twice: HART_CACHE, or the platform's place for caches."""
+    return Path(os.environ.get("HART_CACHE") or platformdirs.user_cache_dir("hart"))
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -80,8 +88,9 @@ def new_directory(path: str | Path, *, replaces: str) -> Iterator[Path]:
             if old.exists():
                 old.rename(path)
             raise
-    except OSError as error:
-        raise HartError(f"{path}: cannot be written ({error.strerror or error})") from error
+    except (OSError, SafetensorError) as error:  # safetensors has words of its own for a full disk
+        reason = getattr(error, "strerror", None) or error
+        raise HartError(f"{path}: cannot be written ({reason})") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers.models.t5.modeling_t5 import T5Stack
 
@@ -219,10 +218,7 @@ class HartModel(nn.Module):
             HartError: the folder has other content, or cannot be written; nothing is left half-written.
         """
         with new_directory(directory, replaces="config.json") as partial:
-            try:
-                self.write(partial, card=card, weights=weights)
-            except SafetensorError as error:  # a full disk, in its words
-                raise HartError(f"{directory}: cannot be written ({error})") from error
+            self.write(partial, card=card, weights=weights)
 
     def write(self, folder: Path, *, card: str | None = None, weights: Mapping[str, Tensor] | None = None) -> None:
         """Put the files of `save_pretrained` into a folder that exists, for callers that make it appear whole.

@@ -3,28 +3,19 @@
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any
-
-import platformdirs
 
 from hart.data.prompts import Tokenizer
 from hart.data.tasks import Task
 from hart.errors import HartError
-from hart.files import write_json
+from hart.files import cache_folder, write_json
 
 logger = logging.getLogger(__name__)
 
 SAMPLE = 1000
 """Instances that are measured, evenly spaced over the task."""
-
-
-def cache_folder() -> Path:
-    """Where hart keeps what it need not compute twice: HART_CACHE, or the platform's place for caches."""
-    return Path(os.environ.get("HART_CACHE") or platformdirs.user_cache_dir("hart"))
 
 
 def average_length(task: Task, tokenizer: Tokenizer, identity: str | None = None) -> float:

@@ -1,0 +1,75 @@
+"""hart export: an adaptation in a form that others read."""
+
+import argparse
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hart.cli.options import check_output_folder
+from hart.errors import HartError
+
+if TYPE_CHECKING:
+    from hart.adaptation import Adaptation
+
+logger = logging.getLogger(__name__)
+
+# Format → a file by which an earlier export of the same form is known.
+FORMATS = {"peft": "adapter_config.json", "merged": "config.json", "safetensors": "adaptation.json"}
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "export",
+        help="turn an adaptation into a PEFT adapter, a merged base or a folder to hand on",
+        description="""\
+Write an adaptation in a form that others read:
+  peft         adapter_config.json and adapter_model.safetensors for PeftModel.from_pretrained
+  merged       the base with the generated LoRA or (IA)3 in its weights, a plain T5 checkpoint in float32
+  safetensors  the folder that hart adapt writes and hart predict takes, for an adaptation of the store
+LoRA and (IA)3 are exported exactly. Fused memory, the encoder's prefixes and the exact place of the
+decoder's prefixes have no counterpart there: what would be lost is named, and given up with --lossy.""",
+        epilog="""\
+examples:
+  hart export adaptations/reverse --format peft --output-dir peft/reverse
+  hart export adaptations/reverse --format merged --output-dir t5-reverse""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("adaptation", metavar="A", help="folder that hart adapt wrote, or an id of the store")
+    parser.add_argument("--format", choices=FORMATS, required=True, help="see above")
+    parser.add_argument("--output-dir", metavar="P", type=Path, required=True, help="folder for the export")
+    parser.add_argument("--lossy", action="store_true", help="export what can be, and say what is lost")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    from hart.export import import_peft, refuse_loss, save_merged, save_peft, what_is_lost
+    from hart.main_model import MainModel
+
+    check_output_folder(args.output_dir, replaces=FORMATS[args.format])
+    adaptation = _load(args.adaptation)
+    if args.format == "safetensors":
+        adaptation.save_pretrained(args.output_dir)
+    else:
+        import_peft()
+        refuse_loss(adaptation, args.lossy)
+        # Before the base is loaded, which may take long.
+        main = MainModel.from_pretrained(adaptation.base, revision=adaptation.base_revision, dtype="float32")
+        save = save_peft if args.format == "peft" else save_merged
+        save(adaptation, main, args.output_dir, lossy=args.lossy)
+        for phrase in what_is_lost(adaptation):
+            logger.warning("lost in the export: %s", phrase)
+    print(f"exported {args.adaptation} as {args.format}: {args.output_dir}")
+
+
+def _load(name: str) -> "Adaptation":
+    from hart.adaptation import Adaptation
+    from hart.store import ID, Store
+
+    if not ID.fullmatch(name) or Path(name).is_dir():
+        return Adaptation.from_pretrained(name)
+    store = Store()
+    kept = store.get(name)
+    if kept is None:
+        raise HartError(f"{name}: no such adaptation in {store.folder}; of another store, give the folder of that name")
+    return kept

@@ -1,0 +1,132 @@
+"""hart serve: a model as an HTTP server on this machine."""
+
+import argparse
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from hart.cli.options import MODEL_HELP, add_device, positive, select_device
+from hart.errors import HartError
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "serve",
+        help="serve a model over HTTP, with a page to try it on",
+        description="""\
+Serve a model: POST a definition and demonstrations, get the id of an adaptation, ask it queries.
+Requests of different tasks share a batch. The page at / tries it out, /docs describes the interface.
+Only this machine can connect unless --host says otherwise. On SIGTERM what was accepted is finished.""",
+        epilog="""\
+examples:
+  hart serve mini
+  hart serve runs/hart/final --port 9000 --max-batch 64
+  HART_TOKEN=secret hart serve mini --host 0.0.0.0""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=_port, default=8000, help="0 takes a free one (default: %(default)s)")
+    parser.add_argument("--token", help="what clients must bring as bearer token (default: HART_TOKEN, or none)")
+    parser.add_argument("--store", metavar="DIR", type=Path, help="where adaptations are kept (default: in HART_CACHE)")
+    parser.add_argument(
+        "--store-size", metavar="MIB", type=positive, default=2048, help="limit of the store (default: %(default)s MiB)"
+    )
+    parser.add_argument(
+        "--max-batch", metavar="N", type=positive, default=32, help="rows answered together (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max-wait",
+        metavar="MS",
+        type=_number,
+        default=5,
+        help="an idle model waits for rows (default: %(default)s ms)",
+    )
+    parser.add_argument(
+        "--max-queue", metavar="N", type=positive, default=1024, help="rows that may wait (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--time-limit", metavar="S", type=_number, default=60, help="for one request (default: %(default)s s)"
+    )
+    parser.add_argument("--no-mixing", action="store_true", help="one task per batch, to measure what mixing gains")
+    add_device(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    from hart.serving import Settings, create_app
+    from hart.store import Store
+    from hart.system import HartModel
+
+    token = args.token or os.environ.get("HART_TOKEN") or None
+    loopback = args.host in LOOPBACK
+    settings = Settings(
+        max_batch=args.max_batch,
+        max_wait=args.max_wait / 1000,
+        max_queue=args.max_queue,
+        time_limit=args.time_limit,
+        mixing=not args.no_mixing,
+        token=token,
+        loopback=loopback,
+    )
+    # Before the model is loaded, which may take long.
+    listener = _listen(args.host, args.port)
+    store = Store(args.store, max_bytes=args.store_size * 1024**2)
+    model = HartModel.from_pretrained(args.model, device=select_device(args.device))
+    if not loopback and token is None:
+        print(
+            f"hart: warning: whoever reaches {args.host} can use this server and read its tasks; set --token",
+            file=sys.stderr,
+        )
+    address = f"[{args.host}]" if ":" in args.host else args.host
+    print(f"serving {args.model} on http://{address}:{listener.getsockname()[1]} (Ctrl-C ends)", flush=True)
+    _serve(create_app(model, store, settings), listener, settings.time_limit)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise HartError(f"--host {host} --port {port}: cannot listen there ({error.strerror or error})") from error
+
+
+def _serve(app: Any, listener: socket.socket, time_limit: float) -> None:
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        # Requests that came in are answered within the time limit, or not at all.
+        timeout_graceful_shutdown=int(time_limit) + 5,
+        limit_concurrency=2048,
+        server_header=False,
+    )
+    # uvicorn raises the signal again when all is finished; a server that ended as it was told has not failed.
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        uvicorn.Server(config).run(sockets=[listener])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 65535, not '{text}'")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1e6:
+        raise argparse.ArgumentTypeError(f"must be a number of at least 0, not '{text}'")
+    return value

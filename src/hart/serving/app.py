@@ -1,0 +1,396 @@
+"""The routes. Each checks what it was given, hands rows to the batcher, and waits within the time limit."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request, Response
+from fastapi import Path as PathParameter
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+
+from hart.adaptation import Adaptation
+from hart.errors import HartError
+from hart.export import bundle
+from hart.serving import schemas
+from hart.serving.batching import Batcher, Busy, Job
+from hart.serving.engine import Engine, Options, StoreTrouble
+from hart.serving.engine import Query as Row
+from hart.serving.guard import Guard, error
+from hart.serving.metrics import Metrics
+from hart.serving.settings import Settings
+from hart.serving.streaming import Stream, start_stream
+from hart.store import Record, Store
+from hart.system import HartModel
+
+_PAGE = Path(__file__).parent / "page"
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_DOCS_POLICY = (
+    "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data:; connect-src 'self'; frame-ancestors 'none'"
+)
+_VERSION = "1"
+"""Of the interface, as in its paths."""
+
+_NOTE_USES_EVERY = 5.0
+_Id = Annotated[str, PathParameter(pattern=r"^[0-9a-f]{64}$", min_length=64, max_length=64)]
+
+
+# What a place in a request is called beside its fields: where it is, and which form of `adaptation` was meant.
+_NO_FIELDS = ("body", "query", "path", *schemas.TAGS)
+
+
+class _Refused(Exception):
+    """Ends a request with an error reply."""
+
+    def __init__(self, status: int, message: str, kind: str, param: str | None = None) -> None:
+        self.reply = error(status, message, kind, param)
+
+
+def create_app(model: HartModel, store: Store | None = None, settings: Settings | None = None) -> FastAPI:
+    """An ASGI application that serves a model.
+
+    Args:
+        model: on the device where it is to run.
+        store: where adaptations are kept; None is the one in the cache.
+        settings: batching, limits and token.
+    """
+    settings = settings or Settings()
+    metrics = Metrics()
+    engine = Engine(model, store or Store(), metrics)
+    engine.warm_up()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        engine.batcher = Batcher(engine.run, settings, metrics)
+        noting = asyncio.create_task(_note_uses(engine))
+        yield
+        noting.cancel()
+        await engine.batcher.close()
+        with suppress(StoreTrouble):
+            await engine.note_uses()
+
+    app: FastAPI = FastAPIOffline(
+        title="hart",
+        version=_VERSION,
+        description="Adapt a frozen language model to a task by its definition and a few demonstrations, then ask it.",
+        redoc_url=None,
+        lifespan=lifespan,
+        responses={status: {"model": schemas.ErrorOut} for status in (401, 403, 408, 413, 422, 429, 504)},
+    )
+    app.add_middleware(Guard, settings=settings, metrics=metrics)
+    _add_error_replies(app)
+    _add_page(app)
+    _add_health(app, engine, metrics)
+    _add_adaptations(app, engine, settings)
+    _add_answers(app, engine, settings)
+    return app
+
+
+async def _note_uses(engine: Engine) -> None:
+    while True:
+        await asyncio.sleep(_NOTE_USES_EVERY)
+        with suppress(StoreTrouble):
+            await engine.note_uses()
+
+
+def _add_error_replies(app: FastAPI) -> None:
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, problem: RequestValidationError) -> Response:
+        # Without what was given: it may be long, or not even be text.
+        first = problem.errors()[0]
+        if first["type"] == "json_invalid":
+            return error(422, "the body is not JSON", "invalid_request")
+        field = ".".join(str(part) for part in first["loc"] if part not in _NO_FIELDS)
+        message = f"{field}: {first['msg']}" if field else str(first["msg"])
+        return error(422, message.encode("utf-8", "replace").decode(), "invalid_request", field or None)
+
+    @app.exception_handler(HartError)
+    async def mistake(_: Request, problem: HartError) -> Response:
+        return error(422, str(problem), "invalid_request")
+
+    @app.exception_handler(StoreTrouble)
+    async def trouble(_: Request, problem: StoreTrouble) -> Response:
+        return error(507, "the store of this server cannot be used; its log says why", "storage")
+
+    @app.exception_handler(_Refused)
+    async def refused(_: Request, problem: _Refused) -> Response:
+        return problem.reply
+
+    @app.exception_handler(Busy)
+    async def busy(_: Request, problem: Busy) -> Response:
+        return error(429, str(problem), "busy", headers={"Retry-After": str(problem.retry_after)})
+
+    @app.exception_handler(HTTPException)
+    async def other(_: Request, problem: HTTPException) -> Response:
+        kind = {404: "not_found", 405: "method_not_allowed"}.get(problem.status_code, "invalid_request")
+        return error(problem.status_code, str(problem.detail), kind, headers=dict(problem.headers or {}))
+
+    @app.exception_handler(Exception)
+    async def defect(_: Request, problem: Exception) -> Response:
+        return error(500, "an error of the server; its log says more", "server_error")
+
+
+def _add_page(app: FastAPI) -> None:
+    def serve(path: str, name: str, media: str) -> None:
+        @app.get(path, include_in_schema=False)
+        async def page() -> Response:
+            return FileResponse(_PAGE / name, media_type=media, headers={"Content-Security-Policy": _PAGE_POLICY})
+
+    serve("/", "index.html", "text/html")
+    serve("/page.css", "page.css", "text/css")
+    serve("/page.js", "page.js", "text/javascript")
+    docs = next(route for route in app.routes if getattr(route, "path", "") == "/docs")
+    stock = docs.endpoint  # type: ignore[attr-defined]
+    app.routes.remove(docs)
+
+    @app.get("/docs", include_in_schema=False)
+    async def described(request: Request) -> Response:
+        reply: Response = await stock(request)
+        reply.headers["Content-Security-Policy"] = _DOCS_POLICY
+        return reply
+
+
+def _add_health(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
+    @app.get("/health", response_model=schemas.Health)
+    async def health() -> Any:
+        """Whether the server answers, and with which model."""
+        if engine.batcher is None or not engine.batcher.alive:
+            return error(503, "the model's thread has ended", "unavailable")
+        return schemas.Health(
+            status="ok",
+            model=engine.model.name,
+            base=engine.model.main.name,
+            reads_definition=engine.form.prompt_format == "instructions",
+        )
+
+    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    async def prometheus() -> Response:
+        """Counters in the text format of Prometheus."""
+        count, size = await engine.totals()
+        metrics.stored.set(count)
+        metrics.stored_bytes.set(size)
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+def _add_adaptations(app: FastAPI, engine: Engine, settings: Settings) -> None:
+    missing: dict[int | str, dict[str, Any]] = {404: {"model": schemas.ErrorOut}}
+    full: dict[int | str, dict[str, Any]] = {507: {"model": schemas.ErrorOut}, 201: {"model": schemas.AdaptOut}}
+
+    @app.post("/v1/adaptations", response_model=schemas.AdaptOut, responses=full)
+    async def adapt(request: Request, response: Response, body: schemas.TaskIn) -> Any:
+        """Read a task in one forward pass and keep the adaptation. The same task has the same id, and is read once."""
+
+        async def work() -> Any:
+            task = body.to_task()
+            read = engine.check_task(task)
+            adapted = await engine.adapt(task)
+            record = await engine.keep(adapted)
+            response.status_code = 201 if adapted.new else 200
+            return schemas.AdaptOut(**_shown(record), new=adapted.new, demonstrations_read=read)
+
+        return await _within(request, settings.time_limit, work())
+
+    @app.get("/v1/adaptations", response_model=schemas.AdaptationsOut)
+    async def adaptations(
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100, offset: Annotated[int, Query(ge=0, le=10**9)] = 0
+    ) -> Any:
+        """What this model has adapted to, the last used first."""
+        records = await engine.records(limit, offset)
+        return {"adaptations": [_shown(record) for record in records]}
+
+    @app.get("/v1/adaptations/{id}", response_model=schemas.AdaptationOut, responses=missing)
+    async def adaptation(id: _Id) -> Any:
+        """What is known of one adaptation."""
+        record = await engine.record(id)
+        if record is None:
+            raise _unknown(id)
+        return _shown(record)
+
+    @app.get(
+        "/v1/adaptations/{id}/download",
+        response_class=Response,
+        responses={**missing, 200: {"content": {"application/zip": {}}}},
+    )
+    async def download(id: _Id) -> Response:
+        """The adaptation as a zip file; unpacked, it is a folder for `hart predict` and `hart export`."""
+        found = await engine.find(id)
+        if found is None:
+            raise _unknown(id)
+        packed = await asyncio.to_thread(bundle, found)
+        name = {"Content-Disposition": f'attachment; filename="adaptation-{id[:12]}.zip"'}
+        return Response(packed, media_type="application/zip", headers=name)
+
+    @app.delete("/v1/adaptations/{id}", status_code=204, response_class=Response, responses=missing)
+    async def delete(id: _Id) -> Response:
+        """Forget an adaptation."""
+        if not await engine.forget(id):
+            raise _unknown(id)
+        return Response(status_code=204)
+
+
+def _add_answers(app: FastAPI, engine: Engine, settings: Settings) -> None:
+    async def resolve(given: str | schemas.TaskIn | None, where: str) -> tuple[str | None, Adaptation | None]:
+        if given is None:
+            return None, None
+        if isinstance(given, str):
+            found = await engine.find(given)
+            if found is None:
+                raise _unknown(given, where)
+            return given, found
+        task = given.to_task()
+        engine.check_task(task)
+        adapted = await engine.adapt(task)
+        if adapted.new:
+            with suppress(StoreTrouble):  # it is in memory, which is enough for this request
+                await engine.keep(adapted)
+        return adapted.id, adapted.adaptation
+
+    def options(body: Any, max_new_tokens: int | None) -> Options:
+        return Options(
+            max_new_tokens or engine.form.max_target_length,
+            getattr(body, "num_beams", 1),
+            body.temperature,
+            body.top_p if body.temperature > 0 else 1.0,
+        )
+
+    async def generate_all(
+        texts: Sequence[str], adapted: Sequence[tuple[str | None, Adaptation | None]], how: Options
+    ) -> list[str]:
+        jobs = [
+            Job("generate", (adaptation is not None, how), Row(text, adaptation), task=id)
+            for text, (id, adaptation) in zip(texts, adapted, strict=True)
+        ]
+        return await _results(engine, jobs)
+
+    @app.post("/v1/generate", response_model=schemas.GenerateOut, responses=_streams)
+    async def generate(request: Request, body: schemas.GenerateIn) -> Any:
+        """Answers to inputs, adapted by one adaptation for all or one for each; or by none, the bare base."""
+        start = time.monotonic()
+        for number, text in enumerate(body.inputs):
+            engine.check_query(text, f"inputs.{number}")
+        how = options(body, body.max_new_tokens)
+        given = body.adaptation if isinstance(body.adaptation, list) else [body.adaptation]
+
+        async def work() -> Any:
+            # Side by side, so that new tasks share a pass of the hypernetwork.
+            adapted = await asyncio.gather(*(resolve(each, "adaptation") for each in given))
+            if body.stream:
+                return start_stream(engine, body.inputs[0], *adapted[0], how)
+            rows = adapted * len(body.inputs) if len(adapted) == 1 else adapted
+            outputs = await generate_all(body.inputs, rows, how)
+            return schemas.GenerateOut(outputs=outputs, seconds=time.monotonic() - start)
+
+        done = await _within(request, settings.time_limit, work())
+        if not isinstance(done, Stream):
+            return done
+        return done.reply(settings.time_limit, lambda piece: {"text": piece}, lambda text: {"output": text})
+
+    @app.post("/v1/score", response_model=schemas.ScoreOut)
+    async def score(request: Request, body: schemas.ScoreIn) -> Any:
+        """The log-probability of each choice as the answer to an input."""
+        engine.check_query(body.input, "input")
+        for number, text in enumerate(body.choices):
+            engine.check_choice(text, f"choices.{number}")
+
+        async def work() -> Any:
+            id, adaptation = await resolve(body.adaptation, "adaptation")
+            row = Row(body.input, adaptation, choices=body.choices)
+            key = (adaptation is not None, body.normalisation)
+            (scores,) = await _results(engine, [Job("score", key, row, task=id, weight=len(body.choices))])
+            return schemas.ScoreOut(scores=scores, best=max(range(len(scores)), key=scores.__getitem__))
+
+        return await _within(request, settings.time_limit, work())
+
+    @app.post("/v1/completions", response_model=schemas.CompletionOut, responses=_streams)
+    async def completions(request: Request, body: schemas.CompletionIn) -> Any:
+        """Answers in the form of OpenAI's completions; `model` is the id of an adaptation."""
+        prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+        read = sum(engine.check_query(text, "prompt") for text in prompts)
+        how = options(body, body.max_tokens)
+
+        def reply(texts: Sequence[str], finished: bool) -> schemas.CompletionOut:
+            counts = [engine.count_answer(text) for text in texts]
+            # The end of sequence is counted too, so an answer that was cut has one more than there was room for.
+            ends = [("length" if count > how.max_new_tokens else "stop") if finished else None for count in counts]
+            choices = [
+                schemas.Choice(index=index, text=text, finish_reason=end)  # type: ignore[arg-type]
+                for index, (text, end) in enumerate(zip(texts, ends, strict=True))
+            ]
+            return schemas.CompletionOut(id=name, created=created, model=body.model, choices=choices)
+
+        async def work() -> Any:
+            adapted = await resolve(body.model, "model")
+            if body.stream:
+                return start_stream(engine, prompts[0], *adapted, how)
+            texts = await generate_all(prompts, [adapted] * len(prompts), how)
+            written = sum(min(engine.count_answer(text), how.max_new_tokens) for text in texts)
+            usage = schemas.Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
+            return reply(texts, True).model_copy(update={"usage": usage})
+
+        name, created = f"cmpl-{uuid.uuid4().hex}", int(time.time())
+        done = await _within(request, settings.time_limit, work())
+        if not isinstance(done, Stream):
+            return done
+
+        def last(text: str) -> dict[str, Any]:
+            ended = reply([text], True)
+            ended.choices[0].text = ""
+            return ended.model_dump(exclude={"usage"})
+
+        return done.reply(settings.time_limit, lambda piece: reply([piece], False).model_dump(exclude={"usage"}), last)
+
+
+_streams: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+    404: {"model": schemas.ErrorOut},
+}
+
+
+async def _results(engine: Engine, jobs: Sequence[Job]) -> list[Any]:
+    """What becomes of the jobs; if nobody waits for them any more, neither does the model."""
+    assert engine.batcher is not None
+    engine.batcher.submit(jobs)
+    try:
+        return list(await asyncio.gather(*(job.result for job in jobs)))
+    finally:
+        for job in jobs:  # of no effect where there is a result
+            job.abandon()
+
+
+async def _within(request: Request, limit: float, work: Awaitable[Any]) -> Any:
+    """The result of `work`, unless it takes longer than the limit or the client leaves; then it is cancelled."""
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait({task, gone}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        if gone.done():
+            return Response(status_code=499)  # to nobody
+        raise _Refused(504, f"no answer within {limit:g} s", "timeout")
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _unknown(id: str, param: str = "id") -> _Refused:
+    return _Refused(404, f"no adaptation {id} of this model here; post its task to /v1/adaptations", "not_found", param)
+
+
+def _shown(record: Record) -> dict[str, Any]:
+    names = ("id", "task", "model", "base", "created", "seconds", "bytes", "uses")
+    return {name: getattr(record, name) for name in names}

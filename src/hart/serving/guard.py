@@ -1,0 +1,127 @@
+"""What every request passes before the application sees it: host, token, size. And what every reply carries."""
+
+import asyncio
+import hmac
+import time
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from hart.serving.metrics import Metrics
+from hart.serving.settings import BODY_SECONDS, MAX_BODY_BYTES, Settings
+
+# The same for every installation, so they tell nothing: the page, its parts and the description of the interface.
+OPEN = ("/", "/page.css", "/page.js", "/health", "/docs", "/openapi.json")
+OPEN_BELOW = "/static-offline-docs/"
+
+_THIS_MACHINE = {"localhost", "127.0.0.1", "[::1]", "::1"}
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cache-Control": "no-store",
+}
+
+
+def error(
+    status: int, message: str, kind: str, param: str | None = None, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    """A reply that says what is wrong, in the form of OpenAI's."""
+    body = {"error": {"message": message, "type": kind, "param": param}}
+    return JSONResponse(body, status_code=status, headers=headers)
+
+
+class Guard:
+    """ASGI middleware; the whole body is read here, within limits of size and time, before anything parses it."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+        self._app = app
+        self._settings = settings
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start, status = time.monotonic(), 500
+
+        async def send_on(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            refusal = self._refuse(scope)
+            body = b""
+            if refusal is None:
+                body, refusal = await _read(receive)
+            if refusal is not None:
+                # What is still coming is not read.
+                refusal.headers["Connection"] = "close"
+                await refusal(scope, receive, send_on)
+            else:
+                await self._app(scope, _replay(body, receive), send_on)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.requests.labels(route, str(status)).inc()
+            self._metrics.request_seconds.labels(route).observe(time.monotonic() - start)
+
+    def _refuse(self, scope: Scope) -> JSONResponse | None:
+        headers, path, token = Headers(scope=scope), scope["path"], self._settings.token
+        if token is None and self._settings.loopback and _host(headers.get("host", "")) not in _THIS_MACHINE:
+            return error(403, "the Host header names another machine; use localhost, or a token", "forbidden")
+        if token is not None and path not in OPEN and not path.startswith(OPEN_BELOW):
+            given = headers.get("authorization", "").encode("utf-8", "surrogateescape")
+            if not hmac.compare_digest(given, f"Bearer {token}".encode()):
+                challenge = {"WWW-Authenticate": "Bearer"}
+                return error(401, "give the server's token: Authorization: Bearer …", "unauthorized", headers=challenge)
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length[:20]) > MAX_BODY_BYTES:
+            return _too_large()
+        return None
+
+
+async def _read(receive: Receive) -> tuple[bytes, JSONResponse | None]:
+    """The whole body, or why it is refused; chunked bodies are counted as they come."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    return b"", error(400, "the client left before the request was whole", "disconnected")
+                body += message.get("body", b"")
+                if len(body) > MAX_BODY_BYTES:
+                    return b"", _too_large()
+                if not message.get("more_body", False):
+                    return bytes(body), None
+    except TimeoutError:
+        return b"", error(408, f"the request did not arrive within {BODY_SECONDS:.0f} s", "timeout")
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """The body at once; afterwards whatever the connection says, which is that the client left."""
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
+
+
+def _too_large() -> JSONResponse:
+    return error(413, f"the request is larger than {MAX_BODY_BYTES} bytes", "too_large")
+
+
+def _host(header: str) -> str:
+    """The name in a Host header, without the port."""
+    return header.rsplit(":", 1)[0].lower() if not header.endswith("]") else header.lower()

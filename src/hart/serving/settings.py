@@ -1,0 +1,43 @@
+"""What an operator may set, and the limits that requests are held to."""
+
+from dataclasses import dataclass
+
+MAX_BODY_BYTES = 1024 * 1024
+"""Of a request, before anything of it is parsed."""
+
+BODY_SECONDS = 15.0
+"""In which a request's body must arrive."""
+
+MAX_INPUTS, MAX_CHOICES, MAX_DEMONSTRATIONS = 64, 64, 64
+MAX_CHARACTERS = 50_000
+"""Of one text; tokens are counted after it."""
+
+MAX_NEW_TOKENS, MAX_BEAMS = 512, 8
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 2.0
+
+MEMORY_BYTES = 512 * 1024**2
+"""Of adaptations that are kept in memory beside the store."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the server runs.
+
+    Attributes:
+        max_batch: rows that one pass of the model answers, at most.
+        max_wait: seconds that an idle model waits for more rows before it begins.
+        max_queue: rows that wait, at most; more are refused with 429.
+        time_limit: seconds for a request, waiting included; then 504.
+        mixing: whether rows of different tasks share a batch. Only comparisons switch it off.
+        token: what a request must bring as bearer token; None lets everybody in.
+        loopback: whether only this machine can connect. Without a token the Host header must then be a name of this
+            machine, so that no page of another site can reach the server through a name of its own.
+    """
+
+    max_batch: int = 32
+    max_wait: float = 0.005
+    max_queue: int = 1024
+    time_limit: float = 60.0
+    mixing: bool = True
+    token: str | None = None
+    loopback: bool = True

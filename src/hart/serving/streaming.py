@@ -1,0 +1,62 @@
+"""Answers that come piece by piece, as server-sent events."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from fastapi.responses import StreamingResponse
+
+from hart.adaptation import Adaptation
+from hart.serving.batching import Job
+from hart.serving.engine import Engine, Options, Query
+
+
+class Stream:
+    """An answer that comes piece by piece."""
+
+    def __init__(self, job: Job, pieces: "asyncio.Queue[str | None]") -> None:
+        self._job = job
+        self._pieces = pieces
+        job.result.add_done_callback(lambda _: pieces.put_nowait(None))
+
+    def reply(
+        self, limit: float, piece: Callable[[str], dict[str, Any]], last: Callable[[str], dict[str, Any]]
+    ) -> StreamingResponse:
+        async def events() -> AsyncIterator[str]:
+            try:
+                async with asyncio.timeout(limit):
+                    text = ""
+                    while (new := await self._pieces.get()) is not None:
+                        text += new
+                        yield _event(piece(new))
+                    yield _event(last(await self._job.result))
+                    yield "data: [DONE]\n\n"
+            except TimeoutError:
+                yield _event({"error": {"message": f"no answer within {limit:g} s", "type": "timeout", "param": None}})
+            except Exception:  # the reply has begun, so its status can say nothing any more
+                message = "an error of the server; its log says more"
+                yield _event({"error": {"message": message, "type": "server_error", "param": None}})
+                raise
+            finally:
+                if not self._job.result.done():
+                    self._job.abandon()
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+
+def start_stream(engine: Engine, text: str, id: str | None, adaptation: Adaptation | None, how: Options) -> Stream:
+    assert engine.batcher is not None
+    loop, pieces = asyncio.get_running_loop(), asyncio.Queue[str | None]()
+
+    def emit(piece: str) -> None:
+        loop.call_soon_threadsafe(pieces.put_nowait, piece)
+
+    row = Query(text, adaptation, emit=emit)
+    job = Job("stream", (adaptation is not None, how), row, task=id, alone=True)
+    engine.batcher.submit([job])
+    return Stream(job, pieces)
+
+
+def _event(content: dict[str, Any]) -> str:
+    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"

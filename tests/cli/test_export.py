@@ -1,0 +1,87 @@
+"""hart export: the three forms from the command line, and what it refuses."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, T5ForConditionalGeneration
+
+from hart import Adaptation, HartModel, Task
+from hart.config import DataConfig, ModelConfig
+from hart.store import Store
+
+peft = pytest.importorskip("peft")
+
+
+@pytest.fixture
+def lora_dir(tmp_path: Path, tiny_base_dir: Path) -> Path:
+    config = ModelConfig(base=str(tiny_base_dir), decoder_layers=1, peft=[{"kind": "lora", "rank": 2}], fusion=False)
+    model = HartModel.from_config(config, DataConfig(max_target_length=8))
+    adaptation = model.adapt(Task("Swap.", [("a b", "b a")]))
+    adaptation.blocks = {name: 0.3 * torch.randn_like(rows) for name, rows in adaptation.blocks.items()}
+    adaptation.save_pretrained(tmp_path / "lora")
+    return tmp_path / "lora"
+
+
+def test_peft_and_merged_answer_as_predict_does(lora_dir: Path, tiny_base_dir: Path, tmp_path: Path, ok, hart) -> None:
+    expected = ok("predict", lora_dir, "--input", "cat sat").strip()
+    for form in ("peft", "merged"):
+        assert f"as {form}" in ok("export", lora_dir, "--format", form, "--output-dir", tmp_path / form)
+    base = T5ForConditionalGeneration.from_pretrained(tiny_base_dir)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base_dir)
+    ids = tokenizer("cat sat", return_tensors="pt").input_ids
+    for model in (
+        peft.PeftModel.from_pretrained(base, tmp_path / "peft"),
+        T5ForConditionalGeneration.from_pretrained(tmp_path / "merged"),
+    ):
+        tokens = model.generate(input_ids=ids, max_new_tokens=8)
+        assert tokenizer.decode(tokens[0], skip_special_tokens=True).strip() == expected
+    # The same again replaces; what is something else stays.
+    ok("export", lora_dir, "--format", "peft", "--output-dir", tmp_path / "peft")
+
+
+def test_native_folder(lora_dir: Path, tmp_path: Path, ok) -> None:
+    ok("export", lora_dir, "--format", "safetensors", "--output-dir", tmp_path / "copy")
+    copy, original = (Adaptation.from_pretrained(folder) for folder in (tmp_path / "copy", lora_dir))
+    assert all(torch.equal(copy.blocks[name], rows) for name, rows in original.blocks.items())
+
+
+def test_a_lossy_export_is_asked_for_and_warned_of(adaptation_dir: Path, tmp_path: Path, hart, refused) -> None:
+    words = ("export", adaptation_dir, "--format", "peft", "--output-dir", tmp_path / "peft")
+    assert "--lossy" in refused(*words)
+    assert not (tmp_path / "peft").exists()
+    result = hart(*words, "--lossy")
+    assert result.status == 0
+    warnings = result.err.splitlines()
+    assert len(warnings) == 3 and all(line.startswith("hart: warning: lost in the export: ") for line in warnings)
+    assert (tmp_path / "peft" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("form", ["peft", "merged", "safetensors"])
+def test_other_content_stays(form: str, lora_dir: Path, tmp_path: Path, refused) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").touch()
+    assert "exists with other content" in refused(
+        "export", lora_dir, "--format", form, "--output-dir", tmp_path / "thesis"
+    )
+    assert [each.name for each in (tmp_path / "thesis").iterdir()] == ["thesis.tex"]
+
+
+def test_mistakes(adaptation_dir: Path, tmp_path: Path, refused: Callable[..., str], monkeypatch) -> None:
+    assert "absent" in refused("export", tmp_path / "absent", "--format", "peft", "--output-dir", tmp_path / "p")
+    words = ("export", adaptation_dir, "--output-dir", tmp_path / "p", "--format")
+    assert "cannot be merged" in refused(*words, "merged", "--lossy")
+    assert "--format" in refused(*words, "gguf")
+    monkeypatch.setitem(__import__("sys").modules, "peft", None)
+    assert "pip install" in refused(*words, "peft", "--lossy")
+    assert not (tmp_path / "p").exists()
+
+
+def test_an_id_of_the_store(lora_dir: Path, tmp_path: Path, ok, refused, monkeypatch) -> None:
+    monkeypatch.setenv("HART_CACHE", str(tmp_path / "cache"))
+    record = Store().put(Adaptation.from_pretrained(lora_dir), model_fingerprint="m")
+    ok("export", record.id, "--format", "safetensors", "--output-dir", tmp_path / "copy")
+    assert Adaptation.from_pretrained(tmp_path / "copy").tasks == Adaptation.from_pretrained(lora_dir).tasks
+    line = refused("export", "0" * 64, "--format", "safetensors", "--output-dir", tmp_path / "none")
+    assert "no such adaptation" in line and str(tmp_path / "cache") in line

@@ -1,0 +1,98 @@
+"""A tiny untrained model whose tasks give different answers, an application that serves it, and a real server."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hart import HartModel, Task
+from hart.config import DataConfig, ModelConfig
+
+pytest.importorskip("fastapi", reason="needs the extra serve")
+
+from starlette.testclient import TestClient  # noqa: E402
+
+from hart.serving import Settings, create_app  # noqa: E402
+from hart.store import Store  # noqa: E402
+
+LENGTHS = {"max_demonstrations_length": 128, "max_query_length": 32, "max_target_length": 8}
+
+
+def task(number: int) -> Task:
+    return Task(f"Swap the word and the number {number}.", [(f"one {number}", f"{number} one"), ("two 3", "3 two")])
+
+
+def to_json(task: Task) -> dict[str, Any]:
+    pairs = [{"input": each.input, "output": each.output} for each in task.demonstrations]
+    return {"definition": task.definition, "demonstrations": pairs}
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory, tiny_base_dir: Path) -> Path:
+    """Heads so large that each task changes the answers; tests only read it."""
+    folder = tmp_path_factory.mktemp("served") / "tiny-hart"
+    kinds = [{"kind": "prefix", "length": 4, "init_scale": 3.0}]
+    config = ModelConfig(base=str(tiny_base_dir), decoder_layers=2, peft=kinds)
+    with torch.random.fork_rng(devices=[]):
+        HartModel.from_config(config, DataConfig(**LENGTHS), seed=1).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(model_dir: Path) -> HartModel:
+    return HartModel.from_pretrained(model_dir, device="cpu")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def serve(model: HartModel, store: Store) -> Iterator[Callable[..., TestClient]]:
+    """Start an application; gives a client of it."""
+    clients = []
+
+    def start(**settings: Any) -> TestClient:
+        app = create_app(model, store, Settings(**settings))
+        client = TestClient(app, base_url="http://localhost", raise_server_exceptions=False)
+        clients.append(client.__enter__())
+        return client
+
+    yield start
+    for client in clients:
+        client.__exit__(None, None, None)
+
+
+@pytest.fixture
+def client(serve: Callable[..., TestClient]) -> TestClient:
+    return serve()
+
+
+@contextmanager
+def running(*words: str | Path, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`hart serve …` in a process of its own, on a free port; gives it and its address."""
+    command = [sys.executable, "-m", "hart", "serve", *map(str, words), "--port", "0"]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment},
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        match = re.search(r"http://\S+", line)
+        assert match, (line, process.stderr.read() if process.stderr else "")
+        yield process, match[0]
+    finally:
+        process.kill()
+        process.wait()

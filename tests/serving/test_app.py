@@ -1,0 +1,375 @@
+"""The interface: what it answers is what the model answers in this process, and what it refuses."""
+
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from starlette.testclient import TestClient
+
+from hart import HartModel, Task
+from hart.config import DataConfig, ModelConfig
+from hart.data.prompts import encode_query
+from hart.export import unbundle
+from hart.serving import create_app
+from hart.serving import engine as engine_module
+from hart.store import Store
+
+from .conftest import task, to_json
+
+QUERIES = ["one 1", "two 3 one", "the cat sat on the mat"]
+
+
+def adapt(client: TestClient, number: int) -> str:
+    reply = client.post("/v1/adaptations", json=to_json(task(number)))
+    assert reply.status_code in (200, 201), reply.text
+    return reply.json()["id"]
+
+
+def said(reply: Any, status: int) -> str:
+    """The message of a refusal, which is one line and no traceback."""
+    assert reply.status_code == status, reply.text
+    error = reply.json()["error"]
+    assert error.keys() == {"message", "type", "param"}
+    assert "\n" not in error["message"] and "Traceback" not in reply.text
+    return error["message"]
+
+
+def events(reply: Any) -> list[Any]:
+    lines = [line.removeprefix("data: ") for line in reply.text.split("\n\n") if line]
+    assert reply.headers["content-type"].startswith("text/event-stream") and lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def test_an_adaptation_and_its_life(client: TestClient, model: HartModel, store: Store) -> None:
+    first = client.post("/v1/adaptations", json=to_json(task(1)))
+    assert first.status_code == 201
+    body = first.json()
+    assert body["new"] and body["demonstrations_read"] == 2 and body["seconds"] > 0 and body["model"] == model.name
+    again = client.post("/v1/adaptations", json=to_json(task(1)))
+    assert again.status_code == 200 and not again.json()["new"]
+    assert {key: again.json()[key] for key in ("id", "seconds")} == {key: body[key] for key in ("id", "seconds")}
+    url = f"/v1/adaptations/{body['id']}"
+    assert client.get(url).json()["task"]["Definition"] == [task(1).definition]
+    assert [each["id"] for each in client.get("/v1/adaptations").json()["adaptations"]] == [body["id"]]
+    assert client.get("/v1/adaptations", params={"offset": 1}).json() == {"adaptations": []}
+    assert client.delete(url).status_code == 204
+    for method in ("GET", "DELETE"):
+        assert body["id"] in said(client.request(method, url), 404)
+    assert store.totals() == (0, 0)
+
+
+def test_the_download_is_the_adaptation(client: TestClient, model: HartModel) -> None:
+    reply = client.get(f"/v1/adaptations/{adapt(client, 1)}/download")
+    assert reply.headers["content-disposition"].startswith("attachment")
+    got, expected = unbundle(reply.content), model.adapt(task(1))
+    assert got.tasks == expected.tasks
+    for name, rows in expected.blocks.items():
+        assert torch.equal(got.blocks[name], rows)
+
+
+def test_answers_are_those_of_the_model(client: TestClient, model: HartModel) -> None:
+    adaptations = [model.adapt(task(number)) for number in range(3)]
+    expected = [model.generate(QUERIES, each) for each in adaptations]
+    assert len({tuple(each) for each in expected}) == 3, "the tasks of this test must differ in their answers"
+    ids = [adapt(client, number) for number in range(3)]
+    for id, answers in zip(ids, expected, strict=True):
+        reply = client.post("/v1/generate", json={"inputs": QUERIES, "adaptation": id})
+        assert reply.json()["outputs"] == answers
+    mixed = client.post("/v1/generate", json={"inputs": QUERIES, "adaptation": ids})
+    assert mixed.json()["outputs"] == [expected[n][n] for n in range(3)]
+    inline = client.post(
+        "/v1/generate", json={"inputs": QUERIES, "adaptation": [to_json(task(2)), ids[0], to_json(task(7))]}
+    )
+    last = model.generate(QUERIES[2], model.adapt(task(7)))
+    assert inline.json()["outputs"] == [expected[2][0], expected[0][1], *last]
+    bare = client.post("/v1/generate", json={"inputs": QUERIES, "max_new_tokens": 5})
+    assert bare.json()["outputs"] == model.main.generate(QUERIES, max_new_tokens=5)
+    beams = client.post("/v1/generate", json={"inputs": QUERIES, "adaptation": ids[1], "num_beams": 3})
+    assert beams.json()["outputs"] == model.generate(QUERIES, adaptations[1], num_beams=3)
+
+
+def test_sampling(client: TestClient) -> None:
+    body = {"inputs": ["one 1"] * 8, "adaptation": adapt(client, 1), "temperature": 2.0, "top_p": 0.99}
+    assert len(set(client.post("/v1/generate", json=body).json()["outputs"])) > 1
+
+
+def test_scores(client: TestClient, model: HartModel) -> None:
+    choices = ["one", "two two", "the cat"]
+    body = {"input": "one 1", "choices": choices, "adaptation": adapt(client, 1)}
+    reply = client.post("/v1/score", json=body).json()
+    expected = model.score("one 1", choices, model.adapt(task(1)))
+    assert reply["scores"] == pytest.approx(expected, abs=1e-4)
+    assert reply["best"] == expected.index(max(expected))
+    means = client.post("/v1/score", json=body | {"normalisation": "mean"}).json()["scores"]
+    assert means != reply["scores"]
+
+
+def test_completions(client: TestClient, model: HartModel) -> None:
+    id = adapt(client, 1)
+    (expected,) = model.generate("one 1", model.adapt(task(1)))
+    one = client.post("/v1/completions", json={"model": id, "prompt": "one 1"}).json()
+    (choice,) = one["choices"]
+    assert (choice["text"], choice["index"], one["object"], one["model"]) == (expected, 0, "text_completion", id)
+    usage = one["usage"]
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    several = client.post("/v1/completions", json={"model": id, "prompt": QUERIES, "max_tokens": 2}).json()
+    assert [each["index"] for each in several["choices"]] == [0, 1, 2]
+    cut = model.generate(QUERIES, model.adapt(task(1)), max_new_tokens=2)
+    assert [each["text"] for each in several["choices"]] == cut
+    assert "length" in {each["finish_reason"] for each in several["choices"]}
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_a_stream_is_the_answer_in_pieces(query: str, client: TestClient, model: HartModel) -> None:
+    id = adapt(client, 1)
+    (expected,) = model.generate(query, model.adapt(task(1)))
+    *pieces, last = events(client.post("/v1/generate", json={"inputs": [query], "adaptation": id, "stream": True}))
+    assert "".join(each["text"] for each in pieces) == expected == last["output"]
+    *chunks, end = events(client.post("/v1/completions", json={"model": id, "prompt": query, "stream": True}))
+    assert "".join(each["choices"][0]["text"] for each in chunks) == expected
+    assert end["choices"][0]["finish_reason"] in ("stop", "length")
+    assert {each["id"] for each in [*chunks, end]} == {end["id"]}
+
+
+GOOD: dict[str, Any] = {"inputs": ["one 1"], "adaptation": to_json(task(1))}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"inputs": []}, "inputs"),
+        ({"inputs": ["one"] * 65}, "inputs"),
+        ({"inputs": [" "]}, "inputs.0"),
+        ({"inputs": ["one"], "adaptation": ["0" * 64] * 2}, "2 for 1 inputs"),
+        ({"inputs": ["long " * 300]}, "inputs.0: has"),
+        ({"inputs": ["\ud800"]}, "inputs.0"),
+        ({"max_new_tokens": 100_000}, "max_new_tokens"),
+        ({"max_new_tokens": True}, "max_new_tokens"),
+        ({"num_beams": 2, "temperature": 1.0}, "num_beams"),
+        ({"temperature": 0.001}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"stream": True, "inputs": ["a", "b"]}, "stream"),
+        ({"adaptation": "../../etc/passwd"}, "adaptation"),
+        ({"adaptation": {"definition": "", "demonstrations": [{"input": "a", "output": "b"}]}}, "definition: is empty"),
+        ({"adaptation": {"definition": "Swap.", "demonstrations": []}}, "demonstrations"),
+        ({"adaptation": {"definition": "Swap. " * 200, "demonstrations": [{"input": "a", "output": "b"}]}}, "the m"),
+        ({"adaptation": {"definition": "Swap.", "demonstrations": [{"input": "a", "output": "b"}] * 65}}, "at most 64"),
+        ({"attention": "please"}, "attention"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named(change: dict[str, Any], told: str, client: TestClient) -> None:
+    text = json.dumps(GOOD | change)
+    reply = client.post("/v1/generate", content=text, headers={"Content-Type": "application/json"})
+    assert told in said(reply, 422)
+
+
+def test_bodies_that_are_no_request(client: TestClient) -> None:
+    def post(content: bytes, kind: str = "application/json") -> Any:
+        return client.post("/v1/generate", content=content, headers={"Content-Type": kind})
+
+    assert "not JSON" in said(post(b"{"), 422)
+    said(post(b"[1]"), 422)
+    said(post(b""), 422)
+    said(post(b"\xff\xfe"), 422) if post(b"\xff\xfe").status_code == 422 else said(post(b"\xff\xfe"), 400)
+    nested = post(b"[" * 100_000)
+    assert nested.status_code in (400, 422)
+    assert post(json.dumps(GOOD).encode(), "text/plain").status_code == 422
+
+
+def test_unknown_ids_and_paths(client: TestClient) -> None:
+    assert "post its task" in said(client.post("/v1/generate", json=GOOD | {"adaptation": "0" * 64}), 404)
+    assert said(client.post("/v1/completions", json={"model": "0" * 64, "prompt": "a"}), 404)
+    for name in ("..", "%2e%2e", "..%2f..%2findex.sqlite", "A" * 64, "0" * 63, "0" * 64 + "%0a", "0" * 64 + "%00"):
+        assert client.get(f"/v1/adaptations/{name}/download").status_code in (404, 422)
+    assert said(client.get("/nothing"), 404) == "Not Found"
+    assert said(client.get("/v1/generate"), 405)
+
+
+def test_large_bodies_are_refused_before_they_are_parsed(client: TestClient) -> None:
+    assert "larger" in said(client.post("/v1/generate", content=b"[" * 2_000_000), 413)
+    pieces = (b"[" * 100_000 for _ in range(20))
+    assert "larger" in said(client.post("/v1/generate", content=pieces), 413)
+
+
+def test_the_token(serve: Callable[..., TestClient]) -> None:
+    client = serve(token="sesame")
+    for path in ("/v1/adaptations", "/metrics", "/v1/adaptations/" + "0" * 64, "/nothing"):
+        reply = client.get(path)
+        assert "token" in said(reply, 401) and reply.headers["www-authenticate"] == "Bearer"
+        assert client.get(path, headers={"Authorization": "Bearer Sesame"}).status_code == 401
+        assert client.get(path, headers={"Authorization": "Bearer sesame"}).status_code != 401
+        assert client.get(path, headers=[(b"Authorization", b"Bearer \xff")]).status_code == 401
+    for path in ("/", "/page.js", "/page.css", "/health", "/docs", "/openapi.json"):
+        assert client.get(path).status_code == 200
+
+
+def test_names_of_other_hosts(serve: Callable[..., TestClient]) -> None:
+    """A page of another site, whose name was made to point here, is let in to nothing."""
+    client = serve()
+    assert "Host" in said(client.get("/v1/adaptations", headers={"Host": "evil.example"}), 403)
+    for name in ("localhost:8000", "127.0.0.1:8000", "[::1]:8000", "[::1]", "LOCALHOST"):
+        assert client.get("/v1/adaptations", headers={"Host": name}).status_code == 200
+    assert serve(loopback=False).get("/health", headers={"Host": "hart.example"}).status_code == 200
+
+
+def test_pages_and_headers(client: TestClient) -> None:
+    for path in ("/", "/page.js", "/page.css"):
+        policy = client.get(path).headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'") and "unsafe" not in policy and "http" not in policy
+    docs = client.get("/docs")
+    assert docs.status_code == 200 and "https://" not in docs.text
+    for address in ("/static-offline-docs/swagger-ui-bundle.js", "/static-offline-docs/swagger-ui.css"):
+        assert address in docs.text and client.get(address).status_code == 200
+    assert client.get("/health").headers["x-content-type-options"] == "nosniff"
+    assert "/v1/generate" in client.get("/openapi.json").json()["paths"]
+
+
+def test_metrics(client: TestClient) -> None:
+    ids = [adapt(client, number) for number in range(2)]
+    client.post("/v1/generate", json={"inputs": ["one", "two"], "adaptation": ids})
+    text = client.get("/metrics").text
+    for line in (
+        'hart_requests_total{route="/v1/generate",status="200"} 1.0',
+        'hart_batch_rows_sum{kind="generate"} 2.0',
+        'hart_batch_tasks_sum{kind="generate"} 2.0',
+        "hart_adapted_total 2.0",
+        "hart_store_adaptations 2.0",
+    ):
+        assert line in text.splitlines()
+
+
+def test_a_full_queue(serve: Callable[..., TestClient], model: HartModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the model works and the queue is full, more is refused at once, with a time to come back."""
+    client = serve(max_queue=4, max_batch=1)
+    id = adapt(client, 1)
+    generate = model.main.generate
+
+    def slowly(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(0.3)
+        return generate(*args, **kwargs)
+
+    monkeypatch.setattr(model.main, "generate", slowly)
+
+    def ask(_: int) -> Any:
+        return client.post("/v1/generate", json={"inputs": ["one", "two"], "adaptation": id})
+
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(ask, range(8)))
+    refused = [reply for reply in replies if reply.status_code == 429]
+    answered = [reply for reply in replies if reply.status_code == 200]
+    assert refused and answered and len(refused) + len(answered) == 8
+    for reply in refused:
+        assert "too many" in said(reply, 429) and int(reply.headers["retry-after"]) >= 1
+
+
+def test_the_time_limit_ends_the_work(
+    serve: Callable[..., TestClient], model: HartModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = serve(time_limit=4.0)
+    id = adapt(client, 1)
+    steps = []
+    call = engine_module._Abandoned.__call__
+
+    def slow(self: Any, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        time.sleep(0.1)
+        steps.append(1)
+        return call(self, input_ids, scores, **kwargs)
+
+    monkeypatch.setattr(engine_module._Abandoned, "__call__", slow)
+    monkeypatch.setattr(model.main.model.generation_config, "eos_token_id", None)
+    reply = client.post("/v1/generate", json={"inputs": ["one"], "adaptation": id, "max_new_tokens": 500})
+    assert "within 4 s" in said(reply, 504)
+    monkeypatch.undo()
+    assert client.post("/v1/generate", json={"inputs": ["one"], "adaptation": id}).status_code == 200
+    assert len(steps) < 100, "the model went on for nobody"
+
+
+def test_a_defect_is_told_without_its_inside(
+    client: TestClient, model: HartModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id = adapt(client, 1)
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr(model.main, "generate", broken)
+    reply = client.post("/v1/generate", json={"inputs": ["one"], "adaptation": id})
+    assert "secret" not in said(reply, 500)
+    monkeypatch.undo()
+    assert client.post("/v1/generate", json={"inputs": ["one"], "adaptation": id}).status_code == 200
+
+
+def test_lost_files_are_made_again(serve: Callable[..., TestClient], store: Store) -> None:
+    id = adapt(serve(), 1)
+    (store.folder / "adaptations" / id / "adaptation.safetensors").write_bytes(b"damaged")
+    client = serve()  # another process, which has nothing in memory
+    assert "post its task" in said(client.post("/v1/generate", json={"inputs": ["one"], "adaptation": id}), 404)
+    reply = client.post("/v1/adaptations", json=to_json(task(1)))
+    assert reply.status_code == 201 and reply.json()["id"] == id
+    assert client.post("/v1/generate", json={"inputs": ["one"], "adaptation": id}).status_code == 200
+    # Gone while the server has it in memory: posted again, it is on the disk again.
+    store.delete(id)
+    assert client.post("/v1/adaptations", json=to_json(task(1))).status_code == 200
+    assert store.get(id) is not None
+
+
+def test_a_store_that_cannot_be_written(
+    client: TestClient, store: Store, monkeypatch: pytest.MonkeyPatch, model: HartModel
+) -> None:
+    """Keeping fails with a reason; tasks given in full are answered from memory."""
+    monkeypatch.setattr(store, "max_bytes", 10)
+    message = said(client.post("/v1/adaptations", json=to_json(task(1))), 507)
+    assert "store" in message and str(store.folder) not in message
+    reply = client.post("/v1/generate", json={"inputs": ["one 1"], "adaptation": to_json(task(1))})
+    assert reply.json()["outputs"] == model.generate("one 1", model.adapt(task(1)))
+
+
+def test_another_models_adaptations_are_not_served(client: TestClient, store: Store, model: HartModel) -> None:
+    other = store.put(model.adapt(task(5)), model_fingerprint="another model")
+    said(client.get(f"/v1/adaptations/{other.id}"), 404)
+    said(client.delete(f"/v1/adaptations/{other.id}"), 404)
+    said(client.post("/v1/generate", json={"inputs": ["one"], "adaptation": other.id}), 404)
+    assert store.get(other.id) is not None
+
+
+def test_one_pass_for_many_requests_of_one_task(client: TestClient) -> None:
+    with ThreadPoolExecutor(12) as pool:
+        replies = list(pool.map(lambda _: client.post("/v1/adaptations", json=to_json(task(9))), range(12)))
+    assert len({reply.json()["id"] for reply in replies}) == 1
+    assert "hart_adapted_total 1.0" in client.get("/metrics").text.splitlines()
+
+
+def test_a_model_of_prompts_needs_no_definition(tiny_base_dir: Path, store: Store) -> None:
+    data = DataConfig(
+        collection="p3", demonstrations="sampled", num_demonstrations=4, max_query_length=64, max_target_length=8
+    )
+    model = HartModel.from_config(ModelConfig(base=str(tiny_base_dir), decoder_layers=1), data).eval()
+    body = {"demonstrations": [{"input": f"a cat {n}?", "output": "yes"} for n in range(5)]}
+    with TestClient(create_app(model, store), base_url="http://localhost") as client:
+        assert client.get("/health").json()["reads_definition"] is False
+        reply = client.post("/v1/adaptations", json=body)
+        assert reply.json()["demonstrations_read"] == 4
+        asked = {"inputs": ["a mat?"], "adaptation": [reply.json()["id"]]}
+        expected = model.generate("a mat?", model.adapt(Task("", [(f"a cat {n}?", "yes") for n in range(5)])))
+        assert client.post("/v1/generate", json=asked).json()["outputs"] == expected
+        (bare,) = model.main.generate(
+            [encode_query(model.main.tokenizer, "a mat?", model.input_format.lengths, eos=False)], max_new_tokens=8
+        )
+        assert client.post("/v1/generate", json={"inputs": ["a mat?"]}).json()["outputs"] == [bare]
+
+
+def test_fingerprints_tell_models_apart(model: HartModel) -> None:
+    before = engine_module.model_fingerprint(model)
+    assert engine_module.model_fingerprint(model) == before
+    parameter = next(iter(model.hypernetwork.parameters()))  # type: ignore[union-attr]
+    with torch.no_grad():
+        parameter.view(-1)[0] += 1
+    changed = engine_module.model_fingerprint(model)
+    with torch.no_grad():
+        parameter.view(-1)[0] -= 1
+    assert changed != before

@@ -1,0 +1,161 @@
+"""The page in a real browser: adapt, ask, download, by keyboard, on a narrow screen. Skips without Chromium."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hart.export import unbundle
+
+from .conftest import running
+
+selenium = pytest.importorskip("selenium", reason="needs the package selenium")
+BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+if BROWSER is None or DRIVER is None:
+    pytest.skip("needs chromium and chromedriver", allow_module_level=True)
+
+from selenium import webdriver  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
+
+SHOTS = os.environ.get("HART_SHOTS")
+"""A folder for screenshots, where they are wanted."""
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with running("mini", "--store", tmp_path_factory.mktemp("store")) as (_, url):
+        yield url
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Any]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(BROWSER)
+    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(word)
+    options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path / "got")})
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(str(DRIVER)))
+    yield driver
+    complaints = [line for line in driver.get_log("browser") if "status of 401" not in line["message"]]
+    driver.quit()
+    assert complaints == []  # among them whatever the content policy forbade
+
+
+def resize(browser: Any, width: int, height: int) -> None:
+    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+
+def shoot(browser: Any, name: str, width: int) -> None:
+    if SHOTS:
+        height = browser.execute_script("return document.documentElement.scrollHeight")
+        resize(browser, width, height)
+        time.sleep(0.3)
+        browser.save_screenshot(str(Path(SHOTS) / name))
+
+
+def text(browser: Any, id: str) -> str:
+    return browser.find_element("id", id).text
+
+
+def until(browser: Any, condition: Callable[[], Any]) -> Any:
+    return WebDriverWait(browser, 20, poll_frequency=0.05).until(lambda _: condition())
+
+
+@pytest.mark.parametrize("width", [1000, 360])
+def test_adapt_ask_and_download(browser: Any, address: str, width: int, tmp_path: Path) -> None:
+    resize(browser, width, 900)
+    browser.get(address)
+    until(browser, lambda: "mini" in text(browser, "model"))
+    Select(browser.find_element("id", "example")).select_by_visible_text("Only the fruits")
+    browser.find_element("id", "adapt").click()
+    until(browser, lambda: "in one forward pass of" in text(browser, "adapted"))
+    for query in ("dog grape saw lime", "plum lion hat banana"):
+        field = browser.find_element("id", "query")
+        field.clear()
+        field.send_keys(query)
+        browser.find_element("id", "send").click()
+        until(browser, lambda: text(browser, "answers").splitlines()[:1] == [query])  # noqa: B023
+    newest = browser.find_element("css selector", "#answers li")
+    assert newest.find_element("css selector", ".with").text == "plum banana done"
+    assert newest.find_element("css selector", ".without").text not in ("", "plum banana done")
+    browser.find_element("id", "download").click()
+    packed = until(browser, lambda: [*(tmp_path / "got").glob("*.zip")])[0]
+    assert unbundle(packed.read_bytes()).tasks[0]["Definition"][0].startswith("You are given a list of words.")
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth"), "wider than the screen"
+    shoot(browser, f"page_{width}.png", width)
+
+
+def press(browser: Any, *keys: str) -> None:
+    webdriver.ActionChains(browser).send_keys(*keys).perform()
+
+
+def focused(browser: Any) -> str:
+    return browser.execute_script("const e = document.activeElement; return e.id || e.getAttribute('aria-label') || ''")
+
+
+def tab_to(browser: Any, name: str) -> None:
+    for _ in range(40):
+        if focused(browser) == name:
+            return
+        press(browser, Keys.TAB)
+    raise AssertionError(f"the keyboard does not reach {name}")
+
+
+def test_by_keyboard_alone(browser: Any, address: str) -> None:
+    browser.get(address)
+    until(browser, lambda: "mini" in text(browser, "model"))
+    tab_to(browser, "definition")
+    press(browser, "You are given a list of words. Keep only the fruits, then end the answer with the word done.")
+    for number, pair in enumerate(
+        (("apple saw pear", "apple pear done"), ("truck cherry grape", "cherry grape done")), 1
+    ):
+        for part, words in zip(("Input", "Output"), pair, strict=True):
+            tab_to(browser, f"{part} of demonstration {number}")
+            press(browser, words)
+    tab_to(browser, "Remove demonstration 2")
+    press(browser, Keys.ENTER)
+    assert focused(browser) == "Input of demonstration 1"
+    tab_to(browser, "add")
+    press(browser, Keys.ENTER)
+    assert focused(browser) == "Input of demonstration 2"
+    press(browser, "truck cherry grape", Keys.TAB, "cherry grape done")
+    tab_to(browser, "adapt")
+    press(browser, Keys.ENTER)
+    until(browser, lambda: focused(browser) == "query")
+    press(browser, "lion plum hat", Keys.ENTER)
+    until(browser, lambda: "plum done" in text(browser, "answers"))
+    tab_to(browser, "download")
+    # A changed task must be adapted to again.
+    browser.find_element("id", "definition").send_keys("!")
+    assert "adapt again" in text(browser, "adapted") and not browser.find_element("id", "send").is_enabled()
+
+
+def test_problems_are_told(browser: Any, address: str) -> None:
+    browser.get(address)
+    until(browser, lambda: "mini" in text(browser, "model"))
+    adapt = browser.find_element("id", "adapt")
+    adapt.click()
+    until(browser, lambda: "at least one demonstration" in text(browser, "task-problem"))
+    browser.find_element("css selector", ".input").send_keys("<b>one</b>")
+    adapt.click()
+    until(browser, lambda: "needs both" in text(browser, "task-problem"))
+
+
+def test_a_token(browser: Any, tmp_path: Path) -> None:
+    with running("mini", "--store", tmp_path / "store", HART_TOKEN="sesame") as (_, url):
+        browser.get(url)
+        until(browser, lambda: "mini" in text(browser, "model"))
+        Select(browser.find_element("id", "example")).select_by_index(1)
+        browser.find_element("id", "adapt").click()
+        until(browser, lambda: focused(browser) == "token")
+        press(browser, "sesame", Keys.ENTER)
+        until(browser, lambda: focused(browser) == "adapt")
+        press(browser, Keys.ENTER)
+        until(browser, lambda: "in one forward pass of" in text(browser, "adapted"))
