@@ -28,7 +28,7 @@ LAYERS: list[set[str]] = [
     {"system"},
     {"prediction"},
     {"training"},
-    {"quickstart", "sweep"},
+    {"benchmarks", "quickstart", "sweep"},
     {"cli"},
     {"__main__"},
 ]

@@ -17,12 +17,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
-from hart.cli import adapt, estimate, evaluate, predict, quickstart, sweep, train
+from hart.cli import adapt, bench, estimate, evaluate, predict, quickstart, sweep, train
 from hart.cli.options import split_overrides
 from hart.errors import HartError
 
 DISTRIBUTION = "hart-hypernet"
-COMMANDS = (quickstart, train, evaluate, adapt, predict, estimate, sweep)
+COMMANDS = (quickstart, train, evaluate, adapt, predict, estimate, sweep, bench)
 CONFIGURED = {"train": train.OWN_OPTIONS, "sweep": sweep.OWN_OPTIONS, "estimate": estimate.OWN_OPTIONS}
 """Commands that take fields of a configuration, and the options that are none."""
 

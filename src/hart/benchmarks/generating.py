@@ -1,0 +1,91 @@
+"""The pass of the hypernetwork: HART's against HyperTuning's, against its matrix products alone, steps with cache."""
+
+from collections.abc import Iterator
+from statistics import median
+
+import torch
+
+from hart.benchmarks import Figure, Settings, summary
+from hart.benchmarks.measuring import alternate, count, products, ratio
+from hart.benchmarks.models import hypernetwork, t5_config
+from hart.hypernetwork import HyperNetwork
+
+
+@torch.no_grad()
+def hypernetwork_pass(settings: Settings) -> Iterator[Figure]:
+    """One pass over demonstrations, autoregressive states against one shared state.
+
+    Encoder, decoder blocks and number of generated parameters are the same. The machine's rate is that of a product of
+    the encoder's feed-forward, timed in the same turns.
+    """
+    config = t5_config(settings.shape or "t5-large", vocabulary=1000)
+    networks = {
+        name: hypernetwork(config, scheme, device=settings.device, dtype=settings.torch_dtype)
+        for name, scheme in (("HART", "autoregressive"), ("HyperTuning", "shared"))
+    }
+    for batch in settings.batch or (1, 8):
+        ids = torch.randint(1000, (batch, settings.tokens), device=settings.device)
+        mask = torch.ones_like(ids)
+
+        def run(network: HyperNetwork, ids: torch.Tensor = ids, mask: torch.Tensor = mask) -> None:
+            network(ids, mask)
+
+        product, operations = products(
+            batch * settings.tokens, config.d_model, config.d_ff, settings.device, settings.torch_dtype
+        )
+        variants = {name: (lambda network=network: run(network)) for name, network in networks.items()}
+        # The counted pass warms up.
+        counts = {name: count(variant) for name, variant in variants.items()}
+        once = alternate({"product": product}, 1, settings.device)["product"][0]
+        loops = max(1, round(0.5 / once))
+        timed = {**variants, "product": lambda loops=loops, product=product: [product() for _ in range(loops)]}
+        times = alternate(timed, settings.repeats, settings.device, warm_up=False)
+        rates = [operations * loops / elapsed for elapsed in times.pop("product")]
+        flops = {name: counted.flops for name, counted in counts.items()}
+        weights = sum(p.numel() * p.element_size() for p in networks["HART"].decoder.parameters())  # type: ignore[union-attr]
+        yield Figure(
+            f"hypernetwork pass, batch {batch}",
+            "HyperTuning's",
+            ratio(times, "HART", "HyperTuning"),
+            f"{flops['HART'] / flops['HyperTuning']:.3f}× by products; "
+            f"{config.num_layers} steps read {weights / 1e9:.2f} GB of decoder weights each",
+            ("≤", 1.05 if batch >= 8 else 1.20),
+            variants=summary(times, counts),
+        )
+        shares = [flops["HART"] / rate / elapsed for rate, elapsed in zip(rates, times["HART"], strict=True)]
+        yield Figure(
+            f"share of the pass that its products need, batch {batch}",
+            "the rate of one large product",
+            100 * median(shares),
+            f"100 %; {median(rates) / 1e9:.0f} GFLOP/s, {flops['HART'] / 1e9:.0f} GFLOP",
+            ("≥", 70.0),
+            unit="%",
+            variants=summary({"HART": times["HART"]}, counts),
+            notes={"gflops_per_second": [rate / 1e9 for rate in rates]},
+        )
+
+
+@torch.no_grad()
+def cached_steps(settings: Settings) -> Iterator[Figure]:
+    """The decoder's steps and all heads on an encoded task: keys and values kept between steps, or computed anew."""
+    config = t5_config(settings.shape or "t5-large", vocabulary=1000)
+    network = hypernetwork(config, device=settings.device, dtype=settings.torch_dtype)
+    for batch in settings.batch or (1,):
+        memory = torch.randn(batch, settings.tokens, config.d_model, device=settings.device, dtype=settings.torch_dtype)
+        mask = torch.ones(batch, settings.tokens, dtype=torch.long, device=settings.device)
+
+        def run(cached: bool, memory: torch.Tensor = memory, mask: torch.Tensor = mask) -> None:
+            assert network.scheme is not None
+            network.heads(network.scheme(network.decoder, memory, mask, cached=cached))
+
+        variants = {"cached": lambda: run(True), "not cached": lambda: run(False)}
+        counts = {name: count(variant) for name, variant in variants.items()}
+        times = alternate(variants, settings.repeats, settings.device, warm_up=False)
+        yield Figure(
+            f"autoregressive steps with cache, all heads, {config.num_layers} layers, batch {batch}",
+            "without cache",
+            ratio(times, "not cached", "cached"),
+            f"{counts['not cached'].flops / counts['cached'].flops:.1f}× by products",
+            ("≥", 5.0),
+            variants=summary(times, counts),
+        )
