@@ -60,7 +60,7 @@ class Figure:
         name: what was measured; figures of one name replace each other in a file.
         against: what it is compared with.
         value: the ratio.
-        unit: written behind it, `×` or `%`.
+        unit: written behind it.
         target: what it should be, e.g. `("≤", 1.05)`; None where it is only reported.
         limit: what bounds it, in words with a number.
         variants: for each thing that was timed: its median seconds, and what was counted of it.
@@ -72,7 +72,7 @@ class Figure:
     value: float
     limit: str
     target: tuple[Literal["≤", "≥"], float] | None = None
-    unit: Literal["×", "%"] = "×"
+    unit: Literal["×", "%", ""] = "×"
     variants: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
 
@@ -90,7 +90,9 @@ class Figure:
 Benchmark = Callable[[Settings], Iterator[Figure]]
 
 
-def summary(times: Mapping[str, list[float]], counts: Mapping[str, Counter] | None = None) -> dict[str, dict[str, float]]:
+def summary(
+    times: Mapping[str, list[float]], counts: Mapping[str, Counter] | None = None
+) -> dict[str, dict[str, float]]:
     """`Figure.variants` from the seconds of each repeat and from counts."""
     found: dict[str, dict[str, float]] = {}
     for name, values in times.items():

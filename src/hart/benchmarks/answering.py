@@ -1,5 +1,6 @@
 """Answering queries with ready adaptations: against demonstrations in every input, and tasks mixed in one batch."""
 
+import functools
 import math
 from collections.abc import Iterator
 from statistics import median
@@ -7,7 +8,7 @@ from statistics import median
 import torch
 
 from hart.benchmarks import MIB, Figure, Settings, summary
-from hart.benchmarks.measuring import alternate, count, ratio
+from hart.benchmarks.measuring import Run, alternate, count, ratio
 from hart.benchmarks.models import hypernetwork, main_model, random_adaptation, random_queries, stock_model, t5_config
 
 QUERY, ANSWER = 96, 12
@@ -31,11 +32,11 @@ def against_in_context(settings: Settings) -> Iterator[Figure]:
     task = torch.randint(1000, (1, demonstrations), device=settings.device)
     for batch in settings.batch or (8,):
         short, long = random_queries(batch, query), random_queries(batch, settings.tokens)
-        variants = {
-            "in context": lambda long=long: main.generate(long, max_new_tokens=answer),
-            "adapted": lambda short=short: main.generate(short, adaptation),
-            "adapted, kept": lambda short=short: main.generate(short, kept),
-            "adapting": lambda: network(task, torch.ones_like(task)),
+        variants: dict[str, Run] = {
+            "in context": functools.partial(main.generate, long, max_new_tokens=answer),
+            "adapted": functools.partial(main.generate, short, adaptation),
+            "adapted, kept": functools.partial(main.generate, short, kept),
+            "adapting": functools.partial(network, task, torch.ones_like(task)),
         }
         counts = {name: count(variant) for name, variant in variants.items()}
         times = alternate(variants, settings.repeats, settings.device, warm_up=False)
@@ -85,7 +86,7 @@ def mixed_tasks(settings: Settings) -> Iterator[Figure]:
         f"{tasks * each} queries of {tasks} tasks in one batch",
         "task after task",
         ratio(times, "task after task", "one batch"),
-        f"products are the same; each of {answer} steps reads {weights / 1e9:.2f} GB of weights once instead of {tasks} times",
+        f"{tasks}× in decoding, whose {answer} steps read {weights / 1e9:.2f} GB of weights each; equal products",
         ("≥", 2.0),
         variants=summary(times, counts),
         notes={"memory_tokens": memory, "query_tokens": settings.scaled(QUERY), "answer_tokens": answer},

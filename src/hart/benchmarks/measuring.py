@@ -35,7 +35,9 @@ def seconds(run: Run, device: str) -> float:
     return time.perf_counter() - start
 
 
-def alternate(variants: Mapping[str, Run], repeats: int, device: str, *, warm_up: bool = True) -> dict[str, list[float]]:
+def alternate(
+    variants: Mapping[str, Run], repeats: int, device: str, *, warm_up: bool = True
+) -> dict[str, list[float]]:
     """Seconds of each variant in each repeat."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     for repeat in range(-1 if warm_up else 0, repeats):

@@ -24,8 +24,10 @@ SHAPES: dict[str, dict[str, int]] = {
 }
 """T5 v1.1's sizes, and one for tests."""
 
-PREFIX = {"kind": "prefix", "length": 32}
+PREFIX_LENGTH = 32
 """App. 8.1.2."""
+
+PREFIX: dict[str, Any] = {"kind": "prefix", "length": PREFIX_LENGTH}
 
 
 class Numbers:
@@ -42,18 +44,22 @@ class Numbers:
 
 def t5_config(shape: str, vocabulary: int = VOCABULARY, **sizes: int) -> T5Config:
     """The configuration of a shape, with some of its sizes replaced."""
-    return T5Config(
-        **{**SHAPES[shape], **sizes},
-        vocab_size=vocabulary,
-        feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
-        decoder_start_token_id=0,
-        pad_token_id=0,
-        eos_token_id=1,
-    )
+    values: dict[str, Any] = {
+        **SHAPES[shape],
+        **sizes,
+        "vocab_size": vocabulary,
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False,
+        "decoder_start_token_id": 0,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+    }
+    return T5Config(**values)
 
 
-def stock_model(config: T5Config, device: str = "cpu", dtype: torch.dtype = torch.float32) -> T5ForConditionalGeneration:
+def stock_model(
+    config: T5Config, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> T5ForConditionalGeneration:
     """A main model as `transformers` has it, in eval mode; its answers never end before their longest length."""
     with torch.device("meta"):
         model = T5ForConditionalGeneration(config)
@@ -139,9 +145,3 @@ def random_adaptation(
 
 def random_queries(number: int, tokens: int) -> list[list[int]]:
     return torch.randint(3, 1000, (number, tokens)).tolist()
-
-
-def replace_layers(config: T5Config, layers: int) -> T5Config:
-    """The same widths with another number of layers in both stacks."""
-    values = {**config.to_dict(), "num_layers": layers, "num_decoder_layers": layers}
-    return T5Config(**values)

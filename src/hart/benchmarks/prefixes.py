@@ -9,7 +9,7 @@ from transformers import T5ForConditionalGeneration
 
 from hart.benchmarks import Figure, Settings, summary
 from hart.benchmarks.measuring import alternate, count, ratio
-from hart.benchmarks.models import PREFIX, main_model, random_adaptation, stock_model, t5_config, twin
+from hart.benchmarks.models import PREFIX_LENGTH, main_model, random_adaptation, stock_model, t5_config, twin
 from hart.errors import HartError
 from hart.peft import injection
 
@@ -56,12 +56,15 @@ def against_peft(settings: Settings) -> Iterator[Figure]:
     model = stock_model(t5_config(settings.shape or "t5-large"), settings.device, settings.torch_dtype)
     main = main_model(model)
     blocks = random_adaptation(main, 1, 0).blocks
-    tuning = PrefixTuningConfig(task_type=TaskType.SEQ_2_SEQ_LM, num_virtual_tokens=PREFIX["length"])
+    tuning = PrefixTuningConfig(task_type=TaskType.SEQ_2_SEQ_LM, num_virtual_tokens=PREFIX_LENGTH)
     tuned = get_peft_model(twin(model), tuning).eval().to(settings.device, settings.torch_dtype)
     sites = injection.sites(main.model, "decoder", "self_attention")
     keys, values = blocks["prefix.decoder.key"], blocks["prefix.decoder.value"]
     injection.bound_of(main.model).update(
-        {site: injection.KeyValueRows(keys[:, i], values[:, i]) for i, site in enumerate(sites)}
+        {
+            site: injection.KeyValueRows.from_blocks(keys[:, i], values[:, i], main.shape.num_heads)
+            for i, site in enumerate(sites)
+        }
     )
     for batch in settings.batch or (2,):
         for what, use in _uses(settings, _inputs(settings, batch)).items():

@@ -10,7 +10,6 @@ from contextlib import ExitStack, contextmanager
 from statistics import median
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader
 
 from hart import evaluation as scores
@@ -38,7 +37,7 @@ def evaluation(settings: Settings) -> Iterator[Figure]:
     model = HartModel.from_pretrained("mini", device=settings.device)
     tasks = load_tasks(_data(settings, max_test_instances=INSTANCES), "test")
     assert model.hypernetwork is not None
-    parts = {
+    parts: dict[str, list[tuple[Any, str]]] = {
         "tokenisation": [
             (model.main, "encode_queries"),
             (system, "encode_task"),
@@ -93,7 +92,7 @@ def data_pipeline(settings: Settings) -> Iterator[Figure]:
     config = RunConfig(model_config, data, training)
     dataset = training_examples(config, tasks, model.main.tokenizer)
     collator = Collator(model.main.tokenizer.pad_token_id, queries_per_task=QUERIES_PER_TASK)
-    batches = iter(DataLoader(dataset, batch_size=BATCH, collate_fn=collator))  # type: ignore[arg-type]
+    batches = iter(DataLoader(dataset, batch_size=BATCH, collate_fn=collator))
     train = step(model, training.alpha)
     times: dict[str, list[float]] = {"waiting": [], "step": []}
     for number in range(steps):

@@ -82,8 +82,8 @@ def run(args: argparse.Namespace) -> None:
     from hart.benchmarks.models import SHAPES
     from hart.benchmarks.table import merge, read, table
 
-    given = {name: getattr(args, name) for name in ("shape", "tokens", "repeats") if getattr(args, name) is not None}
-    given = (QUICK if args.quick else {}) | given
+    given: dict[str, Any] = dict(QUICK) if args.quick else {}
+    given |= {name: getattr(args, name) for name in ("shape", "tokens", "repeats") if getattr(args, name) is not None}
     if given.get("shape", "tiny") not in SHAPES:
         raise HartError(f"--shape: no size {given['shape']!r}; choose from {', '.join(SHAPES)}")
     settings = Settings(
