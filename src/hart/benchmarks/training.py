@@ -17,7 +17,7 @@ ALPHA = 1.0
 
 
 def training_step(settings: Settings) -> Iterator[Figure]:
-    """Forward, backward and an AdamW step. 1024 tokens of demonstrations, queries of 96, answers of 16, one query a task.
+    """Forward, backward and an AdamW step: demonstrations of 1024 tokens, one query of 96 each, answers of 16.
 
     Fine-tuning reads demonstrations and query in one input, so the tokens are the same.
     """
