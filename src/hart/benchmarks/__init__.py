@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from hart.benchmarks.measuring import Counter
+from hart.benchmarks.measuring import Counter, Run, alternate, count, ratio
 
 MIB = 1024**2
 
@@ -100,6 +100,40 @@ def summary(
         if counts and name in counts:
             found[name] |= {"gflop": counts[name].flops / 1e9, "peak_mib": counts[name].peak / MIB}
     return found
+
+
+def measure(variants: Mapping[str, Run], settings: Settings) -> tuple[dict[str, list[float]], dict[str, Counter]]:
+    """Seconds of each variant in each repeat, and what it does, counted in a pass before them that warms up."""
+    counts = {name: count(run) for name, run in variants.items()}
+    return alternate(variants, settings.repeats, settings.device, warm_up=False), counts
+
+
+def compare(
+    name: str,
+    against: str,
+    variants: Mapping[str, Run],
+    settings: Settings,
+    *,
+    target: tuple[Literal["≤", "≥"], float],
+    limit: str = "",
+    notes: Mapping[str, Any] | None = None,
+) -> Figure:
+    """The figure of two variants, ours first: how long it takes in units of the other, or the inverse for a `≥`.
+
+    Without another `limit`, that is the ratio of their FLOPs.
+    """
+    times, counts = measure(variants, settings)
+    ours, other = variants
+    over, under = (ours, other) if target[0] == "≤" else (other, ours)
+    return Figure(
+        name,
+        against,
+        ratio(times, over, under),
+        limit or f"{counts[over].flops / counts[under].flops:.3f}× by products",
+        target,
+        variants=summary(times, counts),
+        notes=notes or {},
+    )
 
 
 def benchmarks() -> dict[str, Benchmark]:

@@ -7,8 +7,8 @@ from statistics import median
 
 import torch
 
-from hart.benchmarks import MIB, Figure, Settings, summary
-from hart.benchmarks.measuring import Run, alternate, count, ratio
+from hart.benchmarks import MIB, Figure, Settings, compare, measure, summary
+from hart.benchmarks.measuring import Run, ratio
 from hart.benchmarks.models import hypernetwork, main_model, random_adaptation, random_queries, stock_model, t5_config
 
 QUERY, ANSWER = 96, 12
@@ -38,8 +38,7 @@ def against_in_context(settings: Settings) -> Iterator[Figure]:
             "adapted, kept": functools.partial(main.generate, short, kept),
             "adapting": functools.partial(network, task, torch.ones_like(task)),
         }
-        counts = {name: count(variant) for name, variant in variants.items()}
-        times = alternate(variants, settings.repeats, settings.device, warm_up=False)
+        times, counts = measure(variants, settings)
         medians = {name: median(values) for name, values in times.items()}
         for name, least in (("adapted", 4.0), ("adapted, kept", 6.0)):
             saved = (medians["in context"] - medians[name]) / batch
@@ -78,16 +77,13 @@ def mixed_tasks(settings: Settings) -> Iterator[Figure]:
         for row, adaptation in enumerate(apart):
             main.generate(queries[row * each : (row + 1) * each], adaptation)
 
-    variants = {"one batch": lambda: main.generate(queries, together), "task after task": task_after_task}
-    counts = {name: count(variant) for name, variant in variants.items()}
-    times = alternate(variants, settings.repeats, settings.device, warm_up=False)
     weights = sum(p.numel() * p.element_size() for p in main.model.decoder.parameters())
-    yield Figure(
+    yield compare(
         f"{tasks * each} queries of {tasks} tasks in one batch",
         "task after task",
-        ratio(times, "task after task", "one batch"),
-        f"{tasks}× in decoding, whose {answer} steps read {weights / 1e9:.2f} GB of weights each; equal products",
-        ("≥", 2.0),
-        variants=summary(times, counts),
+        {"one batch": functools.partial(main.generate, queries, together), "task after task": task_after_task},
+        settings,
+        target=("≥", 2.0),
+        limit=f"{tasks}× in decoding, whose {answer} steps read {weights / 1e9:.2f} GB of weights each; equal products",
         notes={"memory_tokens": memory, "query_tokens": settings.scaled(QUERY), "answer_tokens": answer},
     )

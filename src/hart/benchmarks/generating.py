@@ -6,7 +6,7 @@ from statistics import median
 
 import torch
 
-from hart.benchmarks import Figure, Settings, summary
+from hart.benchmarks import Figure, Settings, compare, summary
 from hart.benchmarks.measuring import Run, alternate, count, products, ratio
 from hart.benchmarks.models import hypernetwork, t5_config
 from hart.hypernetwork import HyperNetwork
@@ -90,14 +90,10 @@ def cached_steps(settings: Settings) -> Iterator[Figure]:
             assert network.scheme is not None
             network.heads(network.scheme(network.decoder, memory, mask, cached=cached))
 
-        variants = {"cached": lambda: run(True), "not cached": lambda: run(False)}
-        counts = {name: count(variant) for name, variant in variants.items()}
-        times = alternate(variants, settings.repeats, settings.device, warm_up=False)
-        yield Figure(
+        yield compare(
             f"autoregressive steps with cache, all heads, {config.num_layers} layers, batch {batch}",
             "without cache",
-            ratio(times, "not cached", "cached"),
-            f"{counts['not cached'].flops / counts['cached'].flops:.1f}× by products",
-            ("≥", 5.0),
-            variants=summary(times, counts),
+            {"cached": lambda: run(True), "not cached": lambda: run(False)},
+            settings,
+            target=("≥", 5.0),
         )

@@ -5,8 +5,7 @@ from typing import Any
 
 import torch
 
-from hart.benchmarks import Figure, Settings, summary
-from hart.benchmarks.measuring import alternate, count, ratio
+from hart.benchmarks import Figure, Settings, compare
 from hart.benchmarks.models import main_model, random_adaptation, stock_model, t5_config, twin
 from hart.errors import HartError
 from hart.peft import Blocks
@@ -48,17 +47,16 @@ def lora_per_row(settings: Settings) -> Iterator[Figure]:
         with main.binding(adaptation.blocks, adaptation.kinds, batch=TASKS):
             return main.model(**inputs).logits
 
-    variants = {"generated": generated, "peft": lambda: loaded(**inputs, adapter_names=names).logits}
-    torch.testing.assert_close(variants["generated"](), variants["peft"](), rtol=1e-2, atol=1e-2)
-    counts = {name: count(variant) for name, variant in variants.items()}
-    times = alternate(variants, settings.repeats, settings.device, warm_up=False)
-    yield Figure(
+    def mixed() -> torch.Tensor:
+        return loaded(**inputs, adapter_names=names).logits
+
+    torch.testing.assert_close(generated(), mixed(), rtol=1e-2, atol=1e-2)
+    yield compare(
         f"LoRA per row, {TASKS} tasks in a batch",
         "peft, adapters mixed in a batch",
-        ratio(times, "peft", "generated"),
-        f"{counts['peft'].flops / counts['generated'].flops:.3f}× by products",
-        ("≥", 1.0),
-        variants=summary(times, counts),
+        {"generated": generated, "peft": mixed},
+        settings,
+        target=("≥", 1.0),
     )
 
 

@@ -1,5 +1,6 @@
 """The main model with prefixes: what they add to a stock `transformers` model, and PEFT's Prefix-Tuning beside it."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -7,8 +8,7 @@ import torch
 from torch import Tensor
 from transformers import T5ForConditionalGeneration
 
-from hart.benchmarks import Figure, Settings, summary
-from hart.benchmarks.measuring import alternate, count, ratio
+from hart.benchmarks import Figure, Settings, compare
 from hart.benchmarks.models import PREFIX_LENGTH, main_model, random_adaptation, stock_model, t5_config, twin
 from hart.errors import HartError
 from hart.peft import injection
@@ -33,16 +33,12 @@ def against_stock(settings: Settings) -> Iterator[Figure]:
                 use(main.model)
 
         for what, use in _uses(settings, inputs).items():
-            variants = {"with prefixes": lambda use=use: adapted(use), "stock": lambda use=use: use(model)}
-            counts = {name: count(variant) for name, variant in variants.items()}
-            times = alternate(variants, settings.repeats, settings.device, warm_up=False)
-            yield Figure(
+            yield compare(
                 f"main model with prefixes, {what}, batch {batch}",
                 "stock transformers model",
-                ratio(times, "with prefixes", "stock"),
-                f"{counts['with prefixes'].flops / counts['stock'].flops:.3f}× by products",
-                ("≤", 1.05),
-                variants=summary(times, counts),
+                {"with prefixes": functools.partial(adapted, use), "stock": functools.partial(use, model)},
+                settings,
+                target=("≤", 1.05),
             )
 
 
@@ -68,16 +64,12 @@ def against_peft(settings: Settings) -> Iterator[Figure]:
     )
     for batch in settings.batch or (2,):
         for what, use in _uses(settings, _inputs(settings, batch)).items():
-            variants = {"hart": lambda use=use: use(main.model), "peft": lambda use=use: use(tuned)}
-            counts = {name: count(variant) for name, variant in variants.items()}
-            times = alternate(variants, settings.repeats, settings.device, warm_up=False)
-            yield Figure(
+            yield compare(
                 f"prefixes in the decoder, {what}, batch {batch}",
                 "peft PrefixTuning",
-                ratio(times, "hart", "peft"),
-                f"{counts['hart'].flops / counts['peft'].flops:.3f}× by products",
-                ("≤", 1.0),
-                variants=summary(times, counts),
+                {"hart": functools.partial(use, main.model), "peft": functools.partial(use, tuned)},
+                settings,
+                target=("≤", 1.0),
             )
 
 

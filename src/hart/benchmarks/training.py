@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from hart.benchmarks import Figure, Settings, summary
-from hart.benchmarks.measuring import alternate, count, ratio
+from hart.benchmarks import Figure, Settings, measure, summary
+from hart.benchmarks.measuring import ratio
 from hart.benchmarks.models import Numbers, hypernetwork, stock_model, t5_config, twin
 from hart.losses import ConsistencyState, prediction_loss
 from hart.main_model import MainModel
@@ -37,9 +37,8 @@ def training_step(settings: Settings) -> Iterator[Figure]:
             steps[name] = functools.partial(train, read)
         tuned = step(HartModel(_main(model, trained=True), None, train_main=True), 0.0)
         steps["full fine-tuning"] = functools.partial(tuned, long)
-        # The first step, which also makes the optimizer's state, is counted.
-        counts = {name: count(run) for name, run in steps.items()}
-        times = alternate(steps, settings.repeats, settings.device, warm_up=False)
+        # The first step, which also makes the optimizer's state, is the one that is counted.
+        times, counts = measure(steps, settings)
         variants = summary(times, counts)
         name = f"training step, HART, {settings.shape or 't5-base'}, batch {batch}"
         yield Figure(

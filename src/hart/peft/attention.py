@@ -46,8 +46,7 @@ def hart_sdpa(
     """As `sdpa_attention_forward`; all of `[b, heads, tokens, d_kv]`."""
     rows = rows_bound_to(module)
     if attention_mask is None or position_bias is None:
-        if rows is not None:
-            raise RuntimeError("rows before keys and values need an explicit mask and position bias")
+        _refuse(rows)
         own = attention_mask
     else:
         own = _tokens_bias(module, position_bias, attention_mask, query, key)
@@ -75,13 +74,18 @@ def hart_eager(
 ) -> tuple[Tensor, Tensor | None]:
     """As `eager_attention_forward`, which also gives the attention weights; rows' columns come first in them."""
     rows = rows_bound_to(module)
-    if rows is not None:
-        if attention_mask is None or position_bias is None:
-            raise RuntimeError("rows before keys and values need an explicit mask and position bias")
+    if attention_mask is None or position_bias is None:
+        _refuse(rows)
+    elif rows is not None:
         key, value = _joined(rows.key, key), _joined(rows.value, value)
         attention_mask = _joined_bias(module, position_bias, attention_mask, rows)
         position_bias = F.pad(position_bias, (rows.key.shape[2], 0), value=0.0)
     return eager_attention_forward(module, query, key, value, attention_mask, position_bias=position_bias, **kwargs)
+
+
+def _refuse(rows: KeyValueRows | None) -> None:
+    if rows is not None:
+        raise RuntimeError("rows before keys and values need an explicit mask and position bias")
 
 
 def _two_products(
