@@ -17,12 +17,13 @@ VOCABULARY = 32128
 
 SHAPES: dict[str, dict[str, int]] = {
     "tiny": {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_heads": 4, "num_layers": 6},
+    "small": {"d_model": 512, "d_kv": 64, "d_ff": 1024, "num_heads": 8, "num_layers": 8},
     "t5-small": {"d_model": 512, "d_kv": 64, "d_ff": 1024, "num_heads": 6, "num_layers": 8},
     "t5-base": {"d_model": 768, "d_kv": 64, "d_ff": 2048, "num_heads": 12, "num_layers": 12},
     "t5-large": {"d_model": 1024, "d_kv": 64, "d_ff": 2816, "num_heads": 16, "num_layers": 24},
     "t5-xl": {"d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_heads": 32, "num_layers": 24},
 }
-"""T5 v1.1's sizes, and one for tests."""
+"""T5 v1.1's sizes, one for tests, and one for a quick look, which is T5 small with as many heads as fill its width."""
 
 PREFIX_LENGTH = 32
 """App. 8.1.2."""

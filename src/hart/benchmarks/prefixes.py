@@ -49,7 +49,10 @@ def against_peft(settings: Settings) -> Iterator[Figure]:
         from peft import PrefixTuningConfig, TaskType, get_peft_model
     except ImportError:
         raise HartError("prefix-peft: needs the package peft (pip install peft)") from None
-    model = stock_model(t5_config(settings.shape or "t5-large"), settings.device, settings.torch_dtype)
+    config = t5_config(settings.shape or "t5-large")
+    if config.num_heads * config.d_kv != config.d_model:
+        raise HartError(f"prefix-peft: --shape {settings.shape}: PEFT's prefixes need heads · d_kv equal to d_model")
+    model = stock_model(config, settings.device, settings.torch_dtype)
     main = main_model(model)
     blocks = random_adaptation(main, 1, 0).blocks
     tuning = PrefixTuningConfig(task_type=TaskType.SEQ_2_SEQ_LM, num_virtual_tokens=PREFIX_LENGTH)

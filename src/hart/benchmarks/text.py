@@ -24,7 +24,8 @@ from hart.system import HartModel
 from hart.task_collections import load_tasks
 from hart.training import training_examples
 
-INSTANCES = 20
+INSTANCES, BUNDLED_INSTANCES = 100, 20
+"""Of each test task: of Super-NaturalInstructions what its benchmark takes, and of the 28 bundled ones."""
 BATCH, QUERIES_PER_TASK = 32, 4
 """Of `configs/mini`."""
 
@@ -35,7 +36,8 @@ def evaluation(settings: Settings) -> Iterator[Figure]:
     Generation is the main model's work: its encoder, its decoding steps and what `transformers` does between them.
     """
     model = HartModel.from_pretrained("mini", device=settings.device)
-    tasks = load_tasks(_data(settings, max_test_instances=INSTANCES), "test")
+    instances = INSTANCES if settings.data_dir else BUNDLED_INSTANCES
+    tasks = load_tasks(_data(settings, max_test_instances=instances), "test")
     assert model.hypernetwork is not None
     parts: dict[str, list[tuple[Any, str]]] = {
         "tokenisation": [

@@ -22,7 +22,7 @@ NAMES = (
     "data",
     "growth",
 )
-QUICK = {"shape": "t5-small", "tokens": 256, "repeats": 3}
+QUICK = {"shape": "small", "tokens": 256, "repeats": 3}
 
 
 def add_parser(subparsers: Any) -> None:
