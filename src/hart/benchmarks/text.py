@@ -33,7 +33,8 @@ BATCH, QUERIES_PER_TASK = 32, 4
 def evaluation(settings: Settings) -> Iterator[Figure]:
     """An evaluation of the test tasks from task files in memory to scores, and what its parts take.
 
-    Generation is the main model's work: its encoder, its decoding steps and what `transformers` does between them.
+    Generation is the main model's work: its encoder, the memory's projection, its decoding steps,
+    and what `transformers` does between them.
     """
     model = HartModel.from_pretrained("mini", device=settings.device)
     instances = INSTANCES if settings.data_dir else BUNDLED_INSTANCES
@@ -47,7 +48,11 @@ def evaluation(settings: Settings) -> Iterator[Figure]:
             (model.main.tokenizer, "batch_decode"),
         ],
         "adapting": [(model.hypernetwork, "forward")],
-        "generation": [(model.main, "encode"), (model.main.model, "generate")],
+        "generation": [
+            (model.main.model.encoder, "forward"),
+            (model.main, "keep_memory"),
+            (model.main.model, "generate"),
+        ],
         "scoring": [(scores, "rouge_l"), (scores, "exact_match")],
     }
     predict = hart_predictor(model)
