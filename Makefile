@@ -19,7 +19,7 @@ help:
 	@echo "make test         run the tests"
 	@echo "make check        formatting, lint, types and tests, as the CI runs them"
 	@echo "make format       format the code and fix what lint can fix"
-	@echo "make bench        time one pass of the hypernetwork"
+	@echo "make bench        measure speed beside the alternatives (an hour; hart bench --quick: two minutes)"
 	@echo "make venv         only create $(VENV) and install into it"
 	@echo "make clean        remove $(VENV) and all caches"
 
@@ -50,7 +50,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 bench: $(READY)
-	$(BIN)/python benches/hypernetwork_pass.py
+	$(BIN)/hart bench
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist src/*.egg-info

@@ -14,33 +14,12 @@ import time
 from pathlib import Path
 
 import torch
-from hypernetwork_pass import SHAPES
 from torch import Tensor
-from transformers import T5Config, T5ForConditionalGeneration
 
+from hart.benchmarks.models import SHAPES, main_model, stock_model, t5_config
 from hart.data.prompts import Lengths, encode_target
 from hart.main_model import MainModel
 from hart.scoring import score_choices
-
-
-class Words:
-    """A tokenizer of numbers, which is all that is needed here."""
-
-    pad_token_id, eos_token_id = 0, 1
-
-    def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
-        return {"input_ids": [int(word) for word in text.split()]}
-
-
-def build(shape: str) -> MainModel:
-    config = T5Config(
-        **SHAPES[shape],
-        vocab_size=32128,
-        feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
-        decoder_start_token_id=0,
-    )
-    return MainModel(T5ForConditionalGeneration(config).eval(), Words(), name=shape)  # type: ignore[arg-type]
 
 
 @torch.no_grad()
@@ -70,7 +49,7 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    model = build(args.shape)
+    model = main_model(stock_model(t5_config(args.shape)))
     queries = torch.randint(3, 32000, (args.batch, args.tokens)).tolist()
     rows = []
     for number in args.choices:

@@ -18,7 +18,16 @@ from hart.schemes import SCHEMES
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCS = REPOSITORY / "docs"
-PAGES = ("architecture.md", "paper_map.md", "data.md", "configuration.md", "systems.md", "serving.md")
+PAGES = (
+    "architecture.md",
+    "paper_map.md",
+    "data.md",
+    "configuration.md",
+    "performance.md",
+    "scaling.md",
+    "systems.md",
+    "serving.md",
+)
 
 # `src/hart/losses.py:ConsistencyState.loss`, or the file alone.
 PLACE = re.compile(r"`((?:src|tests|configs|recipes|benches)/[\w./-]+)(?::([\w.]+))?`")

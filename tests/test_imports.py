@@ -30,7 +30,7 @@ LAYERS: list[set[str]] = [
     {"prediction", "sharding"},
     {"trainer"},
     {"training"},
-    {"client", "quickstart", "serving", "sweep"},
+    {"benchmarks", "client", "quickstart", "serving", "sweep"},
     {"cli"},
     {"__main__"},
 ]

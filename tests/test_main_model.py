@@ -12,6 +12,7 @@ from transformers import T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
 from hart.adaptation import Adaptation
+from hart.data.prompts import Lengths
 from hart.errors import HartError
 from hart.main_model import MainModel
 from hart.peft import Blocks
@@ -256,8 +257,8 @@ def test_bad_queries_and_adaptations(sdpa: MainModel) -> None:
     adaptation = make_adaptation(sdpa)
     with pytest.raises(HartError, match="query 2 of 2 is empty"):
         sdpa.generate(["fine", " \n"])
-    with pytest.raises(HartError, match="adaptation of 2 rows cannot serve 6 queries"):
-        sdpa.generate(QUERIES, Adaptation.stack([adaptation, adaptation]))
+    with pytest.raises(HartError, match="adaptation of 4 rows cannot serve 6 queries"):
+        sdpa.generate(QUERIES, Adaptation.stack([adaptation] * 4))
     with pytest.raises(HartError, match="num_return_sequences must be 1"):
         sdpa.generate(QUERIES, num_return_sequences=2)
     assert sdpa.generate([]) == []
@@ -299,3 +300,50 @@ def test_loading_what_is_not_a_base(tmp_path: Path, tiny_base_dir: Path) -> None
         MainModel.from_pretrained(str(tiny_base_dir), attention="flash")
     with pytest.raises(HartError, match="no-such/model: no T5 checkpoint there"):
         MainModel.from_pretrained("no-such/model")
+
+
+def test_kept_memory_gives_the_same_answers(main: MainModel) -> None:
+    """Generation and scores with the memory's keys and values kept, stacked and selected, against a forward pass."""
+    adaptations = [make_adaptation(main, tokens) for tokens in (2, 5, 3)]
+    stacked = Adaptation.stack(adaptations)
+    kept = Adaptation.stack([main.keep_memory(each) for each in adaptations])
+    assert kept.kept is not None and kept.kept[0].shape == (3, 3, 3, 5, 8)  # layers, rows, heads, tokens, d_kv
+    queries, choices = QUERIES[:3], [["one", "the cat"], ["two"], ["on the mat", "a b", "six"]]
+    for each in (stacked, kept, kept.select([0, 1, 2])):
+        for row in range(3):
+            fused = {"memory": adaptations[row].memory, "memory_mask": adaptations[row].memory_mask}
+            ids, mask = main.pad(main.encode_queries(queries[row : row + 1], None, Lengths()))
+            with main.binding(adaptations[row].blocks, [KIND], batch=1):
+                states, both = main.encode(ids, mask, **fused)
+                tokens = main.model.generate(
+                    encoder_outputs=BaseModelOutput(states), attention_mask=both, max_new_tokens=8
+                )
+            expected = main.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+            assert main.generate(queries[row : row + 1], each[row], max_new_tokens=8) == expected
+            assert main.generate(queries, each, max_new_tokens=8)[row] == expected[0]
+        scores = score_choices(main, queries, choices, each)
+        for row in range(3):
+            alone = score_choices(main, queries[row : row + 1], choices[row : row + 1], adaptations[row])[0]
+            assert scores[row] == pytest.approx(alone, abs=1e-3)
+
+
+def test_one_row_serves_neighbouring_queries(main: MainModel) -> None:
+    """Two rows for six queries are each row for its three, also in batches that cut through the groups."""
+    adaptations = [make_adaptation(main, tokens) for tokens in (2, 5)]
+    stacked = Adaptation.stack(adaptations)
+    expected = [main.generate(QUERIES[3 * row : 3 * row + 3], adaptations[row], max_new_tokens=8) for row in range(2)]
+    for batch_size in (6, 4, 2, 1):
+        assert main.generate(QUERIES, stacked, max_new_tokens=8, batch_size=batch_size) == sum(expected, [])
+    assert main.generate(QUERIES, stacked, max_new_tokens=8, num_beams=2) == sum(
+        (main.generate(QUERIES[3 * r : 3 * r + 3], adaptations[r], max_new_tokens=8, num_beams=2) for r in range(2)), []
+    )
+
+
+def test_kept_memory_is_not_saved(sdpa: MainModel, tmp_path: Path) -> None:
+    kept = sdpa.keep_memory(make_adaptation(sdpa))
+    kept.save_pretrained(tmp_path / "kept")
+    assert Adaptation.from_pretrained(tmp_path / "kept").kept is None
+    assert sdpa.keep_memory(kept) is not None and kept.to("cpu").kept is not None
+    without = make_adaptation(sdpa, tokens=None)
+    assert sdpa.keep_memory(without).kept is None
+    assert Adaptation.stack([kept, make_adaptation(sdpa)]).kept is None

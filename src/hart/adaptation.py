@@ -8,7 +8,7 @@ one row per task, so adaptations stack into batches that mix tasks.
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,6 +53,8 @@ class Adaptation:
             trained with; `MainModel.generate` keeps to them.
         model: name of the hypernetwork model.
         created: time of generation, ISO 8601.
+        kept: keys and values of the memory in every layer of the main model's decoder, each
+            `[layers, n, heads, s, d_kv]`, if `MainModel.keep_memory` has put them there; never saved.
 
     Raises:
         HartError: the parts disagree about n, or `peft` names an unknown kind.
@@ -72,6 +74,7 @@ class Adaptation:
     max_target_length: int = 128
     model: str = ""
     created: str = field(default_factory=_now)
+    kept: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self.kinds: tuple[PeftKind, ...] = build_kinds(self.peft)
@@ -107,17 +110,19 @@ class Adaptation:
         Memory columns that are padding in every selected row are dropped, so that a row taken out
         of a stack equals what was put into it.
         """
-        memory, mask = self.memory, self.memory_mask
+        memory, mask, kept = self.memory, self.memory_mask, self.kept
         if memory is not None and mask is not None:
-            memory, mask = memory[list(rows)], mask[list(rows)]
+            mask = mask[list(rows)]
             used = mask.bool().any(dim=0).nonzero()
             length = int(used.max()) + 1 if len(used) else 0
-            memory, mask = memory[:, :length], mask[:, :length]
+            memory, mask = memory[list(rows), :length], mask[:, :length]
+            kept = kept and _of_both(kept, lambda part: part[:, list(rows), :, :length])
         return replace(
             self,
             blocks={name: values[list(rows)] for name, values in self.blocks.items()},
             memory=memory,
             memory_mask=mask,
+            kept=kept,
             tasks=[self.tasks[row] for row in rows],
         )
 
@@ -151,6 +156,7 @@ class Adaptation:
             tasks=[task for a in adaptations for task in a.tasks],
             model=first.model if len({a.model for a in adaptations}) == 1 else "",
             created=max(a.created for a in adaptations),
+            kept=_stacked([a.kept for a in adaptations], length),
         )
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
@@ -160,6 +166,7 @@ class Adaptation:
             blocks={name: values.to(device, dtype) for name, values in self.blocks.items()},
             memory=None if self.memory is None else self.memory.to(device, dtype),
             memory_mask=None if self.memory_mask is None else self.memory_mask.to(device),
+            kept=self.kept and _of_both(self.kept, lambda part: part.to(device, dtype)),
         )
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -226,6 +233,21 @@ class Adaptation:
 
     def _fields(self) -> dict[str, Any]:
         return {"format": FORMAT, **{name: getattr(self, name) for name in _FIELD_TYPES}}
+
+
+def _of_both(kept: tuple[Tensor, Tensor], change: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    keys, values = kept
+    return change(keys), change(values)
+
+
+def _stacked(every: Sequence[tuple[Tensor, Tensor] | None], length: int) -> tuple[Tensor, Tensor] | None:
+    """Kept keys and values side by side, padded to `length`; None if one of them has none."""
+    present = [kept for kept in every if kept is not None]
+    if len(present) < len(every):
+        return None
+    padded = [_of_both(kept, lambda part: F.pad(part, (0, 0, 0, length - part.shape[3]))) for kept in present]
+    keys, values = zip(*padded, strict=True)
+    return torch.cat(keys, dim=1), torch.cat(values, dim=1)
 
 
 _FIELD_TYPES: dict[str, type | tuple[type, ...]] = {

@@ -20,6 +20,7 @@ from hart.errors import HartError
 from hart.heads import BlockHead, RowBlockHeads
 from hart.main_model import MainModel
 from hart.peft import Blocks, MainShape, RowBlock, build_kinds, row_blocks
+from hart.peft.injection import ATTENTION
 from hart.schemes import STACK_INDEX, GenerationScheme, build_scheme
 from hart.schemes.bidirectional import Bidirectional
 
@@ -70,6 +71,11 @@ class HyperNetworkConfig(PreTrainedConfig):
         config = T5Config(**self.t5)
         config.is_encoder_decoder = False
         config.use_cache = False
+        # Position bias and mask put together once, not in every layer.
+        config._attn_implementation = ATTENTION["sdpa"]
+        # The same function as one operation on the hidden units instead of eight.
+        if config.dense_act_fn == "gelu_new":
+            config.dense_act_fn = "gelu_pytorch_tanh"
         if self.dropout is not None:
             config.dropout_rate = self.dropout
         if decoder:

@@ -6,8 +6,10 @@ generation are those of the checkpoint; nothing of the model is copied or subcla
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -28,7 +30,8 @@ from hart.adaptation import Adaptation
 from hart.data.prompts import Lengths, encode_in_context, encode_query
 from hart.errors import HartError
 from hart.peft import Blocks, MainShape, PeftKind, check_blocks
-from hart.peft.injection import attach
+from hart.peft.injection import KeyValueRows, attach
+from hart.peft.injection import sites as sites_of
 from hart.resources import resolve_base
 
 FINGERPRINT_SAMPLES = 4096
@@ -222,7 +225,9 @@ class MainModel(nn.Module):
         Args:
             queries: texts, of which longer ones than `max_query_length` tokens are cut from the end; or
                 token ids, which are used as they are.
-            adaptation: one row for all queries, or one row per query; None is the bare base.
+            adaptation: one row for all queries, or n rows, each for as many neighbouring queries (one, in a batch that
+                mixes tasks); None is the bare base. Its memory's keys and values are computed once per call, or taken
+                from `keep_memory`.
             max_new_tokens, max_query_length: in tokens; None: those that the adaptation was made with,
                 128 and 384 without one (App. 8.1.3).
             batch_size: queries of similar length answered together.
@@ -242,14 +247,15 @@ class MainModel(nn.Module):
         answers = [""] * len(queries)
         longest_first = sorted(range(len(queries)), key=lambda i: -len(encoded[i]))
         with self.evaluating():
+            # A part of several rows is projected with its batch, so that only one batch's is in memory.
+            if adaptation is not None and len(adaptation) == 1:
+                adaptation = self.keep_memory(adaptation)
             for start in range(0, len(queries), batch_size):
-                rows = longest_first[start : start + batch_size]
+                rows, part = parts_of(adaptation, longest_first[start : start + batch_size], len(queries))
                 ids, mask = self.pad([encoded[i] for i in rows])
-                blocks, kinds, *fused = parts_of(adaptation, rows)
-                with self.binding(blocks, kinds, batch=len(rows)):
-                    states, mask = self.encode(ids, mask, *fused)
+                with self.adapted(part, batch=len(rows)):
                     tokens: Any = self.model.generate(  # type: ignore[misc]
-                        encoder_outputs=BaseModelOutput(last_hidden_state=states),
+                        encoder_outputs=self.model.get_encoder()(input_ids=ids, attention_mask=mask),
                         attention_mask=mask,
                         max_new_tokens=lengths.target,
                         # Processes of one run answer different queries.
@@ -271,14 +277,14 @@ class MainModel(nn.Module):
             )
 
     def ready(self, adaptation: Adaptation | None, rows: int) -> Adaptation | None:
-        """The adaptation on this device, checked to have one row or `rows`."""
+        """The adaptation on this device, checked to have one row, or as many as divide `rows`."""
         if adaptation is None:
             return None
         self.check_adaptation(adaptation)
-        if len(adaptation) not in (1, rows):
+        if rows % len(adaptation):
             raise HartError(
                 f"an adaptation of {len(adaptation)} rows cannot serve {rows} queries; "
-                "give one row, or one for each query"
+                "give one row, one for each query, or one for each group of as many neighbouring queries"
             )
         return adaptation.to(self.device)
 
@@ -299,7 +305,7 @@ class MainModel(nn.Module):
                 eos = adaptation is None or adaptation.input_eos
                 encoded.append(encode_query(self.tokenizer, query, lengths, eos=eos))
             else:
-                task = tasks[number if len(tasks) > 1 else 0]
+                task = tasks[number * len(tasks) // len(queries)]
                 encoded.append(encode_in_context(self.tokenizer, task, query, **reads))
         return encoded
 
@@ -320,6 +326,61 @@ class MainModel(nn.Module):
         memory_mask = memory_mask.to(query_mask.dtype).expand(batch, -1)
         return torch.cat([memory, states], dim=1), torch.cat([memory_mask, query_mask], dim=1)
 
+    @torch.no_grad()
+    def keep_memory(self, adaptation: Adaptation) -> Adaptation:
+        """The adaptation with its memory's keys and values in every layer of the decoder, for all later queries.
+
+        `generate` and `score_choices` then need not compute them. They take 2 · layers · s · inner numbers for each
+        row: 192 MiB for T5-Large, 1024 tokens and float32, where the memory itself takes 4 MiB. They stay in
+        this process; `save_pretrained` leaves them out. Without memory the adaptation is returned as it is.
+
+        Raises:
+            HartError: an adaptation of another base.
+        """
+        adaptation = self.ready(adaptation, rows=len(adaptation))  # type: ignore[assignment]
+        if adaptation.memory is None or adaptation.kept is not None:
+            return adaptation
+        with self.binding(adaptation.blocks, adaptation.kinds, batch=len(adaptation)):
+            return replace(adaptation, kept=self._memory_rows(adaptation.memory))
+
+    def _memory_rows(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-attention's keys and values of `[n, s, d]`, each `[layers, n, heads, s, d_kv]`."""
+        memory = memory.to(self.model.dtype)
+        sites: Any = sites_of(self.model, "decoder", "cross_attention")
+        shape = self.shape
+        size = (len(sites), memory.shape[0], shape.num_heads, memory.shape[1], shape.d_kv)
+        keys, values = memory.new_empty(size), memory.new_empty(size)
+        for layer, site in enumerate(sites):
+            for rows, projection in ((keys, site.k), (values, site.v)):
+                rows[layer] = projection(memory).unflatten(-1, (shape.num_heads, -1)).transpose(1, 2)
+        return keys, values
+
+    @contextmanager
+    def adapted(self, adaptation: Adaptation | None, batch: int) -> Iterator[None]:
+        """Within, the model is adapted: blocks and memory act on every forward pass and `generate`.
+
+        The memory comes in as rows in front of cross-attention's keys and values, so it is projected once
+        and read once for all batch rows that share it. For use without gradients.
+        """
+        if adaptation is None:
+            yield
+            return
+        with self.binding(adaptation.blocks, adaptation.kinds, batch):
+            sites: list[nn.Module] = []
+            if adaptation.memory is not None:
+                sites = sites_of(self.model, "decoder", "cross_attention")
+                keys, values = adaptation.kept or self._memory_rows(adaptation.memory)
+                self._bound.update(
+                    {
+                        site: KeyValueRows(keys[layer], values[layer], adaptation.memory_mask)
+                        for layer, site in enumerate(sites)
+                    }
+                )
+            try:
+                yield
+            finally:
+                self._bound.remove(sites)
+
     @contextmanager
     def binding(self, blocks: Blocks | None, peft: Sequence[PeftKind], batch: int) -> Iterator[None]:
         """Blocks act on the model within; they are for every row, or one for each of `batch`."""
@@ -328,7 +389,7 @@ class MainModel(nn.Module):
             return
         check_blocks(peft, self.shape, blocks)
         for name, values in blocks.items():
-            if values.shape[0] not in (1, batch):
+            if batch % values.shape[0]:
                 raise HartError(f"block {name} has {values.shape[0]} rows for a batch of {batch}")
         for kind in peft:
             kind.bind(self.model, blocks)
@@ -359,14 +420,20 @@ class MainModel(nn.Module):
         )
 
 
-def parts_of(
-    adaptation: Adaptation | None, rows: Sequence[int]
-) -> tuple[Blocks | None, Sequence[PeftKind], Tensor | None, Tensor | None]:
-    """Blocks, kinds, memory and its mask for some rows; an adaptation of one row serves all."""
-    if adaptation is None:
-        return None, (), None, None
-    part = adaptation if len(adaptation) == 1 else adaptation.select(rows)
-    return part.blocks, part.kinds, part.memory, part.memory_mask
+def parts_of(adaptation: Adaptation | None, queries: Sequence[int], total: int) -> tuple[list[int], Adaptation | None]:
+    """Some of `total` queries, ordered so that those of one row of the adaptation lie together, and the part for them.
+
+    The part has a row for each of the queries, or, where its rows serve equally many of them, each row once.
+    """
+    if adaptation is None or len(adaptation) == 1:
+        return list(queries), adaptation
+    each = total // len(adaptation)
+    ordered = sorted(queries, key=lambda i: i // each)
+    rows = [i // each for i in ordered]
+    counts = Counter(rows)
+    if len(set(counts.values())) == 1:
+        rows = list(counts)
+    return ordered, adaptation if rows == list(range(len(adaptation))) else adaptation.select(rows)
 
 
 def _line(error: Exception) -> str:

@@ -1,6 +1,6 @@
-"""The two pictures of a run: the losses over time, and the score of each task."""
+"""The two pictures of a run (the losses over time, the score of each task), and that of the growth of costs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,28 @@ def plot_task_scores(results: Sequence[Results], path: Path) -> None:
     _save(figure, path)
 
 
+def plot_growth(measured: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
+    """Seconds and FLOPs along several axes, both as multiples of their first value.
+
+    Args:
+        measured: axis → `sizes`, `seconds` and `flops` of equal length.
+    """
+    figure, row = plt.subplots(1, len(measured), figsize=(2.6 * len(measured), 2.9), layout="constrained")
+    for axes, (name, values) in zip(row, measured.items(), strict=True):
+        for what, style in (("seconds", "o-"), ("flops", "x--")):
+            axes.plot(values["sizes"], [each / values[what][0] for each in values[what]], style, label=what)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log", base=2)
+        axes.set(title=name)
+        axes.grid(alpha=0.3)
+    row[0].set(ylabel="multiple of the first")
+    row[0].legend(fontsize=8, frameon=False)
+    _save(figure, path)
+
+
 def _save(figure: Any, path: Path) -> None:
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=110)
     except OSError as error:
         raise HartError(f"{path}: cannot be written ({error.strerror})") from error

@@ -41,7 +41,7 @@ def score_choices(
         queries: texts, of which longer ones than `max_query_length` tokens are cut from the end; or lists of tokens,
             which are taken as they are.
         choices: for each query its choices, at least one; their number may differ.
-        adaptation: one row for all queries, or one row per query; None is the bare base.
+        adaptation: one row for all queries, or n rows, each for as many neighbouring queries; None is the bare base.
         normalisation: `sum` or `mean` of the log-probabilities of a choice's tokens.
         batch_size: queries encoded together.
         max_query_length, max_target_length: in tokens; None: those that the adaptation was made with, 384 and 128
@@ -62,14 +62,16 @@ def score_choices(
         query=max_query_length or (adaptation.max_query_length if adaptation else Lengths.query),
         target=max_target_length or (adaptation.max_target_length if adaptation else Lengths.target),
     )
+    if adaptation is not None and len(adaptation) == 1:
+        adaptation = main.keep_memory(adaptation)
     encoded = main.encode_queries(queries, adaptation, lengths)
     scores: list[list[float]] = [[] for _ in queries]
     longest_first = sorted(range(len(queries)), key=lambda i: -len(encoded[i]))
     with main.evaluating():
         for start in range(0, len(queries), batch_size):
-            rows = longest_first[start : start + batch_size]
+            rows, part = parts_of(adaptation, longest_first[start : start + batch_size], len(queries))
             targets = [[encode_target(main.tokenizer, text, lengths) for text in choices[i]] for i in rows]
-            found = _score_batch(main, [encoded[i] for i in rows], targets, adaptation, rows, normalisation)
+            found = _score_batch(main, [encoded[i] for i in rows], targets, part, normalisation)
             for i, values in zip(rows, found, strict=True):
                 scores[i] = values
     return scores
@@ -79,19 +81,20 @@ def _score_batch(
     main: MainModel,
     queries: list[list[int]],
     targets: list[list[list[int]]],
-    adaptation: Adaptation | None,
-    rows: list[int],
+    part: Adaptation | None,
     normalisation: Normalisation,
 ) -> list[list[float]]:
     ids, mask = main.pad(queries)
-    blocks, kinds, *fused = parts_of(adaptation, rows)
-    with main.binding(blocks, kinds, batch=len(rows)):
-        states, mask = main.encode(ids, mask, *fused)
+    if part is not None:
+        part = main.keep_memory(part)
+    with main.adapted(part, batch=len(queries)):
+        states = main.model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
     # From here on a row is a choice, beside the query that it answers.
     owner = torch.tensor([row for row, own in enumerate(targets) for _ in own], device=states.device)
     labels, label_mask = main.pad([target for own in targets for target in own])
-    repeated = blocks and {name: values if len(values) == 1 else values[owner] for name, values in blocks.items()}
-    with main.binding(repeated, kinds, batch=len(owner)):
+    if part is not None and len(part) > 1 and len({len(own) for own in targets}) > 1:
+        part = part.select((owner * len(part) // len(queries)).tolist())
+    with main.adapted(part, batch=len(owner)):
         logits = main.model(
             encoder_outputs=BaseModelOutput(states[owner]),
             attention_mask=mask[owner],

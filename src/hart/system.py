@@ -402,7 +402,8 @@ class HartModel(nn.Module):
     def generate(self, queries: str | Sequence[str], adaptation: Adaptation, **options: Any) -> list[str]:
         """Answers of the adapted main model; options as in `MainModel.generate`.
 
-        `adaptation` serves all queries, or holds one entry for each (a batch that mixes tasks).
+        `adaptation` serves all queries, or holds one entry for each (a batch that mixes tasks), or for each group of
+        as many neighbouring ones.
         """
         texts = [queries] if isinstance(queries, str) else list(queries)
         return self.main.generate(texts, adaptation, **options)

@@ -18,12 +18,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
-from hart.cli import adapt, estimate, evaluate, export, predict, quickstart, serve, sweep, train
+from hart.cli import adapt, bench, estimate, evaluate, export, predict, quickstart, serve, sweep, train
 from hart.cli.options import split_overrides
 from hart.errors import HartError
 
 DISTRIBUTION = "hart-hypernet"
-COMMANDS = (quickstart, train, evaluate, adapt, predict, export, serve, estimate, sweep)
+COMMANDS = (quickstart, train, evaluate, adapt, predict, export, serve, estimate, sweep, bench)
 CONFIGURED = {"train": train.OWN_OPTIONS, "sweep": sweep.OWN_OPTIONS, "estimate": estimate.OWN_OPTIONS}
 """Commands that take fields of a configuration, and the options that are none."""
 

@@ -174,8 +174,9 @@ def check_blocks(kinds: Sequence[PeftKind], shape: MainShape, blocks: Blocks) ->
             )
 
 
-# At the end, because the kinds import the protocol from here. One line per kind.
+# At the end, because the kinds import the protocol from here. One line per kind, and the attention functions.
 from hart.peft import adapter as adapter  # noqa: E402
+from hart.peft import attention as attention  # noqa: E402
 from hart.peft import ia3 as ia3  # noqa: E402
 from hart.peft import lora as lora  # noqa: E402
 from hart.peft import prefix as prefix  # noqa: E402

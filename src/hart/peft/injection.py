@@ -1,13 +1,6 @@
 """The seams of a stock transformers T5 at which generated parameters act (§4.1).
 
-Keys and values of self-attention take prefix rows. The attention functions `hart_sdpa` and `hart_eager` are the stock
-ones with prefix rows put in front of the keys and values. They run after the update of the key/value cache, so
-prefixes never enter it, and they receive the relative position bias, so that prefix columns get bias 0 and real
-tokens keep theirs. A module without bound rows computes exactly what the stock function computes.
-
-The mask functions registered under the same names always build a mask. The stock SDPA one may return none where
-causality is implied; the prefix columns would then shift the implied triangle and the decoder would silently see the
-future.
+Keys and values of attention take rows in front, through the attention functions in `hart.peft.attention`.
 
 Any other named module (a linear map, the feed-forward, an activation) takes *changes*: functions of its input and
 output that give a new output, called by a forward hook. LoRA, adapters and (IA)³ are such changes. Several kinds may
@@ -17,20 +10,16 @@ what the one before it gives. All of them see the module's own input.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from transformers import AttentionInterface, AttentionMaskInterface, T5ForConditionalGeneration
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import eager_mask, sdpa_mask
-from transformers.models.t5.modeling_t5 import eager_attention_forward
+from transformers import T5ForConditionalGeneration
 
 from hart.errors import HartError
 
 ATTENTION = {"sdpa": "hart_sdpa", "eager": "hart_eager"}
-"""Stock attention implementation → the registered one that takes prefixes."""
+"""Stock attention implementation → the registered one that takes rows (`hart.peft.attention`)."""
 
 _BOUND, _HOOKED = "_hart_bound", "_hart_hooked"
 
@@ -58,6 +47,7 @@ _SITES: dict[str, Callable[[Any], nn.Module]] = {
     **{f"cross_{name}": _module(1, "EncDecAttention", name) for name in "qkvo"},
     **{name: _module(-1, "DenseReluDense", name) for name in ("wi", "wi_0", "wi_1", "wo")},
     "self_attention": _module(0, "SelfAttention"),
+    "cross_attention": _module(1, "EncDecAttention"),
     "feed_forward": _module(-1, "DenseReluDense"),
     # Between activation and second map, in the gated and in the plain form alike.
     "feed_forward_inner": _module(-1, "DenseReluDense", "dropout"),
@@ -65,10 +55,20 @@ _SITES: dict[str, Callable[[Any], nn.Module]] = {
 
 
 class KeyValueRows(NamedTuple):
-    """Rows in front of one module's keys and values, each `[batch or 1, rows, inner]`."""
+    """Rows in front of one module's keys and values, each `[n, heads, rows, d_kv]`; n as in `rows_for`.
+
+    `mask` is `[n, rows]`, 0 for rows that are hidden; None hides none.
+    """
 
     key: Tensor
     value: Tensor
+    mask: Tensor | None = None
+
+    @classmethod
+    def from_blocks(cls, key: Tensor, value: Tensor, heads: int) -> Self:
+        """From generated rows `[n, rows, heads · d_kv]`."""
+        split = (each.unflatten(-1, (heads, -1)).transpose(1, 2) for each in (key, value))
+        return cls(*split)
 
 
 class Bound:
@@ -126,7 +126,7 @@ def sites(main: T5ForConditionalGeneration, stack: Stack, target: str) -> list[n
 
 
 def rows_for(rows: Tensor, like: Tensor) -> Tensor:
-    """Bound rows `[n, rows, width]` as `[batch or 1, rows, width]` for a batch `like`, in its dtype.
+    """Bound rows `[n, …]` as `[batch or 1, …]` for a batch `like`, in its dtype.
 
     n must be 1 (for every row of the batch) or divide the batch: beam search and several returned sequences repeat
     each batch row in place, so entry i serves rows i·k … i·k+k-1.
@@ -172,56 +172,11 @@ def bound_of(module: nn.Module) -> Bound:
     return module.__dict__[_BOUND]
 
 
-def _for_batch(rows: Tensor, query: Tensor) -> Tensor:
-    """`[n, rows, inner]` → `[batch, heads, rows, d_kv]`, in the query's dtype; see `rows_for`."""
-    batch, heads, _, d_kv = query.shape
-    rows = rows_for(rows, query)
-    return rows.view(rows.shape[0], rows.shape[1], heads, d_kv).transpose(1, 2).expand(batch, -1, -1, -1)
+def rows_bound_to(module: nn.Module) -> KeyValueRows | None:
+    """The rows in front of an attention module's keys and values, if there are any.
 
-
-def _with_prefix(stock: Callable[..., Any], visible: bool | float) -> Callable[..., Any]:
-    """The attention function `stock` with the rows bound to the module in front of keys and values.
-
-    `visible` is what the mask of this implementation holds for a column that may be attended to.
+    Stacks that borrow the attention functions without being a main model have no bindings.
     """
-
-    def attention(
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        *,
-        position_bias: Tensor | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        # Stacks that borrow the implementation without being a main model have no bindings.
-        bound = module.__dict__.get(_BOUND)
-        prefix = None if bound is None else bound.values.get(module)
-        if prefix is not None:
-            if attention_mask is None or position_bias is None:
-                raise RuntimeError("prefixes need an explicit mask and position bias")
-            length = prefix.key.shape[1]
-            key = torch.cat([_for_batch(prefix.key, query), key], dim=2)
-            value = torch.cat([_for_batch(prefix.value, query), value], dim=2)
-            position_bias = F.pad(position_bias, (length, 0), value=0.0)
-            attention_mask = F.pad(attention_mask, (length, 0), value=visible)
-        return stock(module, query, key, value, attention_mask, position_bias=position_bias, **kwargs)
-
-    return attention
-
-
-def _never_skipping(stock: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
-    """The mask function `stock` without its licence to return no mask."""
-
-    def mask(**kwargs: Any) -> Tensor | None:
-        skips = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
-        return stock(**{**kwargs, **skips})
-
-    return mask
-
-
-AttentionInterface.register("hart_sdpa", _with_prefix(sdpa_attention_forward, visible=True))
-AttentionInterface.register("hart_eager", _with_prefix(eager_attention_forward, visible=0.0))
-AttentionMaskInterface.register("hart_sdpa", _never_skipping(sdpa_mask))
-AttentionMaskInterface.register("hart_eager", _never_skipping(eager_mask))
+    bound = module.__dict__.get(_BOUND)
+    rows = None if bound is None else bound.values.get(module)
+    return rows if rows is not None and rows.key.shape[2] else None

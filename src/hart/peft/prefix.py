@@ -74,7 +74,9 @@ class Prefix(PeftKind):
         for stack in STACKS:
             keys, vals = blocks[f"prefix.{stack}.key"], blocks[f"prefix.{stack}.value"]
             for layer, attention in enumerate(injection.sites(main, stack, "self_attention")):
-                values[attention] = injection.KeyValueRows(keys[:, layer], vals[:, layer])
+                values[attention] = injection.KeyValueRows.from_blocks(
+                    keys[:, layer], vals[:, layer], main.config.num_heads
+                )
         injection.bound_of(main).update(values)
 
     def clear(self, main: T5ForConditionalGeneration) -> None:

@@ -1,0 +1,156 @@
+"""What `hart bench` measures: figures of speed beside their targets and their limits (docs/performance.md).
+
+One benchmark is one function of `Settings` that yields `Figure`s, with a row in `BENCHMARKS`. Weights are random, since
+the time of a pass does not depend on them; where text matters (evaluation, data), the bundled model and real tasks run.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import torch
+
+from hart.benchmarks.measuring import Counter, Run, alternate, count, ratio
+
+MIB = 1024**2
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a benchmark measures with.
+
+    Fields:
+        shape: one of `hart.benchmarks.models.SHAPES`; None for that of the benchmark.
+        batch: batch sizes; None for those of the benchmark.
+        tokens: of the demonstrations; queries and answers are in proportion to it (`scaled`).
+        repeats: of each pair, after one to warm up.
+        device, dtype: where and in which numbers.
+        data_dir: a clone of Super-NaturalInstructions for the benchmarks that read text; None: the bundled tasks.
+        plots: folder that pictures go to.
+    """
+
+    shape: str | None = None
+    batch: tuple[int, ...] | None = None
+    tokens: int = 1024
+    repeats: int = 5
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    data_dir: Path | None = None
+    plots: Path | None = None
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+    def scaled(self, tokens: int) -> int:
+        """A length that belongs to 1024 tokens of demonstrations, for as many as are set."""
+        return max(2, tokens * self.tokens // 1024)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One row of the table.
+
+    Fields:
+        name: what was measured; figures of one name replace each other in a file.
+        against: what it is compared with.
+        value: the ratio.
+        unit: written behind it.
+        target: what it should be, e.g. `("≤", 1.05)`; None where it is only reported.
+        limit: what bounds it, in words with a number.
+        variants: for each thing that was timed: its median seconds, and what was counted of it.
+        notes: further numbers.
+    """
+
+    name: str
+    against: str
+    value: float
+    limit: str
+    target: tuple[Literal["≤", "≥"], float] | None = None
+    unit: Literal["×", "%", ""] = "×"
+    variants: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def met(self) -> bool | None:
+        if self.target is None:
+            return None
+        sign, bound = self.target
+        return self.value <= bound if sign == "≤" else self.value >= bound
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**{f.name: getattr(self, f.name) for f in fields(self)}, "met": self.met}
+
+
+Benchmark = Callable[[Settings], Iterator[Figure]]
+
+
+def summary(
+    times: Mapping[str, list[float]], counts: Mapping[str, Counter] | None = None
+) -> dict[str, dict[str, float]]:
+    """`Figure.variants` from the seconds of each repeat and from counts."""
+    found: dict[str, dict[str, float]] = {}
+    for name, values in times.items():
+        found[name] = {"seconds": median(values)}
+        if counts and name in counts:
+            found[name] |= {"gflop": counts[name].flops / 1e9, "peak_mib": counts[name].peak / MIB}
+    return found
+
+
+def measure(variants: Mapping[str, Run], settings: Settings) -> tuple[dict[str, list[float]], dict[str, Counter]]:
+    """Seconds of each variant in each repeat, and what it does, counted in a pass before them that warms up."""
+    counts = {name: count(run) for name, run in variants.items()}
+    return alternate(variants, settings.repeats, settings.device, warm_up=False), counts
+
+
+def compare(
+    name: str,
+    against: str,
+    variants: Mapping[str, Run],
+    settings: Settings,
+    *,
+    target: tuple[Literal["≤", "≥"], float],
+    limit: str = "",
+    notes: Mapping[str, Any] | None = None,
+) -> Figure:
+    """The figure of two variants, ours first: how long it takes in units of the other, or the inverse for a `≥`.
+
+    Without another `limit`, that is the ratio of their FLOPs.
+    """
+    times, counts = measure(variants, settings)
+    ours, other = variants
+    over, under = (ours, other) if target[0] == "≤" else (other, ours)
+    return Figure(
+        name,
+        against,
+        ratio(times, over, under),
+        limit or f"{counts[over].flops / counts[under].flops:.3f}× by products",
+        target,
+        variants=summary(times, counts),
+        notes=notes or {},
+    )
+
+
+def benchmarks() -> dict[str, Benchmark]:
+    """Every benchmark by the name on the command line, in the order of the table."""
+    # Here, because the files import the names above.
+    from hart.benchmarks import answering, generating, growth, kinds, prefixes, text, training
+
+    return {
+        "hypernetwork": generating.hypernetwork_pass,
+        "steps": generating.cached_steps,
+        "training": training.training_step,
+        "prefix": prefixes.against_stock,
+        "prefix-peft": prefixes.against_peft,
+        "in-context": answering.against_in_context,
+        "mixed-tasks": answering.mixed_tasks,
+        "lora": kinds.lora_per_row,
+        "evaluation": text.evaluation,
+        "data": text.data_pipeline,
+        "growth": growth.growth,
+    }

@@ -1,0 +1,99 @@
+"""The pass of the hypernetwork: HART's against HyperTuning's, against its matrix products alone, steps with cache."""
+
+import functools
+from collections.abc import Iterator
+from statistics import median
+
+import torch
+
+from hart.benchmarks import Figure, Settings, compare, summary
+from hart.benchmarks.measuring import Run, alternate, count, products, ratio
+from hart.benchmarks.models import hypernetwork, t5_config
+from hart.hypernetwork import HyperNetwork
+
+
+@torch.no_grad()
+def hypernetwork_pass(settings: Settings) -> Iterator[Figure]:
+    """One pass over demonstrations, autoregressive states against one shared state.
+
+    Encoder, decoder blocks and number of generated parameters are the same. The machine's rate is that of a product of
+    the encoder's feed-forward, timed in the same turns.
+    """
+    config = t5_config(settings.shape or "t5-large", vocabulary=1000)
+    networks = {
+        name: hypernetwork(config, scheme, device=settings.device, dtype=settings.torch_dtype)
+        for name, scheme in (("HART", "autoregressive"), ("HyperTuning", "shared"))
+    }
+    for batch in settings.batch or (1, 8):
+        ids = torch.randint(1000, (batch, settings.tokens), device=settings.device)
+        mask = torch.ones_like(ids)
+
+        def run(network: HyperNetwork, ids: torch.Tensor = ids, mask: torch.Tensor = mask) -> None:
+            network(ids, mask)
+
+        product, operations = products(
+            batch * settings.tokens, config.d_model, config.d_ff, settings.device, settings.torch_dtype
+        )
+        variants: dict[str, Run] = {name: functools.partial(run, network) for name, network in networks.items()}
+        # The counted pass warms up.
+        counts = {name: count(variant) for name, variant in variants.items()}
+        once = alternate({"product": product}, 1, settings.device)["product"][0]
+        loops = max(1, round(0.5 / once))
+
+        def only_products(loops: int = loops, product: Run = product) -> None:
+            for _ in range(loops):
+                product()
+
+        timed = {**variants, "product": only_products}
+        times = alternate(timed, settings.repeats, settings.device, warm_up=False)
+        rates = [operations * loops / elapsed for elapsed in times.pop("product")]
+        flops = {name: counted.flops for name, counted in counts.items()}
+        read = [
+            weight.numel() * weight.element_size()
+            for name, weight in networks["HART"].named_parameters()
+            # Cross-attention's maps of the memory act once, not in every step.
+            if name.startswith("decoder.")
+            and not name.endswith(("EncDecAttention.k.weight", "EncDecAttention.v.weight"))
+        ]
+        yield Figure(
+            f"hypernetwork pass, batch {batch}",
+            "HyperTuning's",
+            ratio(times, "HART", "HyperTuning"),
+            f"{flops['HART'] / flops['HyperTuning']:.3f}× by products; "
+            f"{config.num_layers} steps read {sum(read) / 1e9:.2f} GB of decoder weights each",
+            ("≤", 1.05 if batch >= 8 else 1.20),
+            variants=summary(times, counts),
+        )
+        shares = [flops["HART"] / rate / elapsed for rate, elapsed in zip(rates, times["HART"], strict=True)]
+        yield Figure(
+            f"share of the pass that its products need, batch {batch}",
+            "the rate of one large product",
+            100 * median(shares),
+            f"100 %; {median(rates) / 1e9:.0f} GFLOP/s, {flops['HART'] / 1e9:.0f} GFLOP",
+            ("≥", 70.0),
+            unit="%",
+            variants=summary({"HART": times["HART"]}, counts),
+            notes={"gflops_per_second": [rate / 1e9 for rate in rates]},
+        )
+
+
+@torch.no_grad()
+def cached_steps(settings: Settings) -> Iterator[Figure]:
+    """The decoder's steps and all heads on an encoded task: keys and values kept between steps, or computed anew."""
+    config = t5_config(settings.shape or "t5-large", vocabulary=1000)
+    network = hypernetwork(config, device=settings.device, dtype=settings.torch_dtype)
+    for batch in settings.batch or (1,):
+        memory = torch.randn(batch, settings.tokens, config.d_model, device=settings.device, dtype=settings.torch_dtype)
+        mask = torch.ones(batch, settings.tokens, dtype=torch.long, device=settings.device)
+
+        def run(cached: bool, memory: torch.Tensor = memory, mask: torch.Tensor = mask) -> None:
+            assert network.scheme is not None
+            network.heads(network.scheme(network.decoder, memory, mask, cached=cached))
+
+        yield compare(
+            f"autoregressive steps with cache, all heads, {config.num_layers} layers, batch {batch}",
+            "without cache",
+            {"cached": lambda: run(True), "not cached": lambda: run(False)},
+            settings,
+            target=("≥", 5.0),
+        )

@@ -1,0 +1,159 @@
+"""How the benchmarks measure: pairs timed in turn, and counts that do not depend on the machine.
+
+Every repeat times each variant once, one after the other, so that a machine that slows down slows all of them. Ratios
+are medians of the ratios within a repeat. FLOPs, operations and memory are counted while a pass runs once.
+"""
+
+import gc
+import os
+import platform
+import statistics
+import time
+import weakref
+from collections import Counter as Tally
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+Run = Callable[[], Any]
+
+
+def seconds(run: Run, device: str) -> float:
+    """Wall time of one call; on a GPU until its work is done."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def alternate(
+    variants: Mapping[str, Run], repeats: int, device: str, *, warm_up: bool = True
+) -> dict[str, list[float]]:
+    """Seconds of each variant in each repeat."""
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for repeat in range(-1 if warm_up else 0, repeats):
+        for name, run in variants.items():
+            elapsed = seconds(run, device)
+            if repeat >= 0:
+                times[name].append(elapsed)
+    return times
+
+
+def ratio(times: Mapping[str, list[float]], numerator: str, denominator: str) -> float:
+    """Median over the repeats of one variant's time in units of another's."""
+    return statistics.median(a / b for a, b in zip(times[numerator], times[denominator], strict=True))
+
+
+class Counter(TorchDispatchMode):
+    """Counts what runs within: a context manager.
+
+    Attributes:
+        calls: how often each operation ran, by name, e.g. `aten.bmm`.
+        flops: of matrix products and fused attention, two for each multiplication and addition.
+        allocated: bytes of all tensors that operations have made.
+        live, peak: bytes of those that exist now, and the most that existed at once. Scratch memory inside an
+            operation is not seen; weights and other tensors from before do not count.
+        largest: bytes of the largest single tensor that was made, by the operation that made it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Tally[str] = Tally()
+        self.flops = self.allocated = self.live = self.peak = 0
+        self.largest: dict[str, int] = {}
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        packet = func._overloadpacket
+        name = str(packet)
+        self.calls[name] += 1
+        if name in _CPU_ATTENTION:
+            self.flops += _CPU_ATTENTION[name](*args)
+        elif packet in flop_registry:
+            self.flops += flop_registry[packet](*args, **kwargs, out_val=out)
+        given = {id_of(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
+        for each in tree_leaves(out):
+            if isinstance(each, Tensor) and id_of(each) not in given | self._known:
+                self._note(name, each)
+        return out
+
+    def _note(self, name: str, made: Tensor) -> None:
+        storage = made.untyped_storage()
+        key, size = id_of(made), storage.nbytes()
+        self._known.add(key)
+        self.allocated += size
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        self.largest[name] = max(size, self.largest.get(name, 0))
+        weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.live -= size
+
+
+def id_of(tensor: Tensor) -> int:
+    """What two views of the same memory have in common."""
+    return tensor.untyped_storage()._cdata
+
+
+# torch counts the fused kernels of GPUs only.
+_CPU_ATTENTION: dict[str, Callable[..., int]] = {
+    "aten._scaled_dot_product_flash_attention_for_cpu": lambda q, k, v, *_: sdpa_flop_count(q.shape, k.shape, v.shape),
+    "aten._scaled_dot_product_flash_attention_for_cpu_backward": lambda grad, q, k, v, *_: sdpa_backward_flop_count(
+        grad.shape, q.shape, k.shape, v.shape
+    ),
+}
+
+
+def count(run: Run) -> Counter:
+    """What one call does; its result is dropped before this returns."""
+    gc.collect()
+    counter = Counter()
+    with counter:
+        run()
+    gc.collect()
+    return counter
+
+
+def products(rows: int, inner: int, columns: int, device: str, dtype: torch.dtype) -> tuple[Run, int]:
+    """A matrix product of a layer's size to time a machine with, and its FLOPs."""
+    left = torch.randn(rows, inner, device=device, dtype=dtype)
+    right = torch.randn(columns, inner, device=device, dtype=dtype)
+    return lambda: torch.nn.functional.linear(left, right), 2 * rows * inner * columns
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Where a figure was measured."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "platform": platform.platform(),
+        "processor": torch.cuda.get_device_name(device) if device.startswith("cuda") else processor(),
+        "threads": torch.get_num_threads(),
+        "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def processor() -> str:
+    """Name of the CPU, with the features that decide the speed of matrix products."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = {line.partition(":")[2].strip() for line in file if line.startswith("model name")}
+    except OSError:
+        names = set()
+    return f"{', '.join(sorted(names)) or platform.machine()} ({capability})"

@@ -1,0 +1,54 @@
+"""The figures as a table, and as a file that later runs add to."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from hart.benchmarks import Figure, Settings
+from hart.benchmarks.measuring import environment
+from hart.errors import HartError
+from hart.files import write_json
+
+
+def table(figures: Sequence[Figure]) -> Table:
+    """One row per figure: value, target, whether it is met, and the limit."""
+    shown = Table()
+    for column in ("what", "against", "measured", "target", "", "limit"):
+        shown.add_column(column, overflow="fold", justify="right" if column in ("measured", "target") else "left")
+    for figure in figures:
+        target = "" if figure.target is None else f"{figure.target[0]} {figure.target[1]:g} {figure.unit}"
+        met = {None: "", True: "met", False: "missed"}[figure.met]
+        value = f"{figure.value:.2f} {figure.unit}"
+        shown.add_row(*map(Text, (figure.name, figure.against, value, target, met, figure.limit)))
+    return shown
+
+
+def read(path: Path) -> dict[str, dict[str, Any]]:
+    """The figures of a file by name; none if there is no such file.
+
+    Raises:
+        HartError: the file is something else.
+    """
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["figures"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise HartError(f"{path}: is no file of hart bench; give another one to --output") from error
+
+
+def merge(
+    path: Path, known: Mapping[str, Any], figures: Sequence[Figure], settings: Settings, command: str
+) -> dict[str, Any]:
+    """Write the figures that were known and the new ones, which replace those of the same name, and return them all.
+
+    Each keeps the command, settings and environment that it was measured with.
+    """
+    about = {"command": command, "settings": settings.to_dict(), "environment": environment(settings.device)}
+    every = {**known, **{figure.name: {**figure.to_dict(), **about} for figure in figures}}
+    write_json(path, {"figures": every})
+    return every

@@ -1,0 +1,161 @@
+"""Where the time goes around the networks: a whole evaluation, and the data of training. The bundled model, real text.
+
+The bundled model is the hardest case: beside a larger one the time of tokenisation, scoring and drawing counts less.
+"""
+
+import functools
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from statistics import median
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from hart import evaluation as scores
+from hart import system
+from hart.benchmarks import Figure, Settings, summary
+from hart.benchmarks.training import step
+from hart.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
+from hart.data.collate import Collator
+from hart.evaluation import evaluate_tasks
+from hart.prediction import hart_predictor
+from hart.system import HartModel
+from hart.task_collections import load_tasks
+from hart.training import training_examples
+
+INSTANCES, BUNDLED_INSTANCES = 100, 20
+"""Of each test task: of Super-NaturalInstructions what its benchmark takes, and of the 28 bundled ones."""
+BATCH, QUERIES_PER_TASK = 32, 4
+"""Of `configs/mini`."""
+
+
+def evaluation(settings: Settings) -> Iterator[Figure]:
+    """An evaluation of the test tasks from task files in memory to scores, and what its parts take.
+
+    Generation is the main model's work: its encoder, the memory's projection, its decoding steps,
+    and what `transformers` does between them.
+    """
+    model = HartModel.from_pretrained("mini", device=settings.device)
+    instances = INSTANCES if settings.data_dir else BUNDLED_INSTANCES
+    tasks = load_tasks(_data(settings, max_test_instances=instances), "test")
+    assert model.hypernetwork is not None
+    parts: dict[str, list[tuple[Any, str]]] = {
+        "tokenisation": [
+            (model.main, "encode_queries"),
+            (system, "encode_task"),
+            (model.main, "pad"),
+            (model.main.tokenizer, "batch_decode"),
+        ],
+        "adapting": [(model.hypernetwork, "forward")],
+        "generation": [
+            (model.main.model.encoder, "forward"),
+            (model.main, "keep_memory"),
+            (model.main.model, "generate"),
+        ],
+        "scoring": [(scores, "rouge_l"), (scores, "exact_match")],
+    }
+    predict = hart_predictor(model)
+    evaluate_tasks(predict, tasks[:2])
+    times: dict[str, list[float]] = {name: [] for name in (*parts, "whole")}
+    for _ in range(settings.repeats):
+        with ExitStack() as stack:
+            clocks = {
+                name: [stack.enter_context(_clocked(owner, function)) for owner, function in functions]
+                for name, functions in parts.items()
+            }
+            start = time.perf_counter()
+            evaluate_tasks(predict, tasks)
+            times["whole"].append(time.perf_counter() - start)
+        for name, found in clocks.items():
+            times[name].append(sum(map(sum, found)))
+    shares = {
+        name: 100 * median(part / whole for part, whole in zip(times[name], times["whole"], strict=True))
+        for name in parts
+    }
+    yield Figure(
+        f"evaluation, {_collection(settings)}, bundled model: share of generation",
+        "the whole evaluation",
+        shares["generation"],
+        f"100 %; the rest is adapting {shares['adapting']:.1f} %, tokenisation {shares['tokenisation']:.1f} %, "
+        f"scoring {shares['scoring']:.1f} %",
+        ("≥", 85.0),
+        unit="%",
+        variants=summary(times),
+        notes={"tasks": len(tasks), "instances": sum(len(task.instances) for task in tasks), "shares": shares},
+    )
+
+
+def data_pipeline(settings: Settings) -> Iterator[Figure]:
+    """Share of a training step of the bundled sizes that is spent waiting for its batch of 32, without data workers."""
+    peft = [{"kind": "prefix", "length": 8}]
+    model_config = ModelConfig(base="mini-base", decoder_layers=2, peft=peft)
+    lengths = {"max_demonstrations_length": 384, "max_query_length": 192, "max_target_length": 48}
+    data = _data(settings, **(lengths if settings.data_dir else {}))
+    steps = settings.repeats + 1
+    training = TrainingConfig(max_steps=steps, batch_size=BATCH, queries_per_task=QUERIES_PER_TASK)
+    model = HartModel.from_config(model_config, data).to(settings.device)
+    tasks = load_tasks(data, "train")
+    config = RunConfig(model_config, data, training)
+    dataset = training_examples(config, tasks, model.main.tokenizer)
+    collator = Collator(model.main.tokenizer.pad_token_id, queries_per_task=QUERIES_PER_TASK)
+    batches = iter(DataLoader(dataset, batch_size=BATCH, collate_fn=collator))
+    train = step(model, training.alpha)
+    times: dict[str, list[float]] = {"waiting": [], "step": []}
+    for number in range(steps):
+        start = time.perf_counter()
+        batch = next(batches)
+        ready = time.perf_counter()
+        train({name: batch[name].to(settings.device) for name in _INPUTS})
+        done = time.perf_counter()
+        if number:  # the first one warms up
+            times["waiting"].append(ready - start)
+            times["step"].append(done - ready)
+    waited = [a / (a + b) for a, b in zip(times["waiting"], times["step"], strict=True)]
+    yield Figure(
+        f"waiting for data, {_collection(settings)}, batch {BATCH}, bundled sizes",
+        "a training step",
+        100 * median(waited),
+        "0 % with data workers (training.num_workers), which draw while a step runs",
+        ("≤", 2.0),
+        unit="%",
+        variants=summary(times),
+    )
+
+
+_INPUTS = ("demo_ids", "demo_mask", "query_ids", "query_mask", "labels")
+
+
+def _data(settings: Settings, **fields: Any) -> DataConfig:
+    if settings.data_dir is None:
+        return DataConfig(collection="procedural", **fields)
+    return DataConfig(collection="sni", dir=str(settings.data_dir), **fields)
+
+
+def _collection(settings: Settings) -> str:
+    return "bundled tasks" if settings.data_dir is None else "S-NI"
+
+
+@contextmanager
+def _clocked(owner: Any, name: str) -> Iterator[list[float]]:
+    """Within, calls of `owner.name` add their seconds to a list."""
+    function = getattr(owner, name)
+    own = name in vars(owner)
+    elapsed: list[float] = []
+
+    @functools.wraps(function)
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            elapsed.append(time.perf_counter() - start)
+
+    setattr(owner, name, timed)
+    try:
+        yield elapsed
+    finally:
+        if own:
+            setattr(owner, name, function)
+        else:
+            delattr(owner, name)

@@ -1,0 +1,86 @@
+"""A training step: HART's against HyperTuning's, and against fine-tuning the main model on the same tokens."""
+
+import functools
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from hart.benchmarks import Figure, Settings, measure, summary
+from hart.benchmarks.measuring import ratio
+from hart.benchmarks.models import Numbers, hypernetwork, stock_model, t5_config, twin
+from hart.losses import ConsistencyState, prediction_loss
+from hart.main_model import MainModel
+from hart.system import HartModel
+
+ALPHA = 1.0
+
+
+def training_step(settings: Settings) -> Iterator[Figure]:
+    """Forward, backward and an AdamW step: demonstrations of 1024 tokens, one query of 96 each, answers of 16.
+
+    Fine-tuning reads demonstrations and query in one input, so the tokens are the same.
+    """
+    config = t5_config(settings.shape or "t5-base", vocabulary=4096)
+    model = stock_model(config, settings.device, settings.torch_dtype)
+    for batch in settings.batch or (2,):
+        demos = torch.randint(3, 4096, (batch, settings.tokens), device=settings.device)
+        query = torch.randint(3, 4096, (batch, settings.scaled(96)), device=settings.device)
+        labels = torch.randint(3, 4096, (batch, settings.scaled(16)), device=settings.device)
+        whole = torch.cat([demos, query], dim=1)
+        short = {"query_ids": query, "query_mask": torch.ones_like(query), "labels": labels}
+        read = {**short, "demo_ids": demos, "demo_mask": torch.ones_like(demos)}
+        long = {**short, "query_ids": whole, "query_mask": torch.ones_like(whole)}
+        steps: dict[str, Callable[[], None]] = {}
+        for name, scheme, alpha in (("HART", "autoregressive", ALPHA), ("HyperTuning", "shared", 0.0)):
+            train = step(HartModel(_main(model), hypernetwork(config, scheme)), alpha)
+            steps[name] = functools.partial(train, read)
+        tuned = step(HartModel(_main(model, trained=True), None, train_main=True), 0.0)
+        steps["full fine-tuning"] = functools.partial(tuned, long)
+        # The first step, which also makes the optimizer's state, is the one that is counted.
+        times, counts = measure(steps, settings)
+        variants = summary(times, counts)
+        name = f"training step, HART, {settings.shape or 't5-base'}, batch {batch}"
+        yield Figure(
+            name,
+            "HyperTuning",
+            ratio(times, "HART", "HyperTuning"),
+            f"{counts['HART'].flops / counts['HyperTuning'].flops:.3f}× by products",
+            ("≤", 1.10),
+            variants=variants,
+        )
+        yield Figure(
+            name.replace("HART,", "HART beside fine-tuning,"),
+            "full fine-tuning, same tokens",
+            ratio(times, "HART", "full fine-tuning"),
+            f"{counts['HART'].flops / counts['full fine-tuning'].flops:.3f}× by products",
+            variants=variants,
+        )
+
+
+def step(system: HartModel, alpha: float) -> Callable[[dict[str, Tensor]], None]:
+    """Optimizer steps as `hart.training` takes them, without what surrounds them there; takes a batch."""
+    system.train()
+    optimizer = torch.optim.AdamW([p for p in system.parameters() if p.requires_grad], lr=1e-5)
+    consistency = ConsistencyState()
+
+    def run(batch: dict[str, Tensor]) -> None:
+        output = system(**batch)
+        total, tokens = prediction_loss(output.logits, batch["labels"])
+        slots = torch.arange(len(output.states), device=total.device)
+        loss = total / tokens + alpha * consistency.loss(output.states, slots)
+        loss.backward()
+        nn.utils.clip_grad_norm_(system.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        consistency.advance()
+
+    return run
+
+
+def _main(model: nn.Module, *, trained: bool = False) -> MainModel:
+    made = twin(model)  # type: ignore[arg-type]
+    if trained:
+        made.load_state_dict({name: value.clone() for name, value in made.state_dict().items()}, assign=True)
+        made.requires_grad_(True)
+    return MainModel(made, Numbers(), name="random")  # type: ignore[arg-type]
