@@ -35,6 +35,9 @@ GIB = 2**30
 OVERHEAD = 1.05
 """Of activations: what the formula leaves out, measured on ten mini and small configurations (docs/scaling.md)."""
 
+LIVE = 1_000_000_000
+"""Weights that DeepSpeed's stage 3 keeps whole at most (stage3_max_live_parameters), unless training.deepspeed says."""
+
 BLOCKWISE = 1 + 1 / 256 * 4
 """Bytes of an 8-bit optimizer state per weight: one, and a float32 scale for each block of 256."""
 
@@ -252,8 +255,12 @@ def _memory(
     }
     if zero_stage:
         memory["optimizer, float32 copy"] = trained * 4 / devices
-        bucket = _zero_settings(config).get("reduce_bucket_size", BUCKET)
+        settings = _zero_settings(config)
+        bucket = settings.get("reduce_bucket_size", BUCKET)
         memory["communication"] = 2 * min(bucket, trained) * trained_bytes
+        if zero_stage == 3:
+            live = min(1.0, settings.get("stage3_max_live_parameters", LIVE) / (main + adapter))
+            memory["weights, gathered"] = live * (main * main_bytes + adapter * trained_bytes)
     return {name: size / GIB for name, size in memory.items() if size}
 
 

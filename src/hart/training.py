@@ -6,7 +6,6 @@ optimizer step, so that a continued run repeats the uninterrupted one.
 """
 
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -25,7 +24,7 @@ from hart.data.tasks import Task
 from hart.errors import HartError
 from hart.input_format import InputFormat
 from hart.run_folder import RunFolder
-from hart.sharing import from_first
+from hart.sharing import from_first, speaks_first
 from hart.stopping import Stopped, memory_error, stopping_cleanly
 from hart.system import HartModel
 from hart.task_collections import load_tasks
@@ -48,7 +47,7 @@ def train(config: RunConfig, *, tasks: Sequence[Task] | None = None, quiet: bool
         hart.stopping.Stopped: SIGTERM came; a checkpoint was written and the same call goes on from it.
     """
     # Of several processes (torchrun), the first one alone writes to the folder.
-    owner = int(os.environ.get("RANK", "0")) == 0
+    owner = speaks_first()
     with _undone_on_error(Path(config.training.output_dir)) if owner else nullcontext():
         run = RunFolder(config, owner=owner)
         if (run.final / "config.json").exists():

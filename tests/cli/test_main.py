@@ -91,6 +91,8 @@ def test_choice_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert select_device(None) == torch.device("cuda")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert select_device(None) == torch.device("cuda:1"), "one of several processes"
     assert select_device("cuda:1") == torch.device("cuda:1")
     assert select_device("cpu") == torch.device("cpu")
     with pytest.raises(HartError, match="cuda:2.*finds 2 GPUs"):

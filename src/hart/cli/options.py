@@ -53,7 +53,8 @@ def select_device(name: str | None) -> "torch.device":
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name is None:
         # Of several processes on one machine, each has its own.
-        return torch.device(f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % gpus}" if gpus else "cpu")
+        own = os.environ.get("LOCAL_RANK")
+        return torch.device("cpu" if not gpus else "cuda" if own is None else f"cuda:{int(own) % gpus}")
     # Not read by torch.device, which takes cuda:999 for some other number.
     match = re.fullmatch(r"cpu|cuda(:(\d+))?", name)
     if match is None:
