@@ -107,6 +107,25 @@ def test_steps_do_not_repeat_what_earlier_ones_have_done() -> None:
     assert flops[2] - flops[1] < 2.2 * (flops[1] - flops[0])
 
 
+@torch.no_grad()
+def test_the_steps_of_one_task_multiply_weights_from_the_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rows from the right of all weights of the decoder were twice as slow: no step takes that way."""
+    network = hypernetwork(t5_config("tiny", vocabulary=VOCABULARY), decoder_layers=2)
+    assert network.decoder is not None and network.scheme is not None
+    mine = {id(parameter) for parameter in network.decoder.parameters()}
+    given: set[int] = set()
+    usual = torch.nn.functional.linear
+
+    def linear(rows: Tensor, weight: Tensor, *args: Any) -> Tensor:
+        if id(weight) in mine:
+            given.add(rows.shape[-2])
+        return usual(rows, weight, *args)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", linear)
+    network.scheme(network.decoder, torch.randn(1, MEMORY, D), torch.ones(1, MEMORY))
+    assert given == {MEMORY}
+
+
 def test_one_encoder_pass_for_a_task_and_for_each_batch(main: MainModel, adaptation: Adaptation) -> None:
     encoder = {"encoder": main.model.encoder}
     with passes(encoder) as found:
