@@ -103,4 +103,6 @@ def _widths(shape: MainShape) -> dict[str, tuple[int, int]]:
 def _add_low_rank(a: Tensor, b: Tensor, scale: float, inputs: Tensor, output: Tensor) -> Tensor:
     a, b = injection.rows_for(a, inputs), injection.rows_for(b, inputs)
     low = injection.product(inputs, a.transpose(1, 2))
-    return output + scale * injection.product(low, b)
+    if b.shape[0] == 1:
+        return torch.addmm(output.flatten(0, 1), low.flatten(0, 1), b[0], alpha=scale).view_as(output)
+    return torch.baddbmm(output, low, b, alpha=scale)
