@@ -52,11 +52,14 @@ def run(args: argparse.Namespace) -> int:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
     from hart import config as configuration
+
+    # A mistake in it is told at once: what trains takes seconds to import.
+    config = configuration.load(args.config, args.overrides)
+
     from hart.stopping import Stopped
     from hart.training import train
 
     select_device(args.device)
-    config = configuration.load(args.config, args.overrides)
     first = os.environ.get("RANK", "0") == "0"
     try:
         if args.processes > 1 and not is_one_of_several():
