@@ -5,8 +5,9 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from hart.benchmarks import Figure
 from hart.benchmarks.growth import exponent
-from hart.benchmarks.measuring import alternate, count, ratio
+from hart.benchmarks.measuring import alternate, count, ratios
 from hart.benchmarks.models import hypernetwork, t5_config
 
 
@@ -57,9 +58,16 @@ def test_counts_agree_with_those_of_torch() -> None:
 def test_variants_take_turns_and_ratios_are_of_pairs() -> None:
     order: list[str] = []
     times = alternate({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3, "cpu")
-    assert order == ["a", "b"] * 4  # the first pair warms up
+    assert order == ["b", "a", "a", "b"] * 2  # the first pair warms up
     assert [len(values) for values in times.values()] == [3, 3]
-    assert ratio({"a": [2.0, 9.0, 30.0], "b": [1.0, 3.0, 10.0]}, "a", "b") == 3.0
+    assert ratios({"a": [2.0, 9.0, 30.0], "b": [1.0, 3.0, 10.0]}, "a", "b") == [2.0, 3.0, 3.0]
+
+
+def test_a_figure_is_the_median_of_its_repeats() -> None:
+    figure = Figure("a pass", "another", [2.0, 9.0, 3.0, 1.0, 4.0], "none", ("≤", 3.0))
+    assert (figure.value, figure.quartiles, figure.met) == (3.0, (2.0, 4.0), True)
+    assert figure.to_dict()["value"] == 3.0
+    assert Figure("a pass", "another", [2.0], "none").quartiles is None
 
 
 def test_exponent_of_a_power_law() -> None:

@@ -4,15 +4,15 @@ One benchmark is one function of `Settings` that yields `Figure`s, with a row in
 the time of a pass does not depend on them; where text matters (evaluation, data), the bundled model and real tasks run.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any, Literal
 
 import torch
 
-from hart.benchmarks.measuring import Counter, Run, alternate, count, ratio
+from hart.benchmarks.measuring import Counter, Run, alternate, count, ratios
 
 MIB = 1024**2
 
@@ -59,7 +59,7 @@ class Figure:
     Fields:
         name: what was measured; figures of one name replace each other in a file.
         against: what it is compared with.
-        value: the ratio.
+        repeats: the ratio in each repeat, or its only value.
         unit: written behind it.
         target: what it should be, e.g. `("≤", 1.05)`; None where it is only reported.
         limit: what bounds it, in words with a number.
@@ -69,12 +69,25 @@ class Figure:
 
     name: str
     against: str
-    value: float
+    repeats: Sequence[float]
     limit: str
     target: tuple[Literal["≤", "≥"], float] | None = None
     unit: Literal["×", "%", ""] = "×"
     variants: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def value(self) -> float:
+        """Median of the repeats."""
+        return median(self.repeats)
+
+    @property
+    def quartiles(self) -> tuple[float, float] | None:
+        """Between which half of the repeats lie; None for fewer than four."""
+        if len(self.repeats) < 4:
+            return None
+        lower, _, upper = quantiles(self.repeats, n=4, method="inclusive")
+        return lower, upper
 
     @property
     def met(self) -> bool | None:
@@ -84,7 +97,8 @@ class Figure:
         return self.value <= bound if sign == "≤" else self.value >= bound
 
     def to_dict(self) -> dict[str, Any]:
-        return {**{f.name: getattr(self, f.name) for f in fields(self)}, "met": self.met}
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {"value": self.value, "quartiles": self.quartiles, "met": self.met, **own}
 
 
 Benchmark = Callable[[Settings], Iterator[Figure]]
@@ -128,7 +142,7 @@ def compare(
     return Figure(
         name,
         against,
-        ratio(times, over, under),
+        ratios(times, over, under),
         limit or f"{counts[over].flops / counts[under].flops:.3f}× by products",
         target,
         variants=summary(times, counts),

@@ -8,7 +8,7 @@ from statistics import median
 import torch
 
 from hart.benchmarks import MIB, Figure, Settings, compare, measure, summary
-from hart.benchmarks.measuring import Run, ratio
+from hart.benchmarks.measuring import Run, ratios
 from hart.benchmarks.models import hypernetwork, main_model, random_adaptation, random_queries, stock_model, t5_config
 
 QUERY, ANSWER = 96, 12
@@ -45,7 +45,7 @@ def against_in_context(settings: Settings) -> Iterator[Figure]:
             yield Figure(
                 f"queries per second, {name}, batch {batch}",
                 f"in context, {settings.tokens} tokens",
-                ratio(times, "in context", name),
+                ratios(times, "in context", name),
                 f"{counts['in context'].flops / counts[name].flops:.1f}× by products",
                 ("≥", least),
                 variants=summary(times, counts),

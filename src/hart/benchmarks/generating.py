@@ -7,7 +7,7 @@ from statistics import median
 import torch
 
 from hart.benchmarks import Figure, Settings, compare, summary
-from hart.benchmarks.measuring import Run, alternate, count, products, ratio
+from hart.benchmarks.measuring import Run, alternate, count, products, ratios
 from hart.benchmarks.models import hypernetwork, t5_config
 from hart.hypernetwork import HyperNetwork
 
@@ -58,17 +58,17 @@ def hypernetwork_pass(settings: Settings) -> Iterator[Figure]:
         yield Figure(
             f"hypernetwork pass, batch {batch}",
             "HyperTuning's",
-            ratio(times, "HART", "HyperTuning"),
+            ratios(times, "HART", "HyperTuning"),
             f"{flops['HART'] / flops['HyperTuning']:.3f}× by products; "
             f"{config.num_layers} steps read {sum(read) / 1e9:.2f} GB of decoder weights each",
             ("≤", 1.05 if batch >= 8 else 1.20),
             variants=summary(times, counts),
         )
-        shares = [flops["HART"] / rate / elapsed for rate, elapsed in zip(rates, times["HART"], strict=True)]
+        shares = [100 * flops["HART"] / rate / elapsed for rate, elapsed in zip(rates, times["HART"], strict=True)]
         yield Figure(
             f"share of the pass that its products need, batch {batch}",
             "the rate of one large product",
-            100 * median(shares),
+            shares,
             f"100 %; {median(rates) / 1e9:.0f} GFLOP/s, {flops['HART'] / 1e9:.0f} GFLOP",
             ("≥", 70.0),
             unit="%",

@@ -38,7 +38,7 @@ def growth(settings: Settings) -> Iterator[Figure]:
         yield Figure(
             f"growth with {axis}",
             "exponent of the seconds",
-            exponent(sizes, seconds),
+            [exponent(sizes, seconds)],
             f"{exponent(sizes, flops):.2f} is the exponent of the FLOPs",
             unit="",
             notes=found[axis],

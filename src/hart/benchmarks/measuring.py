@@ -1,13 +1,13 @@
 """How the benchmarks measure: pairs timed in turn, and counts that do not depend on the machine.
 
-Every repeat times each variant once, one after the other, so that a machine that slows down slows all of them. Ratios
-are medians of the ratios within a repeat. FLOPs, operations and memory are counted while a pass runs once.
+Every repeat times each variant once, one after the other, so that a machine that slows down slows all of them; every
+second repeat in reverse, so that none always comes first. Ratios are medians of the ratios within a repeat. FLOPs,
+operations and memory are counted while a pass runs once.
 """
 
 import gc
 import os
 import platform
-import statistics
 import time
 import weakref
 from collections import Counter as Tally
@@ -40,17 +40,18 @@ def alternate(
 ) -> dict[str, list[float]]:
     """Seconds of each variant in each repeat."""
     times: dict[str, list[float]] = {name: [] for name in variants}
+    in_turn = list(variants.items())
     for repeat in range(-1 if warm_up else 0, repeats):
-        for name, run in variants.items():
+        for name, run in reversed(in_turn) if repeat % 2 else in_turn:
             elapsed = seconds(run, device)
             if repeat >= 0:
                 times[name].append(elapsed)
     return times
 
 
-def ratio(times: Mapping[str, list[float]], numerator: str, denominator: str) -> float:
-    """Median over the repeats of one variant's time in units of another's."""
-    return statistics.median(a / b for a, b in zip(times[numerator], times[denominator], strict=True))
+def ratios(times: Mapping[str, list[float]], numerator: str, denominator: str) -> list[float]:
+    """One variant's time in units of another's, in each repeat."""
+    return [a / b for a, b in zip(times[numerator], times[denominator], strict=True)]
 
 
 class Counter(TorchDispatchMode):

@@ -15,7 +15,7 @@ from hart.files import write_json
 
 
 def table(figures: Sequence[Figure]) -> Table:
-    """One row per figure: value, target, whether it is met, and the limit."""
+    """One row per figure: value, the quartiles of its repeats, target, whether it is met, and the limit."""
     shown = Table()
     for column in ("what", "against", "measured", "target", "", "limit"):
         shown.add_column(column, overflow="fold", justify="right" if column in ("measured", "target") else "left")
@@ -23,6 +23,8 @@ def table(figures: Sequence[Figure]) -> Table:
         target = "" if figure.target is None else f"{figure.target[0]} {figure.target[1]:g} {figure.unit}"
         met = {None: "", True: "met", False: "missed"}[figure.met]
         value = f"{figure.value:.2f} {figure.unit}"
+        if figure.quartiles is not None:
+            value += "\n{:.2f} to {:.2f}".format(*figure.quartiles)
         shown.add_row(*map(Text, (figure.name, figure.against, value, target, met, figure.limit)))
     return shown
 

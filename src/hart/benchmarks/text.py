@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from hart import evaluation as scores
 from hart import system
 from hart.benchmarks import Figure, Settings, summary
+from hart.benchmarks.measuring import ratios
 from hart.benchmarks.training import step
 from hart.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from hart.data.collate import Collator
@@ -67,16 +68,14 @@ def evaluation(settings: Settings) -> Iterator[Figure]:
             start = time.perf_counter()
             evaluate_tasks(predict, tasks)
             times["whole"].append(time.perf_counter() - start)
-        for name, found in clocks.items():
-            times[name].append(sum(map(sum, found)))
-    shares = {
-        name: 100 * median(part / whole for part, whole in zip(times[name], times["whole"], strict=True))
-        for name in parts
-    }
+        for name, measured in clocks.items():
+            times[name].append(sum(map(sum, measured)))
+    found = {name: [100 * share for share in ratios(times, name, "whole")] for name in parts}
+    shares = {name: median(values) for name, values in found.items()}
     yield Figure(
         f"evaluation, {_collection(settings)}, bundled model: share of generation",
         "the whole evaluation",
-        shares["generation"],
+        found["generation"],
         f"100 %; the rest is adapting {shares['adapting']:.1f} %, tokenisation {shares['tokenisation']:.1f} %, "
         f"scoring {shares['scoring']:.1f} %",
         ("≥", 85.0),
@@ -111,11 +110,11 @@ def data_pipeline(settings: Settings) -> Iterator[Figure]:
         if number:  # the first one warms up
             times["waiting"].append(ready - start)
             times["step"].append(done - ready)
-    waited = [a / (a + b) for a, b in zip(times["waiting"], times["step"], strict=True)]
+    waited = [100 * a / (a + b) for a, b in zip(times["waiting"], times["step"], strict=True)]
     yield Figure(
         f"waiting for data, {_collection(settings)}, batch {BATCH}, bundled sizes",
         "a training step",
-        100 * median(waited),
+        waited,
         "0 % with data workers (training.num_workers), which draw while a step runs",
         ("≤", 2.0),
         unit="%",

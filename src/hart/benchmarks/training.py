@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hart.benchmarks import Figure, Settings, measure, summary
-from hart.benchmarks.measuring import ratio
+from hart.benchmarks.measuring import ratios
 from hart.benchmarks.models import Numbers, hypernetwork, stock_model, t5_config, twin
 from hart.losses import ConsistencyState, prediction_loss
 from hart.main_model import MainModel
@@ -44,7 +44,7 @@ def training_step(settings: Settings) -> Iterator[Figure]:
         yield Figure(
             name,
             "HyperTuning",
-            ratio(times, "HART", "HyperTuning"),
+            ratios(times, "HART", "HyperTuning"),
             f"{counts['HART'].flops / counts['HyperTuning'].flops:.3f}× by products",
             ("≤", 1.10),
             variants=variants,
@@ -52,7 +52,7 @@ def training_step(settings: Settings) -> Iterator[Figure]:
         yield Figure(
             name.replace("HART,", "HART beside fine-tuning,"),
             "full fine-tuning, same tokens",
-            ratio(times, "HART", "full fine-tuning"),
+            ratios(times, "HART", "full fine-tuning"),
             f"{counts['HART'].flops / counts['full fine-tuning'].flops:.3f}× by products",
             variants=variants,
         )
