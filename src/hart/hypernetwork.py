@@ -23,7 +23,7 @@ from hart.peft import Blocks, MainShape, RowBlock, build_kinds, row_blocks
 from hart.peft.injection import ATTENTION
 from hart.schemes import STACK_INDEX, GenerationScheme, build_scheme
 from hart.schemes.bidirectional import Bidirectional
-from hart.schemes.decoding import multiply_few_rows_faster
+from hart.schemes.step_linear import step_linears
 
 T5_FIELDS = (
     "vocab_size",
@@ -146,7 +146,8 @@ class HyperNetwork(PreTrainedModel):
                 blocks=generated,
             )
         if self.scheme is not None and self.scheme.uses_decoder:
-            self.decoder = multiply_few_rows_faster(T5Stack(config.stack_config(decoder=True)))
+            self.decoder = T5Stack(config.stack_config(decoder=True))
+            step_linears(self.decoder)
             self.decoder.set_input_embeddings(None)
         rows_of = self.scheme.rows_of if self.scheme is not None else _no_rows
         self.heads = RowBlockHeads(blocks, self.shape.d_model, rows_of)

@@ -1,14 +1,11 @@
 """The row-by-row decoder against `T5Stack.forward`, which knows nothing of it."""
 
-import copy
-
 import pytest
 import torch
-from torch import nn
 from transformers import T5ForConditionalGeneration
 from transformers.models.t5.modeling_t5 import T5Stack
 
-from hart.schemes.decoding import MOST_FEW_ROWS, DecoderPass, FewRowsLinear, multiply_few_rows_faster, relative_bias
+from hart.schemes.decoding import DecoderPass, relative_bias
 
 LENGTH = 5
 
@@ -103,48 +100,3 @@ def test_bf16_weights_and_autocast_follow_float32(decoder, memory, memory_mask):
     tolerance = 0.1 * exact.std().item()
     for approximate in (autocast, stored):
         torch.testing.assert_close(approximate.float(), exact, rtol=0, atol=tolerance)
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 2), (3, 1), (3, 2), (0, 2), (4,)])
-@pytest.mark.parametrize("contiguous", [True, False])
-def test_few_rows_are_multiplied_alike_with_the_same_gradients(shape, contiguous):
-    usual = nn.Linear(24, 40, bias=False)
-    fast = FewRowsLinear(24, 40, bias=False)
-    fast.load_state_dict(usual.state_dict())
-    rows = torch.randn(*shape, 24) if contiguous else torch.randn(24, *shape).movedim(0, -1)
-    target = torch.randn(*shape, 40)
-    results = []
-    for module in (usual, fast):
-        given = rows.detach().clone().requires_grad_()
-        out = module(given)
-        results.append((out, *torch.autograd.grad((out * target).sum(), [given, module.weight])))
-    for ours, reference in zip(results[1], results[0], strict=True):
-        torch.testing.assert_close(ours, reference)
-
-
-def test_few_rows_leave_biases_other_numbers_and_autocast_to_torch():
-    rows = torch.randn(2, 24)
-    for module in (nn.Linear(24, 40), nn.Linear(24, 40, bias=False).bfloat16()):
-        fast = copy.deepcopy(module)
-        fast.__class__ = FewRowsLinear
-        given = rows.to(module.weight.dtype)
-        assert torch.equal(fast(given), module(given))
-    module = nn.Linear(24, 40, bias=False)
-    fast = copy.deepcopy(module)
-    fast.__class__ = FewRowsLinear
-    with torch.autocast("cpu", torch.bfloat16):
-        assert fast(rows).dtype == torch.bfloat16
-        assert torch.equal(fast(rows), module(rows))
-
-
-@pytest.mark.parametrize("batch", [1, 2])
-def test_a_decoder_that_multiplies_few_rows_faster_has_the_same_weights_and_states(decoder, batch):
-    fast = multiply_few_rows_faster(copy.deepcopy(decoder))
-    assert {n: p.shape for n, p in fast.named_parameters()} == {n: p.shape for n, p in decoder.named_parameters()}
-    memory = torch.randn(batch, 7, decoder.config.d_model)
-    mask = torch.ones(batch, 7, dtype=torch.long)
-    inputs, bias = torch.randn(batch, 2, memory.shape[-1]), relative_bias(decoder, 2)
-    assert batch * 2 <= MOST_FEW_ROWS
-    torch.testing.assert_close(
-        DecoderPass(fast, memory, mask).step(inputs, bias), DecoderPass(decoder, memory, mask).step(inputs, bias)
-    )

@@ -32,7 +32,7 @@ def add_parser(subparsers: Any) -> None:
         description="""\
 Time each figure of docs/performance.md against its alternative, in turn on this machine; print ratios (medians of
 pairs) with their targets and limits. At T5-Large's size the whole takes about an hour on two CPU cores; --quick takes
-small sizes and about two minutes. Names pick single benchmarks:
+small sizes and about two minutes; targets are for the default sizes. Names pick single benchmarks:
   hypernetwork   HART's pass and HyperTuning's, and what matrix products alone would take
   steps          decoder steps with keys and values kept, and without
   training       a training step of HART, HyperTuning and full fine-tuning (t5-base)
@@ -106,5 +106,7 @@ def run(args: argparse.Namespace) -> None:
         if args.output is not None:
             known = merge(args.output, known, new, settings, command)
     Console().print(table(figures))
+    if settings.shape is not None or settings.tokens < Settings.tokens:
+        print("targets are for the default sizes; at smaller ones, what does not grow weighs more")
     if args.output is not None:
         print(f"figures: {args.output}")

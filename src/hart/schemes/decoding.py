@@ -4,7 +4,8 @@
 after the other. A scheme makes tens of calls with two rows each and wants rows of one step to see
 each other. So this file calls the sub-modules of the stock blocks (norms, projections,
 feed-forward, dropout) in the stock order and hands them a ready bias; the weights and all of T5's
-arithmetic stay in the stock modules.
+arithmetic stay in the stock modules. In a hypernetwork the linear maps are
+`StepLinear`s: the same map, made for many steps.
 
 One deviation: the stock stack ends with dropout. Here the states end with the final norm, because a
 state is fed back through the dropout of the next step's input anyway, and the consistency loss is
@@ -14,43 +15,11 @@ meant to compare states, not the noise on them.
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers.models.t5.modeling_t5 import T5Attention, T5Stack
 
-MOST_FEW_ROWS = 4
-"""Two rows of a step for up to two tasks; with more, `torch.nn.functional.linear` is as fast (docs/performance.md)."""
-
-
-class FewRowsLinear(nn.Linear):
-    """A linear map that multiplies a few rows from the other side: (W xᵀ)ᵀ instead of x Wᵀ.
-
-    A step of a single task is two rows against all weights of the decoder, so it takes as long as reading them. Torch's
-    CPU library reads them two to three times as fast when they stand on the left. The products are the same, the order
-    of their sums may not be.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        rows = input.numel() // max(1, input.shape[-1])
-        if (
-            self.bias is not None
-            or not 2 <= rows <= MOST_FEW_ROWS
-            or input.device.type != "cpu"
-            or not input.dtype == self.weight.dtype == torch.float32
-            or torch.is_autocast_enabled("cpu")
-        ):
-            return super().forward(input)
-        # Contiguous, or the product is a slow one again; the copy is a few rows.
-        left = input.reshape(rows, -1).contiguous()
-        return torch.mm(self.weight, left.T).T.contiguous().unflatten(0, input.shape[:-1])
-
-
-def multiply_few_rows_faster(decoder: T5Stack) -> T5Stack:
-    """Make the linear maps of a decoder `FewRowsLinear`s, with the same parameters under the same names."""
-    for module in decoder.modules():
-        if type(module) is nn.Linear:
-            module.__class__ = FewRowsLinear
-    return decoder
+from hart.schemes.step_linear import Steps
 
 
 class DecoderPass:
@@ -72,6 +41,7 @@ class DecoderPass:
 
     def __init__(self, decoder: T5Stack, memory: Tensor, memory_mask: Tensor) -> None:
         self._decoder = decoder
+        self._steps = Steps(decoder)
         blocks: Any = decoder.block
         # Self-attention, cross-attention and feed-forward of each block.
         self._layers = [tuple(block.layer) for block in blocks]
@@ -97,6 +67,10 @@ class DecoderPass:
         Returns:
             `[b, n, d]`, after the final norm.
         """
+        with self._steps:
+            return self._step(inputs, bias)
+
+    def _step(self, inputs: Tensor, bias: Tensor) -> Tensor:
         hidden = self._decoder.dropout(inputs)
         for index, (self_attention, cross_attention, feed_forward) in enumerate(self._layers):
             normed = self_attention.layer_norm(hidden)

@@ -1,0 +1,164 @@
+"""Linear maps for decoders that run many steps of a few rows: faster products, and one weight gradient for all steps.
+
+A step of one task is two rows against all weights of the decoder, so it takes as long as moving those weights.
+Forwards, torch's CPU library reads weights two to three times as fast when they stand on the left of a few rows.
+Backwards, each step would write a gradient as large as the weights and add it to that of the steps before; here the
+rows and their gradients are kept until the first step has been reached, and one product makes the gradient of all.
+"""
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+MOST_FEW_ROWS = 4
+"""Rows up to which weights on the left are faster: two tasks in steps of two rows (docs/performance.md)."""
+
+_SHARED = "_hart_steps"
+
+
+class StepLinear(nn.Linear):
+    """A linear map without bias that a decoder calls once per step; `nn.Linear` outside of `Steps.running`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        steps: Steps | None = self.__dict__[_SHARED].current
+        if steps is None or not (torch.is_grad_enabled() and self.weight.requires_grad):
+            return multiply(input, self.weight)
+        return _Product.apply(input, *steps.uses_of(self))
+
+
+def step_linears(decoder: nn.Module) -> None:
+    """Turn the linear maps of a decoder into `StepLinear`s, with the same parameters under the same names."""
+    shared = _Shared()
+    for module in decoder.modules():
+        if type(module) is nn.Linear and module.bias is None:
+            module.__class__ = StepLinear
+            # Through __dict__, so that no module becomes another's child.
+            module.__dict__[_SHARED] = shared
+    decoder.__dict__[_SHARED] = shared
+
+
+class _Shared:
+    """Which steps the maps of one decoder are called in, if any."""
+
+    current: "Steps | None" = None
+
+
+class Steps:
+    """The steps of one pass through a decoder: a context around each of them.
+
+    Nothing happens for decoders whose maps are no `StepLinear`s, and where no gradient is asked for.
+    """
+
+    def __init__(self, decoder: nn.Module) -> None:
+        self._shared: _Shared = decoder.__dict__.get(_SHARED) or _Shared()
+        self._uses: dict[nn.Module, tuple[Tensor, _Uses]] = {}
+
+    def __enter__(self) -> None:
+        self._shared.current = self
+
+    def __exit__(self, *_: object) -> None:
+        self._shared.current = None
+
+    def uses_of(self, module: StepLinear) -> "tuple[Tensor, _Uses]":
+        """What connects the uses of one map: a number that carries their gradient, and their record."""
+        if module not in self._uses:
+            uses = _Uses(module)
+            self._uses[module] = _Gradient.apply(module.weight, uses), uses
+        return self._uses[module]
+
+
+class _Uses:
+    """Rows that a map was given in one pass, and the gradients of what it made of them.
+
+    The weight is asked from the module each time: layouts that share parameters out (ZeRO-3, FSDP) put it there for
+    the forward and again for the backward pass.
+    """
+
+    def __init__(self, module: StepLinear) -> None:
+        self._module = module
+        self._cast: Tensor | None = None
+        self.rows: list[Tensor] = []
+        self.gradients: list[Tensor] = []
+
+    def weight(self, dtype: torch.dtype) -> Tensor:
+        """In another dtype, as autocast wants it, a copy that is kept for the pass."""
+        weight = self._module.weight
+        if weight.dtype == dtype:
+            return weight
+        if self._cast is None or self._cast.dtype != dtype:
+            self._cast = weight.detach().to(dtype)
+        return self._cast
+
+    def gradient(self) -> Tensor | None:
+        """That of the weight `[out, in]`; what it is made of is dropped."""
+        if not self.rows:
+            return None
+        made = torch.cat(self.gradients).T @ torch.cat(self.rows)
+        self.rows, self.gradients, self._cast = [], [], None
+        return made
+
+
+class _Gradient(torch.autograd.Function):
+    """weight → a number that all uses of it take as an input: its node runs when theirs have run."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, uses: _Uses) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.uses = uses
+        return weight.new_zeros(())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, _: Tensor | None) -> tuple[Tensor | None, None]:
+        return ctx.uses.gradient(), None
+
+
+class _Product(torch.autograd.Function):
+    """`[…, in]` → `[…, out]`, with the gradient of the rows; that of the weight comes from `_Gradient`."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, token: Tensor, uses: _Uses) -> Tensor:
+        ctx.set_materialize_grads(False)
+        device = inputs.device.type
+        # Not left to autocast: it would keep a copy of the weight that has no gradient.
+        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        rows = inputs.to(torch.get_autocast_dtype(device)) if autocast else inputs
+        ctx.uses, ctx.given = uses, inputs.dtype
+        ctx.save_for_backward(rows)
+        with torch.autocast(device, enabled=False) if autocast else nullcontext():
+            return multiply(rows, uses.weight(rows.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, None, None]:
+        if gradient is None:
+            return None, None, None
+        (rows,) = ctx.saved_tensors
+        uses: _Uses = ctx.uses
+        uses.rows.append(rows.flatten(0, -2))
+        uses.gradients.append(gradient.flatten(0, -2))
+        if not ctx.needs_input_grad[0]:
+            return None, None, None
+        return (gradient @ uses.weight(gradient.dtype)).to(ctx.given), None, None
+
+
+def multiply(inputs: Tensor, weight: Tensor) -> Tensor:
+    """`[…, in]` times a weight `[out, in]`; a few rows of float32 on a CPU as (W xᵀ)ᵀ, else `linear`.
+
+    The products are the same, the order of their sums may not be.
+    """
+    rows = inputs.numel() // max(1, inputs.shape[-1])
+    if (
+        not 2 <= rows <= MOST_FEW_ROWS
+        or inputs.device.type != "cpu"
+        or not inputs.dtype == weight.dtype == torch.float32
+        or torch.is_autocast_enabled("cpu")
+    ):
+        return F.linear(inputs, weight)
+    # Contiguous, or the product is a slow one again; the copy is a few rows.
+    left = inputs.reshape(rows, -1).contiguous()
+    return torch.mm(weight, left.T).T.contiguous().unflatten(0, inputs.shape[:-1])
