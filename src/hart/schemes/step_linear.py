@@ -21,7 +21,7 @@ _SHARED = "_hart_steps"
 
 
 class StepLinear(nn.Linear):
-    """A linear map without bias that a decoder calls once per step; `nn.Linear` outside of `Steps.running`."""
+    """A linear map without bias that a decoder calls in each step of a pass (`Steps`)."""
 
     def forward(self, input: Tensor) -> Tensor:
         steps: Steps | None = self.__dict__[_SHARED].current
