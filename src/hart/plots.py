@@ -44,22 +44,29 @@ def plot_task_scores(results: Sequence[Results], path: Path) -> None:
     _save(figure, path)
 
 
+_SPELT = {"seconds": "seconds", "flops": "FLOPs"}
+
+
 def plot_growth(measured: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
-    """Seconds and FLOPs along several axes, both as multiples of their first value.
+    """Seconds and FLOPs along several axes, both as multiples of their first value, on one scale.
 
     Args:
-        measured: axis → `sizes`, `seconds` and `flops` of equal length.
+        measured: axis → `sizes`, `seconds` and `flops` of equal length, and the two `exponents` fitted to them.
     """
-    figure, row = plt.subplots(1, len(measured), figsize=(2.6 * len(measured), 2.9), layout="constrained")
+    figure, row = plt.subplots(
+        1, len(measured), figsize=(2.4 * len(measured), 2.9), sharey=True, squeeze=False, layout="constrained"
+    )
+    row = row[0]
     for axes, (name, values) in zip(row, measured.items(), strict=True):
-        for what, style in (("seconds", "o-"), ("flops", "x--")):
-            axes.plot(values["sizes"], [each / values[what][0] for each in values[what]], style, label=what)
+        for what, style, fitted in zip(("seconds", "flops"), ("o-", "x--"), values["exponents"], strict=True):
+            multiples = [each / values[what][0] for each in values[what]]
+            axes.plot(values["sizes"], multiples, style, label=f"{_SPELT[what]}, k = {fitted:.2f}")
         axes.set_xscale("log", base=2)
         axes.set_yscale("log", base=2)
         axes.set(title=name)
         axes.grid(alpha=0.3)
+        axes.legend(fontsize=8, frameon=False)
     row[0].set(ylabel="multiple of the first")
-    row[0].legend(fontsize=8, frameon=False)
     _save(figure, path)
 
 

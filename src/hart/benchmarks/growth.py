@@ -34,12 +34,13 @@ def growth(settings: Settings) -> Iterator[Figure]:
         flops = [float(count(run).flops) for run in runs.values()]
         times = alternate(runs, settings.repeats, settings.device, warm_up=False)
         seconds = [median(times[name]) for name in runs]
-        found[axis] = {"sizes": list(map(float, sizes)), "seconds": seconds, "flops": flops}
+        fitted = [exponent(sizes, seconds), exponent(sizes, flops)]
+        found[axis] = {"sizes": list(map(float, sizes)), "seconds": seconds, "flops": flops, "exponents": fitted}
         yield Figure(
             f"growth with {axis}",
             "exponent of the seconds",
-            [exponent(sizes, seconds)],
-            f"{exponent(sizes, flops):.2f} is the exponent of the FLOPs",
+            fitted[:1],
+            f"{fitted[1]:.2f} is the exponent of the FLOPs",
             unit="",
             notes=found[axis],
         )
