@@ -91,7 +91,6 @@ def test_states_and_gradients_are_those_of_the_stock_maps(stock: T5Stack, fast: 
         results.append([states, *torch.autograd.grad((states * targets).sum(), wanted)])
     for name, ours, reference in zip(["states", "inputs", "memory", *named(stock)], *results[::-1], strict=True):
         torch.testing.assert_close(ours, reference, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
-    assert batch * ROWS <= MOST_FEW_ROWS or batch == 3
 
 
 def test_steps_that_nothing_depends_on_have_no_part_in_gradients(stock: T5Stack, fast: T5Stack) -> None:
@@ -166,9 +165,9 @@ def test_an_error_within_a_step_ends_it(fast: T5Stack) -> None:
     with pytest.raises(RuntimeError):
         DecoderPass(fast, memory, torch.ones(1, 7)).step(inputs[..., :-1], relative_bias(fast, ROWS))
     linear = next(m for m in fast.modules() if isinstance(m, StepLinear))
-    rows = torch.randn(3, linear.in_features)
-    assert torch.equal(linear(rows), nn.functional.linear(rows, linear.weight)) or len(rows) <= MOST_FEW_ROWS
-    assert linear(rows).grad_fn.name() != "_ProductBackward"
+    out = linear(torch.randn(MOST_FEW_ROWS + 1, linear.in_features))
+    (gradient,) = torch.autograd.grad(out.sum(), [linear.weight])
+    assert gradient.any() and out.grad_fn.name() == "MmBackward0"  # torch's own map again
 
 
 def test_more_steps_write_no_more_gradients() -> None:
