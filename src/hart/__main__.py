@@ -1,8 +1,6 @@
 """`python -m hart`, the same as the command `hart`."""
 
-import sys
-
-from hart.cli import main
+from hart.cli import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

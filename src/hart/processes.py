@@ -4,15 +4,16 @@ On few cores, two processes of one thread each train faster than one process of 
 second thread little to do. GPUs and clusters use torchrun or accelerate instead; the environment is the same.
 """
 
+import atexit
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 from hart.errors import HartError
 
@@ -62,7 +63,7 @@ def run_hart(words: Sequence[str], processes: int) -> None:
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
+        "MASTER_PORT": str(free_port()),
         "OMP_NUM_THREADS": str(max(1, cpu_cores() // processes)),
     }
     members = [
@@ -100,14 +101,42 @@ def run_hart(words: Sequence[str], processes: int) -> None:
         raise HartError("training stopped in one of its processes; the reason stands above")
 
 
+def end_with(command: Callable[[], int]) -> NoReturn:
+    """Run a command and end this process with its exit status.
+
+    A process that a launcher has started ends for sure right after Python's own exit handlers, which all run. What
+    would come after them, the interpreter taking itself apart, can abort a process whose work is done and saved: a
+    thread of Gloo that still holds the tensors of the last collective needs the interpreter to let go of them, and
+    destroying the group does not join that thread as long as anything in C++ (the gradients' reducer) refers to it.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        sys.exit(command())
+    status = 1  # of an exception that nobody expected: the interpreter prints it
+
+    def leave() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # a reader that went away, or closed already
+                stream.flush()
+        os._exit(status)
+
+    # The handler registered first runs last. Libraries are imported, and register theirs, when the command runs.
+    atexit.register(leave)
+    try:
+        status = command()
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        raise
+    sys.exit(status)
+
+
 def announce_alone() -> None:
     """Say in the environment what a launcher says, for a library that insists on one: a group of this process only."""
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    for name, value in {**alone, "MASTER_PORT": str(_free_port())}.items():
+    for name, value in {**alone, "MASTER_PORT": str(free_port())}.items():
         os.environ.setdefault(name, value)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

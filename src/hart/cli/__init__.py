@@ -21,11 +21,17 @@ from typing import NoReturn
 from hart.cli import adapt, bench, estimate, evaluate, export, predict, quickstart, serve, sweep, train
 from hart.cli.options import split_overrides
 from hart.errors import HartError
+from hart.processes import end_with
 
 DISTRIBUTION = "hart-hypernet"
 COMMANDS = (quickstart, train, evaluate, adapt, predict, export, serve, estimate, sweep, bench)
 CONFIGURED = {"train": train.OWN_OPTIONS, "sweep": sweep.OWN_OPTIONS, "estimate": estimate.OWN_OPTIONS}
 """Commands that take fields of a configuration, and the options that are none."""
+
+
+def command() -> NoReturn:
+    """The command `hart` and `python -m hart`: `main`, and the end of the process."""
+    end_with(main)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
