@@ -89,6 +89,18 @@ def test_peft_and_merged_are_exact(kind: dict[str, Any], adapted, tmp_path: Path
     assert torch.equal(logits(model.main.model, tokenizer), stock)
 
 
+@pytest.mark.parametrize("kind", EXACT[:1], ids=["lora"])
+def test_what_was_made_in_half_precision_is_exported(kind: dict[str, Any], adapted, tmp_path: Path) -> None:
+    model, adaptation = adapted(kind)
+    adaptation = adaptation.to(dtype=torch.bfloat16)
+    changed = ours(model, adaptation)
+    save_peft(adaptation, model.main, tmp_path / "peft")
+    torch.testing.assert_close(logits(loaded(model, tmp_path / "peft"), model.main.tokenizer), changed, **CLOSE)
+    save_merged(adaptation, model.main, tmp_path / "merged")
+    merged = T5ForConditionalGeneration.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(logits(merged, model.main.tokenizer), changed, **CLOSE)
+
+
 def test_the_merged_model_writes_the_same_text(adapted, tmp_path: Path) -> None:
     model, adaptation = adapted(EXACT[0])
     save_merged(adaptation, model.main, tmp_path / "merged")

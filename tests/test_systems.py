@@ -17,6 +17,7 @@ from hart.data.tasks import Task
 from hart.errors import HartError
 from hart.losses import prediction_loss
 from hart.main_model import MainModel
+from hart.scoring import score_choices
 from hart.strict import FieldError
 from hart.system import HartModel
 from hart.task_collections import load_tasks
@@ -128,6 +129,28 @@ def test_saved_system_adapts_and_answers_identically(config: RunConfig, tmp_path
     loaded.save_pretrained(tmp_path / "again")
     again = HartModel.from_pretrained(tmp_path / "again")
     assert again.generate(QUERIES, again.adapt(TASKS), max_new_tokens=5) == expected
+
+
+def test_half_precision_follows_float32(config: RunConfig, tmp_path: Path):
+    """Loaded in bfloat16, a saved system adapts and answers in it; float32 takes its adaptations, and the reverse."""
+    stepped(build(config), config).save_pretrained(tmp_path / "model")
+    system = HartModel.from_pretrained(tmp_path / "model")
+    half = HartModel.from_pretrained(tmp_path / "model", dtype="bfloat16")
+    assert {p.dtype for part in (half.main, half.hypernetwork) for p in (part.parameters() if part else ())} == {
+        torch.bfloat16
+    }
+    whole, made = system.adapt(TASKS), half.adapt(TASKS)
+    for name, rows in whole.blocks.items():
+        # 8 significant bits, through six layers and as many steps.
+        assert (made.blocks[name].float() - rows).norm() <= 0.05 * rows.norm(), name
+    made.save_pretrained(tmp_path / "adaptation")
+    made = Adaptation.from_pretrained(tmp_path / "adaptation")
+    choices = [["the", "mat the", "in order"]] * 3
+    expected = torch.tensor(score_choices(system.main, QUERIES, choices, whole))
+    for main, adaptation in ((half.main, made), (half.main, whole), (system.main, made)):
+        assert len(main.generate(QUERIES, adaptation, max_new_tokens=5)) == 3
+        scores = torch.tensor(score_choices(main, QUERIES, choices, adaptation))
+        torch.testing.assert_close(scores, expected, rtol=0.03, atol=0.05)
 
 
 def test_a_batch_that_mixes_tasks_is_answered_like_each_query_alone(config: RunConfig):

@@ -148,8 +148,10 @@ def _below(prefix: str, weights: Mapping[str, Tensor] | None) -> dict[str, Tenso
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 
-def load_adapter(folder: Path, config: Mapping[str, Any], main: MainModel) -> HyperNetwork | LearnedWeights | None:
-    """What adapts, with its trained weights: in float32 as in training, bfloat16 files are for small downloads.
+def load_adapter(
+    folder: Path, config: Mapping[str, Any], main: MainModel, dtype: torch.dtype | str
+) -> HyperNetwork | LearnedWeights | None:
+    """What adapts, with its trained weights. Those of a hypernetwork are in `dtype`, however the file holds them.
 
     Raises:
         HartError: files are missing or damaged, or do not fit each other.
@@ -162,7 +164,7 @@ def load_adapter(folder: Path, config: Mapping[str, Any], main: MainModel) -> Hy
         load_weights(learned, folder)
         return learned
     try:
-        return HyperNetwork.from_pretrained(folder, dtype=torch.float32)
+        return HyperNetwork.from_pretrained(folder, dtype=dtype)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise HartError(f"{folder}: cannot be loaded ({reason}); is the download complete?") from error

@@ -169,7 +169,8 @@ class HartModel(nn.Module):
             revision: of the saved model on the hub.
             base: where the base lies, if not where the model says (a copy on a machine without internet). A main
                 model that was trained lies in the saved folder itself.
-            dtype: of the main model.
+            dtype: of both networks' weights in memory: bfloat16 takes half of it, and about half the time where the
+                processor multiplies it (docs/performance.md). T5 overflows in float16.
             attention: `sdpa` or `eager`.
             device: where everything goes.
 
@@ -195,7 +196,7 @@ class HartModel(nn.Module):
         # Frozen also where it was trained: what is loaded is for use.
         system = cls(
             main,
-            load_adapter(folder, config, main),
+            load_adapter(folder, config, main, dtype),
             fusion=info["fusion"],
             input_format=read_input_format(folder, info["input_format"]),
             name=str(name),

@@ -38,6 +38,19 @@ def test_hart_adapts_to_each_task(model_dir: Path, sni_dir: Path, tmp_path: Path
     assert set(content["categories"]) == {"Odd", "Even"}
 
 
+def test_half_precision_is_asked_for_and_noted(model_dir: Path, sni_dir: Path, tmp_path: Path, ok, monkeypatch) -> None:
+    found = []
+    monkeypatch.setattr(
+        MainModel, "generate", lambda main, texts, *_, **__: found.append(main.model.dtype) or ["a"] * len(texts)
+    )
+    for system in ("hart", "base"):
+        words = (model_dir, *SNI, sni_dir, "--system", system, "--output", tmp_path / "results.json")
+        for dtype in ("float32", "bfloat16"):
+            ok("evaluate", *words, "--dtype", dtype)
+            details = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["details"]
+            assert details["dtype"] == dtype and str(found[-1]) == f"torch.{dtype}"
+
+
 @pytest.mark.parametrize("system", ["base", "base-in-context"])
 def test_base_of_a_model_or_by_itself(
     system: str, model_dir: Path, tiny_base_dir: Path, sni_dir: Path, tmp_path: Path, ok

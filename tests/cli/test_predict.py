@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from hart import Adaptation, HartModel
@@ -34,6 +35,19 @@ def test_the_hypernetwork_is_not_needed(
     assert [row["prediction"] for row in rows] == expected
     assert rows[2]["id"] == 3
     assert ok("predict", adaptation_dir, "--input", texts[0], *options) == expected[0] + "\n"
+
+
+def test_half_precision_from_adapting_to_answering(
+    model_dir: Path, tmp_path: Path, asked: Path, ok, task_file: Path, refused
+) -> None:
+    folder = tmp_path / "half"
+    ok("adapt", model_dir, "--task", task_file, "--output-dir", folder, "--dtype", "bfloat16")
+    adaptation = Adaptation.from_pretrained(folder)
+    assert {rows.dtype for rows in adaptation.blocks.values()} == {torch.bfloat16}
+    model = HartModel.from_pretrained(model_dir, dtype="bfloat16")
+    out = ok("predict", folder, "--input", "one 7", "--max-new-tokens", "4", "--dtype", "bfloat16")
+    assert out == model.generate("one 7", adaptation, max_new_tokens=4)[0] + "\n"
+    assert "choose from 'float32', 'bfloat16'" in refused("predict", folder, "--input", "a", "--dtype", "float16")
 
 
 def test_one_answer_into_a_file(adaptation_dir: Path, tmp_path: Path, ok) -> None:

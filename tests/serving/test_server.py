@@ -12,6 +12,8 @@ from typing import Any
 
 import httpx2
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from hart.cli import main
 
@@ -85,6 +87,16 @@ def test_what_was_accepted_is_finished_after_sigterm(server: tuple[Any, str]) ->
     assert asyncio.run(ask()) == [4] * 60
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
+
+
+def test_half_precision_is_served(model_dir: Path, tmp_path: Path) -> None:
+    body = {"inputs": ["one 1"], "adaptation": to_json(task(1)), "max_new_tokens": 4}
+    with running(model_dir, "--store", tmp_path / "store", "--dtype", "bfloat16") as (process, address):
+        reply = httpx2.post(f"{address}/v1/generate", json=body, timeout=60)
+        assert reply.status_code == 200, reply.text
+        (file,) = (tmp_path / "store").rglob("adaptation.safetensors")
+        assert {rows.dtype for rows in load_file(file).values() if rows.is_floating_point()} == {torch.bfloat16}
+        assert ended(process)[0] == 0
 
 
 def test_clients_that_leave(abused: str) -> None:

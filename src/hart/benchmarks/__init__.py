@@ -163,6 +163,7 @@ def benchmarks() -> dict[str, Benchmark]:
         "prefix-peft": prefixes.against_peft,
         "in-context": answering.against_in_context,
         "mixed-tasks": answering.mixed_tasks,
+        "half": answering.in_half_precision,
         "lora": kinds.lora_per_row,
         "evaluation": text.evaluation,
         "data": text.data_pipeline,

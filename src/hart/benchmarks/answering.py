@@ -7,9 +7,11 @@ from statistics import median
 
 import torch
 
+from hart.adaptation import Adaptation
 from hart.benchmarks import MIB, Figure, Settings, compare, measure, summary
 from hart.benchmarks.measuring import Run, ratios
 from hart.benchmarks.models import hypernetwork, main_model, random_adaptation, random_queries, stock_model, t5_config
+from hart.main_model import MainModel
 
 QUERY, ANSWER = 96, 12
 """Tokens; the means over the instances of Super-NaturalInstructions' test tasks are 95 and 11 (1.35 tokens a word)."""
@@ -58,6 +60,41 @@ def against_in_context(settings: Settings) -> Iterator[Figure]:
                     "kept_mib": sum(part.numel() * part.element_size() for part in kept.kept or ()) / MIB,
                 },
             )
+
+
+@torch.no_grad()
+def in_half_precision(settings: Settings) -> Iterator[Figure]:
+    """The same weights in bfloat16 and in float32 (`settings.dtype` says nothing here): adapting, and answering."""
+    config = t5_config(settings.shape or "t5-large")
+    task = torch.randint(1000, (1, settings.tokens), device=settings.device)
+    query, answer = settings.scaled(QUERY), settings.scaled(ANSWER)
+    adapting: dict[str, Run] = {}
+    mains: dict[str, tuple[MainModel, Adaptation]] = {}
+    for name in ("bfloat16", "float32"):
+        dtype = getattr(torch, name)
+        network = hypernetwork(config, device=settings.device, dtype=dtype)
+        adapting[name] = functools.partial(network, task, torch.ones_like(task))
+        main = main_model(stock_model(config, settings.device, dtype))
+        adaptation = random_adaptation(main, 1, settings.tokens - query, max_target_length=answer)
+        mains[name] = main, main.keep_memory(adaptation)
+    yield _halved("adapting, batch 1", adapting, settings)
+    for batch in settings.batch or (1, 8):
+        queries = random_queries(batch, query)
+        runs: dict[str, Run] = {
+            name: functools.partial(main.generate, queries, kept) for name, (main, kept) in mains.items()
+        }
+        yield _halved(f"answering, batch {batch}", runs, settings)
+
+
+def _halved(what: str, runs: dict[str, Run], settings: Settings) -> Figure:
+    times, counts = measure(runs, settings)
+    return Figure(
+        f"{what}, in bfloat16",
+        "in float32",
+        ratios(times, "float32", "bfloat16"),
+        "2× in bytes of weights",
+        variants=summary(times, counts),
+    )
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hart.cli.options import MODEL_HELP, add_device, check_output_folder, select_device
+from hart.cli.options import MODEL_HELP, add_device, add_dtype, check_output_folder, select_device
 from hart.errors import HartError
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ examples:
     )
     parser.add_argument("--output-dir", metavar="A", type=Path, required=True, help="folder for the adaptation")
     add_device(parser)
+    add_dtype(parser)
     parser.set_defaults(run=run)
 
 
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     device = select_device(args.device)
     task = _task(args)
     check_output_folder(args.output_dir, replaces=FIELDS_FILE)
-    model = HartModel.from_pretrained(args.model, device=device)
+    model = HartModel.from_pretrained(args.model, dtype=args.dtype, device=device)
     if model.input_format.prompt_format == "instructions" and not task.definition.strip():
         where = "--definition" if args.task is None else f"{args.task}: Definition"
         raise HartError(f"{where}: the definition is empty, and {args.model} reads it; say what the task asks for")

@@ -17,6 +17,7 @@ NAMES = (
     "prefix-peft",
     "in-context",
     "mixed-tasks",
+    "half",
     "lora",
     "evaluation",
     "data",
@@ -39,6 +40,7 @@ small sizes and about two minutes; targets are for the default sizes. Names pick
   prefix         the main model with prefixes and without; prefix-peft: beside PEFT's Prefix-Tuning
   in-context     queries per second with a ready adaptation, and with demonstrations in every input
   mixed-tasks    16 tasks in one batch, and task after task
+  half           adapting and answering in bfloat16, and in float32
   lora           LoRA per row of a batch, beside PEFT's mixed batches
   evaluation     shares of a whole evaluation; data: time that a training step waits for its batch
   growth         seconds against layers, tokens, prefix length, batch and tasks; only if named""",

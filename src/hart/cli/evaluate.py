@@ -7,7 +7,16 @@ from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hart.cli.options import MODEL_HELP, add_device, check_output_file, natural, positive, progress_bar, select_device
+from hart.cli.options import (
+    MODEL_HELP,
+    add_device,
+    add_dtype,
+    check_output_file,
+    natural,
+    positive,
+    progress_bar,
+    select_device,
+)
 from hart.errors import HartError
 
 if TYPE_CHECKING:
@@ -122,6 +131,7 @@ examples:
         "--output", metavar="results.json", type=Path, help="file for all scores and predictions; replaced if it exists"
     )
     add_device(parser)
+    add_dtype(parser)
     parser.set_defaults(run=run)
 
 
@@ -205,7 +215,7 @@ def _answer(
     if args.system in COPY_SYSTEMS:
         predict = COPY_BASELINES[args.system]
     elif args.system == "hart":
-        model = HartModel.from_pretrained(args.model, device=device)
+        model = HartModel.from_pretrained(args.model, dtype=args.dtype, device=device)
         predict = hart_predictor(model, batch_size=args.batch_size)
         details |= _describe(args, model.main, device)
     else:
@@ -243,7 +253,7 @@ def _choose(
     else:
         options = {"batch_size": args.batch_size, "normalisation": args.normalisation}
         if args.system == "hart":
-            model = HartModel.from_pretrained(args.model, device=device)
+            model = HartModel.from_pretrained(args.model, dtype=args.dtype, device=device)
             score, main = hart_scorer(model, **options), model.main
         else:
             main, form = _load_base(args, device)
@@ -307,10 +317,10 @@ def _load_base(args: argparse.Namespace, device: "torch.device") -> tuple["MainM
     except (OSError, ValueError):
         config = {}  # whoever loads it says what is wrong
     if config.get("model_type") in MODEL_TYPES:
-        model = HartModel.from_pretrained(name, device=device)
+        model = HartModel.from_pretrained(name, dtype=args.dtype, device=device)
         return model.main, model.input_format
     form = InputFormat.from_config(_data_config(args)) if args.data == "p3" else InputFormat()
-    return MainModel.from_pretrained(name, dtype="float32", device=device), form
+    return MainModel.from_pretrained(name, dtype=args.dtype, device=device), form
 
 
 def _describe(args: argparse.Namespace, main: "MainModel", device: "torch.device") -> dict[str, Any]:
@@ -321,4 +331,5 @@ def _describe(args: argparse.Namespace, main: "MainModel", device: "torch.device
         "base_fingerprint": main.fingerprint,
         "batch_size": args.batch_size,
         "device": str(device),
+        "dtype": args.dtype,
     }

@@ -42,6 +42,16 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is a GPU, else cpu)")
 
 
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="weights in memory; bfloat16 takes half of it, and less time where the processor multiplies it "
+        "(default: %(default)s)",
+    )
+
+
 def select_device(name: str | None) -> "torch.device":
     """The device called `name`, or the best one.
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hart.cli.options import add_device, check_output_file, positive, progress_bar, select_device
+from hart.cli.options import add_device, add_dtype, check_output_file, positive, progress_bar, select_device
 from hart.errors import HartError
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ examples:
     ):
         parser.add_argument(option, metavar="N", type=positive, help=f"{what} (default: as in the model's training)")
     add_device(parser)
+    add_dtype(parser)
     parser.set_defaults(run=run)
 
 
@@ -66,7 +67,9 @@ def run(args: argparse.Namespace) -> None:
         raise HartError("--input: the query is empty; give it a text")
     rows = [_row(line.get("adaptation"), args.adaptations, args.input_file) for line in lines]
     adaptation = _load(args.adaptations)
-    main = MainModel.from_pretrained(adaptation.base, revision=adaptation.base_revision, dtype="float32", device=device)
+    main = MainModel.from_pretrained(
+        adaptation.base, revision=adaptation.base_revision, dtype=args.dtype, device=device
+    )
     answers: list[str] = []
     chunk = CHUNK * args.batch_size
     with progress_bar("queries", len(lines)) as advance:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hart.cli.options import MODEL_HELP, add_device, positive, select_device
+from hart.cli.options import MODEL_HELP, add_device, add_dtype, positive, select_device
 from hart.errors import HartError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -56,6 +56,7 @@ examples:
     )
     parser.add_argument("--no-mixing", action="store_true", help="one task per batch, to measure what mixing gains")
     add_device(parser)
+    add_dtype(parser)
     parser.set_defaults(run=run)
 
 
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
     # Before the model is loaded, which may take long.
     listener = _listen(args.host, args.port)
     store = Store(args.store, max_bytes=args.store_size * 1024**2)
-    model = HartModel.from_pretrained(args.model, device=select_device(args.device))
+    model = HartModel.from_pretrained(args.model, dtype=args.dtype, device=select_device(args.device))
     if not loopback and token is None:
         print(
             f"hart: warning: whoever reaches {args.host} can use this server and read its tasks; set --token",
