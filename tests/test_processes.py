@@ -68,7 +68,15 @@ end_with(command)
 
 @pytest.mark.parametrize(
     ("end", "status"),
-    [("return 0", 0), ("return 2", 2), ("sys.exit(143)", 143), ("sys.exit()", 0), ("sys.exit('x')", 1), ("1 / 0", 1)],
+    [
+        ("return 0", 0),
+        ("return", 0),
+        ("return 2", 2),
+        ("sys.exit(143)", 143),
+        ("sys.exit()", 0),
+        ("sys.exit('x')", 1),
+        ("1 / 0", 1),
+    ],
 )
 @pytest.mark.parametrize("launched", [True, False])
 def test_a_launched_process_ends_after_pythons_handlers(

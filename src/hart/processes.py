@@ -101,13 +101,17 @@ def run_hart(words: Sequence[str], processes: int) -> None:
         raise HartError("training stopped in one of its processes; the reason stands above")
 
 
-def end_with(command: Callable[[], int]) -> NoReturn:
+def end_with(command: Callable[[], int | None]) -> NoReturn:
     """Run a command and end this process with its exit status.
 
-    A process that a launcher has started ends for sure right after Python's own exit handlers, which all run. What
-    would come after them, the interpreter taking itself apart, can abort a process whose work is done and saved: a
-    thread of Gloo that still holds the tensors of the last collective needs the interpreter to let go of them, and
-    destroying the group does not join that thread as long as anything in C++ (the gradients' reducer) refers to it.
+    A process that a launcher has started ends right after Python's exit handlers. What would come after them, the
+    interpreter taking itself apart, can abort a process whose work is done and saved: a thread of Gloo that still
+    holds the tensors of the last collective needs the interpreter to let go of them, and destroying the group does
+    not join that thread as long as anything in C++ (the gradients' reducer) refers to the group.
+
+    Args:
+        command: returns the status, None for 0. It should import what registers exit handlers (torch, multiprocessing):
+            those that were registered before do not run.
     """
     if "WORLD_SIZE" not in os.environ:
         sys.exit(command())
@@ -122,7 +126,7 @@ def end_with(command: Callable[[], int]) -> NoReturn:
     # The handler registered first runs last. Libraries are imported, and register theirs, when the command runs.
     atexit.register(leave)
     try:
-        status = command()
+        status = command() or 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
         raise
