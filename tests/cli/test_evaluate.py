@@ -127,6 +127,11 @@ def test_output_is_refused_before_the_work(tmp_path: Path, sni_dir: Path, refuse
     assert "cannot be written" in refused(*words, file / "results.json")
 
 
+def test_a_model_that_reads_definitions_is_not_for_p3(model_dir: Path, toy_p3_dir: Path, hart) -> None:
+    result = hart("evaluate", model_dir, *P3, toy_p3_dir)
+    assert result.status == 2 and "give a model trained on P3" in result.err.splitlines()[-1]
+
+
 @pytest.mark.parametrize("system", ["hart", "base"])
 @pytest.mark.parametrize("model", ["someone/absent-model", "no such folder/at all"])
 def test_unknown_model_offline(model: str, system: str, sni_dir: Path, refused) -> None:

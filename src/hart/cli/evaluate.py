@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hart.input_format import InputFormat
     from hart.main_model import MainModel
     from hart.rank_classification import ChoiceResults
+    from hart.system import HartModel
 
 COPY_SYSTEMS = ("copy-input", "copy-demonstration")
 CHOICE_SYSTEMS = ("majority", "chance")
@@ -210,12 +211,11 @@ def _answer(
     from hart.evaluation import COPY_BASELINES, evaluate_tasks
     from hart.prediction import base_predictor, hart_predictor
     from hart.sharing import shared_out
-    from hart.system import HartModel
 
     if args.system in COPY_SYSTEMS:
         predict = COPY_BASELINES[args.system]
     elif args.system == "hart":
-        model = HartModel.from_pretrained(args.model, dtype=args.dtype, device=device)
+        model = _load_hart(args, device)
         predict = hart_predictor(model, batch_size=args.batch_size)
         details |= _describe(args, model.main, device)
     else:
@@ -241,7 +241,6 @@ def _choose(
     from hart.prediction import base_scorer, hart_scorer
     from hart.rank_classification import BASELINES, comparison_table, evaluate_choices
     from hart.sharing import shared_out
-    from hart.system import HartModel
 
     baselines = [evaluate_choices(score, tasks, system=name, ties=ties) for name, (score, ties) in BASELINES.items()]
     details |= {"normalisation": args.normalisation, "num_demonstrations": args.num_demonstrations}
@@ -253,7 +252,7 @@ def _choose(
     else:
         options = {"batch_size": args.batch_size, "normalisation": args.normalisation}
         if args.system == "hart":
-            model = HartModel.from_pretrained(args.model, dtype=args.dtype, device=device)
+            model = _load_hart(args, device)
             score, main = hart_scorer(model, **options), model.main
         else:
             main, form = _load_base(args, device)
@@ -299,6 +298,18 @@ def _data_config(args: argparse.Namespace) -> "DataConfig":
         validation_tasks=args.validation_tasks,
         seed=args.data_seed,
     )
+
+
+def _load_hart(args: argparse.Namespace, device: "torch.device") -> "HartModel":
+    """The model to be scored; refuses one that asks each task for what the collection does not have."""
+    from hart.system import HartModel
+
+    model = HartModel.from_pretrained(args.model, dtype=args.dtype, device=device)
+    if args.data == "p3" and model.hypernetwork is not None and model.input_format.prompt_format == "instructions":
+        raise HartError(
+            f"--data p3: its tasks have no definitions, which {args.model} reads; give a model trained on P3"
+        )
+    return model
 
 
 def _load_base(args: argparse.Namespace, device: "torch.device") -> tuple["MainModel", "InputFormat"]:
