@@ -109,7 +109,7 @@ end_with(command)
 
 @needs_gloo
 def test_a_collective_just_before_the_end_aborts_nobody():
-    """Where the interpreter ends itself, one such process in five dies of it with all its work done."""
+    """Where the interpreter takes itself apart, about one such process in five dies with all its work done."""
     for _ in range(3):
         port = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
         members = [

@@ -136,13 +136,12 @@ def test_half_precision_follows_float32(config: RunConfig, tmp_path: Path):
     stepped(build(config), config).save_pretrained(tmp_path / "model")
     system = HartModel.from_pretrained(tmp_path / "model")
     half = HartModel.from_pretrained(tmp_path / "model", dtype="bfloat16")
-    assert {p.dtype for part in (half.main, half.hypernetwork) for p in (part.parameters() if part else ())} == {
-        torch.bfloat16
-    }
+    networks = [network for network in (half.main, half.hypernetwork) if network is not None]
+    assert {p.dtype for network in networks for p in network.parameters()} == {torch.bfloat16}
     whole, made = system.adapt(TASKS), half.adapt(TASKS)
     for name, rows in whole.blocks.items():
         # 8 significant bits, through six layers and as many steps.
-        assert (made.blocks[name].float() - rows).norm() <= 0.05 * rows.norm(), name
+        assert (made.blocks[name].float() - rows).norm() <= 0.03 * rows.norm(), name
     made.save_pretrained(tmp_path / "adaptation")
     made = Adaptation.from_pretrained(tmp_path / "adaptation")
     choices = [["the", "mat the", "in order"]] * 3
@@ -150,7 +149,8 @@ def test_half_precision_follows_float32(config: RunConfig, tmp_path: Path):
     for main, adaptation in ((half.main, made), (half.main, whole), (system.main, made)):
         assert len(main.generate(QUERIES, adaptation, max_new_tokens=5)) == 3
         scores = torch.tensor(score_choices(main, QUERIES, choices, adaptation))
-        torch.testing.assert_close(scores, expected, rtol=0.03, atol=0.05)
+        # Sums of log-probabilities around −20. Without an adaptation they differ by 2 to 10, with another task's by 1.
+        torch.testing.assert_close(scores, expected, rtol=0, atol=0.25)
 
 
 def test_a_batch_that_mixes_tasks_is_answered_like_each_query_alone(config: RunConfig):

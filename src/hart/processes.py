@@ -141,6 +141,7 @@ def announce_alone() -> None:
 
 
 def free_port() -> int:
+    """A port of this machine that nothing listens on as yet."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

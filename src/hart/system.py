@@ -169,8 +169,8 @@ class HartModel(nn.Module):
             revision: of the saved model on the hub.
             base: where the base lies, if not where the model says (a copy on a machine without internet). A main
                 model that was trained lies in the saved folder itself.
-            dtype: of both networks' weights in memory: bfloat16 takes half of it, and about half the time where the
-                processor multiplies it (docs/performance.md). T5 overflows in float16.
+            dtype: of both networks' weights: bfloat16 takes half the memory, and less time where the processor
+                multiplies it (docs/performance.md). T5 overflows in float16.
             attention: `sdpa` or `eager`.
             device: where everything goes.
 
