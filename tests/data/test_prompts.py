@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from hart.data import prompts
 from hart.data.prompts import (
+    Cuts,
     Lengths,
     encode_in_context,
     encode_query,
@@ -117,35 +117,81 @@ def test_limit_counts_the_end_of_sequence(
     tiny_tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
 ) -> None:
     task = replace(TASK, name="exact limit")
-    whole = ids_of(tiny_tokenizer, DEF_2POS)
-    assert encode_task(tiny_tokenizer, task, Lengths(demonstrations=len(whole))) == whole
-    assert not caplog.records
-    shorter = encode_task(tiny_tokenizer, task, Lengths(demonstrations=len(whole) - 1))
+    whole, cuts = ids_of(tiny_tokenizer, DEF_2POS), Cuts()
+    assert encode_task(tiny_tokenizer, task, Lengths(demonstrations=len(whole)), cuts=cuts) == whole
+    assert not cuts
+    shorter = encode_task(tiny_tokenizer, task, Lengths(demonstrations=len(whole) - 1), cuts=cuts)
+    assert cuts and not caplog.records
     assert shorter == ids_of(tiny_tokenizer, render_task(TASK, num_demonstrations=1))
+
+
+def told(cuts: Cuts, caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What is told now, and nothing the second time."""
+    caplog.clear()
+    for _ in range(2):
+        cuts.tell(logging.getLogger("hart.data.prompts"))
+    assert all(record.levelno == logging.WARNING for record in caplog.records)
+    return list(caplog.messages)
 
 
 def test_demonstration_left_out_is_named_once(
     tiny_tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
 ) -> None:
     task = Task("Do it.", [("a", "b"), ("long " * 200, "c"), ("d", "e")], name="left out")
-    lengths = Lengths(demonstrations=100)
+    lengths, cuts = Lengths(demonstrations=100), Cuts()
     for _ in range(2):
-        ids = encode_task(tiny_tokenizer, task, lengths, num_demonstrations=3)
+        ids = encode_task(tiny_tokenizer, task, lengths, num_demonstrations=3, cuts=cuts)
         assert ids == ids_of(tiny_tokenizer, render_task(task, num_demonstrations=1))
-    assert [record.getMessage() for record in caplog.records] == [
-        "task left out: left out demonstration 2, 3 of 3 to stay within 100 tokens"
+    assert not caplog.records, "nothing is said before it is told"
+    assert told(cuts, caplog) == ["task left out: left out demonstration 2, 3 of 3 to stay within 100 tokens"]
+
+
+@pytest.mark.parametrize(
+    ("count", "rest"),
+    [
+        (1, ""),
+        (2, "; the same for task 1"),
+        (3, "; the same for task 1, task 2"),
+        (840, "; the same for task 1, task 2 and 837 more"),
+    ],
+)
+def test_one_condition_is_one_warning_however_many_tasks_it_meets(
+    count: int, rest: str, tiny_tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    cuts = Cuts()
+    for number in range(count):
+        task = Task("Do it.", [("long " * 20, "c")] * (1 + number % 2), name=str(number))
+        encode_task(tiny_tokenizer, task, Lengths(demonstrations=16), cuts=cuts)
+    assert told(cuts, caplog) == [f"task 0: left out demonstration 1 of 1 to stay within 16 tokens{rest}"]
+
+
+def test_queries_and_targets_that_are_cut_are_told(
+    tiny_tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    lengths, cuts, text = Lengths(query=6, target=5), Cuts(), "one two three four five six seven"
+    for number, query in enumerate(["one", text, text, "two"], start=1):
+        encode_query(tiny_tokenizer, query, lengths, cuts=cuts, name=f"query {number}")
+    for target in ("one", text, text, text):
+        encode_target(tiny_tokenizer, target, lengths, cuts=cuts)
+    assert told(cuts, caplog) == [
+        "query 2: cut the end of the query to stay within 6 tokens; the same for query 3",
+        "cut the end of the target to stay within 5 tokens; the same for 2 more",
     ]
-    assert caplog.records[0].levelno == logging.WARNING
+    # Without an end-of-sequence token there is room for one more.
+    fitting = tokens_of(tiny_tokenizer, text)
+    for eos in (True, False):
+        encode_query(tiny_tokenizer, text, Lengths(query=len(fitting)), eos=eos, cuts=cuts, name=f"{eos}")
+    assert told(cuts, caplog) == [f"True: cut the end of the query to stay within {len(fitting)} tokens"]
 
 
 def test_definition_longer_than_the_limit_is_cut_from_the_end(
     tiny_tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
 ) -> None:
-    task = Task("Do it again, " * 30, [("a", "b")], name="cut definition")
-    ids = encode_task(tiny_tokenizer, task, Lengths(demonstrations=20))
+    task, cuts = Task("Do it again, " * 30, [("a", "b")], name="cut definition"), Cuts()
+    ids = encode_task(tiny_tokenizer, task, Lengths(demonstrations=20), cuts=cuts)
     assert ids[:-1] == ids_of(tiny_tokenizer, render_task(task, num_demonstrations=0))[:19]
     assert len(ids) == 20 and ids[-1] == tiny_tokenizer.eos_token_id
-    assert [record.getMessage() for record in caplog.records] == [
+    assert told(cuts, caplog) == [
         "task cut definition: left out demonstration 1 of 1 and cut the end of the definition to stay within 20 tokens"
     ]
 
@@ -165,7 +211,9 @@ def test_demonstrations_give_way_to_a_long_query(tiny_tokenizer: PreTrainedToken
     ids = encode_in_context(tiny_tokenizer, TASK, query, len(wanted))
     assert ids == wanted
     alone = ids_of(tiny_tokenizer, render_in_context(TASK, query, num_demonstrations=0))
-    cut = encode_in_context(tiny_tokenizer, TASK, query, len(alone) - 10)
+    cuts = Cuts()
+    cut = encode_in_context(tiny_tokenizer, TASK, query, len(alone) - 10, cuts=cuts)
+    assert cuts
     assert cut == [*alone[: len(alone) - 11], tiny_tokenizer.eos_token_id]
 
 
@@ -228,36 +276,39 @@ def test_prompts_are_inputs_and_targets_as_t0_reads_and_writes_them(tiny_tokeniz
     assert encode_task(tiny_tokenizer, replace(P3_TASK, definition="Do it."), Lengths(), **form) == one + two
 
 
-def test_prompts_show_as_many_demonstrations_as_fit(tiny_tokenizer, caplog, monkeypatch):
-    monkeypatch.setattr(prompts, "_warned", set())
+def test_prompts_show_as_many_demonstrations_as_fit(tiny_tokenizer, caplog):
     form = {"prompt_format": "prompts", "num_demonstrations": 3}
     whole = encode_task(tiny_tokenizer, P3_TASK, Lengths(), **form)
     two = encode_task(tiny_tokenizer, P3_TASK, Lengths(), **{**form, "num_demonstrations": 2})
-    assert caplog.messages == []
-    assert encode_task(tiny_tokenizer, P3_TASK, Lengths(len(whole)), **form) == whole
-    assert encode_task(tiny_tokenizer, P3_TASK, Lengths(len(whole) - 1), **form) == two
-    assert encode_task(tiny_tokenizer, replace(P3_TASK, name="other"), Lengths(len(whole) - 1), **form) == two
-    said = f"task p3: shows 2 of 3 demonstrations, as many as fit {len(whole) - 1} tokens; others may show fewer, too"
-    assert caplog.messages == [said]  # of the first task only
+    cuts = Cuts()
+    assert encode_task(tiny_tokenizer, P3_TASK, Lengths(len(whole)), cuts=cuts, **form) == whole
+    assert not cuts
+    for task in (P3_TASK, replace(P3_TASK, name="other")):
+        assert encode_task(tiny_tokenizer, task, Lengths(len(whole) - 1), cuts=cuts, **form) == two
+    said = f"task p3: shows 2 of 3 demonstrations to stay within {len(whole) - 1} tokens; the same for task other"
+    assert told(cuts, caplog) == [said]
     # In context the query has the room it needs, and is itself cut where it has to be.
     query = tokens_of(tiny_tokenizer, "on the cat")
     fitting = len(two) + len(query)
     assert encode_in_context(tiny_tokenizer, P3_TASK, "on the cat", fitting, input_eos=False, **form) == two + query
     assert encode_in_context(tiny_tokenizer, P3_TASK, "on the cat", 3, input_eos=False, **form) == query[:3]
-    assert encode_in_context(tiny_tokenizer, P3_TASK, "on the cat", 3, **form) == [
-        *query[:2],
-        tiny_tokenizer.eos_token_id,
+    read = encode_in_context(tiny_tokenizer, P3_TASK, "on the cat", 3, cuts=cuts, **form)
+    assert read == [*query[:2], tiny_tokenizer.eos_token_id]
+    assert told(cuts, caplog) == [
+        "task p3: cut the end of the query to stay within 3 tokens",
+        "task p3: shows 0 of 3 demonstrations to stay within 3 tokens",
     ]
 
 
-def test_a_first_demonstration_that_is_too_long_keeps_its_target(tiny_tokenizer, caplog, monkeypatch):
-    monkeypatch.setattr(prompts, "_warned", set())
+def test_a_first_demonstration_that_is_too_long_keeps_its_target(tiny_tokenizer, caplog):
     task = Task("", [("the cat sat on the mat " * 20, "two three"), ("a", "b")], name="long")
     answer = [*tokens_of(tiny_tokenizer, "two three"), tiny_tokenizer.eos_token_id]
-    encoded = encode_task(tiny_tokenizer, task, Lengths(20), prompt_format="prompts")
+    cuts = Cuts()
+    encoded = encode_task(tiny_tokenizer, task, Lengths(20), prompt_format="prompts", cuts=cuts)
     assert len(encoded) == 20 and encoded[-len(answer) :] == answer
     assert encoded[: 20 - len(answer)] == tokens_of(tiny_tokenizer, task.demonstrations[0].input)[: 20 - len(answer)]
-    assert caplog.messages == ["task long: cut the input of its only demonstration to stay within 20 tokens"]
+    said = "task long: cut the input of the only demonstration that it shows to stay within 20 tokens"
+    assert told(cuts, caplog) == [said]
     short = encode_task(tiny_tokenizer, task, Lengths(2), prompt_format="prompts")
     assert short == [answer[0], tiny_tokenizer.eos_token_id]
 

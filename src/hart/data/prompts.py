@@ -25,8 +25,6 @@ from typing import Any, Literal, Protocol
 from hart.data.tasks import Demonstration, Task
 from hart.errors import HartError
 
-logger = logging.getLogger(__name__)
-
 Fits = Callable[[str], bool]
 PromptFormat = Literal["instructions", "prompts"]
 
@@ -57,6 +55,37 @@ class Lengths:
             value = getattr(self, field.name)
             if value < 2:
                 raise HartError(f"max_{field.name}_length: must be at least 2 tokens, not {value}")
+
+
+class Cuts:
+    """What did not fit into the limits, collected so that each condition is told once, however many tasks it meets."""
+
+    def __init__(self) -> None:
+        self._noted: dict[str, tuple[str, dict[str, int]]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._noted)
+
+    def note(self, kind: str, name: str, detail: str = "") -> None:
+        """Remember that `kind` holds of `name` ("task a", "query 3").
+
+        Args:
+            kind: what was done, in words that are equal for all that it is done to.
+            name: what it was done to; the same one counts once. Empty: something without a name, each counts.
+            detail: `kind` in the words of this one; told of the first.
+        """
+        message = detail or kind
+        _, names = self._noted.setdefault(kind, (f"{name}: {message}" if name else message, {}))
+        names[name] = 1 if name else names.get(name, 0) + 1
+
+    def tell(self, logger: logging.Logger) -> None:
+        """One warning for each kind, with up to three names and a count; what was told is forgotten."""
+        noted, self._noted = self._noted, {}
+        for message, names in noted.values():
+            others = [name for name in names if name][1:3]
+            more = sum(names.values()) - 1 - len(others)
+            same = [", ".join(others)] * bool(others) + [f"{more} more"] * bool(more)
+            logger.warning("%s%s", message, f"; the same for {' and '.join(same)}" if same else "")
 
 
 def always(text: str) -> bool:
@@ -99,19 +128,20 @@ def encode_task(
     num_demonstrations: int = 2,
     explanations: bool = False,
     prompt_format: PromptFormat = "instructions",
+    cuts: Cuts | None = None,
 ) -> list[int]:
     """Tokens of a task without a query, at most ``lengths.demonstrations``.
 
     "instructions" is `render_task`, "prompts" the demonstrations alone, each with its own end of
-    sequence. What did not fit is named in a warning, once per task. A definition, or a first
-    demonstration's input, that alone is too long is cut from the end.
+    sequence. A definition, or a first demonstration's input, that alone is too long is cut from the
+    end. What did not fit is noted in ``cuts``, and not told without it.
 
     Raises:
         HartError: a task without the definition that the format needs.
     """
     if prompt_format == "prompts":
-        return _encode_prompts(tokenizer, task, [], lengths.demonstrations, num_demonstrations)
-    return _encode_assembled(tokenizer, task, "", lengths.demonstrations, num_demonstrations, explanations)
+        return _encode_prompts(tokenizer, task, [], lengths.demonstrations, num_demonstrations, cuts)
+    return _encode_assembled(tokenizer, task, "", lengths.demonstrations, num_demonstrations, explanations, cuts)
 
 
 def encode_in_context(
@@ -124,35 +154,56 @@ def encode_in_context(
     explanations: bool = False,
     prompt_format: PromptFormat = "instructions",
     input_eos: bool = True,
+    cuts: Cuts | None = None,
 ) -> list[int]:
     """Tokens of definition, demonstrations and query, at most ``max_length``.
 
     Examples give way to the query. Where definition and query alone are too long, the end of the
     text is cut, as Tk-Instruct does. ``input_eos`` is whether a sequence of "prompts" ends with the
-    end-of-sequence token.
+    end-of-sequence token. What did not fit is noted in ``cuts``, and not told without it.
 
     Raises:
         HartError: the query is empty, or a task without the definition that the format needs.
     """
     if prompt_format == "prompts":
-        encoded = _cut(_tokens(tokenizer, _not_empty(query)), max_length, tokenizer, eos=input_eos)
-        return _encode_prompts(tokenizer, task, encoded, max_length, num_demonstrations)
+        read = _tokens(tokenizer, _not_empty(query))
+        _note_length(read, max_length, input_eos, "query", cuts, f"task {task.label}")
+        encoded = _cut(read, max_length, tokenizer, eos=input_eos)
+        return _encode_prompts(tokenizer, task, encoded, max_length, num_demonstrations, cuts)
     tail = _unanswered(query)
-    return _encode_assembled(tokenizer, task, tail, max_length, num_demonstrations, explanations)
+    return _encode_assembled(tokenizer, task, tail, max_length, num_demonstrations, explanations, cuts)
 
 
-def encode_query(tokenizer: Tokenizer, text: str, lengths: Lengths, *, eos: bool = True) -> list[int]:
+def encode_query(
+    tokenizer: Tokenizer, text: str, lengths: Lengths, *, eos: bool = True, cuts: Cuts | None = None, name: str = ""
+) -> list[int]:
     """Tokens of a raw query for the main model, cut from the end to ``lengths.query``.
+
+    A cut is noted in ``cuts`` under ``name`` ("query 3"), and not told without it.
 
     Raises:
         HartError: the query is empty.
     """
-    return _cut(_tokens(tokenizer, _not_empty(text)), lengths.query, tokenizer, eos=eos)
+    read = _tokens(tokenizer, _not_empty(text))
+    _note_length(read, lengths.query, eos, "query", cuts, name)
+    return _cut(read, lengths.query, tokenizer, eos=eos)
 
 
-def encode_target(tokenizer: Tokenizer, text: str, lengths: Lengths) -> list[int]:
-    """Tokens of a reference answer, cut from the end to ``lengths.target``; it may be empty."""
-    return _cut(_tokens(tokenizer, text.strip()), lengths.target, tokenizer)
+def encode_target(
+    tokenizer: Tokenizer, text: str, lengths: Lengths, *, cuts: Cuts | None = None, name: str = ""
+) -> list[int]:
+    """Tokens of a reference answer, cut from the end to ``lengths.target``; it may be empty.
+
+    A cut is noted as by `encode_query`.
+    """
+    read = _tokens(tokenizer, text.strip())
+    _note_length(read, lengths.target, True, "target", cuts, name)
+    return _cut(read, lengths.target, tokenizer)
+
+
+def _note_length(tokens: list[int], limit: int, eos: bool, what: str, cuts: Cuts | None, name: str) -> None:
+    if cuts is not None and len(tokens) + eos > limit:
+        cuts.note(f"cut the end of the {what} to stay within {limit} tokens", name)
 
 
 def _assemble(task: Task, tail: str, num_demonstrations: int, explanations: bool, fits: Fits) -> tuple[str, int]:
@@ -206,26 +257,33 @@ def _encode_assembled(
     max_length: int,
     num_demonstrations: int,
     explanations: bool,
+    cuts: Cuts | None,
 ) -> list[int]:
     def fits(text: str) -> bool:
         return len(_tokens(tokenizer, text)) < max_length  # one is left for the end of sequence
 
     text, kept = _assemble(task, tail, num_demonstrations, explanations, fits)
     tokens = _tokens(tokenizer, text)
-    wanted = min(num_demonstrations, len(task.demonstrations))
-    lost = []
-    if kept < wanted:
+    if cuts is not None:
+        limit = f"to stay within {max_length} tokens"
+        wanted = min(num_demonstrations, len(task.demonstrations))
         numbers = ", ".join(str(number) for number in range(kept + 1, wanted + 1))
-        lost.append(f"left out demonstration {numbers} of {wanted}")
-    if len(tokens) >= max_length:
-        lost.append(f"cut the end of the {'text with its query' if tail else 'definition'}")
-    if lost:
-        _warn_once(task, f"{' and '.join(lost)} to stay within {max_length} tokens")
+        left_out = f"left out demonstration {numbers} of {wanted}"
+        if len(tokens) >= max_length:
+            kind = f"cut the end of the {'text with its query' if tail else 'definition'} {limit}"
+            cuts.note(kind, f"task {task.label}", f"{left_out} and {kind}" if kept < wanted else kind)
+        elif kept < wanted:
+            cuts.note(f"left out demonstrations {limit}", f"task {task.label}", f"{left_out} {limit}")
     return _cut(tokens, max_length, tokenizer)
 
 
 def _encode_prompts(
-    tokenizer: Tokenizer, task: Task, query: list[int], max_length: int, num_demonstrations: int
+    tokenizer: Tokenizer,
+    task: Task,
+    query: list[int],
+    max_length: int,
+    num_demonstrations: int,
+    cuts: Cuts | None,
 ) -> list[int]:
     """Demonstrations as many as fit before the query, in order; without a query at least one, cut if it must be."""
     if num_demonstrations < 0:
@@ -237,15 +295,17 @@ def _encode_prompts(
         read = _tokens(tokenizer, demonstration.input.strip())
         answer = [*_tokens(tokenizer, demonstration.output.strip()), tokenizer.eos_token_id]
         if len(tokens) + len(read) + len(answer) > room:
-            if not tokens and not query:
+            only = not tokens and not query
+            if only:
                 answer = [*answer[: room - 1], tokenizer.eos_token_id] if len(answer) > room else answer
                 tokens = read[: room - len(answer)] + answer
-                _warn_once(task, f"cut the input of its only demonstration to stay within {max_length} tokens")
-            # Expected of 16 demonstrations, and drawn anew for each example: said of the first task only.
-            elif _PROMPTS not in _warned:
-                _warned.add(_PROMPTS)
-                shown = f"{index} of {len(chosen)} demonstrations, as many as fit {max_length} tokens"
-                logger.warning("task %s: shows %s; others may show fewer, too", task.label, shown)
+            if cuts is not None:
+                limit = f"to stay within {max_length} tokens"
+                kind = f"left out demonstrations {limit}"
+                if only:
+                    kind = f"cut the input of the only demonstration that it shows {limit}"
+                shown = "" if only else f"shows {index} of {len(chosen)} demonstrations {limit}"
+                cuts.note(kind, f"task {task.label}", shown)
             break
         tokens += read + answer
     return tokens + query if tokens or query else [tokenizer.eos_token_id]
@@ -259,14 +319,3 @@ def _tokens(tokenizer: Tokenizer, text: str) -> list[int]:
 
 def _cut(tokens: list[int], max_length: int, tokenizer: Tokenizer, *, eos: bool = True) -> list[int]:
     return [*tokens[: max_length - 1], tokenizer.eos_token_id] if eos else tokens[:max_length]
-
-
-_warned: set[str] = set()
-_PROMPTS = "\0prompts"  # no label of a task
-
-
-def _warn_once(task: Task, message: str) -> None:
-    """Warn unless this process has warned of the task; it may be encoded for each query."""
-    if task.label not in _warned:
-        _warned.add(task.label)
-        logger.warning("task %s: %s", task.label, message)
