@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, T5ForConditionalGeneration
 from hart import Adaptation, HartError, HartModel, Task
 from hart.config import DataConfig, ModelConfig
 from hart.export import bundle, merge, save_merged, save_peft, to_peft, unbundle, what_is_lost
+from hart.peft.injection import binding
 
 peft = pytest.importorskip("peft")
 
@@ -123,9 +124,8 @@ def test_decoder_prefixes_are_placed_as_peft_reads_them(adapted, tmp_path: Path,
     decoder_only = {n: rows[:, :, : 0 if "encoder" in n else None] for n, rows in adaptation.blocks.items()}
     # Shapes that `check_blocks` would refuse: bound by hand.
     (kind,) = adaptation.kinds
-    kind.bind(model.main.model, decoder_only)
-    changed = logits(model.main.model, model.main.tokenizer)
-    kind.clear(model.main.model)
+    with binding(kind.bindings(model.main.model, decoder_only)):
+        changed = logits(model.main.model, model.main.tokenizer)
     assert not torch.allclose(logits(theirs, model.main.tokenizer), changed, atol=1e-2)
     attention = theirs.base_model.decoder.block[0].layer[0].SelfAttention
     biases = attention.compute_bias

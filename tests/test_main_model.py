@@ -12,7 +12,6 @@ from transformers import T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
 from hart.adaptation import Adaptation
-from hart.data.prompts import Lengths
 from hart.errors import HartError
 from hart.main_model import MainModel
 from hart.peft import Blocks
@@ -312,7 +311,7 @@ def test_kept_memory_gives_the_same_answers(main: MainModel) -> None:
     for each in (stacked, kept, kept.select([0, 1, 2])):
         for row in range(3):
             fused = {"memory": adaptations[row].memory, "memory_mask": adaptations[row].memory_mask}
-            ids, mask = main.pad(main.encode_queries(queries[row : row + 1], None, Lengths()))
+            ids, mask = main.pad(main.encode_queries(queries[row : row + 1], None, 384))
             with main.binding(adaptations[row].blocks, [KIND], batch=1):
                 states, both = main.encode(ids, mask, **fused)
                 tokens = main.model.generate(

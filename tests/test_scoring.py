@@ -48,7 +48,7 @@ def one_by_one(system: HartModel, adaptation: Adaptation) -> list[list[float]]:
     main, scores = system.main, []
     for i, (query, own) in enumerate(zip(QUERIES, CHOICES, strict=True)):
         row = adaptation[i]
-        ids, mask = main.pad(main.encode_queries([query], row, system.input_format.lengths))
+        ids, mask = main.pad(main.encode_queries([query], row, system.input_format.max_query_length))
         scores.append([])
         for choice in own:
             labels = torch.tensor([main.tokenizer(choice).input_ids])

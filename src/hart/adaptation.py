@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from hart.data.tasks import Task
 from hart.errors import HartError
+from hart.identity import same_base
 from hart.peft import Blocks, PeftKind, build_kinds
 
 FIELDS_FILE = "adaptation.json"
@@ -44,7 +45,8 @@ class Adaptation:
         peft: configuration of each PEFT kind, as `PeftKind.to_config` gives it.
         base: name of the main model, as it was given to `MainModel.from_pretrained`.
         base_revision: its revision on the hub, if it has one.
-        base_fingerprint: `MainModel.fingerprint`; another main model refuses the adaptation.
+        base_fingerprint: `MainModel.fingerprint`; a main model with other weights or another tokenizer refuses the
+            adaptation.
         tasks: for each row the task it was generated from, JSON-ready.
         in_context: where the main model itself reads the demonstrations of `tasks` before each query (the baselines
             without a hypernetwork): the keyword arguments of `encode_in_context`; None where it does not.
@@ -137,11 +139,11 @@ class Adaptation:
             raise HartError("adaptation: nothing to stack")
         first = adaptations[0]
         for other in adaptations[1:]:
-            if other.base_fingerprint != first.base_fingerprint:
+            if not same_base(other.base_fingerprint, first.base_fingerprint):
                 raise HartError(
                     f"adaptation: cannot stack adaptations of different bases, {first.base} and {other.base}"
                 )
-            if other.peft != first.peft or (other.memory is None) != (first.memory is None):
+            if other.kinds != first.kinds or (other.memory is None) != (first.memory is None):
                 raise HartError("adaptation: cannot stack different PEFT kinds, or with and without memory")
             if (other.in_context, other.input_eos) != (first.in_context, first.input_eos):
                 raise HartError("adaptation: cannot stack adaptations whose main models read different inputs")

@@ -5,6 +5,7 @@ key/value cache of the decoder alone, where T5 gives them the relative bias of e
 Neither format has a place for the fused memory. `what_is_lost` lists it; such an export must be asked for.
 """
 
+import copy
 import io
 import json
 import tempfile
@@ -14,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration
+from transformers.models.t5.modeling_t5 import T5Attention
 
 from hart.adaptation import FIELDS_FILE, TENSORS_FILE, Adaptation
 from hart.errors import HartError
@@ -46,6 +48,8 @@ def what_is_lost(adaptation: Adaptation) -> list[str]:
     if isinstance(kind, Prefix):
         lost.append("the prefixes of the encoder, which PEFT does not have for T5")
         lost.append("the bias of the decoder's prefixes: 0 here, T5's relative bias of earlier tokens in PEFT")
+        if kind.cross:
+            lost.append("the prefixes of cross-attention, which PEFT does not have")
     if adaptation.in_context is not None:
         lost.append("the demonstrations that the main model reads before each query; put them there yourself")
     return lost
@@ -234,14 +238,17 @@ def _maps(adaptation: Adaptation, main: MainModel) -> Iterator[tuple[str, str, s
 
 def _stock(main: MainModel) -> T5ForConditionalGeneration:
     """A plain T5 with the weights of `main` (the same tensors) and none of our seams."""
-    model = T5ForConditionalGeneration.from_pretrained(
-        None,
-        config=type(main.model.config).from_dict(main.model.config.to_dict()),
-        state_dict=dict(main.model.state_dict()),
-        attn_implementation="sdpa",
-        dtype=main.model.dtype,
-    )
-    model.generation_config = main.model.generation_config
+    # Not loaded anew: while transformers loads, it changes defaults of the whole process, which other threads use.
+    shared: dict[int, Any] = {id(each): nn.Parameter(each.detach()) for each in main.model.parameters()}
+    model = copy.deepcopy(main.model, shared | {id(each): each for each in main.model.buffers()})
+    model.set_attn_implementation("sdpa")
+    injection.unhook(model)
+    for module in model.modules():  # a frozen model has none
+        if isinstance(module, nn.Dropout):
+            module.p = model.config.dropout_rate
+        elif isinstance(module, T5Attention):
+            module.dropout = model.config.dropout_rate
+    model.generation_config = copy.deepcopy(main.stock_generation_config)
     model.name_or_path = main.name  # what PEFT writes down as the base
     return model.eval()
 

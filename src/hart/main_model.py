@@ -5,47 +5,48 @@ hypernetwork's encoder output to its own, and the decoder attends to both. Weigh
 generation are those of the checkpoint; nothing of the model is copied or subclassed.
 """
 
-import hashlib
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from functools import cached_property
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-    T5ForConditionalGeneration,
-)
+from transformers import GenerationConfig, PreTrainedTokenizerBase, T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from hart.adaptation import Adaptation
-from hart.data.prompts import Lengths, encode_in_context, encode_query
+from hart.answering import Answer, answer_batch, check_batch_size, decoding_options, limit
+from hart.base_checkpoint import load_base
+from hart.data.prompts import Cuts, Lengths, encode_in_context, encode_query
 from hart.errors import HartError
+from hart.identity import difference, fingerprint, same_base, trace
+from hart.modes import evaluating
 from hart.peft import Blocks, MainShape, PeftKind, check_blocks
-from hart.peft.injection import KeyValueRows, attach
+from hart.peft.injection import Binding, KeyValueRows, attach, binding, checkpoint_contexts
 from hart.peft.injection import sites as sites_of
-from hart.resources import resolve_base
 
-FINGERPRINT_SAMPLES = 4096
+logger = logging.getLogger(__name__)
 
 
 class MainModel(nn.Module):
     """A T5 that takes generated parameters and fused memory with any forward pass.
 
+    Several threads and asyncio tasks may use one model at a time, each with an adaptation of its own: what is bound
+    is bound for the thread. Training and moving it to another device are for one thread.
+
     Attributes:
         model: the stock model, switched to attention functions that accept prefixes.
         tokenizer: its tokenizer.
         shape: the sizes that decide the shapes of generated parameters.
-        name, revision: where it was loaded from.
+        name, revision: where it was loaded from; of the hub the commit.
         frozen: whether `freeze` was called.
+        stock_generation_config: the checkpoint's own. It does not decide how answers are decoded here: what
+            `generate` is not told is greedy decoding without further rules.
     """
 
     def __init__(
@@ -64,7 +65,14 @@ class MainModel(nn.Module):
         self.name = name
         self.revision = revision
         self.frozen = False
-        self._bound = attach(model, attention)
+        self._identified: tuple[Any, str] | None = None
+        self.stock_generation_config = model.generation_config
+        model.generation_config = GenerationConfig(
+            decoder_start_token_id=model.config.decoder_start_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        attach(model, attention)
         self.train(model.training)
 
     @classmethod
@@ -82,55 +90,29 @@ class MainModel(nn.Module):
         Args:
             revision: branch, tag or commit on the hub, None for the default branch; the commit that
                 was found is kept as the attribute `revision`.
-            dtype: of the weights in memory, None as stored. T5 overflows in float16; take
-                bfloat16 or float32.
+            dtype: of the weights in memory, None as stored: bfloat16 or float32, as T5 overflows in float16.
             attention: `sdpa` or `eager`.
 
         Raises:
-            HartError: no such checkpoint, one that is not a T5, or incomplete or damaged files.
+            HartError: no such checkpoint, one that is not a T5, incomplete or damaged files, or a tokenizer
+                that is not the model's.
         """
-        source = resolve_base(name_or_path)
-        at_revision: dict[str, Any] = {} if revision is None else {"revision": revision}
-        try:
-            config = AutoConfig.from_pretrained(source, **at_revision)
-        except (OSError, ValueError) as error:
-            raise HartError(f"{name_or_path}: no T5 checkpoint there ({_line(error)})") from error
-        if config.model_type != "t5":
-            raise HartError(f"{name_or_path}: config.json has model_type {config.model_type!r}; give a T5 checkpoint")
-        try:
-            loaded: Any = T5ForConditionalGeneration.from_pretrained(
-                source, dtype=dtype or "auto", output_loading_info=True, **at_revision
-            )
-            tokenizer = AutoTokenizer.from_pretrained(source, **at_revision)
-        except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-            raise HartError(f"{name_or_path}: cannot be loaded ({_line(error)})") from error
-        model, loading = loaded
-        if loading["missing_keys"]:
-            missing = sorted(loading["missing_keys"])[0]
-            raise HartError(f"{name_or_path}: the checkpoint lacks {missing}; download it again")
-        commit = getattr(model.config, "_commit_hash", None) or revision
-        main = cls(model.eval(), tokenizer, name=name_or_path, revision=commit, attention=attention)
+        base = load_base(name_or_path, revision=revision, dtype=dtype)
+        main = cls(base.model, base.tokenizer, name=name_or_path, revision=base.commit, attention=attention)
         return main.to(device)
 
     @property
     def device(self) -> torch.device:
         return self.model.device
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """Hex digest that tells one base from another, computed once, at first use.
-
-        Covers the name, the shape and an evenly spread sample of every tensor, rounded to bfloat16:
-        a checkpoint has the same fingerprint whether it is loaded as float32 or as bfloat16.
-        """
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
-            # An odd stride shares no factor with the usual widths and so visits all columns.
-            stride = -(-tensor.numel() // FINGERPRINT_SAMPLES) | 1
-            sample = tensor.flatten()[::stride].to(torch.bfloat16).cpu()
-            digest.update(f"{name} {list(tensor.shape)}\n".encode())
-            digest.update(sample.contiguous().view(torch.int16).numpy().tobytes())
-        return digest.hexdigest()
+        """`hart.identity.fingerprint` of these weights, as they are now, and this tokenizer."""
+        now = (trace(self.model.parameters()), len(self.tokenizer))
+        known = self._identified
+        if known is None or known[0] != now:
+            known = self._identified = (now, fingerprint(self.model, self.tokenizer))
+        return known[1]
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -168,9 +150,7 @@ class MainModel(nn.Module):
         Use this rather than the method of `model`, which does not know about blocks: their
         gradients would fail to be computed, with an error of `torch.utils.checkpoint`.
         """
-        self.model.activation_checkpointing_enable(
-            {"use_reentrant": False, "context_fn": self._bound.checkpoint_contexts}
-        )
+        self.model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": checkpoint_contexts})
         self.train(self.training)
 
     def forward(
@@ -209,42 +189,56 @@ class MainModel(nn.Module):
                 use_cache=False,
             )
 
-    @torch.no_grad()
     def generate(
+        self, queries: Sequence[str] | Sequence[list[int]], adaptation: Adaptation | None = None, **options: Any
+    ) -> list[str]:
+        """The texts of `answers`, with its options."""
+        return [answer.text for answer in self.answers(queries, adaptation, **options)]
+
+    @torch.no_grad()
+    def answers(
         self,
         queries: Sequence[str] | Sequence[list[int]],
         adaptation: Adaptation | None = None,
         *,
         max_new_tokens: int | None = None,
+        num_beams: int = 1,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
         batch_size: int = 32,
         max_query_length: int | None = None,
+        cuts: Cuts | None = None,
         **generate_kwargs: Any,
-    ) -> list[str]:
-        """The answer to each query, in the order of `queries`.
+    ) -> list[Answer]:
+        """The answer to each query, in the order of `queries`. Safe for threads.
 
         Args:
-            queries: texts, of which longer ones than `max_query_length` tokens are cut from the end; or
-                token ids, which are used as they are.
+            queries: texts, of which longer ones than `max_query_length` tokens are cut from the end, which a warning
+                says; or token ids, which are used as they are.
             adaptation: one row for all queries, or n rows, each for as many neighbouring queries (one, in a batch that
                 mixes tasks); None is the bare base. Its memory's keys and values are computed once per call, or taken
                 from `keep_memory`.
             max_new_tokens, max_query_length: in tokens; None: those that the adaptation was made with,
                 128 and 384 without one (App. 8.1.3).
+            num_beams: 1 is greedy decoding, or sampling.
+            temperature: 0 takes the likeliest token, above it tokens are sampled.
+            top_p: sampling is among the likeliest tokens that have this share together.
             batch_size: queries of similar length answered together.
-            generate_kwargs: passed to `transformers`' `generate`, e.g. `num_beams`, `do_sample`.
+            cuts: takes note of cut queries instead of the warning.
+            generate_kwargs: further ones of `transformers`' `generate`, e.g. `streamer`.
 
         Raises:
-            HartError: an empty query, an adaptation of another base or number of rows.
+            HartError: an empty query, an adaptation of another base or number of rows, or an option out of range.
         """
-        if generate_kwargs.get("num_return_sequences", 1) != 1:
-            raise HartError("num_return_sequences must be 1: generate returns one answer per query")
+        if isinstance(queries, str):
+            raise HartError("queries is one text; give a list of texts")
+        options = decoding_options(num_beams, temperature, top_p, generate_kwargs)
+        check_batch_size(batch_size)
         adaptation = self.ready(adaptation, rows=len(queries))
-        lengths = Lengths(
-            query=max_query_length or (adaptation.max_query_length if adaptation else Lengths.query),
-            target=max_new_tokens or (adaptation.max_target_length if adaptation else Lengths.target),
-        )
-        encoded = self.encode_queries(queries, adaptation, lengths)
-        answers = [""] * len(queries)
+        new_tokens = limit("max_new_tokens", max_new_tokens, adaptation.max_target_length if adaptation else None)
+        query_length = limit("max_query_length", max_query_length, adaptation.max_query_length if adaptation else None)
+        encoded = self.encode_queries(queries, adaptation, query_length, cuts)
+        answers: list[Any] = [None] * len(queries)
         longest_first = sorted(range(len(queries)), key=lambda i: -len(encoded[i]))
         with self.evaluating():
             # A part of several rows is projected with its batch, so that only one batch's is in memory.
@@ -254,26 +248,18 @@ class MainModel(nn.Module):
                 rows, part = parts_of(adaptation, longest_first[start : start + batch_size], len(queries))
                 ids, mask = self.pad([encoded[i] for i in rows])
                 with self.adapted(part, batch=len(rows)):
-                    tokens: Any = self.model.generate(  # type: ignore[misc]
-                        encoder_outputs=self.model.get_encoder()(input_ids=ids, attention_mask=mask),
-                        attention_mask=mask,
-                        max_new_tokens=lengths.target,
-                        # Processes of one run answer different queries.
-                        synced_gpus=False,
-                        **generate_kwargs,
-                    )
-                texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-                for i, text in zip(rows, texts, strict=True):
-                    answers[i] = text
+                    made = answer_batch(self.model, self.tokenizer, ids, mask, max_new_tokens=new_tokens, **options)
+                for i, answer in zip(rows, made, strict=True):
+                    answers[i] = answer
         return answers
 
     def check_adaptation(self, adaptation: Adaptation) -> None:
-        """Raise `HartError` unless `adaptation` was generated for exactly these weights."""
-        if adaptation.base_fingerprint != self.fingerprint:
+        """Raise `HartError` unless `adaptation` was generated for exactly these weights and this tokenizer."""
+        if not same_base(adaptation.base_fingerprint, self.fingerprint):
             raise HartError(
-                f"this adaptation belongs to the base {adaptation.base} "
-                f"(revision {adaptation.base_revision}), whose weights differ from those of "
-                f"{self.name}; load that base or adapt again"
+                f"this adaptation belongs to the base {adaptation.base} (revision {adaptation.base_revision}), whose "
+                f"{difference(adaptation.base_fingerprint, self.fingerprint)} from {self.name}; "
+                "load that base or adapt again"
             )
 
     def ready(self, adaptation: Adaptation | None, rows: int) -> Adaptation | None:
@@ -289,24 +275,35 @@ class MainModel(nn.Module):
         return adaptation.to(self.device)
 
     def encode_queries(
-        self, queries: Sequence[str] | Sequence[list[int]], adaptation: Adaptation | None, lengths: Lengths
+        self,
+        queries: Sequence[str] | Sequence[list[int]],
+        adaptation: Adaptation | None,
+        max_length: int,
+        cuts: Cuts | None = None,
     ) -> list[list[int]]:
-        """Tokens of each query, behind its task's demonstrations where the adaptation says so."""
-        for number, query in enumerate(queries, start=1):
-            if not (query.strip() if isinstance(query, str) else query):
-                raise HartError(f"query {number} of {len(queries)} is empty; give it a text")
+        """Tokens of each query, behind its task's demonstrations where the adaptation says so.
+
+        A warning says which queries are longer than `max_length`, or `cuts` takes note of them.
+        """
+        told = Cuts() if cuts is None else cuts
         reads = None if adaptation is None else adaptation.in_context
         tasks = [] if adaptation is None or reads is None else adaptation.read_tasks()
+        eos = adaptation is None or adaptation.input_eos
+        lengths = Lengths(query=max_length)
         encoded: list[list[int]] = []
         for number, query in enumerate(queries):
+            name = f"query {number + 1} of {len(queries)}"
+            if not (query.strip() if isinstance(query, str) else query):
+                raise HartError(f"{name} is empty; give it a text")
             if not isinstance(query, str):
                 encoded.append(query)  # type: ignore[arg-type]
             elif reads is None:
-                eos = adaptation is None or adaptation.input_eos
-                encoded.append(encode_query(self.tokenizer, query, lengths, eos=eos))
+                encoded.append(encode_query(self.tokenizer, query, lengths, eos=eos, cuts=told, name=name))
             else:
                 task = tasks[number * len(tasks) // len(queries)]
-                encoded.append(encode_in_context(self.tokenizer, task, query, **reads))
+                encoded.append(encode_in_context(self.tokenizer, task, query, **reads, cuts=told))
+        if cuts is None:
+            told.tell(logger)
         return encoded
 
     def encode(
@@ -317,6 +314,8 @@ class MainModel(nn.Module):
         memory_mask: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """States that the decoder attends to, `[b, s + t, d]`, and their mask; memory first."""
+        if (memory is None) != (memory_mask is None):
+            raise HartError("memory and memory_mask must be given together")
         encoder = self.model.get_encoder()
         states = encoder(input_ids=query_ids, attention_mask=query_mask).last_hidden_state
         if memory is None or memory_mask is None:
@@ -357,7 +356,7 @@ class MainModel(nn.Module):
 
     @contextmanager
     def adapted(self, adaptation: Adaptation | None, batch: int) -> Iterator[None]:
-        """Within, the model is adapted: blocks and memory act on every forward pass and `generate`.
+        """Within, the model is adapted for this thread: blocks and memory act on every forward pass and `generate`.
 
         The memory comes in as rows in front of cross-attention's keys and values, so it is projected once
         and read once for all batch rows that share it. For use without gradients.
@@ -366,24 +365,17 @@ class MainModel(nn.Module):
             yield
             return
         with self.binding(adaptation.blocks, adaptation.kinds, batch):
-            sites: list[nn.Module] = []
+            rows: dict[nn.Module, Binding] = {}
             if adaptation.memory is not None:
-                sites = sites_of(self.model, "decoder", "cross_attention")
                 keys, values = adaptation.kept or self._memory_rows(adaptation.memory)
-                self._bound.update(
-                    {
-                        site: KeyValueRows(keys[layer], values[layer], adaptation.memory_mask)
-                        for layer, site in enumerate(sites)
-                    }
-                )
-            try:
+                for layer, site in enumerate(sites_of(self.model, "decoder", "cross_attention")):
+                    rows[site] = KeyValueRows(keys[layer], values[layer], adaptation.memory_mask)
+            with binding(rows):
                 yield
-            finally:
-                self._bound.remove(sites)
 
     @contextmanager
     def binding(self, blocks: Blocks | None, peft: Sequence[PeftKind], batch: int) -> Iterator[None]:
-        """Blocks act on the model within; they are for every row, or one for each of `batch`."""
+        """Blocks act on the model within, for this thread; they are for every row, or one for each of `batch`."""
         if not blocks:
             yield
             return
@@ -391,23 +383,12 @@ class MainModel(nn.Module):
         for name, values in blocks.items():
             if batch % values.shape[0]:
                 raise HartError(f"block {name} has {values.shape[0]} rows for a batch of {batch}")
-        for kind in peft:
-            kind.bind(self.model, blocks)
-        try:
+        with binding(*(kind.bindings(self.model, blocks) for kind in peft)):
             yield
-        finally:
-            for kind in peft:
-                kind.clear(self.model)
 
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Eval mode within: no dropout, and no checkpointing, which would refuse the cache."""
-        training = self.training
-        self.eval()
-        try:
-            yield
-        finally:
-            self.train(training)
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Eval mode within: no dropout, and no checkpointing, which would refuse the cache. Safe for threads."""
+        return evaluating(self)
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Token ids `[b, longest]`, padded on the right, and their mask, on this model's device."""
@@ -434,8 +415,3 @@ def parts_of(adaptation: Adaptation | None, queries: Sequence[int], total: int) 
     if len(set(counts.values())) == 1:
         rows = list(counts)
     return ordered, adaptation if rows == list(range(len(adaptation))) else adaptation.select(rows)
-
-
-def _line(error: Exception) -> str:
-    """The first line of a library's message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -5,6 +5,7 @@ queries, of different number and length. A choice's score is the sum over its to
 length normalisation (T0's protocol), or the mean per token.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -13,9 +14,12 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from hart.adaptation import Adaptation
-from hart.data.prompts import Lengths, encode_target
+from hart.answering import check_batch_size, limit
+from hart.data.prompts import Cuts, Lengths, encode_target
 from hart.errors import HartError
 from hart.main_model import MainModel, parts_of
+
+logger = logging.getLogger(__name__)
 
 Normalisation = Literal["sum", "mean"]
 
@@ -31,8 +35,9 @@ def score_choices(
     batch_size: int = 16,
     max_query_length: int | None = None,
     max_target_length: int | None = None,
+    cuts: Cuts | None = None,
 ) -> list[list[float]]:
-    """The score of every choice of every query, in nats.
+    """The score of every choice of every query, in nats. Safe for threads.
 
     Equal choices get equal scores. Which of several best ones is the answer is the caller's decision.
 
@@ -45,33 +50,45 @@ def score_choices(
         normalisation: `sum` or `mean` of the log-probabilities of a choice's tokens.
         batch_size: queries encoded together.
         max_query_length, max_target_length: in tokens; None: those that the adaptation was made with, 384 and 128
-            without one (App. 8.1.3).
+            without one (App. 8.1.3). A warning says which queries and choices are longer.
+        cuts: takes note of these instead of the warning.
 
     Raises:
-        HartError: an empty query, a query without choices, an adaptation of another base or number of rows.
+        HartError: an empty query, a query without choices, choices that are one text, an adaptation of another base or
+            number of rows, or an option out of range.
     """
+    if isinstance(queries, str):
+        raise HartError("queries is one text; give a list of texts")
     if normalisation not in get_args(Normalisation):
         raise HartError(f"normalisation must be one of {', '.join(get_args(Normalisation))}, not {normalisation!r}")
     if len(choices) != len(queries):
         raise HartError(f"there are {len(queries)} queries and choices for {len(choices)}; give choices for each query")
     for number, own in enumerate(choices, start=1):
+        if isinstance(own, str):
+            raise HartError(f"the choices of query {number} of {len(queries)} are one text; give a list of texts")
         if not own:
             raise HartError(f"query {number} of {len(queries)} has no choices to score")
+    check_batch_size(batch_size)
     adaptation = main.ready(adaptation, rows=len(queries))
-    lengths = Lengths(
-        query=max_query_length or (adaptation.max_query_length if adaptation else Lengths.query),
-        target=max_target_length or (adaptation.max_target_length if adaptation else Lengths.target),
-    )
+    query_length = limit("max_query_length", max_query_length, adaptation.max_query_length if adaptation else None)
+    target = limit("max_target_length", max_target_length, adaptation.max_target_length if adaptation else None)
+    lengths = Lengths(target=target)
+    told = Cuts() if cuts is None else cuts
     if adaptation is not None and len(adaptation) == 1:
         adaptation = main.keep_memory(adaptation)
-    encoded = main.encode_queries(queries, adaptation, lengths)
+    encoded = main.encode_queries(queries, adaptation, query_length, told)
+    targets = [
+        [encode_target(main.tokenizer, text, lengths, cuts=told, name=f"choice {text[:40]!r}") for text in own]
+        for own in choices
+    ]
+    if cuts is None:
+        told.tell(logger)
     scores: list[list[float]] = [[] for _ in queries]
     longest_first = sorted(range(len(queries)), key=lambda i: -len(encoded[i]))
     with main.evaluating():
         for start in range(0, len(queries), batch_size):
             rows, part = parts_of(adaptation, longest_first[start : start + batch_size], len(queries))
-            targets = [[encode_target(main.tokenizer, text, lengths) for text in choices[i]] for i in rows]
-            found = _score_batch(main, [encoded[i] for i in rows], targets, part, normalisation)
+            found = _score_batch(main, [encoded[i] for i in rows], [targets[i] for i in rows], part, normalisation)
             for i, values in zip(rows, found, strict=True):
                 scores[i] = values
     return scores

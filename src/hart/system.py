@@ -8,6 +8,7 @@ out. `hart.model_folder` says what a saved system consists of.
 """
 
 import dataclasses
+import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,12 +20,14 @@ from torch import Tensor, nn
 from transformers.models.t5.modeling_t5 import T5Stack
 
 from hart.adaptation import Adaptation
+from hart.answering import Answer
 from hart.config import DataConfig, ModelConfig
-from hart.data.prompts import encode_task
+from hart.data.prompts import Cuts, encode_task
 from hart.data.tasks import Task
 from hart.errors import HartError
 from hart.files import new_directory
 from hart.hypernetwork import HyperNetwork, HyperOutput
+from hart.identity import difference, same_base
 from hart.input_format import InputFormat
 from hart.learned import LearnedWeights
 from hart.main_model import MainModel
@@ -39,10 +42,13 @@ from hart.model_folder import (
     upload,
     write_folder,
 )
+from hart.modes import evaluating
 from hart.peft import Blocks, PeftKind
 from hart.resources import resolve_model
 from hart.schemes import STACK_INDEX
 from hart.scoring import score_choices
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -62,6 +68,9 @@ class HartOutput:
 
 class HartModel(nn.Module):
     """A main model and what adapts it: a hypernetwork, learned PEFT parameters, or nothing but its own training.
+
+    `adapt`, `generate`, `answers`, `score` and what is built on them (evaluation, export) may be called from several
+    threads and asyncio tasks at a time. Training, loading weights and moving to another device are for one.
 
     Args:
         main: the main model.
@@ -188,10 +197,10 @@ class HartModel(nn.Module):
             dtype=dtype,
             attention=attention,
         )
-        if not train_main and main.fingerprint != info["base_fingerprint"]:
+        if not train_main and not same_base(info["base_fingerprint"], main.fingerprint):
             raise HartError(
-                f"{folder}: was trained for another {info['base']} than the one found in "
-                f"{main.name} (fingerprint {info['base_fingerprint']}, found {main.fingerprint})"
+                f"{folder}: was trained for another {info['base']} than the one found in {main.name}, whose "
+                f"{difference(info['base_fingerprint'], main.fingerprint)}; give the right one as base"
             )
         # Frozen also where it was trained: what is loaded is for use.
         system = cls(
@@ -329,14 +338,25 @@ class HartModel(nn.Module):
             labels: `[b, u]`, -100 on padding.
             demo_ids, demo_mask: `[n, s]`, definition and demonstrations, for the hypernetwork; n divides b, and
                 row g serves the queries g·b/n to (g+1)·b/n − 1. None without a hypernetwork.
+
+        Raises:
+            HartError: demonstrations are missing, or nobody reads them, or n does not divide b.
         """
+        reads = self.hypernetwork is not None
+        if (demo_ids is not None) != reads or (demo_mask is not None) != reads:
+            raise HartError(
+                "demo_ids and demo_mask are what a hypernetwork reads: "
+                + ("give both" if reads else "this system has none, leave them out")
+            )
         if self.hypernetwork is None or demo_ids is None or demo_mask is None:
             blocks = {} if self.learned is None else self.learned()
             logits = self.main(query_ids, query_mask, labels=labels, blocks=blocks, peft=self.kinds).logits
             return HartOutput(logits, logits.new_zeros(query_ids.shape[0], len(STACK_INDEX), 0, 1, 1), blocks)
         made = self.hypernetwork(demo_ids, demo_mask)
         blocks, memory, memory_mask = made.blocks, made.memory, made.memory_mask
-        repeats = query_ids.shape[0] // demo_ids.shape[0]
+        repeats, rest = divmod(query_ids.shape[0], demo_ids.shape[0])
+        if rest:
+            raise HartError(f"{demo_ids.shape[0]} rows of demo_ids cannot serve {query_ids.shape[0]} queries evenly")
         if repeats > 1:
             blocks = {k: v.repeat_interleave(repeats, dim=0) for k, v in blocks.items()}
             memory = memory.repeat_interleave(repeats, dim=0)
@@ -353,12 +373,17 @@ class HartModel(nn.Module):
         return HartOutput(output.logits, made.states, made.blocks)
 
     @torch.no_grad()
-    def adapt(self, task: Task | Sequence[Task]) -> Adaptation:
+    def adapt(self, task: Task | Sequence[Task], *, cuts: Cuts | None = None) -> Adaptation:
         """Read a task once and return what adapts the main model to it: one forward pass, no gradients.
 
         With several tasks the adaptation has one entry for each, to be used with one query each or indexed. Without
         a hypernetwork nothing is computed: the adaptation holds the learned parameters, and the demonstrations
-        that the main model reads before each query.
+        that the main model reads before each query. Safe for threads.
+
+        A warning says where a task has more demonstrations, or longer texts, than the model reads.
+
+        Args:
+            cuts: takes note of these instead of the warning.
 
         Raises:
             HartError: no task, or a task without definition or demonstrations.
@@ -367,14 +392,22 @@ class HartModel(nn.Module):
         if not tasks:
             raise HartError("adapt needs at least one task")
         form = self.input_format
+        told = Cuts() if cuts is None else cuts
         blocks: Blocks = {}
         memory = memory_mask = None
+        if form.demonstrations_to != "nowhere":
+            for each in tasks:
+                if len(each.demonstrations) > form.num_demonstrations:
+                    shown = f"reads {form.num_demonstrations} of {len(each.demonstrations)} demonstrations"
+                    told.note(f"reads {form.num_demonstrations} demonstrations", f"task {each.label}", shown)
         if self.hypernetwork is not None:
-            made = self._read(self.hypernetwork, tasks)
+            made = self._read(self.hypernetwork, tasks, told)
             blocks = made.blocks
             memory, memory_mask = (made.memory, made.memory_mask) if self.fusion else (None, None)
         elif self.learned is not None:
             blocks = {name: rows.expand(len(tasks), -1, -1, -1) for name, rows in self.learned().items()}
+        if cuts is None:
+            told.tell(logger)
         return Adaptation(
             blocks=blocks,
             memory=memory,
@@ -389,26 +422,34 @@ class HartModel(nn.Module):
             tasks=[{"name": each.name, **replace(each, instances=()).to_dict()} for each in tasks],
         )
 
-    def _read(self, hypernetwork: HyperNetwork, tasks: Sequence[Task]) -> HyperOutput:
+    def _read(self, hypernetwork: HyperNetwork, tasks: Sequence[Task], cuts: Cuts) -> HyperOutput:
         form = self.input_format
-        rows = [encode_task(self.main.tokenizer, each, form.lengths, **form.shown) for each in tasks]
+        rows = [encode_task(self.main.tokenizer, each, form.lengths, **form.shown, cuts=cuts) for each in tasks]
         ids, mask = self.main.pad(rows)
-        training = self.training
-        self.eval()
-        try:
+        # The main model too: its encoder may be the hypernetwork's.
+        with evaluating(hypernetwork, self.main):
             return hypernetwork(ids, mask)
-        finally:
-            self.train(training)
 
-    def generate(self, queries: str | Sequence[str], adaptation: Adaptation, **options: Any) -> list[str]:
-        """Answers of the adapted main model; options as in `MainModel.generate`.
+    def generate(self, queries: str | Sequence[str], adaptation: Adaptation | None = None, **options: Any) -> list[str]:
+        """Answers of the adapted main model; options as in `MainModel.answers`. Safe for threads.
 
         `adaptation` serves all queries, or holds one entry for each (a batch that mixes tasks), or for each group of
-        as many neighbouring ones.
+        as many neighbouring ones; None asks the un-adapted base.
         """
-        texts = [queries] if isinstance(queries, str) else list(queries)
-        return self.main.generate(texts, adaptation, **options)
+        return [answer.text for answer in self.answers(queries, adaptation, **options)]
 
-    def score(self, query: str, choices: Sequence[str], adaptation: Adaptation) -> list[float]:
-        """Log-probability of each choice as the answer, in nats; many queries at once: `hart.scoring.score_choices`."""
-        return score_choices(self.main, [query], [list(choices)], adaptation)[0]
+    def answers(
+        self, queries: str | Sequence[str], adaptation: Adaptation | None = None, **options: Any
+    ) -> list[Answer]:
+        """As `generate`, with the number of tokens of each answer, and whether it is finished."""
+        texts = [queries] if isinstance(queries, str) else list(queries)
+        return self.main.answers(texts, adaptation, **options)
+
+    def score(
+        self, query: str, choices: Sequence[str], adaptation: Adaptation | None = None, **options: Any
+    ) -> list[float]:
+        """Log-probability of each choice as the answer, in nats; options as in `hart.scoring.score_choices`.
+
+        Safe for threads. Many queries at once: `score_choices`.
+        """
+        return score_choices(self.main, [query], [choices], adaptation, **options)[0]

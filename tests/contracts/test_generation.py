@@ -11,7 +11,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 from hart.hypernetwork import HyperNetwork, HyperOutput
 from hart.peft import KINDS, check_blocks
-from hart.peft.injection import attach
+from hart.peft.injection import attach, binding
 from hart.schemes import SCHEMES
 
 LISTS = {name: [{"kind": name}] for name in KINDS}
@@ -80,10 +80,9 @@ def test_a_new_network_changes_nothing_if_its_kinds_promise_it(fresh, base, demo
     with torch.no_grad():
         before, blocks = main(**inputs).logits, fresh(demo_ids, demo_mask).blocks
         for kind in fresh.kinds:
-            kind.bind(main, blocks)
-            changed = not torch.equal(main(**inputs).logits, before)
+            with binding(kind.bindings(main, blocks)):
+                changed = not torch.equal(main(**inputs).logits, before)
             assert changed != kind.identity_at_start
-            kind.clear(main)
 
 
 def test_gradient_reaches_every_parameter_from_the_blocks_alone(network, demo_ids, demo_mask):

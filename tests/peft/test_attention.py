@@ -58,12 +58,8 @@ def plain(inputs: dict[str, Tensor], rows: KeyValueRows) -> Tensor:
 
 
 def run(module: torch.nn.Module, inputs: dict[str, Tensor], rows: KeyValueRows) -> Tensor:
-    bound = injection.bound_of(module)
-    bound.update({module: rows})
-    try:
+    with injection.binding({module: rows}):
         return attention.hart_sdpa(module.eval(), **inputs, scaling=1.0)[0]
-    finally:
-        bound.remove([module])
 
 
 @pytest.mark.parametrize("queries", [1, SHORT, LONG])

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import T5ForConditionalGeneration
 
 from hart.peft import Blocks, MainShape
-from hart.peft.injection import attach
+from hart.peft.injection import attach, binding, checkpoint_contexts
 from hart.peft.prefix import Prefix
 
 LENGTH = 4
@@ -132,11 +132,8 @@ def logits(main, inputs: dict[str, Tensor], blocks: Blocks | None) -> Tensor:
     if blocks is None:
         return main(**inputs, use_cache=False).logits
     kind = Prefix(blocks["prefix.encoder.key"].shape[2])
-    kind.bind(main, blocks)
-    try:
+    with binding(kind.bindings(main, blocks)):
         return main(**inputs, use_cache=False).logits
-    finally:
-        kind.clear(main)
 
 
 @pytest.mark.parametrize("padded", [True, False])
@@ -150,7 +147,7 @@ def test_no_rows_is_the_stock_model(stock, main, padded: bool, autocast: bool) -
         assert torch.equal(logits(main, inputs, None), expected)
         assert torch.equal(logits(main, inputs, make_blocks(main, 3, length=0)), expected)
         logits(main, inputs, make_blocks(main, 3))
-        assert torch.equal(logits(main, inputs, None), expected), "a prefix outlived clear"
+        assert torch.equal(logits(main, inputs, None), expected), "a prefix outlived its context"
 
 
 def test_plain_implementation_is_t5(stock) -> None:
@@ -249,13 +246,11 @@ def test_checkpointed_layers_find_the_rows_of_their_own_forward(main) -> None:
         return grads
 
     expected = gradients()
-    bound = main.__dict__["_hart_bound"]
     recomputed = []
 
     def contexts():
-        forward, recompute = bound.checkpoint_contexts()
-        recomputed.append(bound.values)
-        return forward, recompute
+        recomputed.append(checkpoint_contexts())
+        return recomputed[-1]
 
     main.activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
     for module in main.modules():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 from hart.peft import Blocks, MainShape, PeftKind, build_kinds, row_blocks
-from hart.peft.injection import attach
+from hart.peft.injection import attach, binding
 
 peft = pytest.importorskip("peft")
 
@@ -57,8 +57,8 @@ def draw(kind: PeftKind, stock: T5ForConditionalGeneration, batch: int) -> Block
 def ours(kind: PeftKind, stock: T5ForConditionalGeneration, blocks: Blocks) -> Tensor:
     main = copy.deepcopy(stock)
     attach(main, "sdpa")
-    kind.bind(main, blocks)
-    return logits(main)
+    with binding(kind.bindings(main, blocks)):
+        return logits(main)
 
 
 def path(stack: str, layer: int, site: str) -> str:

@@ -59,21 +59,25 @@ def against_peft(settings: Settings) -> Iterator[Figure]:
     tuned = get_peft_model(twin(model), tuning).eval().to(settings.device, settings.torch_dtype)
     sites = injection.sites(main.model, "decoder", "self_attention")
     keys, values = blocks["prefix.decoder.key"], blocks["prefix.decoder.value"]
-    injection.bound_of(main.model).update(
-        {
-            site: injection.KeyValueRows.from_blocks(keys[:, i], values[:, i], main.shape.num_heads)
-            for i, site in enumerate(sites)
-        }
-    )
+    rows: dict[torch.nn.Module, injection.Binding] = {
+        site: injection.KeyValueRows.from_blocks(keys[:, i], values[:, i], main.shape.num_heads)
+        for i, site in enumerate(sites)
+    }
     for batch in settings.batch or (2,):
         for what, use in _uses(settings, _inputs(settings, batch)).items():
+            ours = functools.partial(_within, rows, functools.partial(use, main.model))
             yield compare(
                 f"prefixes in the decoder, {what}, batch {batch}",
                 "peft PrefixTuning",
-                {"hart": functools.partial(use, main.model), "peft": functools.partial(use, tuned)},
+                {"hart": ours, "peft": functools.partial(use, tuned)},
                 settings,
                 target=("≤", 1.0),
             )
+
+
+def _within(rows: dict[torch.nn.Module, injection.Binding], use: Callable[[], Any]) -> None:
+    with injection.binding(rows):
+        use()
 
 
 def _inputs(settings: Settings, batch: int) -> dict[str, Tensor]:

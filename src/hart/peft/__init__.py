@@ -9,12 +9,15 @@ configuration, decorated with `register` and imported at the end of this file.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 from hart.errors import HartError
+
+if TYPE_CHECKING:
+    from hart.peft.injection import Binding
 
 STACKS: tuple[Literal["encoder", "decoder"], ...] = ("encoder", "decoder")
 
@@ -99,15 +102,11 @@ class PeftKind(ABC):
         """
 
     @abstractmethod
-    def bind(self, main: T5ForConditionalGeneration, blocks: Blocks) -> None:
-        """Make `blocks` act in every forward pass of `main` until `clear`, with gradients.
+    def bindings(self, main: T5ForConditionalGeneration, blocks: Blocks) -> "dict[nn.Module, Binding]":
+        """Module of `main` → what `blocks` do there, with gradients, within `hart.peft.injection.binding`.
 
         `main` must have been prepared with `hart.peft.injection.attach`.
         """
-
-    @abstractmethod
-    def clear(self, main: T5ForConditionalGeneration) -> None:
-        """Undo `bind`: `main` computes what the stock model computes."""
 
     def to_config(self) -> dict[str, Any]:
         """The configuration that `build_kinds` turns back into this kind."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import T5ForConditionalGeneration
 
@@ -55,8 +55,8 @@ class Adapter(PeftKind):
             for block in self.row_blocks(shape)
         }
 
-    def bind(self, main: T5ForConditionalGeneration, blocks: Blocks) -> None:
-        changes: dict[torch.nn.Module, injection.Change] = {}
+    def bindings(self, main: T5ForConditionalGeneration, blocks: Blocks) -> dict[nn.Module, injection.Binding]:
+        changes: dict[nn.Module, injection.Binding] = {}
         for stack in STACKS:
             down, up, down_bias, up_bias = (
                 blocks.get(f"adapter.{stack}.{part}") for part in ("down", "up", "down_bias", "up_bias")
@@ -70,10 +70,7 @@ class Adapter(PeftKind):
                     None if down_bias is None else down_bias[:, layer],
                     None if up_bias is None else up_bias[:, layer],
                 )
-        injection.bound_of(main).add_changes(self.name, changes)
-
-    def clear(self, main: T5ForConditionalGeneration) -> None:
-        injection.bound_of(main).remove_changes(self.name)
+        return changes
 
 
 def _add_adapter(

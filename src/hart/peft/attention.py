@@ -183,11 +183,14 @@ def _once(module: Any, position_bias: Tensor, name: str, parts: tuple[Any, ...],
     """
     if position_bias.requires_grad and torch.is_grad_enabled() and getattr(module, "gradient_checkpointing", False):
         return make()
-    kept: dict[str, tuple[tuple[Any, ...], Tensor]] = position_bias.__dict__.setdefault(_ONCE, {})
+    kept: dict[str, tuple[tuple[Any, ...], Tensor | None]] = position_bias.__dict__.setdefault(_ONCE, {})
+    # None stands for the position bias itself, which would else hold itself in memory.
+    given = tuple(None if part is position_bias else part for part in parts)
     found = kept.get(name)
-    if found is None or any(a is not b for a, b in zip(found[0], parts, strict=True)):
-        kept[name] = found = parts, make()
-    return found[1]
+    if found is None or any(a is not b for a, b in zip(found[0], given, strict=True)):
+        made = make()
+        kept[name] = found = given, None if made is position_bias else made
+    return position_bias if found[1] is None else found[1]
 
 
 def _never_skipping(stock: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration
 
 from hart.errors import HartError
@@ -47,16 +47,13 @@ class Ia3(PeftKind):
     def init_std(self, main: T5ForConditionalGeneration | None, shape: MainShape) -> dict[str, Tensor]:
         return {block.name: torch.zeros(block.layers) for block in self.row_blocks(shape)}
 
-    def bind(self, main: T5ForConditionalGeneration, blocks: Blocks) -> None:
-        changes: dict[torch.nn.Module, injection.Change] = {}
+    def bindings(self, main: T5ForConditionalGeneration, blocks: Blocks) -> dict[nn.Module, injection.Binding]:
+        changes: dict[nn.Module, injection.Binding] = {}
         for stack, part in self._parts():
             difference = blocks[f"ia3.{stack}.{part}"]
             for layer, module in enumerate(injection.sites(main, stack, _MODULES[part])):
                 changes[module] = functools.partial(_scale, difference[:, layer])
-        injection.bound_of(main).add_changes(self.name, changes)
-
-    def clear(self, main: T5ForConditionalGeneration) -> None:
-        injection.bound_of(main).remove_changes(self.name)
+        return changes
 
     def _parts(self) -> Iterator[tuple[Literal["encoder", "decoder"], str]]:
         """Stack and part of every vector."""

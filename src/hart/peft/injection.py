@@ -6,10 +6,16 @@ Any other named module (a linear map, the feed-forward, an activation) takes *ch
 output that give a new output, called by a forward hook. LoRA, adapters and (IA)³ are such changes. Several kinds may
 change one module: they act in the order in which they were bound, which is that of the configuration's list, each on
 what the one before it gives. All of them see the module's own input.
+
+What is bound is bound for one thread or asyncio task (`contextvars`): others use the same modules at the same time,
+with what they have bound themselves.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
@@ -21,7 +27,7 @@ from hart.errors import HartError
 ATTENTION = {"sdpa": "hart_sdpa", "eager": "hart_eager"}
 """Stock attention implementation → the registered one that takes rows (`hart.peft.attention`)."""
 
-_BOUND, _HOOKED = "_hart_bound", "_hart_hooked"
+_HOOKED = "_hart_hooked"
 
 Change = Callable[[Tensor, Tensor], Tensor]
 """(input, output) of a module → what it shall give instead; all `[batch, tokens, width]`."""
@@ -70,54 +76,87 @@ class KeyValueRows(NamedTuple):
         split = (each.unflatten(-1, (heads, -1)).transpose(1, 2) for each in (key, value))
         return cls(*split)
 
+    def beside(self, other: "KeyValueRows") -> "KeyValueRows":
+        """These rows and then the `other` ones, for as many sets of rows as the larger of the two has."""
+        sets = max(self.key.shape[0], other.key.shape[0])
+        parts = [[_repeated(each, sets) for each in (rows.key, rows.value)] for rows in (self, other)]
+        keys, values = (torch.cat([first, second.to(first.dtype)], dim=2) for first, second in zip(*parts, strict=True))
+        masks = [rows.mask for rows in (self, other)]
+        if masks == [None, None]:
+            return KeyValueRows(keys, values)
+        shown = [
+            key.new_ones(sets, key.shape[2]) if mask is None else _repeated(mask, sets).to(key.dtype)
+            for mask, (key, _) in zip(masks, parts, strict=True)
+        ]
+        return KeyValueRows(keys, values, torch.cat(shown, dim=1))
 
-class Bound:
-    """What is bound to the modules of one main model: module → value.
 
-    The mapping is replaced, never changed, on each update. A reference to it is therefore a
-    snapshot, which gradient checkpointing needs: a layer recomputed in the backward pass must
-    find the rows of its own forward pass, whatever has been bound or cleared since.
+Binding = KeyValueRows | Change
+"""What acts at one module: rows in front of its keys and values, or a change of its output."""
+
+# Module → what acts there now, in this thread or asyncio task. A mapping is replaced, never changed, so a reference to
+# it is a snapshot. One variable for all main models: a module belongs to one of them.
+_bound: ContextVar[Mapping[nn.Module, Any]] = ContextVar("hart_bound", default=MappingProxyType({}))
+_hooking = threading.Lock()
+
+
+@contextmanager
+def binding(*parts: Mapping[nn.Module, Binding]) -> Iterator[None]:
+    """Within, `parts` act at their modules, in this thread (or asyncio task) alone, beside what acts there already.
+
+    Rows of two parts stand side by side; changes act one after the other, in the order of `parts`.
     """
+    before = _bound.get()
+    values: dict[nn.Module, Any] = dict(before)
+    for part in parts:
+        for module, value in part.items():
+            present = values.get(module)
+            if isinstance(value, KeyValueRows):
+                values[module] = value if present is None else present.beside(value)
+            else:
+                _hook(module)
+                values[module] = (*(present or ()), value)
+    _bound.set(values)
+    try:
+        yield
+    finally:
+        _bound.set(before)
 
-    def __init__(self) -> None:
-        self.values: Mapping[nn.Module, Any] = {}
 
-    def update(self, values: Mapping[nn.Module, Any]) -> None:
-        self.values = {**self.values, **values}
+def _hook(module: nn.Module) -> None:
+    """Let changes act on a module's output. The hook stays; without a change it does nothing."""
+    if _HOOKED in module.__dict__:
+        return
+    with _hooking:  # of two threads one may have been faster
+        if _HOOKED not in module.__dict__:
+            module.register_forward_hook(_apply_changes)
+            # Through __dict__, so that neither parameters nor the state dict see it.
+            module.__dict__[_HOOKED] = True
 
-    def add_changes(self, owner: str, changes: Mapping[nn.Module, Change]) -> None:
-        """Let `changes` act on the outputs of their modules, after those that other owners have added."""
-        for module in changes:
-            if _HOOKED not in module.__dict__:
-                module.register_forward_hook(_apply_changes)
-                module.__dict__[_HOOKED] = True
-        self.update({module: {**self.values.get(module, {}), owner: change} for module, change in changes.items()})
 
-    def remove_changes(self, owner: str) -> None:
-        """Take away all changes that `owner` has added."""
-        kept: dict[nn.Module, Any] = {}
-        for module, value in self.values.items():
-            if isinstance(value, dict):
-                value = {name: change for name, change in value.items() if name != owner}
-            if value:
-                kept[module] = value
-        self.values = kept
+def unhook(main: nn.Module) -> None:
+    """Take away what `binding` has left on the modules of a copy that is to be a stock model."""
+    for module in main.modules():
+        if module.__dict__.pop(_HOOKED, False):
+            module._forward_hooks.clear()
 
-    def remove(self, modules: Iterable[nn.Module]) -> None:
-        removed = set(modules)
-        self.values = {module: v for module, v in self.values.items() if module not in removed}
 
-    def checkpoint_contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
-        """`context_fn` for `torch.utils.checkpoint`: recompute under the values bound now."""
-        return nullcontext(), self._restored(self.values)
+def checkpoint_contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+    """`context_fn` for `torch.utils.checkpoint`: recompute under what is bound now.
 
-    @contextmanager
-    def _restored(self, values: Mapping[nn.Module, Any]) -> Iterator[None]:
-        current, self.values = self.values, values
-        try:
-            yield
-        finally:
-            self.values = current
+    A layer recomputed in the backward pass must find the rows of its own forward pass, whatever has been bound since.
+    """
+    return nullcontext(), _restored(_bound.get())
+
+
+@contextmanager
+def _restored(values: Mapping[nn.Module, Any]) -> Iterator[None]:
+    current = _bound.get()
+    _bound.set(values)
+    try:
+        yield
+    finally:
+        _bound.set(current)
 
 
 def sites(main: T5ForConditionalGeneration, stack: Stack, target: str) -> list[nn.Module]:
@@ -135,7 +174,12 @@ def rows_for(rows: Tensor, like: Tensor) -> Tensor:
     if batch % n:
         raise ValueError(f"{n} sets of parameters cannot serve a batch of {batch} rows")
     rows = rows.to(like.dtype)
-    return rows if n in (1, batch) else rows.repeat_interleave(batch // n, dim=0)
+    return rows if n == 1 else _repeated(rows, batch)
+
+
+def _repeated(rows: Tensor, sets: int) -> Tensor:
+    """`[n, …]` as `[sets, …]`, entry i serving neighbours; n divides `sets`."""
+    return rows if rows.shape[0] == sets else rows.repeat_interleave(sets // rows.shape[0], dim=0)
 
 
 def product(inputs: Tensor, rows: Tensor) -> Tensor:
@@ -144,39 +188,25 @@ def product(inputs: Tensor, rows: Tensor) -> Tensor:
 
 
 def _apply_changes(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-    changes = module.__dict__[_BOUND].values.get(module)
+    changes: tuple[Change, ...] | None = _bound.get().get(module)
     if not changes:
         return None
-    for change in changes.values():
+    for change in changes:
         output = change(inputs[0], output)
     return output
 
 
-def attach(main: T5ForConditionalGeneration, attention: str) -> Bound:
-    """Switch a stock T5 to the attention functions of this module; nothing is bound yet.
+def attach(main: T5ForConditionalGeneration, attention: str) -> None:
+    """Switch a stock T5 to the attention functions that take rows; nothing is bound yet.
 
     Raises `HartError` for an attention other than those in `ATTENTION`.
     """
     if attention not in ATTENTION:
         raise HartError(f"attention must be one of {', '.join(ATTENTION)}, not {attention!r}")
     main.set_attn_implementation(ATTENTION[attention])
-    bound = Bound()
-    for module in main.modules():
-        # Through __dict__, so that neither parameters nor the state dict see it.
-        module.__dict__[_BOUND] = bound
-    return bound
-
-
-def bound_of(module: nn.Module) -> Bound:
-    """The bindings of the main model that `module` belongs to (shared by all its modules)."""
-    return module.__dict__[_BOUND]
 
 
 def rows_bound_to(module: nn.Module) -> KeyValueRows | None:
-    """The rows in front of an attention module's keys and values, if there are any.
-
-    Stacks that borrow the attention functions without being a main model have no bindings.
-    """
-    bound = module.__dict__.get(_BOUND)
-    rows = None if bound is None else bound.values.get(module)
+    """The rows in front of an attention module's keys and values, if there are any."""
+    rows: KeyValueRows | None = _bound.get().get(module)
     return rows if rows is not None and rows.key.shape[2] else None

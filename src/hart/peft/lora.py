@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration
 
 from hart.errors import HartError
@@ -68,17 +68,14 @@ class Lora(PeftKind):
             for block in self.row_blocks(shape)
         }
 
-    def bind(self, main: T5ForConditionalGeneration, blocks: Blocks) -> None:
+    def bindings(self, main: T5ForConditionalGeneration, blocks: Blocks) -> dict[nn.Module, injection.Binding]:
         scale = self.alpha / self.rank
-        changes: dict[torch.nn.Module, injection.Change] = {}
+        changes: dict[nn.Module, injection.Binding] = {}
         for stack, site in self._sites(main.config.is_gated_act):
             a, b = blocks[f"lora.{stack}.{site}.a"], blocks[f"lora.{stack}.{site}.b"]
             for layer, module in enumerate(injection.sites(main, stack, site)):
                 changes[module] = functools.partial(_add_low_rank, a[:, layer], b[:, layer], scale)
-        injection.bound_of(main).add_changes(self.name, changes)
-
-    def clear(self, main: T5ForConditionalGeneration) -> None:
-        injection.bound_of(main).remove_changes(self.name)
+        return changes
 
     def _sites(self, gated: bool) -> Iterator[tuple[Literal["encoder", "decoder"], str]]:
         """Stack and module name of every map that is changed."""

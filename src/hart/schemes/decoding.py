@@ -41,7 +41,7 @@ class DecoderPass:
 
     def __init__(self, decoder: T5Stack, memory: Tensor, memory_mask: Tensor) -> None:
         self._decoder = decoder
-        self._steps = Steps(decoder)
+        self._steps = Steps()
         blocks: Any = decoder.block
         # Self-attention, cross-attention and feed-forward of each block.
         self._layers = [tuple(block.layer) for block in blocks]

@@ -7,6 +7,7 @@ rows and their gradients are kept until the first step has been reached, and one
 """
 
 from contextlib import nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -17,14 +18,12 @@ from torch.nn import functional as F
 MOST_FEW_ROWS = 4
 """Rows up to which weights on the left are faster: two tasks in steps of two rows (docs/performance.md)."""
 
-_SHARED = "_hart_steps"
-
 
 class StepLinear(nn.Linear):
     """A linear map without bias that a decoder calls in each step of a pass (`Steps`)."""
 
     def forward(self, input: Tensor) -> Tensor:
-        steps: Steps | None = self.__dict__[_SHARED].current
+        steps = _current.get()
         if steps is None or not (torch.is_grad_enabled() and self.weight.requires_grad):
             return multiply(input, self.weight)
         return _Product.apply(input, *steps.uses_of(self))
@@ -32,36 +31,25 @@ class StepLinear(nn.Linear):
 
 def step_linears(decoder: nn.Module) -> None:
     """Turn the linear maps of a decoder into `StepLinear`s, with the same parameters under the same names."""
-    shared = _Shared()
     for module in decoder.modules():
         if type(module) is nn.Linear and module.bias is None:
             module.__class__ = StepLinear
-            # Through __dict__, so that no module becomes another's child.
-            module.__dict__[_SHARED] = shared
-    decoder.__dict__[_SHARED] = shared
-
-
-class _Shared:
-    """Which steps the maps of one decoder are called in, if any."""
-
-    current: "Steps | None" = None
 
 
 class Steps:
-    """The steps of one pass through a decoder: a context around each of them.
+    """The steps of one pass through a decoder: a context around each of them, for this thread.
 
     Nothing happens for decoders whose maps are no `StepLinear`s, and where no gradient is asked for.
     """
 
-    def __init__(self, decoder: nn.Module) -> None:
-        self._shared: _Shared = decoder.__dict__.get(_SHARED) or _Shared()
+    def __init__(self) -> None:
         self._uses: dict[nn.Module, tuple[Tensor, _Uses]] = {}
 
     def __enter__(self) -> None:
-        self._shared.current = self
+        _current.set(self)
 
     def __exit__(self, *_: object) -> None:
-        self._shared.current = None
+        _current.set(None)
 
     def uses_of(self, module: StepLinear) -> "tuple[Tensor, _Uses]":
         """What connects the uses of one map: a number that carries their gradient, and their record."""
@@ -69,6 +57,10 @@ class Steps:
             uses = _Uses(module)
             self._uses[module] = _Gradient.apply(module.weight, uses), uses
         return self._uses[module]
+
+
+# Which steps the maps of a decoder are called in, in this thread; decoders take turns.
+_current: ContextVar[Steps | None] = ContextVar("hart_steps", default=None)
 
 
 class _Uses:

@@ -1,0 +1,91 @@
+"""What tells one base from another: its weights and its tokenizer. One definition for models, adaptations and servers.
+
+A fingerprint is `WEIGHTS-TOKENIZER`, two hex digests. Models and adaptations of earlier versions have the first part
+alone, and are compared by it.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+SAMPLES = 4096
+"""Numbers of each tensor that the digest of the weights covers."""
+
+_QUICK_SAMPLES = 8
+_TEXTS = (
+    "Definition: In this task, you're given 2 sentences.\n\nInput: The cat sat on the mat.",
+    "  two  spaces,\ta tab; UPPER lower – “quotes” café naïve 12,345.67 <extra_id_0> </s>",
+    "日本語 Привет مرحبا हिन्दी 🙂",
+)
+
+
+def fingerprint(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Of the weights as they are now and the tokenizer, 64 and 16 hex digits joined by a dash.
+
+    The weights' part covers names, shapes and an evenly spread sample of every tensor, rounded to bfloat16: a
+    checkpoint has the same fingerprint whether it is loaded as float32 or as bfloat16.
+    """
+    return f"{_weights_digest(model)}-{tokenizer_digest(tokenizer)[:16]}"
+
+
+def same_base(one: str, other: str) -> bool:
+    """Whether two fingerprints stand for the same weights and the same tokenizer, as far as both say."""
+    mine, theirs = one.split("-"), other.split("-")
+    return all(a == b for a, b in zip(mine, theirs, strict=False))
+
+
+def difference(one: str, other: str) -> str:
+    """What two different fingerprints say, to follow "whose": the weights differ, or only the tokenizer does."""
+    return "weights differ" if one.split("-")[0] != other.split("-")[0] else "tokenizer differs"
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Hex digest of how a tokenizer cuts texts: vocabulary, special tokens, and the tokens of a few texts.
+
+    By what it does and not by its file, which versions of the libraries write differently.
+    """
+    special = [tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id]
+    tokens = [tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"] for text in _TEXTS]
+    content = json.dumps([sorted(tokenizer.get_vocab().items()), special, tokens])
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def adapter_digest(module: nn.Module | None, *settings: Any) -> str:
+    """Hex digest of all weights of what adapts (a hypernetwork, learned parameters) and of what else decides."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name, tensor in sorted(module.state_dict().items()) if module is not None else ():
+        digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def trace(parameters: Iterable[nn.Parameter]) -> tuple[Any, ...]:
+    """What has changed if the weights have: a cheap look at each tensor, to know when to take the fingerprint anew.
+
+    In-place operations count up a tensor's version. Some optimizers write past it, so of weights that can be trained
+    a few numbers are looked at, too.
+    """
+    seen: list[Any] = []
+    trained: list[Tensor] = []
+    for parameter in parameters:
+        seen.append((parameter.data_ptr(), parameter._version))
+        if parameter.requires_grad and parameter.numel():
+            numbers = parameter.detach().flatten()
+            trained.append(numbers[:: -(-len(numbers) // _QUICK_SAMPLES) | 1][:_QUICK_SAMPLES].float())
+    return (*seen, tuple(torch.cat(trained).tolist())) if trained else tuple(seen)
+
+
+def _weights_digest(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        # An odd stride shares no factor with the usual widths and so visits all columns.
+        stride = -(-tensor.numel() // SAMPLES) | 1
+        sample = tensor.flatten()[::stride].to(torch.bfloat16).cpu()
+        digest.update(f"{name} {list(tensor.shape)}\n".encode())
+        digest.update(sample.contiguous().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
