@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hart.config import DataConfig, ModelConfig
 from hart.data.collate import Collator
+from hart.data.prompts import Cuts
 from hart.data.sampling import TrainingDataset
 from hart.data.tasks import Task
 from hart.errors import HartError
@@ -345,3 +346,82 @@ def test_upload_sends_what_is_saved(system: HartModel, monkeypatch: pytest.Monke
 def test_upload_without_a_hub_is_one_clear_line(system: HartModel):
     with pytest.raises(HartError, match="me/mine: upload failed"):
         system.push_to_hub("me/mine")
+
+
+# --- nothing happens in silence ---------------------------------------------------------------------------
+
+
+def test_a_hypernetwork_without_demonstrations_is_refused(system: HartModel, tiny_base_dir: Path, toy_data_dir: Path):
+    batch = batch_of(system, toy_data_dir)
+    for missing in (("demo_ids",), ("demo_mask",), ("demo_ids", "demo_mask")):
+        given = {name: values for name, values in batch.items() if name not in missing}
+        with pytest.raises(HartError, match="demo_ids and demo_mask are what a hypernetwork reads: give both"):
+            system(**given)
+    plain = HartModel(system.main, None, train_main=True)
+    with pytest.raises(HartError, match="this system has none, leave them out"):
+        plain(**batch)
+    batch["demo_ids"], batch["demo_mask"] = batch["demo_ids"][:3], batch["demo_mask"][:3]
+    with pytest.raises(HartError, match="3 rows of demo_ids cannot serve 4 queries evenly"):
+        system(**batch)
+
+
+def test_memory_and_mask_belong_together(system: HartModel):
+    ids, mask = system.main.pad([[5, 6, 1]])
+    memory = torch.zeros(1, 4, system.main.shape.d_model)
+    for given in ({"memory": memory}, {"memory_mask": torch.ones(1, 4)}):
+        with pytest.raises(HartError, match="memory and memory_mask must be given together"):
+            system.main(ids, mask, labels=ids, **given)
+
+
+def test_one_text_is_no_list_of_choices_or_queries(system: HartModel):
+    adaptation = system.adapt(TASKS[0])
+    with pytest.raises(HartError, match="the choices of query 1 of 1 are one text; give a list of texts"):
+        system.score("the cat", "pear", adaptation)
+    with pytest.raises(HartError, match="the choices of query 2 of 2 are one text"):
+        score_choices(system.main, ["a", "b"], [["x"], "yz"], adaptation)  # type: ignore[list-item]
+    with pytest.raises(HartError, match="queries is one text"):
+        score_choices(system.main, "a", [["x"]], adaptation)  # type: ignore[arg-type]
+    for options, message in (
+        ({"batch_size": -1}, "batch_size must be"),
+        ({"max_query_length": 0}, "max_query_length must be"),
+        ({"max_target_length": 1}, "max_target_length must be a whole number of at least 2, not 1"),
+    ):
+        with pytest.raises(HartError, match=message):
+            system.score("a", ["x", "y"], adaptation, **options)
+
+
+def test_demonstrations_that_are_not_read_are_told(system: HartModel, caplog: pytest.LogCaptureFixture):
+    system.adapt(TASKS[:2])
+    assert not caplog.messages
+    system.adapt(TASKS[2])
+    assert caplog.messages == ["task count: reads 2 of 3 demonstrations"]
+    caplog.clear()
+    long = Task("Do it.", [("one two " * 40, "a"), ("b", "c")], name="long")
+    system.adapt(long)
+    assert caplog.messages == ["task long: left out demonstration 1, 2 of 2 to stay within 128 tokens"]
+    caplog.clear()
+    cuts = Cuts()
+    system.adapt([TASKS[2], long], cuts=cuts)
+    assert cuts and not caplog.messages, "left to the caller"
+
+
+def test_queries_and_choices_that_are_cut_are_told(system: HartModel, caplog: pytest.LogCaptureFixture):
+    adaptation = system.adapt(TASKS[0])
+    long = "one two three " * 20
+    system.generate(["the cat", long, long], adaptation)
+    assert caplog.messages == [
+        "query 2 of 3: cut the end of the query to stay within 32 tokens; the same for query 3 of 3"
+    ]
+    caplog.clear()
+    system.score("the cat", ["a", long], adaptation)
+    assert [message.partition(": ")[2] for message in caplog.messages] == [
+        f"cut the end of the target to stay within {NEW_TOKENS} tokens"
+    ]
+    caplog.clear()
+    system.generate(["the cat", long], adaptation, cuts=Cuts())
+    assert not caplog.messages
+
+
+def test_the_un_adapted_base_can_be_asked(system: HartModel):
+    assert system.generate(QUERIES, max_new_tokens=3) == system.main.generate(QUERIES, max_new_tokens=3)
+    assert system.score(QUERIES[0], ["a", "b"]) == score_choices(system.main, QUERIES[:1], [["a", "b"]])[0]

@@ -55,9 +55,14 @@ def load_base(name: str, *, revision: str | None = None, dtype: torch.dtype | st
             loaded: Any = T5ForConditionalGeneration.from_pretrained(
                 source, dtype=wanted or "auto", output_loading_info=True, **at_revision
             )
-            tokenizer = AutoTokenizer.from_pretrained(source, **at_revision)
         except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
             raise HartError(f"{name}: cannot be loaded ({_line(error)})") from error
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, **at_revision)
+        except Exception as error:  # the parsers of its files raise bare ones, too
+            raise HartError(
+                f"{name}: its tokenizer cannot be loaded ({_line(error)}); is tokenizer.json or spiece.model complete?"
+            ) from error
     model, loading = loaded
     for what, problem in (("missing_keys", "lacks"), ("mismatched_keys", "has another shape of")):
         if loading[what]:

@@ -191,12 +191,17 @@ class HartModel(nn.Module):
         config = read_config(folder)
         info = config["system"]
         train_main = info.get("train_main", False)
-        main = MainModel.from_pretrained(
-            str(folder / MAIN_FOLDER) if train_main else base or info["base"],
-            revision=None if train_main or base else info["base_revision"],
-            dtype=dtype,
-            attention=attention,
-        )
+        try:
+            main = MainModel.from_pretrained(
+                str(folder / MAIN_FOLDER) if train_main else base or info["base"],
+                revision=None if train_main or base else info["base_revision"],
+                dtype=dtype,
+                attention=attention,
+            )
+        except HartError as error:
+            if train_main or base:
+                raise
+            raise HartError(f"{error}; it is the base of {name}, say where it lies: base=… (--base)") from error
         if not train_main and not same_base(info["base_fingerprint"], main.fingerprint):
             raise HartError(
                 f"{folder}: was trained for another {info['base']} than the one found in {main.name}, whose "

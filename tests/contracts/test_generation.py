@@ -16,6 +16,7 @@ from hart.schemes import SCHEMES
 
 LISTS = {name: [{"kind": name}] for name in KINDS}
 LISTS["all"] = [kind for kinds in list(LISTS.values()) for kind in kinds]
+LISTS["cross"] = [{"kind": "prefix", "length": 2, "cross": True}]
 PAIRS = list(itertools.product(SCHEMES, LISTS))
 
 

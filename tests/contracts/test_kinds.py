@@ -12,6 +12,7 @@ SIZES = {"prefix": {"length": 4}, "lora": {"rank": 2, "targets": ["q", "v", "o",
          "adapter": {"bottleneck": 3}, "ia3": {"cross": True}}  # fmt: skip
 LISTS = {name: [{"kind": name, **SIZES.get(name, {})}] for name in KINDS}
 LISTS["all"] = [kind for kinds in list(LISTS.values()) for kind in kinds]
+LISTS["prefix with cross-attention"] = [{"kind": "prefix", "length": 3, "cross": True}]
 TASKS = 3
 QUERIES = ["the cat sat", "one two three one two", "mat"]
 

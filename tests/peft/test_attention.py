@@ -1,10 +1,14 @@
 """The fast paths of the attention functions against the plain ones: equal results whatever way they are computed."""
 
+import gc
+import weakref
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import T5ForConditionalGeneration
+from transformers import AttentionInterface, AttentionMaskInterface, T5ForConditionalGeneration
 
 from hart.benchmarks.measuring import count
 from hart.hypernetwork import HyperNetwork
@@ -129,3 +133,28 @@ def test_recomputed_layers_share_nothing(tiny_t5: T5ForConditionalGeneration) ->
     network.encoder.activation_checkpointing_enable({"use_reentrant": False})
     torch.testing.assert_close(gradient(), expected, rtol=1e-4, atol=1e-4)
     assert F.mse_loss(expected, torch.zeros_like(expected)) > 0
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_what_is_kept_for_a_pass_goes_with_it(tiny_t5: T5ForConditionalGeneration, masked: bool) -> None:
+    """By counting references alone: what waits for a collection piles up in a server."""
+    ids = torch.randint(3, 200, (2, 6))
+    mask = torch.ones_like(ids)
+    mask[1, 4:] = 1 - int(masked)
+    biases: list[weakref.ref] = []
+    stock = attention.hart_sdpa
+
+    def watched(module: Any, *args: Any, position_bias: Any = None, **kwargs: Any) -> Any:
+        biases.append(weakref.ref(position_bias))
+        return stock(module, *args, position_bias=position_bias, **kwargs)
+
+    AttentionInterface.register("watched", watched)
+    AttentionMaskInterface.register("watched", AttentionMaskInterface()["hart_sdpa"])
+    tiny_t5.set_attn_implementation("watched")
+    gc.disable()
+    try:
+        with torch.no_grad():
+            tiny_t5(input_ids=ids, attention_mask=mask, decoder_input_ids=ids)
+        assert biases and not [bias for bias in biases if bias() is not None]
+    finally:
+        gc.enable()

@@ -1,11 +1,15 @@
 """Shapes, calibration and configuration of the prefix kind."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
 from hart.errors import HartError
+from hart.main_model import MainModel
 from hart.peft import MainShape, build_kinds
+from hart.peft.injection import KeyValueRows, binding, sites
 from hart.peft.prefix import Prefix
 
 # T5 v1.1-small: heads * d_kv = 384 differs from d_model = 512.
@@ -71,3 +75,46 @@ def test_init_std_without_weights_is_that_of_a_new_t5() -> None:
 def test_bad_configuration(config: dict, message: str) -> None:
     with pytest.raises(HartError, match=message):
         build_kinds([config])
+
+
+def test_cross_attention_has_prefixes_where_it_is_asked_for(tiny_t5: T5ForConditionalGeneration) -> None:
+    """Measured as above: cross-attention reads what the encoder's closing norm gives."""
+    kind = Prefix(length=3, cross=True)
+    shape = MainShape.from_config(tiny_t5.config)
+    blocks = {block.name: block for block in kind.row_blocks(shape)}
+    assert list(blocks)[-2:] == ["prefix.decoder.cross_key", "prefix.decoder.cross_value"]
+    assert blocks["prefix.decoder.cross_key"].layers == shape.decoder_layers
+    stds = kind.init_std(tiny_t5, shape)
+    assert stds.keys() == blocks.keys() == kind.init_std(None, shape).keys()
+    inputs = tiny_t5.encoder.final_layer_norm(torch.randn(20_000, tiny_t5.config.d_model))
+    for part, projection in (("cross_key", "k"), ("cross_value", "v")):
+        measured = [
+            getattr(b.layer[1].EncDecAttention, projection)(inputs).std().detach() for b in tiny_t5.decoder.block
+        ]
+        torch.testing.assert_close(stds[f"prefix.decoder.{part}"], 0.3 * torch.stack(measured), rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("sets", [(1, 1), (1, 3), (3, 1), (3, 3)])
+@pytest.mark.parametrize("masked", [True, False])
+def test_prefixes_of_cross_attention_stand_beside_the_memory(
+    tiny_base_dir: Path, sets: tuple[int, int], masked: bool
+) -> None:
+    """Bound rows (answering) against memory in the encoder's output (training): the same logits."""
+    main = MainModel.from_pretrained(str(tiny_base_dir))
+    kind, prefixes, memories = Prefix(length=3, cross=True), *sets
+    blocks = {b.name: torch.randn(prefixes, b.layers, b.rows, b.width) for b in kind.row_blocks(main.shape)}
+    memory = torch.randn(memories, 5, main.shape.d_model)
+    memory_mask = torch.ones(memories, 5, dtype=torch.long)
+    if masked:
+        memory_mask[-1, 3:] = 0
+    ids, mask = main.pad([[5, 6, 7, 8, 1], [9, 1], [10, 11, 12, 1]])
+    expected = main(ids, mask, labels=ids, blocks=blocks, peft=[kind], memory=memory, memory_mask=memory_mask).logits
+    keys, values = main._memory_rows(memory)
+    rows = {
+        site: KeyValueRows(keys[layer], values[layer], memory_mask)
+        for layer, site in enumerate(sites(main.model, "decoder", "cross_attention"))
+    }
+    with binding(kind.bindings(main.model, blocks), rows):
+        actual = main(ids, mask, labels=ids).logits
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(main(ids, mask, labels=ids).logits, expected, atol=1e-2)
