@@ -9,9 +9,9 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "hart"
 # package is given its place here.
 LAYERS: list[set[str]] = [
     {"errors"},
-    {"files", "metrics", "processes", "resources", "sharing", "strict"},
-    {"data", "losses", "peft"},
-    {"adaptation", "config", "evaluation", "rank_classification", "schemes"},
+    {"files", "identity", "metrics", "modes", "processes", "resources", "sharing", "strict"},
+    {"base_checkpoint", "data", "losses", "peft"},
+    {"adaptation", "answering", "config", "evaluation", "rank_classification", "schemes"},
     {
         "heads",
         "input_format",
