@@ -11,7 +11,8 @@ LAYERS: list[set[str]] = [
     {"errors"},
     {"files", "identity", "metrics", "modes", "processes", "resources", "sharing", "strict"},
     {"base_checkpoint", "data", "losses", "peft"},
-    {"adaptation", "answering", "config", "evaluation", "rank_classification", "schemes"},
+    {"adaptation", "config", "evaluation", "rank_classification", "schemes"},
+    {"answering"},
     {
         "heads",
         "input_format",

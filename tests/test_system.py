@@ -1,6 +1,7 @@
 """The whole system: gradients, adaptation, and what is saved and refused."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -425,3 +426,36 @@ def test_queries_and_choices_that_are_cut_are_told(system: HartModel, caplog: py
 def test_the_un_adapted_base_can_be_asked(system: HartModel):
     assert system.generate(QUERIES, max_new_tokens=3) == system.main.generate(QUERIES, max_new_tokens=3)
     assert system.score(QUERIES[0], ["a", "b"]) == score_choices(system.main, QUERIES[:1], [["a", "b"]])[0]
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ({"demonstrations_to": "nowhere"}, "task count: is not read: this model answers queries without a definition"),
+        ({"prompt_format": "prompts", "num_demonstrations": 3}, "task count: its definition is not read"),
+        ({"num_demonstrations": 1}, "task count: reads 1 of 3 demonstrations"),
+        ({"num_demonstrations": 3}, None),
+    ],
+)
+def test_what_a_format_leaves_unread_is_told(form: dict, message: str | None, caplog: pytest.LogCaptureFixture):
+    cuts = Cuts()
+    InputFormat(**form).note_unread(TASKS[2], cuts)
+    cuts.tell(logging.getLogger("hart"))
+    assert [told.startswith(message or "") for told in caplog.messages] == ([True] if message else [])
+
+
+def test_damaged_weights_do_not_adapt(system: HartModel):
+    with torch.no_grad():
+        next(system.hypernetwork.heads.parameters()).fill_(float("nan"))
+    with pytest.raises(HartError, match="generates numbers that are not finite"):
+        system.adapt(TASKS[0])
+
+
+def test_a_limit_that_would_not_act_is_refused(tiny_base_dir: Path):
+    model = ModelConfig(base=str(tiny_base_dir), weights="none", train_main=True, fusion=False, peft=[])
+    system = HartModel.from_config(model, DataConfig(demonstrations_to="main", max_demonstrations_length=200))
+    adaptation = system.adapt(TASKS[0])
+    with pytest.raises(HartError, match="max_query_length: this model reads .* together, at most 200 tokens"):
+        system.generate("the cat", adaptation, max_query_length=20)
+    with pytest.raises(HartError, match="max_query_length: this model reads"):
+        system.score("the cat", ["a", "b"], adaptation, max_query_length=20)

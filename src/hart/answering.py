@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedTokenizerBase, T5ForConditionalGeneration
 
+from hart.adaptation import Adaptation
 from hart.data.prompts import Lengths
 from hart.errors import HartError
 
@@ -97,6 +98,20 @@ def limit(name: str, value: int | None, default: int | None) -> int:
     if type(value) is not int or value < _LEAST[name]:
         raise HartError(f"{name} must be a whole number of at least {_LEAST[name]}, not {value!r}")
     return value
+
+
+def query_limit(value: int | None, adaptation: Adaptation | None) -> int:
+    """The limit of a query's tokens; refused where demonstrations and query are read together, which have their own.
+
+    Raises:
+        HartError: as `limit`, or an adaptation whose main model reads the demonstrations.
+    """
+    if value is not None and adaptation is not None and adaptation.in_context is not None:
+        raise HartError(
+            "max_query_length: this model reads demonstrations and query together, at most "
+            f"{adaptation.in_context['max_length']} tokens; leave it out"
+        )
+    return limit("max_query_length", value, adaptation.max_query_length if adaptation else None)
 
 
 def check_batch_size(batch_size: int) -> None:

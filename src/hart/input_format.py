@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from hart.config import DataConfig
-from hart.data.prompts import Lengths, PromptFormat
+from hart.data.prompts import Cuts, Lengths, PromptFormat
+from hart.data.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,18 @@ class InputFormat:
     @property
     def lengths(self) -> Lengths:
         return Lengths(self.max_demonstrations_length, self.max_query_length, self.max_target_length)
+
+    def note_unread(self, task: Task, cuts: Cuts) -> None:
+        """Note what of a task a model of this format leaves unread, whatever its length."""
+        where, count = f"task {task.label}", len(task.demonstrations)
+        if self.demonstrations_to == "nowhere":
+            cuts.note("is not read: this model answers queries without a definition or demonstrations", where)
+            return
+        if count > self.num_demonstrations:
+            shown = f"reads {self.num_demonstrations} of {count} demonstrations"
+            cuts.note(f"reads {self.num_demonstrations} demonstrations", where, shown)
+        if self.prompt_format == "prompts" and task.definition.strip():
+            cuts.note("its definition is not read: this model reads demonstrations alone", where)
 
     @classmethod
     def from_config(cls, data: DataConfig) -> Self:

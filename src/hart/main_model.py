@@ -20,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from hart.adaptation import Adaptation
-from hart.answering import Answer, answer_batch, check_batch_size, decoding_options, limit
+from hart.answering import Answer, answer_batch, check_batch_size, decoding_options, limit, query_limit
 from hart.base_checkpoint import load_base
 from hart.data.prompts import Cuts, Lengths, encode_in_context, encode_query
 from hart.errors import HartError
@@ -236,7 +236,7 @@ class MainModel(nn.Module):
         check_batch_size(batch_size)
         adaptation = self.ready(adaptation, rows=len(queries))
         new_tokens = limit("max_new_tokens", max_new_tokens, adaptation.max_target_length if adaptation else None)
-        query_length = limit("max_query_length", max_query_length, adaptation.max_query_length if adaptation else None)
+        query_length = query_limit(max_query_length, adaptation)
         encoded = self.encode_queries(queries, adaptation, query_length, cuts)
         answers: list[Any] = [None] * len(queries)
         longest_first = sorted(range(len(queries)), key=lambda i: -len(encoded[i]))

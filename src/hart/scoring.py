@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from hart.adaptation import Adaptation
-from hart.answering import check_batch_size, limit
+from hart.answering import check_batch_size, limit, query_limit
 from hart.data.prompts import Cuts, Lengths, encode_target
 from hart.errors import HartError
 from hart.main_model import MainModel, parts_of
@@ -70,7 +70,7 @@ def score_choices(
             raise HartError(f"query {number} of {len(queries)} has no choices to score")
     check_batch_size(batch_size)
     adaptation = main.ready(adaptation, rows=len(queries))
-    query_length = limit("max_query_length", max_query_length, adaptation.max_query_length if adaptation else None)
+    query_length = query_limit(max_query_length, adaptation)
     target = limit("max_target_length", max_target_length, adaptation.max_target_length if adaptation else None)
     lengths = Lengths(target=target)
     told = Cuts() if cuts is None else cuts

@@ -391,7 +391,7 @@ class HartModel(nn.Module):
             cuts: takes note of these instead of the warning.
 
         Raises:
-            HartError: no task, or a task without definition or demonstrations.
+            HartError: no task, a task without definition or demonstrations, or weights that are not finite.
         """
         tasks = [task] if isinstance(task, Task) else list(task)
         if not tasks:
@@ -400,14 +400,15 @@ class HartModel(nn.Module):
         told = Cuts() if cuts is None else cuts
         blocks: Blocks = {}
         memory = memory_mask = None
-        if form.demonstrations_to != "nowhere":
-            for each in tasks:
-                if len(each.demonstrations) > form.num_demonstrations:
-                    shown = f"reads {form.num_demonstrations} of {len(each.demonstrations)} demonstrations"
-                    told.note(f"reads {form.num_demonstrations} demonstrations", f"task {each.label}", shown)
+        for each in tasks:
+            form.note_unread(each, told)
         if self.hypernetwork is not None:
             made = self._read(self.hypernetwork, tasks, told)
             blocks = made.blocks
+            if not all(bool(values.isfinite().all()) for values in (*blocks.values(), made.memory)):
+                raise HartError(
+                    f"{self.name or 'model'}: generates numbers that are not finite; its weights are damaged"
+                )
             memory, memory_mask = (made.memory, made.memory_mask) if self.fusion else (None, None)
         elif self.learned is not None:
             blocks = {name: rows.expand(len(tasks), -1, -1, -1) for name, rows in self.learned().items()}
