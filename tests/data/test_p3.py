@@ -72,6 +72,11 @@ def test_fewer_demonstrations_than_asked_for_are_used_and_said(toy_p3_dir: Path,
     (task,) = load_p3(toy_p3_dir, "test", subsets=["super_glue_cb_can_we_infer"])
     assert len(task.demonstrations) == 12
     assert caplog.messages == ["task super_glue_cb_can_we_infer: has 12 of 16 demonstrations"]
+    caplog.clear()
+    assert len(load_p3(toy_p3_dir, "test")) == 3
+    others = "task super_glue_copa_best_option, task super_glue_copa_cause_effect"
+    said = f"task super_glue_cb_can_we_infer: has 12 of 16 demonstrations; the same for {others}"
+    assert caplog.messages == [said]
 
 
 def test_rows_on_the_disk_make_the_same_tasks(toy_p3_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from hart.data import p3_rows
 from hart.data.p3_rows import RowsOnDisk, read_rows
+from hart.data.prompts import Cuts
 from hart.data.tasks import Instance
 from hart.errors import HartError
 
@@ -109,6 +111,42 @@ def test_bad_rows_are_named(rows: list[Any], message: str, place: str, tmp_path:
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_rows_with_an_empty_input_are_no_training_rows(place: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """One of a large collection must not stop its training; an evaluation is to score all rows (above)."""
+    path, cuts = tmp_path / "imdb_x" / "train.jsonl", Cuts()
+    path.parent.mkdir()
+    path.write_text(lines(changed(2, inputs_pretokenized=" \n")), encoding="utf-8")
+    rows = read_rows(path.parent, "train", cuts=cuts)
+    assert list(rows) == EXPECTED[:2] + EXPECTED[3:] and rows[2] == EXPECTED[3] and rows[-1] == EXPECTED[-1]
+    cuts.tell(logging.getLogger("hart.data.p3"))
+    assert caplog.messages == ["subset imdb_x: left out 1 of 7 rows, whose input is empty"]
+    path.write_text(lines([{**row, "inputs_pretokenized": ""} for row in ROWS]), encoding="utf-8")
+    with pytest.raises(HartError, match="imdb_x: train, row 0: inputs_pretokenized is empty"):
+        read_rows(path.parent, "train")
+
+
+@pytest.mark.parametrize("key", ["inputs_pretokenized", "targets_pretokenized"])
+def test_parquet_of_other_types_or_with_bytes_that_are_no_text(key: str, place: str, tmp_path: Path):
+    for value, message in (
+        (7, f"train, row [02]: {key} is missing or no text"),
+        (None, f"train, row 2: {key} is missing or no text"),
+        (b"\xed\xa0\x80", f"{key} is no UTF-8 text|is damaged or not of its format .*decode"),
+    ):
+        rows = ROWS[:2] + [{**ROWS[2], key: value}] if value != 7 else [{**row, key: 7} for row in ROWS]
+        table = pyarrow.Table.from_pylist(rows) if not isinstance(value, bytes) else None
+        if table is None:
+            table = pyarrow.Table.from_pylist(ROWS[:2])
+            at = table.column_names.index(key)
+            binary = pyarrow.array([b"good", value]).view(pyarrow.string())
+            table = table.set_column(at, key, binary)
+        folder = tmp_path / f"x_{key}_{value!r:.4}".replace("\\", "")
+        folder.mkdir()
+        pyarrow.parquet.write_table(table, folder / "train.parquet")
+        with pytest.raises(HartError, match=message) as caught:
+            read_rows(folder, "train")
+        assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -119,7 +157,7 @@ def test_bad_rows_are_named(rows: list[Any], message: str, place: str, tmp_path:
         ([*ROWS, [1]], "row 7: must be a JSON object"),
     ],
 )
-def test_bad_schemas_are_named(rows: list[Any], message: str, tmp_path: Path):
+def test_bad_schemas_are_named(rows: list[Any], message: str, place: str, tmp_path: Path):
     path = tmp_path / "imdb_x" / "train.jsonl"
     path.parent.mkdir()
     path.write_text(lines(rows), encoding="utf-8")

@@ -2,12 +2,14 @@
 
 import json
 import logging
+import random
 import string
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hart.data.prompts import (
     Cuts,
@@ -21,6 +23,7 @@ from hart.data.prompts import (
 )
 from hart.data.tasks import Task
 from hart.errors import HartError
+from hart.resources import resolve_base
 
 TASK = Task(
     definition="  Reverse the words \n",
@@ -77,22 +80,56 @@ def test_empty_texts_are_closed_like_the_published_format() -> None:
     assert text == "Definition: Do.\n\n Positive Example 1 -\nInput: .\n Output: .\n\n"
 
 
-def test_first_demonstration_that_does_not_fit_ends_the_list() -> None:
-    task = Task("Do.", [("a", "b"), ("long " * 20, "c"), ("d", "e")])
-    limit = len(render_task(task, num_demonstrations=1)) + 40  # room for the third, not the second
-    kept = render_task(task, num_demonstrations=3, fits=lambda text: len(text) <= limit)
-    assert kept == render_task(task, num_demonstrations=1)
+def grown(tokenizer, task: Task, max_length: int, tail: str = "", **shown) -> list[int]:
+    """The definition of `encode_task`: one demonstration after the other, as long as the whole text still fits."""
+
+    def tokens(count: int) -> list[int]:
+        return tokens_of(tokenizer, render_task(task, num_demonstrations=count, **shown) + tail)
+
+    kept = 0
+    while kept < len(task.demonstrations) and len(tokens(kept + 1)) < max_length:
+        kept += 1
+    return [*tokens(kept)[: max_length - 1], tokenizer.eos_token_id]
 
 
-def test_limit_is_asked_with_the_query_in_place() -> None:
-    asked: list[str] = []
+def test_as_many_demonstrations_as_fit_one_after_the_other(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    rng = random.Random(0)
+    alphabet = ["the ", "mat", " Input: ", "\n", "zq", ".", "é", "漢字", " ", "\u200b", "0"]
 
-    def fits(text: str) -> bool:
-        asked.append(text)
-        return len(asked) < 2
+    def text(most: int) -> str:
+        return "".join(rng.choices(alphabet, k=rng.randrange(most))) + "x"
 
-    assert render_in_context(TASK, "one two", fits=fits) == asked[0]
-    assert all(text.endswith(UNANSWERED) for text in asked)
+    kept = Counter()
+    for number in range(150):
+        demonstrations = [(text(rng.choice([3, 40])), text(5), text(9)) for _ in range(rng.randrange(1, 17))]
+        task, limit = Task(text(20), demonstrations, name=str(number)), rng.choice([2, 30, 100, 300, 1000])
+        for explained in (False, True):
+            shown = {"num_demonstrations": 16, "explanations": explained}
+            ids = encode_task(tiny_tokenizer, task, Lengths(limit), **shown)
+            assert ids == grown(tiny_tokenizer, task, limit, explanations=explained)
+            query = text(12)
+            tail = render_in_context(task, query).removeprefix(render_task(task))
+            ids = encode_in_context(tiny_tokenizer, task, query, limit, **shown)
+            assert ids == grown(tiny_tokenizer, task, limit, tail, explanations=explained)
+            kept[tiny_tokenizer.decode(ids).count("Positive Example")] += 1
+    assert len(kept) > 10 and max(kept) > 12, "from none to nearly all"
+
+
+def test_few_tokenisations_find_how_many_fit(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    asked = []
+
+    class Counting:
+        eos_token_id = tiny_tokenizer.eos_token_id
+
+        def __call__(self, text: str, **options):
+            asked.append(text)
+            return {"input_ids": list(range(len(text) // 3))}
+
+    task = Task("Do it.", [("word " * 20, "answer")] * 16)
+    for limit in (400, 700, 100_000):
+        asked.clear()
+        encode_task(Counting(), task, Lengths(limit), num_demonstrations=16)
+        assert len(asked) <= (1 if limit == 100_000 else 3)
 
 
 def ids_of(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
@@ -235,12 +272,45 @@ def test_bad_limits_are_refused() -> None:
         render_task(TASK, num_demonstrations=-1)
 
 
+@pytest.mark.parametrize("eos", [True, False])
+def test_no_sequence_is_empty(tiny_tokenizer: PreTrainedTokenizerFast, eos: bool) -> None:
+    """Some tokenizers drop zero-width characters."""
+
+    class Deaf:
+        eos_token_id = tiny_tokenizer.eos_token_id
+
+        def __call__(self, text: str, **options):
+            return {"input_ids": []}
+
+    end, query = [Deaf.eos_token_id], "\u200b\u200d"
+    assert encode_query(Deaf(), query, Lengths(), eos=eos) == end
+    assert encode_target(Deaf(), query, Lengths()) == end
+    form = {"prompt_format": "prompts", "input_eos": eos}
+    assert encode_in_context(Deaf(), P3_TASK, query, 20, num_demonstrations=0, **form) == end
+    assert encode_task(Deaf(), P3_TASK, Lengths(), num_demonstrations=0, prompt_format="prompts") == end
+
+
+def test_half_of_a_surrogate_pair_is_no_text(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    message = "holds a character that is no text (a lone surrogate, U+D83D, at position 2); replace it"
+    for encode, what in (
+        (lambda: encode_query(tiny_tokenizer, "a \ud83d", Lengths()), "the query"),
+        (lambda: encode_query(tiny_tokenizer, "a \ud83d", Lengths(), name="query 7"), "query 7"),
+        (lambda: encode_in_context(tiny_tokenizer, TASK, "a \ud83d", 100), "the query"),
+        (lambda: encode_in_context(tiny_tokenizer, P3_TASK, "a \ud83d", 100, prompt_format="prompts"), "the query"),
+        (lambda: encode_target(tiny_tokenizer, "a \ud83d", Lengths()), "the answer"),
+    ):
+        with pytest.raises(HartError) as caught:
+            encode()
+        assert str(caught.value) == f"{what} {message}"
+
+
 def test_real_tasks_against_a_plain_reading_of_their_json(
     shared_data: Path, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     def closed(text: str) -> str:
         return text.strip() + ("" if text.strip()[-1:] in tuple(string.punctuation) else ".")
 
+    bundled = AutoTokenizer.from_pretrained(resolve_base("mini-base"))
     for file in sorted((shared_data / "sni" / "tasks").glob("*.json")):
         raw = json.loads(file.read_text(encoding="utf-8"))
         blocks = [f"Definition: {closed(raw['Definition'][0])}"]
@@ -249,8 +319,10 @@ def test_real_tasks_against_a_plain_reading_of_their_json(
             blocks.append("\n".join([*lines, f" Output: {closed(example['output'])}"]))
         task = Task.from_file(file)
         assert render_task(task) == "\n\n".join(blocks) + "\n\n"
-        ids = encode_task(tiny_tokenizer, task, Lengths(demonstrations=512))
-        assert len(ids) <= 512 and ids[-1] == tiny_tokenizer.eos_token_id
+        for tokenizer in (tiny_tokenizer, bundled):
+            for limit in (128, 512, 1024):
+                ids = encode_task(tokenizer, task, Lengths(demonstrations=limit), num_demonstrations=16)
+                assert ids == grown(tokenizer, task, limit)
 
 
 P3_TASK = Task("", [("the cat", "mat"), ("on the mat ", " cat"), ("one two three", "two")], name="p3")

@@ -1,6 +1,7 @@
 """Task files and tasks built in Python, and what is said about those that cannot be used."""
 
 import json
+from collections.abc import Callable
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -201,6 +202,9 @@ def test_missing_file_and_folder_instead_of_file_are_refused(tmp_path: Path) -> 
         ("Do.", [("a", "b"), ("a",)], r"demonstration 2 must be \(input, output\)"),
         ("Do.", [("a", 1)], "demonstration 1: output must be a text, not a number"),
         ("Do.", [{"input": "a"}], "demonstration 1: output is missing"),
+        ("Do.", 3, "demonstrations must be a list"),
+        ("Do.", [("a", "\ud800")], "demonstration 1: output holds a character that is no text"),
+        ("\ud800", [("a", "b")], "definition holds a character that is no text"),
     ],
 )
 def test_bad_task_in_python_is_refused(definition: Any, demonstrations: Any, message: str) -> None:
@@ -208,6 +212,37 @@ def test_bad_task_in_python_is_refused(definition: Any, demonstrations: Any, mes
         Task(definition, demonstrations)
     with pytest.raises(HartError, match="^task mine: "):
         Task(definition, demonstrations, name="mine")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Task("Do.", [("a", "b")], categories="abc"), "task: categories must be a list of texts, not a text"),
+        (lambda: Task("Do.", [("a", "b")], categories=[1]), r"task: categories\[0\] must be a text, not a number"),
+        (lambda: Task("Do.", [("a", "b")], name=3), "task: name must be a text, not a number"),
+        (lambda: Task("Do.", [("a", "b")], "n", instances="abc"), "task n: instances must be a list of Instance"),
+        (lambda: Task("Do.", [("a", "b")], instances=[("a", "b")]), "instance 1 must be an Instance, not a list"),
+        (lambda: Task("Do.", [("a", "b")], instances=3), "instances must be a list of Instance, not a number"),
+        (lambda: Demonstration("a", 3), "demonstration: output must be a text, not a number"),
+        (lambda: Demonstration(None, "b"), "demonstration: input must be a text, not null"),
+        (lambda: Instance("a", "yes", "x"), "instance x: references must be a list of texts, not a text"),
+        (lambda: Instance("a", ("yes", 1)), r"instance: references\[1\] must be a text, not a number"),
+        (lambda: Instance("a", ()), "instance: references is empty; give at least one"),
+        (lambda: Instance(3, ("a",)), "instance: input must be a text, not a number"),
+        (lambda: Instance("a", ("b",), 7), "instance: id must be a text, not a number"),
+        (lambda: Instance("a", ("b",), choices="bc"), "instance: choices must be a list of texts, not a text"),
+        (lambda: Instance("a", ("\ud800",)), r"instance: references\[0\] holds a character that is no text"),
+    ],
+)
+def test_types_are_checked_where_they_are_made(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(HartError, match=message):
+        make()
+
+
+def test_lists_are_kept_as_tuples() -> None:
+    instance = Instance("a", ["b", "c"], choices=["b", "d"])
+    assert instance == Instance("a", ("b", "c"), choices=("b", "d")) and hash(instance)
+    assert hash(Task("Do.", [["a", "b"]], categories=["x"], instances=[instance]))
 
 
 def test_every_real_task_file_keeps_what_it_says(shared_data: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from hart.data.p3_names import canonical, dataset_of, held_out, held_out_column, is_scoring_copy, training_mixture
 from hart.data.p3_rows import read_rows, split_files
+from hart.data.prompts import Cuts
 from hart.data.streams import named_stream
 from hart.data.tasks import Demonstration, Instance, Task
 from hart.errors import HartError
@@ -69,13 +70,17 @@ def load_p3(
         for name in names:
             if held_out_column(name):
                 raise HartError(f"data.train_subsets: {name} belongs to a held-out task; leave it for the test")
-    folder = _download(hub_name, [present[name] for name in names]) if data_dir is None else Path(data_dir)
+    folder = Path(data_dir) if data_dir is not None else _download(hub_name, [present[name] for name in names])
     if split != "test":
         aside = _set_aside(folder, [(name, present[name]) for name in names], validation_tasks, seed, split)
         names = [name for name in names if (dataset_of(name) in aside) == (split == "validation")]
-    return [
-        _task(name, folder / present[name], split, num_demonstrations, max_instances, seed) for name in sorted(names)
+    cuts = Cuts()
+    tasks = [
+        _task(name, folder / present[name], split, num_demonstrations, max_instances, seed, cuts)
+        for name in sorted(names)
     ]
+    cuts.tell(logger)
+    return tasks
 
 
 def _held_out_names() -> frozenset[str]:
@@ -123,9 +128,11 @@ def _has_choices(subset: Path) -> bool:
     return bool(split_files(subset, "validation")) and bool(read_rows(subset, "validation")[0].choices)
 
 
-def _task(name: str, subset: Path, split: str, shots: int, max_instances: int | None, seed: int) -> Task:
+def _task(
+    name: str, subset: Path, split: str, shots: int, max_instances: int | None, seed: int, cuts: Cuts
+) -> Task:
     training = split == "train"
-    pool = read_rows(subset, "train")
+    pool = read_rows(subset, "train", cuts=cuts)
     rows = pool if training else read_rows(subset, "validation", check_answers=True)
     if max_instances is not None:
         rows = rows[:max_instances]
@@ -136,7 +143,8 @@ def _task(name: str, subset: Path, split: str, shots: int, max_instances: int | 
     if not demonstrations:
         raise HartError(f"{subset}: every train row has the input of a {split} row; none is left as a demonstration")
     if len(demonstrations) < shots and not training:
-        logger.warning("task %s: has %d of %d demonstrations", name, len(demonstrations), shots)
+        kind = f"has fewer than {shots} demonstrations"
+        cuts.note(kind, f"task {name}", f"has {len(demonstrations)} of {shots} demonstrations")
     return Task("", demonstrations, name=name, categories=[dataset_of(name)], instances=rows)
 
 

@@ -4,12 +4,13 @@ A row has `inputs_pretokenized`, `targets_pretokenized` and, where its template 
 (P3 keeps token ids beside the text) are not read. Rows are numbered from 0 within their split.
 """
 
-import gzip
-import json
 from collections.abc import Iterator, Sequence
+from copy import copy
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Self, overload
 
+from hart.data.prompts import Cuts
+from hart.data.reading import check_file, check_text, parse_json, read_lines
 from hart.data.tasks import Instance, check_choices
 from hart.errors import HartError
 
@@ -31,13 +32,16 @@ def split_files(subset: Path, split: str) -> list[Path]:
     return sorted(found)
 
 
-def read_rows(subset: Path, split: str, *, check_answers: bool = False) -> Sequence[Instance]:
+def read_rows(
+    subset: Path, split: str, *, check_answers: bool = False, cuts: Cuts | None = None
+) -> Sequence[Instance]:
     """The rows of a split; a tuple, or a sequence that reads each row from the disk when it is asked for.
 
     Args:
         subset: folder of the subset.
-        check_answers: refuse rows whose target is not among at least two choices (for evaluation; a training row's
-            choices are not used).
+        check_answers: refuse rows whose input is blank or whose target is not among at least two choices (for
+            evaluation). A training row's choices are not used, and one whose input is blank is left out.
+        cuts: takes a note where rows were left out.
 
     Raises:
         HartError: no such split, no rows, a damaged file, a row without a text where one is needed, rows with and
@@ -46,18 +50,26 @@ def read_rows(subset: Path, split: str, *, check_answers: bool = False) -> Seque
     files = split_files(subset, split)
     if not files:
         raise HartError(f"{subset}: has no {split} rows; expected {split}.jsonl, {split}.parquet or {split}-*.parquet")
+    for path in files:
+        check_file(path)
     rows: Sequence[Instance]
     if sum(path.stat().st_size for path in files) <= IN_MEMORY_BYTES:
-        rows = tuple(_instance(row, _where(subset, split, at)) for at, row in enumerate(_read(subset, split, files)))
-        for at, row in enumerate(rows):
-            if not row.input.strip():
-                raise HartError(f"{_where(subset, split, at)}: {INPUT} is empty; fill or remove the row")
-            if bool(row.choices) != bool(rows[0].choices):
-                raise HartError(f"{_where(subset, split, at)}: mixed schemas, {CHOICES} must be in all rows or in none")
+        rows = tuple(_instances(subset, split, files))
+        blank = [at for at, row in enumerate(rows) if not row.input.strip()]
     else:
         rows = RowsOnDisk(subset, split, files)
+        blank = rows.blank
     if not rows:
         raise HartError(f"{subset}: {split} has no rows; remove the subset or download it again")
+    if blank and (check_answers or len(blank) == len(rows)):
+        raise HartError(f"{_where(subset, split, blank[0])}: {INPUT} is empty; fill or remove the row")
+    if blank:
+        if cuts is not None:
+            kind = "left out rows with an empty input"
+            cuts.note(kind, f"subset {subset.name}", f"left out {len(blank)} of {len(rows)} rows, whose input is empty")
+        left_out = set(blank)
+        kept = [at for at in range(len(rows)) if at not in left_out]
+        rows = rows.select(kept) if isinstance(rows, RowsOnDisk) else tuple(rows[at] for at in kept)
     if check_answers:
         for at, row in enumerate(rows):
             check_choices(row.choices, row.references, _where(subset, split, at))
@@ -79,8 +91,22 @@ def _instance(row: Any, where: str) -> Instance:
         choices = []
     if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
         raise HartError(f"{where}: {CHOICES} must be a list of texts")
+    for key, texts in ((INPUT, [row[INPUT]]), (TARGET, [row[TARGET]]), (CHOICES, choices)):
+        for text in texts:
+            check_text(text, f"{where}: {key}")
     # T0 compares what is left of the white space that templates put around an answer.
     return Instance(row[INPUT], (row[TARGET].strip(),), choices=tuple(choice.strip() for choice in choices))
+
+
+def _instances(subset: Path, split: str, files: Sequence[Path]) -> Iterator[Instance]:
+    """Row by row, each checked."""
+    first: Instance | None = None
+    for at, row in enumerate(_read(subset, split, files)):
+        instance = _instance(row, _where(subset, split, at))
+        first = first or instance
+        if bool(instance.choices) != bool(first.choices):
+            raise HartError(f"{_where(subset, split, at)}: mixed schemas, {CHOICES} must be in all rows or in none")
+        yield instance
 
 
 def _read(subset: Path, split: str, files: Sequence[Path]) -> Iterator[Any]:
@@ -92,18 +118,8 @@ def _read(subset: Path, split: str, files: Sequence[Path]) -> Iterator[Any]:
 
 
 def _read_lines(path: Path, subset: Path, split: str, number: int) -> Iterator[Any]:
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-            for line in file:
-                if not line.strip():
-                    continue
-                try:
-                    yield json.loads(line)
-                except ValueError as error:
-                    raise HartError(f"{_where(subset, split, number)}: is not JSON ({error}); in {path.name}") from None
-                number += 1
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise HartError(f"{path}: cannot be read ({error}); download it again") from error
+    for row, (_, line) in enumerate(read_lines(path), start=number):
+        yield parse_json(line, f"{_where(subset, split, row)} in {path.name}:")
 
 
 def _read_parquet(path: Path) -> list[Any]:
@@ -114,7 +130,7 @@ def _read_parquet(path: Path) -> list[Any]:
         present = pyarrow.parquet.read_schema(path).names
         columns = [name for name in (INPUT, TARGET, CHOICES) if name in present]
         return pyarrow.parquet.read_table(path, columns=columns).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _damaged(path, error) from error
 
 
@@ -127,9 +143,10 @@ class RowsOnDisk(Sequence[Instance]):
     """Rows in an Arrow file that the operating system pages in; in memory there is only what was asked for last.
 
     The file is written once, by `datasets` into its cache (HF_DATASETS_CACHE), and needs as much space as the text.
+    `blank` are the rows whose input is empty.
 
     Raises:
-        HartError: as `read_rows`; a row that is wrong otherwise says so when it is read.
+        HartError: as `read_rows`.
     """
 
     def __init__(self, subset: Path, split: str, files: Sequence[Path]) -> None:
@@ -138,43 +155,67 @@ class RowsOnDisk(Sequence[Instance]):
         import pyarrow.dataset
 
         self._subset, self._split = subset, split
-        names = [str(path) for path in files]
-        parquet = files[0].suffix == ".parquet"
         try:
-            if parquet:
+            if files[0].suffix == ".parquet":
                 # By default whole row groups are read, several of them at once.
                 scan = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False, use_buffered_stream=True)
                 self._rows = datasets.Dataset.from_parquet(
-                    names, columns=_parquet_columns(files), batch_size=1000, fragment_scan_options=scan
+                    [str(path) for path in files],
+                    columns=_parquet_columns(files),
+                    batch_size=1000,
+                    fragment_scan_options=scan,
                 )
             else:
-                self._rows = datasets.Dataset.from_json(names)
-        except (datasets.exceptions.DatasetsError, pyarrow.ArrowException, OSError, EOFError, ValueError) as error:
+                text = datasets.Value("string")
+                self._rows = datasets.Dataset.from_generator(
+                    _as_columns,
+                    features=datasets.Features({INPUT: text, TARGET: text, CHOICES: datasets.List(text)}),
+                    # The times and sizes are part of the name under which the cache keeps the rows.
+                    gen_kwargs={"source": (str(subset), split, tuple(map(str, files)), _versions(files))},
+                )
+        except (datasets.exceptions.DatasetsError, pyarrow.ArrowException, OSError, ValueError) as error:
+            if isinstance(error.__cause__, HartError):
+                raise error.__cause__ from None
             cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
             raise _damaged(subset / split, cause) from error
         for key in (INPUT, TARGET):
             if key not in self._rows.column_names:
                 raise HartError(f"{_where(subset, split, 0)}: {key} is missing; is this a P3 subset?")
         self._rows = self._rows.select_columns([c for c in (INPUT, TARGET, CHOICES) if c in self._rows.column_names])
-        self._check_inputs()
+        self.blank = self._check()
 
-    def _check_inputs(self) -> None:
-        """Empty inputs must not show in the middle of a run. Reads the file through, a batch at a time."""
+    def _check(self) -> list[int]:
+        """Rows with an empty input. What would stop a run later is refused; reads the file through in batches."""
         import pyarrow
-        import pyarrow.compute
+        import pyarrow.compute as compute
 
-        first = 0
+        first, blank = 0, []
         for file in self._rows.cache_files:
             # Not through the memory map, whose pages would all count as this process's memory.
             with pyarrow.OSFile(file["filename"]) as source, pyarrow.ipc.open_stream(source) as batches:
                 for batch in batches:
-                    lengths = pyarrow.compute.utf8_length(pyarrow.compute.utf8_trim_whitespace(batch[INPUT]))
-                    empty = pyarrow.compute.fill_null(pyarrow.compute.equal(lengths, 0), True)
-                    at = pyarrow.compute.index(empty, True).as_py()
-                    if at >= 0:
-                        where = _where(self._subset, self._split, first + at)
-                        raise HartError(f"{where}: {INPUT} is empty; fill or remove the row")
+                    for key in (INPUT, TARGET):
+                        column, at = batch[key], 0
+                        if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type):
+                            at = compute.index(compute.is_null(column), True).as_py()
+                        if at >= 0:
+                            where = _where(self._subset, self._split, first + at)
+                            raise HartError(f"{where}: {key} is missing or no text; fill or remove the row")
+                        try:
+                            column.validate(full=True)
+                        except pyarrow.ArrowInvalid as error:
+                            where = _where(self._subset, self._split, first)
+                            raise HartError(f"{where} or after: {key} is no UTF-8 text ({error})") from None
+                    empty = compute.equal(compute.utf8_length(compute.utf8_trim_whitespace(batch[INPUT])), 0)
+                    blank += [first + at for at in compute.indices_nonzero(empty).to_pylist()]
                     first += len(batch)
+        return blank
+
+    def select(self, kept: Sequence[int]) -> Self:
+        """These rows alone."""
+        selected = copy(self)
+        selected._rows, selected.blank = self._rows.select(kept), []
+        return selected
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -188,6 +229,16 @@ class RowsOnDisk(Sequence[Instance]):
             return tuple(self[i] for i in range(*at.indices(len(self))))
         at = range(len(self))[at]
         return _instance(self._rows[int(at)], _where(self._subset, self._split, at))
+
+
+def _as_columns(source: tuple[str, str, tuple[str, ...], Any]) -> Iterator[dict[str, Any]]:
+    subset, split, files, _ = source
+    for row in _instances(Path(subset), split, [Path(name) for name in files]):
+        yield {INPUT: row.input, TARGET: row.references[0], CHOICES: list(row.choices)}
+
+
+def _versions(files: Sequence[Path]) -> tuple[tuple[int, int], ...]:
+    return tuple((path.stat().st_size, path.stat().st_mtime_ns) for path in files)
 
 
 def _parquet_columns(files: Sequence[Path]) -> list[str]:

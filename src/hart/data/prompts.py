@@ -18,14 +18,16 @@ the main model is to read it as T0 did.
 
 import logging
 import string
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import accumulate
 from typing import Any, Literal, Protocol
 
+from hart.data.reading import check_text
 from hart.data.tasks import Demonstration, Task
 from hart.errors import HartError
 
-Fits = Callable[[str], bool]
 PromptFormat = Literal["instructions", "prompts"]
 
 
@@ -88,36 +90,18 @@ class Cuts:
             logger.warning("%s%s", message, f"; the same for {' and '.join(same)}" if same else "")
 
 
-def always(text: str) -> bool:
-    """The limit of a reader without limits."""
-    return True
+def render_task(task: Task, *, num_demonstrations: int = 2, explanations: bool = False) -> str:
+    """Definition and demonstrations, what the hypernetwork reads (Def+2Pos by default)."""
+    return "".join(_pieces(task, num_demonstrations, explanations))
 
 
-def render_task(task: Task, *, num_demonstrations: int = 2, explanations: bool = False, fits: Fits = always) -> str:
-    """Definition and demonstrations, what the hypernetwork reads (Def+2Pos by default).
-
-    ``fits`` is asked with the whole text whether one more example may be added.
-    """
-    text, _ = _assemble(task, "", num_demonstrations, explanations, fits)
-    return text
-
-
-def render_in_context(
-    task: Task,
-    query: str,
-    *,
-    num_demonstrations: int = 2,
-    explanations: bool = False,
-    fits: Fits = always,
-) -> str:
+def render_in_context(task: Task, query: str, *, num_demonstrations: int = 2, explanations: bool = False) -> str:
     """Definition, demonstrations and the query to answer, what an in-context model reads.
 
     Raises:
         HartError: the query is empty.
     """
-    tail = _unanswered(query)
-    text, _ = _assemble(task, tail, num_demonstrations, explanations, fits)
-    return text
+    return "".join(_pieces(task, num_demonstrations, explanations)) + _unanswered(query)
 
 
 def encode_task(
@@ -177,14 +161,15 @@ def encode_in_context(
 def encode_query(
     tokenizer: Tokenizer, text: str, lengths: Lengths, *, eos: bool = True, cuts: Cuts | None = None, name: str = ""
 ) -> list[int]:
-    """Tokens of a raw query for the main model, cut from the end to ``lengths.query``.
+    """Tokens of a raw query for the main model, at least one, cut from the end to ``lengths.query``.
 
-    A cut is noted in ``cuts`` under ``name`` ("query 3"), and not told without it.
+    A query of characters that the tokenizer drops is read as the end of sequence alone. A cut is noted in
+    ``cuts`` under ``name`` ("query 3"), and not told without it.
 
     Raises:
-        HartError: the query is empty.
+        HartError: the query is empty, or holds half of a surrogate pair.
     """
-    read = _tokens(tokenizer, _not_empty(text))
+    read = _tokens(tokenizer, _not_empty(text, name))
     _note_length(read, lengths.query, eos, "query", cuts, name)
     return _cut(read, lengths.query, tokenizer, eos=eos)
 
@@ -196,7 +181,7 @@ def encode_target(
 
     A cut is noted as by `encode_query`.
     """
-    read = _tokens(tokenizer, text.strip())
+    read = _tokens(tokenizer, check_text(text.strip(), name or "the answer"))
     _note_length(read, lengths.target, True, "target", cuts, name)
     return _cut(read, lengths.target, tokenizer)
 
@@ -206,20 +191,18 @@ def _note_length(tokens: list[int], limit: int, eos: bool, what: str, cuts: Cuts
         cuts.note(f"cut the end of the {what} to stay within {limit} tokens", name)
 
 
-def _assemble(task: Task, tail: str, num_demonstrations: int, explanations: bool, fits: Fits) -> tuple[str, int]:
-    """The text, and how many examples went into it."""
-    if num_demonstrations < 0:
-        raise HartError(f"num_demonstrations: must be at least 0, not {num_demonstrations}")
+def _pieces(task: Task, num_demonstrations: int, explanations: bool) -> list[str]:
+    """The definition, and each demonstration that is wanted."""
+    _check_number(num_demonstrations)
     if not task.definition.strip():
         raise HartError(f"task {task.label}: the definition is empty; say what the task asks for")
-    text = _sentence("Definition: ", task.definition) + "\n\n"
-    chosen = task.demonstrations[:num_demonstrations]
-    for index, demonstration in enumerate(chosen):
-        longer = text + _example(index + 1, demonstration, explanations)
-        if not fits(longer + tail):
-            return text + tail, index
-        text = longer
-    return text + tail, len(chosen)
+    chosen = enumerate(task.demonstrations[:num_demonstrations], start=1)
+    return [_sentence("Definition: ", task.definition) + "\n\n", *(_example(i, each, explanations) for i, each in chosen)]
+
+
+def _check_number(num_demonstrations: int) -> None:
+    if num_demonstrations < 0:
+        raise HartError(f"num_demonstrations: must be at least 0, not {num_demonstrations}")
 
 
 def _example(number: int, demonstration: Demonstration, explanations: bool) -> str:
@@ -243,10 +226,10 @@ def _sentence(opening: str, text: str) -> str:
     return sentence if sentence[-1] in string.punctuation else sentence + "."
 
 
-def _not_empty(query: str) -> str:
-    stripped = query.strip()
+def _not_empty(query: str, name: str = "") -> str:
+    stripped = check_text(query.strip(), name or "the query")
     if not stripped:
-        raise HartError("the query is empty; give the text that the task is to be applied to")
+        raise HartError(f"{name or 'the query'} is empty; give the text that the task is to be applied to")
     return stripped
 
 
@@ -259,14 +242,11 @@ def _encode_assembled(
     explanations: bool,
     cuts: Cuts | None,
 ) -> list[int]:
-    def fits(text: str) -> bool:
-        return len(_tokens(tokenizer, text)) < max_length  # one is left for the end of sequence
-
-    text, kept = _assemble(task, tail, num_demonstrations, explanations, fits)
-    tokens = _tokens(tokenizer, text)
+    pieces = _pieces(task, num_demonstrations, explanations)
+    kept, tokens = _fitting(tokenizer, pieces, tail, max_length)
+    wanted = len(pieces) - 1
     if cuts is not None:
         limit = f"to stay within {max_length} tokens"
-        wanted = min(num_demonstrations, len(task.demonstrations))
         numbers = ", ".join(str(number) for number in range(kept + 1, wanted + 1))
         left_out = f"left out demonstration {numbers} of {wanted}"
         if len(tokens) >= max_length:
@@ -275,6 +255,32 @@ def _encode_assembled(
         elif kept < wanted:
             cuts.note(f"left out demonstrations {limit}", f"task {task.label}", f"{left_out} {limit}")
     return _cut(tokens, max_length, tokenizer)
+
+
+def _fitting(tokenizer: Tokenizer, pieces: Sequence[str], tail: str, max_length: int) -> tuple[int, list[int]]:
+    """How many demonstrations fit behind the definition, and the tokens of the text with them.
+
+    Only the tokens of the whole text count, which are not those of its pieces one after the other. A longer list has
+    never fewer of them, so the number is searched for: most often the first try is right, and the one above it.
+    """
+    sizes = list(accumulate(map(len, pieces)))
+    tokens: list[int] = []
+    ratio = _CHARACTERS_PER_TOKEN
+    fits, fails = -1, len(pieces)
+    while fails - fits > 1:
+        guess = bisect_left(sizes, ratio * max_length - len(tail)) - 1
+        guess = min(max(guess, fits + 1), fails - 1)
+        text = "".join(pieces[: guess + 1]) + tail
+        tried = _tokens(tokenizer, text)
+        if len(tried) < max_length or not guess:  # one is left for the end of sequence; without any it is cut
+            fits, tokens = guess, tried
+        else:
+            fails = guess
+        ratio = len(text) / max(len(tried), 1)
+    return fits, tokens
+
+
+_CHARACTERS_PER_TOKEN = 4.0  # of English; the first guess
 
 
 def _encode_prompts(
@@ -286,8 +292,7 @@ def _encode_prompts(
     cuts: Cuts | None,
 ) -> list[int]:
     """Demonstrations as many as fit before the query, in order; without a query at least one, cut if it must be."""
-    if num_demonstrations < 0:
-        raise HartError(f"num_demonstrations: must be at least 0, not {num_demonstrations}")
+    _check_number(num_demonstrations)
     room = max_length - len(query)
     chosen = task.demonstrations[:num_demonstrations]
     tokens: list[int] = []
@@ -318,4 +323,5 @@ def _tokens(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def _cut(tokens: list[int], max_length: int, tokenizer: Tokenizer, *, eos: bool = True) -> list[int]:
-    return [*tokens[: max_length - 1], tokenizer.eos_token_id] if eos else tokens[:max_length]
+    """Never empty, which no model could read."""
+    return [*tokens[: max_length - 1], tokenizer.eos_token_id] if eos or not tokens else tokens[:max_length]

@@ -6,11 +6,8 @@ input string is split into three random-length chunks", for hypernetwork, main m
 training loop is the one for tasks; only the examples differ.
 """
 
-import gzip
-import json
 import logging
 import os
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,6 +16,7 @@ import numpy as np
 from torch.utils.data import Dataset, get_worker_info
 
 from hart.data.prompts import Lengths, Tokenizer
+from hart.data.reading import parse_json, read_lines
 from hart.data.sampling import Example
 from hart.data.tasks import Task
 from hart.errors import HartError
@@ -219,29 +217,12 @@ def _files(directory: Path) -> list[Path]:
 
 
 def _file_texts(path: Path) -> Iterator[str]:
-    opened = gzip.open if path.suffix == ".gz" else open
-    number = 0
-    try:
-        with opened(path, "rt", encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield _text(line, f"{path}, line {number}")
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise HartError(f"{path}: damaged after line {number} ({error}); download it again") from error
-    except UnicodeDecodeError as error:
-        raise HartError(f"{path}: not UTF-8 after line {number}; give text files") from error
-    except OSError as error:
-        raise HartError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def _text(line: str, where: str) -> str:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise HartError(f"{where}: not JSON ({error.msg})") from None
-    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-        raise HartError(f'{where}: must be a JSON object with a text as "text"')
-    return row["text"]
+    for number, line in read_lines(path):
+        where = f"{path}, line {number}"
+        row = parse_json(line, f"{where}:")
+        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+            raise HartError(f'{where}: must be a JSON object with a text as "text"')
+        yield row["text"]
 
 
 def _hub_texts(name: str) -> Iterator[str]:

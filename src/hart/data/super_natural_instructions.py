@@ -16,6 +16,7 @@ from itertools import count, takewhile
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
+from hart.data.reading import check_file
 from hart.data.streams import named_stream
 from hart.data.tasks import Task
 from hart.errors import HartError
@@ -116,7 +117,8 @@ class _Folder:
                     "allenai/natural-instructions (tasks/ and splits/default/)"
                 )
         try:
-            lines = split_list.read_text(encoding="utf-8").split()
+            check_file(split_list)
+            lines = split_list.read_text(encoding="utf-8-sig").split()
         except (OSError, UnicodeDecodeError) as error:
             raise HartError(f"{split_list}: cannot read the list of tasks ({error})") from None
         self.names = list(dict.fromkeys(lines))

@@ -16,29 +16,51 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from hart.data.reading import check_file, check_text, parse_json
 from hart.errors import HartError
 
 
 @dataclass(frozen=True)
 class Demonstration:
-    """One solved example of a task; ``explanation`` says why the output is right, if anyone did."""
+    """One solved example of a task; ``explanation`` says why the output is right, if anyone did.
+
+    Raises:
+        HartError: a field is no text.
+    """
 
     input: str
     output: str
     explanation: str = ""
+
+    def __post_init__(self) -> None:
+        for key in ("input", "output", "explanation"):
+            _text(getattr(self, key), f"demonstration: {key}")
 
 
 @dataclass(frozen=True)
 class Instance:
     """One query of a task with all its accepted answers (at least one).
 
-    ``choices`` are the answers to choose from, where the task is multiple-choice.
+    ``choices`` are the answers to choose from, where the task is multiple-choice. Both may be given as
+    any sequence of texts.
+
+    Raises:
+        HartError: a field is of the wrong type, or there is no reference.
     """
 
     input: str
     references: tuple[str, ...]
     id: str = ""
     choices: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _text(self.id, "instance: id")
+        where = f"instance {self.id}" if self.id else "instance"
+        _text(self.input, f"{where}: input")
+        object.__setattr__(self, "references", _texts(self.references, f"{where}: references"))
+        object.__setattr__(self, "choices", _texts(self.choices, f"{where}: choices"))
+        if not self.references:
+            raise HartError(f"{where}: references is empty; give at least one accepted answer")
 
 
 DemonstrationLike: TypeAlias = Demonstration | Sequence[str] | Mapping[str, str]
@@ -74,9 +96,10 @@ class Task:
         categories: Iterable[str] = (),
         instances: Iterable[Instance] = (),
     ) -> None:
+        _text(name, "task: name")
         where = f"task {name}" if name else "task"
         _text(definition, f"{where}: definition")
-        if isinstance(demonstrations, str | Mapping):
+        if isinstance(demonstrations, str | Mapping) or not isinstance(demonstrations, Iterable):
             raise HartError(
                 f"{where}: demonstrations must be a list of (input, output) pairs, not {_kind(demonstrations)}"
             )
@@ -89,9 +112,15 @@ class Task:
         object.__setattr__(self, "definition", definition)
         object.__setattr__(self, "demonstrations", normalised)
         object.__setattr__(self, "name", name)
-        object.__setattr__(self, "categories", tuple(categories))
+        object.__setattr__(self, "categories", _texts(categories, f"{where}: categories"))
+        if isinstance(instances, str | Mapping) or not isinstance(instances, Iterable):
+            raise HartError(f"{where}: instances must be a list of Instance, not {_kind(instances)}")
         lazy = isinstance(instances, Sequence) and not isinstance(instances, list)
         object.__setattr__(self, "instances", instances if lazy else tuple(instances))
+        # Rows that stay on the disk are not read here.
+        for number, instance in enumerate(self.instances if isinstance(self.instances, tuple) else (), start=1):
+            if not isinstance(instance, Instance):
+                raise HartError(f"{where}: instance {number} must be an Instance, not {_kind(instance)}")
 
     @property
     def label(self) -> str:
@@ -118,15 +147,15 @@ class Task:
         """
         path = Path(path)
         try:
-            content = json.loads(path.read_text(encoding="utf-8-sig"))
+            text = path.read_text(encoding="utf-8-sig")
+            check_file(path)
         except FileNotFoundError:
             raise HartError(f"{path}: no such task file") from None
         except UnicodeDecodeError:
             raise HartError(f"{path}: not a task file, the text is not UTF-8") from None
-        except json.JSONDecodeError as error:
-            raise HartError(f"{path}: not a task file, the text is not JSON ({error})") from None
         except OSError as error:
             raise HartError(f"{path}: cannot read the task file ({error.strerror})") from None
+        content = parse_json(text, f"{path}: not a task file, the text")
         return cls.from_dict(content, source=str(path), name=path.stem, needs_definition=needs_definition)
 
     @classmethod
@@ -291,7 +320,18 @@ def _list(value: Any, key: str, source: str) -> list[Any]:
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise HartError(f"{where} must be a text, not {_kind(value)}")
-    return value
+    return value if value.isascii() else check_text(value, where)
+
+
+def _texts(values: Any, where: str) -> tuple[str, ...]:
+    """A text alone is an iterable of letters, which nobody means."""
+    if isinstance(values, str | Mapping) or not isinstance(values, Iterable):
+        raise HartError(f"{where} must be a list of texts, not {_kind(values)}")
+    texts = tuple(values)
+    for index, text in enumerate(texts):
+        if not (isinstance(text, str) and text.isascii()):  # for speed; most texts are
+            _text(text, f"{where}[{index}]")
+    return texts
 
 
 def _kind(value: Any) -> str:

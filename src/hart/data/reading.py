@@ -1,0 +1,80 @@
+"""Files and texts as users have them: what cannot be read, or is no text, is told in one line that names it."""
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hart.errors import HartError
+
+_LFS_POINTER = b"version https://git-lfs"
+
+
+def check_text(text: str, where: str) -> str:
+    """The text itself.
+
+    Raises:
+        HartError: it cannot be written as UTF-8. JSON can spell half of a surrogate pair, and arguments that are not
+            UTF-8 become such halves; no tokenizer takes them.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        character = f"U+{ord(text[error.start]):04X}"
+        raise HartError(
+            f"{where} holds a character that is no text (a lone surrogate, {character}, at position {error.start}); "
+            "replace it"
+        ) from None
+    return text
+
+
+def check_file(path: Path) -> None:
+    """Raise `HartError` if that is a folder, cannot be opened, or is what Git LFS left in place of the file."""
+    try:
+        with path.open("rb") as file:
+            beginning = file.read(len(_LFS_POINTER))
+    except OSError as error:
+        raise HartError(f"{path}: cannot be read ({error.strerror})") from None
+    if beginning == _LFS_POINTER:
+        raise HartError(f"{path}: is a pointer of Git LFS, not the file; fetch it with `git lfs pull`")
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number (from 1) and text of each line that is not blank; gzipped if the name ends in `.gz`.
+
+    Raises:
+        HartError: `check_file`, a damaged archive, or a text that is not UTF-8.
+    """
+    check_file(path)
+    number = 0
+    try:
+        with gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(
+            encoding="utf-8-sig"
+        ) as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield number, line
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise HartError(f"{path}: damaged after line {number} ({error}); download it again") from error
+    except UnicodeDecodeError as error:
+        raise HartError(f"{path}: not UTF-8 after line {number}; convert it") from error
+    except OSError as error:
+        raise HartError(f"{path}: cannot be read after line {number} ({error.strerror or error})") from error
+
+
+def parse_json(text: str, where: str) -> Any:
+    """The value that a JSON text stands for.
+
+    Raises:
+        HartError: it is not JSON, or has a number or a nesting that Python does not take.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise HartError(f"{where} is not JSON ({error})") from None
+    except RecursionError:
+        raise HartError(f"{where} is not usable JSON (nested too deep)") from None
+    except ValueError:
+        raise HartError(f"{where} is not usable JSON (a number has too many digits)") from None
