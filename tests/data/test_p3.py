@@ -201,3 +201,59 @@ def test_real_subsets(shared_data: Path):
     assert len(training) == 20
     with pytest.raises(HartError, match="no subset of T0's training mixture"):
         load_p3(shared_data / "p3", "train")
+
+
+@pytest.fixture
+def hub_cache(toy_p3_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's cache with the toy subsets as its parquet branch has them; the snapshot's folder."""
+    import pyarrow
+    import pyarrow.parquet
+
+    repository = tmp_path / "hub" / "datasets--bigscience--P3"
+    snapshot = repository / "snapshots" / ("b" * 40)
+    reference = repository / "refs" / "refs" / "convert" / "parquet"
+    reference.parent.mkdir(parents=True)
+    reference.write_text("b" * 40)
+    (repository / "blobs").mkdir()
+    for path in toy_p3_dir.glob("*/*.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        to = snapshot / path.parent.name / path.stem / "0000.parquet"
+        to.parent.mkdir(parents=True)
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), to)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return snapshot
+
+
+def test_a_cache_of_the_hub_needs_no_network(
+    hub_cache: Path, toy_p3_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    assert huggingface_hub.constants.HF_HUB_OFFLINE
+    for split in ("train", "test"):
+        caplog.clear()
+        assert names(load_p3(None, split)) == names(load_p3(toy_p3_dir, split))
+        assert caplog.messages[0] == (
+            "bigscience/P3: the hub is not asked or cannot be reached; only what its cache has is used"
+        )
+        assert len(caplog.messages) == (1 if split == "train" else 3)  # both say that there are fewer demonstrations
+    # A download that was broken off.
+    (hub_cache.parents[1] / "blobs" / "abc.incomplete").touch()
+    caplog.clear()
+    load_p3(None, "test")
+    assert caplog.messages[0].endswith("is used, where 1 downloads are unfinished")
+    shutil.rmtree(hub_cache / "super_glue_cb_can_we_infer" / "validation")
+    with pytest.raises(HartError, match="super_glue_cb_can_we_infer: has no validation rows"):
+        load_p3(None, "test")
+
+
+def test_the_hub_says_which_files_of_a_cache_are_missing(hub_cache: Path):
+    """Its client keeps the list of a snapshot's files since version 1.0 or so; without the list it cannot know."""
+    client = pytest.importorskip("huggingface_hub._tree_cache", reason="the hub's client is of an older version")
+    listed = {str(path.relative_to(hub_cache)): None for path in hub_cache.rglob("*.parquet")}
+    listed["imdb_Reviewer_Enjoyment/train/0001.parquet"] = None
+    entries = {
+        name: client.TreeCacheEntry(size=1, blob_id="0", lfs_sha256=None, lfs_size=None, xet_hash=None) for name in listed
+    }
+    client.write_tree_cache(str(hub_cache.parents[1]), "b" * 40, entries)
+    assert len(load_p3(None, "test")) == 3
+    with pytest.raises(HartError, match=r"bigscience/P3: cannot be loaded from the hub \(The cached snapshot.*incomplete"):
+        load_p3(None, "train")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import huggingface_hub
 import pytest
 
 from hart.data.super_natural_instructions import load_sni
@@ -175,9 +176,24 @@ def test_hub_task_with_one_example_leaves_the_second_empty(hub: Path, missing: s
 
 
 def test_hub_that_cannot_be_reached_is_one_line() -> None:
-    with pytest.raises(HartError, match="nobody/nothing: cannot load the split 'test'") as caught:
+    with pytest.raises(HartError, match=r"nobody/nothing: cannot be loaded from the hub, split 'test'") as caught:
         load_sni(None, "test", max_instances=1, hub_name="nobody/nothing")
     assert "\n" not in str(caught.value)
+
+
+def test_a_cache_of_the_hub_needs_no_network(
+    hub: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What another program downloaded is enough, though `datasets` has not prepared it."""
+    repository = tmp_path / "cache" / "datasets--jayelm--natural-instructions"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("c" * 40)
+    (repository / "snapshots").mkdir()
+    hub.rename(repository / "snapshots" / ("c" * 40))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    tasks = load_sni(None, "test", max_instances=None)
+    assert [task.instances for task in tasks] == [task.instances for task in load_sni(folder, "test", max_instances=None)]
+    assert "only what its cache has is used" in caplog.messages[-1]
 
 
 def test_hub_without_demonstrations_is_refused(hub: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hart.data.hub import cached_snapshot, unreachable
 from hart.data.p3_names import canonical, dataset_of, held_out, held_out_column, is_scoring_copy, training_mixture
 from hart.data.p3_rows import read_rows, split_files
 from hart.data.prompts import Cuts
@@ -184,7 +185,10 @@ def _hub_names(hub_name: str) -> dict[str, str]:
         entries = HfApi().list_repo_tree(hub_name, repo_type="dataset", revision=PARQUET_BRANCH)
         names = [entry.path for entry in entries if isinstance(entry, RepoFolder)]
     except Exception as error:
-        raise _unreachable(hub_name, error) from error
+        folder = cached_snapshot(hub_name, PARQUET_BRANCH)
+        if folder is None:
+            raise _unreachable(hub_name, error) from error
+        return _folder_names(folder)
     return {canonical(name): name for name in names if not is_scoring_copy(name)}
 
 
@@ -204,5 +208,4 @@ _SPLITS = ("train", "validation")
 
 
 def _unreachable(hub_name: str, error: Exception) -> HartError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return HartError(f"{hub_name}: cannot be loaded from the hub ({reason}); give a folder of subsets (data.dir)")
+    return unreachable(hub_name, "loaded from the hub", error, "give a folder of subsets (data.dir)")

@@ -16,6 +16,7 @@ from itertools import count, takewhile
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
+from hart.data.hub import cached_snapshot, unreachable
 from hart.data.reading import check_file
 from hart.data.streams import named_stream
 from hart.data.tasks import Task
@@ -220,11 +221,16 @@ def _load_rows(hub_name: str, official: str) -> Any:
     try:
         rows = datasets.load_dataset(hub_name, split=official)
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise HartError(
-            f"{hub_name}: cannot load the split '{official}' from the hub ({reason}); "
-            "give the folder of a clone of allenai/natural-instructions instead (data.dir)"
-        ) from error
+        instead = "give the folder of a clone of allenai/natural-instructions instead (data.dir)"
+        failed = unreachable(hub_name, f"loaded from the hub, split '{official}'", error, instead)
+        # `datasets` knows what it prepared itself, not what was downloaded for it.
+        folder = cached_snapshot(hub_name) if isinstance(error, OSError) else None
+        if folder is None:
+            raise failed from error
+        try:
+            rows = datasets.load_dataset(str(folder), split=official)
+        except (datasets.exceptions.DatasetsError, OSError, ValueError) as again:
+            raise failed from again
     missing = [column for column in _COLUMNS if column not in rows.column_names]
     if missing:
         raise HartError(
