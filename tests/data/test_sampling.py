@@ -1,5 +1,6 @@
 """Draws of training examples: frequencies, independence of workers, and no leak of the query."""
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -178,12 +179,7 @@ def test_index_outside_the_data_set_is_refused(dataset: Any) -> None:
         (
             [TASKS[1], replace(TASKS[0], instances=(Instance(" \n", ("a",), "north-9"),))],
             {},
-            "task north: instance north-9 has an empty input",
-        ),
-        (
-            [replace(TASKS[0], instances=(TASKS[0].instances[0], Instance("", ("a",))))],
-            {},
-            "task north: instance number 1 has an empty input",
+            "task north: all of its 1 Instances have an empty input",
         ),
         ([replace(TASKS[0], definition=" ")], {}, "task north: the definition is empty"),
         (
@@ -203,6 +199,94 @@ def test_what_would_fail_during_a_run_is_refused_before_it(
 ) -> None:
     with pytest.raises(HartError, match=message):
         dataset(tasks, **options)
+
+
+def test_instances_with_an_empty_input_are_left_out_and_counted(
+    dataset: Any, tiny_tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Super-NaturalInstructions' task1195 has one: it must not stop a training."""
+    blank = Instance(" \n", ("a",))
+    north = replace(TASKS[0], instances=(blank, *TASKS[0].instances[:2], blank, *TASKS[0].instances[2:]))
+    south = replace(TASKS[1], instances=(*TASKS[1].instances, blank))
+    plain = dataset(length=200)
+    assert not caplog.messages
+    examples = dataset([north, south, TASKS[2]], length=200)
+    assert caplog.messages == ["task north: left out 2 of 6 instances, whose input is empty; the same for task south"]
+    assert [examples[i] for i in range(200)] == [plain[i] for i in range(200)]
+    weighed = dataset([north, south, TASKS[2]], length=200, sizes=[6, 13, 8], demonstrations="sampled")
+    assert all(len(weighed[i]["query_ids"]) > 1 for i in range(200))
+
+
+@pytest.mark.parametrize("to", ["hypernetwork", "main"])
+def test_demonstrations_of_a_group_are_encoded_once(
+    to: str, dataset: Any, tiny_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hart.data import sampling
+
+    asked, encode = [], sampling.encode_task
+    monkeypatch.setattr(sampling, "encode_task", lambda *a, **k: asked.append(a[1]) or encode(*a, **k))
+    options = {"demonstrations": "sampled", "queries_per_task": 3, "length": 30, "demonstrations_to": to}
+    examples = dataset(**options)
+    in_order = [examples[i] for i in range(30)]
+    assert len(asked) == (10 if to == "hypernetwork" else 0)
+    # Asked for in any order, by a new data set each, they are the same.
+    shuffled = sorted(range(30), key=lambda i: (i * 7) % 30)
+    assert [dataset(**options)[i] for i in shuffled] == [in_order[i] for i in shuffled]
+    for first in range(0, 30, 3):
+        assert len({tuple(each.get("demo_ids", ())) for each in in_order[first : first + 3]}) == 1
+
+
+def long_task(name: str, *, queries: int = 0, targets: int = 0, demonstrations: int = 1) -> Task:
+    instances = [
+        Instance("one " * (60 if k < queries else 2) + str(k), ("two " * (60 if k < targets else 2),))
+        for k in range(10)
+    ]
+    return Task("Do it.", [("three", "four"), ("five " * 80, "x")][:demonstrations], name=name, instances=instances)
+
+
+def test_what_is_cut_is_told_once_and_counted(dataset: Any, caplog: pytest.LogCaptureFixture) -> None:
+    lengths = Lengths(demonstrations=100, query=50, target=40)
+    tasks = [long_task("a", queries=3), long_task("b", targets=2, queries=5, demonstrations=2), long_task("c")]
+    tasks += [long_task(f"more {number}", demonstrations=2) for number in range(20)]
+    examples = dataset(tasks, lengths=lengths)
+    expected = [
+        "task b: left out demonstration 2 of 2 to stay within 100 tokens; the same for task more 0, task more 1 "
+        "and 18 more",
+        "queries: 8 of 230 have more than 49 tokens and are cut from the end, most of them in task b, a",
+        "targets: 2 of 230 have more than 39 tokens and are cut from the end, most of them in task b",
+    ]
+    assert caplog.messages == expected
+    for index in range(300):
+        assert len(examples[index]["query_ids"]) <= 50 and len(examples[index]["labels"]) <= 40
+    assert caplog.messages == expected, "nothing more during the run"
+    caplog.clear()
+    many = replace(tasks[0], instances=[each for each in tasks[0].instances for _ in range(50)])
+    dataset([many], lengths=lengths)
+    assert caplog.messages == [
+        "queries: 30 of 100 looked at have more than 49 tokens and are cut from the end, most of them in task a"
+    ]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_cut_during_a_run_is_told_of_the_first(workers: int, dataset: Any, capfd: Any, caplog: Any) -> None:
+    lengths = Lengths(demonstrations=30, query=50, target=40)
+    form = {**PROMPTS, "num_demonstrations": 3}
+    rows = OnDisk([f"{i} {'one ' * 60}" for i in range(100)])
+    examples = dataset([Task("", [("x", "y")], name="disk", instances=rows)], lengths=lengths, length=40, **form)
+    assert not caplog.messages
+    handler = logging.StreamHandler()  # of the workers, too
+    logging.getLogger("hart.data.sampling").addHandler(handler)
+    try:
+        loader = DataLoader(examples, batch_size=4, num_workers=workers, collate_fn=Collator(0))
+        assert len(list(loader)) == 10
+    finally:
+        logging.getLogger("hart.data.sampling").removeHandler(handler)
+    assert capfd.readouterr().err.splitlines() == [
+        "task disk: cut the input of the only demonstration that it shows to stay within 30 tokens; "
+        "others may be cut, too",
+        "task disk: cut the end of the query to stay within 50 tokens; others may be cut, too",
+        "task disk: cut the end of the target to stay within 40 tokens; others may be cut, too",
+    ]
 
 
 class OnDisk(Sequence[Instance]):

@@ -1,21 +1,24 @@
-"""Average length of a task's instances in tokens, measured once and remembered on the disk (section 8.1.3)."""
+"""Lengths of a task's instances in tokens: the average (section 8.1.3), and how many are longer than a limit."""
 
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from hart.data.prompts import Tokenizer
-from hart.data.tasks import Task
+from hart.data.prompts import Lengths, Tokenizer
+from hart.data.tasks import Instance, Task
 from hart.errors import HartError
 from hart.files import cache_folder, write_json
 
 logger = logging.getLogger(__name__)
 
 SAMPLE = 1000
-"""Instances that are measured, evenly spaced over the task."""
+"""Instances whose average is taken, evenly spaced over the task."""
+LOOKED_AT = 100
+"""Instances of a task that are compared with the limits: all of them under the usual cap."""
 
 
 def average_length(task: Task, tokenizer: Tokenizer, identity: str | None = None) -> float:
@@ -24,8 +27,7 @@ def average_length(task: Task, tokenizer: Tokenizer, identity: str | None = None
     `identity` is that of the tokenizer, where a caller has it already. The result is kept in `cache_folder` under a
     name made of the texts and the tokenizer, so it is never out of date.
     """
-    count = len(task.instances)
-    rows = [task.instances[i * count // SAMPLE] for i in range(SAMPLE)] if count > SAMPLE else task.instances
+    rows = _spread(task, SAMPLE)
     texts = [text for row in rows for text in (row.input, row.references[0])]
     key = hashlib.sha256((identity or tokenizer_identity(tokenizer)).encode())
     for text in texts:
@@ -42,6 +44,45 @@ def average_length(task: Task, tokenizer: Tokenizer, identity: str | None = None
     except HartError as error:
         logger.debug("not remembered: %s", error)
     return average
+
+
+def _spread(task: Task, most: int) -> Sequence[Instance]:
+    """At most so many instances, evenly spaced."""
+    count = len(task.instances)
+    return [task.instances[i * count // most] for i in range(most)] if count > most else task.instances
+
+
+def tell_long(tasks: Sequence[Task], tokenizer: Tokenizer, lengths: Lengths, *, queries: bool, query_eos: bool) -> None:
+    """Warn once how many queries, and once how many targets, are longer than their limit and will be cut.
+
+    At most `LOOKED_AT` instances of each task that has them in memory are looked at, evenly spaced.
+    """
+    rows = {task.label: _spread(task, LOOKED_AT) for task in tasks if isinstance(task.instances, tuple)}
+    sampled = any(len(task.instances) > LOOKED_AT for task in tasks if task.label in rows)
+    inputs = {label: [row.input for row in own] for label, own in rows.items()} if queries else {}
+    targets = {label: [text for row in own for text in row.references] for label, own in rows.items()}
+    for what, texts, limit in (
+        ("queries", inputs, lengths.query - query_eos),
+        ("targets", targets, lengths.target - 1),
+    ):
+        # A text has hardly ever more tokens than bytes, so most need not be cut into tokens to know.
+        possible = [(label, text) for label, own in texts.items() for text in own if len(text.encode()) >= limit]
+        if not possible:
+            continue
+        tokens: Any = tokenizer([text.strip() for _, text in possible], add_special_tokens=False, verbose=False)  # type: ignore[arg-type]
+        long = Counter(
+            label for (label, _), ids in zip(possible, tokens["input_ids"], strict=True) if len(ids) > limit
+        )
+        if long:
+            logger.warning(
+                "%s: %d of %d%s have more than %d tokens and are cut from the end, most of them in task %s",
+                what,
+                long.total(),
+                sum(map(len, texts.values())),
+                " looked at" if sampled else "",
+                limit,
+                ", ".join(label for label, _ in long.most_common(3)),
+            )
 
 
 def without_long(

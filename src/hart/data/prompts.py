@@ -89,6 +89,14 @@ class Cuts:
             same = [", ".join(others)] * bool(others) + [f"{more} more"] * bool(more)
             logger.warning("%s%s", message, f"; the same for {' and '.join(same)}" if same else "")
 
+    def tell_first(self, logger: logging.Logger, said: set[str]) -> None:
+        """One warning for each kind that is not in `said`, and is from now on: of the first, since more may come."""
+        noted, self._noted = self._noted, {}
+        for kind, (message, _) in noted.items():
+            if kind not in said:
+                said.add(kind)
+                logger.warning("%s; others may be cut, too", message)
+
 
 def render_task(task: Task, *, num_demonstrations: int = 2, explanations: bool = False) -> str:
     """Definition and demonstrations, what the hypernetwork reads (Def+2Pos by default)."""

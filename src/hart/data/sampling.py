@@ -6,13 +6,15 @@ so the examples do not depend on the number of workers or processes, nor on wher
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal, NotRequired, TypedDict, get_args
 
 import numpy as np
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
+from hart.data.lengths import tell_long
 from hart.data.prompts import (
+    Cuts,
     Lengths,
     PromptFormat,
     Tokenizer,
@@ -45,7 +47,8 @@ class TrainingDataset(Dataset[Example]):
     """``length`` examples drawn at random from the tasks.
 
     Args:
-        tasks: training tasks, each with instances.
+        tasks: training tasks, each with instances. Instances with an empty input (official tasks have some) are
+            left out, which is said once.
         length: how many examples, for a whole run: steps × global batch size.
         seed: of all draws.
         lengths: limits in tokens. With ``demonstrations_to="main"`` the whole input of the main
@@ -69,10 +72,12 @@ class TrainingDataset(Dataset[Example]):
             end-of-sequence token.
 
     Raises:
-        HartError: no tasks, a task without instances or with no other one to show, without the
-            definition that the format needs, an empty query, or an unknown option. All is checked
-            here, so that no run ends in it; of instances that stay on the disk only what their loader
-            has checked.
+        HartError: no tasks, a task without instances that can be used or with no other one to show, without the
+            definition that the format needs, or an unknown option. All is checked here, so that no run ends in it;
+            of instances that stay on the disk only what their loader has checked.
+
+    What is left out or cut to stay within the limits is told once: here with counts where the texts are in memory
+    and fixed, else of the first example that it happens to.
     """
 
     def __init__(
@@ -109,11 +114,12 @@ class TrainingDataset(Dataset[Example]):
             raise HartError(f"queries_per_task: must be at least 1, not {queries_per_task}")
         if not tasks:
             raise HartError("there are no tasks to train on; check the data folder and split")
-        self.tasks = tuple(tasks)
+        cuts = Cuts()
+        self.tasks = tuple(_without_blanks(task, cuts) for task in tasks)
         self._samples = demonstrations == "sampled" and demonstrations_to != "nowhere"
         self._positions = []
         for task in self.tasks:
-            self._positions.append(_check(task, queries_per_task, num_demonstrations if self._samples else 0))
+            self._positions.append(_check(task, queries_per_task, num_demonstrations if self._samples else 0, cuts))
             if prompt_format == "instructions" and demonstrations_to != "nowhere" and not task.definition.strip():
                 raise HartError(f"task {task.label}: the definition is empty; say what the task asks for")
         self._tokenizer = tokenizer
@@ -128,12 +134,16 @@ class TrainingDataset(Dataset[Example]):
         self._prompt_format = prompt_format
         self._input_eos = input_eos
         self._ends = np.cumsum(sizes or [len(task.instances) for task in self.tasks])
-        # Encoded once, here: workers then share the lists, and warnings are given once.
+        # Encoded once, here: workers then share the lists.
         self._task_ids = (
-            [self._encode_task(task) for task in self.tasks]
+            [self._encode_task(task, cuts) for task in self.tasks]
             if demonstrations_to == "hypernetwork" and not self._samples
             else []
         )
+        cuts.tell(logger)
+        tell_long(self.tasks, tokenizer, lengths, queries=demonstrations_to != "main", query_eos=input_eos)
+        self._said: set[str] = set()
+        self._last: tuple[int, _Group] | None = None
 
     def __len__(self) -> int:
         return self._length
@@ -143,27 +153,44 @@ class TrainingDataset(Dataset[Example]):
         if not 0 <= index < self._length:
             raise IndexError(f"example {index} of {self._length}")
         # The group decides task, queries and demonstrations; each member has a stream of its own beside it.
-        group, member = divmod(index, self._queries_per_task)
-        rng = self._stream(group, 0)
+        number, member = divmod(index, self._queries_per_task)
+        cuts = Cuts()
+        group = self._group(number, cuts)
+        task = self.tasks[group.task_index]
+        instance = task.instances[group.members[member]]
+        target = _draw_reference(instance, self._stream(number, member + 1))
+        # Of what is in memory the constructor has told how much is too long.
+        unknown = cuts if self._positions[group.task_index] is None else None
+        example = Example(
+            query_ids=self._encode_query(group.shown, instance.input, cuts if self._to == "main" else unknown),
+            labels=encode_target(self._tokenizer, target, self._lengths, cuts=unknown, name=f"task {task.label}"),
+            slot=int(index),
+            task_index=group.task_index,
+        )
+        if self._to == "hypernetwork":
+            example["demo_ids"] = group.demo_ids
+        worker = get_worker_info()
+        if worker is None or worker.id == 0:  # not each of them
+            cuts.tell_first(logger, self._said)
+        return example
+
+    def _group(self, number: int, cuts: Cuts) -> "_Group":
+        """What the members of a group share. They are asked for one after the other, so the last one is kept."""
+        if self._last is not None and self._last[0] == number:
+            return self._last[1]
+        rng = self._stream(number, 0)
         task_index, instance_index = self._draw(rng)
         task = self.tasks[task_index]
         members = np.array([instance_index])
         if self._queries_per_task > 1:
             members = self._members(len(task.instances), instance_index, rng)
-        instance = task.instances[members[member]]
-        shown = task
-        if self._samples:
-            shown = self._with_sampled_demonstrations(task_index, members, rng)
-        target = _draw_reference(instance, self._stream(group, member + 1))
-        example = Example(
-            query_ids=self._encode_query(shown, instance.input),
-            labels=encode_target(self._tokenizer, target, self._lengths),
-            slot=int(index),
-            task_index=task_index,
-        )
+        shown = self._with_sampled_demonstrations(task_index, members, rng) if self._samples else task
+        demo_ids: list[int] = []
         if self._to == "hypernetwork":
-            example["demo_ids"] = self._encode_task(shown) if self._samples else self._task_ids[task_index]
-        return example
+            demo_ids = self._encode_task(shown, cuts) if self._samples else self._task_ids[task_index]
+        group = _Group(task_index, members, shown, demo_ids)
+        self._last = number, group
+        return group
 
     def _stream(self, group: int, part: int) -> np.random.Generator:
         key = np.array([self._seed, group], dtype=np.uint64)
@@ -212,7 +239,7 @@ class TrainingDataset(Dataset[Example]):
             raise HartError(f"task {task.label}: no other row differs from the query; remove the repetitions")
         return replace(task, demonstrations=demonstrations) if demonstrations else task
 
-    def _encode_task(self, task: Task) -> list[int]:
+    def _encode_task(self, task: Task, cuts: Cuts) -> list[int]:
         return encode_task(
             self._tokenizer,
             task,
@@ -220,11 +247,13 @@ class TrainingDataset(Dataset[Example]):
             num_demonstrations=self._num_demonstrations,
             explanations=self._explanations,
             prompt_format=self._prompt_format,
+            cuts=cuts,
         )
 
-    def _encode_query(self, task: Task, query: str) -> list[int]:
+    def _encode_query(self, task: Task, query: str, cuts: Cuts | None) -> list[int]:
         if self._to != "main":
-            return encode_query(self._tokenizer, query, self._lengths, eos=self._input_eos)
+            name = f"task {task.label}"
+            return encode_query(self._tokenizer, query, self._lengths, eos=self._input_eos, cuts=cuts, name=name)
         return encode_in_context(
             self._tokenizer,
             task,
@@ -234,7 +263,18 @@ class TrainingDataset(Dataset[Example]):
             explanations=self._explanations,
             prompt_format=self._prompt_format,
             input_eos=self._input_eos,
+            cuts=cuts,
         )
+
+
+@dataclass(frozen=True)
+class _Group:
+    """A task, the positions of its queries, and the demonstrations that all of them have."""
+
+    task_index: int
+    members: np.ndarray
+    shown: Task
+    demo_ids: list[int]
 
 
 # Above this, positions are drawn without listing all of a task's instances.
@@ -245,10 +285,24 @@ def _draw_reference(instance: Instance, rng: np.random.Generator) -> str:
     return instance.references[int(rng.integers(len(instance.references)))]
 
 
-def _check(task: Task, queries: int, demonstrations: int) -> dict[str, list[int]] | None:
+def _without_blanks(task: Task, cuts: Cuts) -> Task:
+    if not isinstance(task.instances, tuple):
+        return task  # on the disk: its loader has seen to it
+    kept = tuple(instance for instance in task.instances if instance.input.strip())
+    blank = len(task.instances) - len(kept)
+    if not blank:
+        return task
+    if not kept:
+        raise HartError(f"task {task.label}: all of its {blank} Instances have an empty input; fill or remove them")
+    kind = "left out instances with an empty input"
+    cuts.note(kind, f"task {task.label}", f"left out {blank} of {blank + len(kept)} instances, whose input is empty")
+    return replace(task, instances=kept)
+
+
+def _check(task: Task, queries: int, demonstrations: int, cuts: Cuts) -> dict[str, list[int]] | None:
     """Positions of each input, if the instances are in memory.
 
-    Raises `HartError` unless every query of the task is usable and leaves a demonstration beside it.
+    Raises `HartError` unless the task leaves a demonstration beside its queries.
     """
     positions: dict[str, list[int]] | None = None
     if not task.instances:
@@ -257,9 +311,6 @@ def _check(task: Task, queries: int, demonstrations: int) -> dict[str, list[int]
     if isinstance(task.instances, tuple):
         positions = {}
         for position, instance in enumerate(task.instances):
-            if not instance.input.strip():
-                name = instance.id or f"number {position}"
-                raise HartError(f"task {task.label}: instance {name} has an empty input; fill or remove it")
             positions.setdefault(instance.input, []).append(position)
         distinct = len(positions)
     if demonstrations and distinct <= queries:
@@ -268,10 +319,6 @@ def _check(task: Task, queries: int, demonstrations: int) -> dict[str, list[int]
             f"demonstrations beside its queries; at least {queries + 1} are needed"
         )
     if demonstrations and distinct < demonstrations + queries:
-        logger.warning(
-            "task %s: has %d different inputs, so it shows fewer than %d demonstrations",
-            task.label,
-            distinct,
-            demonstrations,
-        )
+        said = f"has {distinct} different inputs, so it shows fewer than {demonstrations} demonstrations"
+        cuts.note(f"shows fewer than {demonstrations} demonstrations", f"task {task.label}", said)
     return positions
