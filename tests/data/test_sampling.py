@@ -252,8 +252,8 @@ def test_what_is_cut_is_told_once_and_counted(dataset: Any, caplog: pytest.LogCa
     expected = [
         "task b: left out demonstration 2 of 2 to stay within 100 tokens; the same for task more 0, task more 1 "
         "and 18 more",
-        "queries: 8 of 230 have more than 49 tokens and are cut from the end, most of them in task b, a",
-        "targets: 2 of 230 have more than 39 tokens and are cut from the end, most of them in task b",
+        "queries: 8 of 230 are longer than 50 tokens and cut from the end, most of them in task b, a",
+        "targets: 2 of 230 are longer than 40 tokens and cut from the end, most of them in task b",
     ]
     assert caplog.messages == expected
     for index in range(300):
@@ -263,7 +263,7 @@ def test_what_is_cut_is_told_once_and_counted(dataset: Any, caplog: pytest.LogCa
     many = replace(tasks[0], instances=[each for each in tasks[0].instances for _ in range(50)])
     dataset([many], lengths=lengths)
     assert caplog.messages == [
-        "queries: 30 of 100 looked at have more than 49 tokens and are cut from the end, most of them in task a"
+        "queries: 30 of 100 looked at are longer than 50 tokens and cut from the end, most of them in task a"
     ]
 
 

@@ -62,20 +62,21 @@ def tell_long(tasks: Sequence[Task], tokenizer: Tokenizer, lengths: Lengths, *, 
     inputs = {label: [row.input for row in own] for label, own in rows.items()} if queries else {}
     targets = {label: [text for row in own for text in row.references] for label, own in rows.items()}
     for what, texts, limit in (
-        ("queries", inputs, lengths.query - query_eos),
-        ("targets", targets, lengths.target - 1),
+        ("queries", inputs, lengths.query),
+        ("targets", targets, lengths.target),
     ):
         # A text has hardly ever more tokens than bytes, so most need not be cut into tokens to know.
-        possible = [(label, text) for label, own in texts.items() for text in own if len(text.encode()) >= limit]
+        possible = [(label, text) for label, own in texts.items() for text in own if len(text.encode()) >= limit - 1]
         if not possible:
             continue
         tokens: Any = tokenizer([text.strip() for _, text in possible], add_special_tokens=False, verbose=False)  # type: ignore[arg-type]
+        room = limit - (what == "targets" or query_eos)
         long = Counter(
-            label for (label, _), ids in zip(possible, tokens["input_ids"], strict=True) if len(ids) > limit
+            label for (label, _), ids in zip(possible, tokens["input_ids"], strict=True) if len(ids) > room
         )
         if long:
             logger.warning(
-                "%s: %d of %d%s have more than %d tokens and are cut from the end, most of them in task %s",
+                "%s: %d of %d%s are longer than %d tokens and cut from the end, most of them in task %s",
                 what,
                 long.total(),
                 sum(map(len, texts.values())),

@@ -118,8 +118,8 @@ def _read(subset: Path, split: str, files: Sequence[Path]) -> Iterator[Any]:
 
 
 def _read_lines(path: Path, subset: Path, split: str, number: int) -> Iterator[Any]:
-    for row, (_, line) in enumerate(read_lines(path), start=number):
-        yield parse_json(line, f"{_where(subset, split, row)} in {path.name}:")
+    for row, line in enumerate(read_lines(path), start=number):
+        yield parse_json(line.text, f"{_where(subset, split, row)} in {path.name}:")
 
 
 def _read_parquet(path: Path) -> list[Any]:

@@ -5,7 +5,7 @@ import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from hart.errors import HartError
 
@@ -41,25 +41,39 @@ def check_file(path: Path) -> None:
         raise HartError(f"{path}: is a pointer of Git LFS, not the file; fetch it with `git lfs pull`")
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Number (from 1) and text of each line that is not blank; gzipped if the name ends in `.gz`.
+class Line(NamedTuple):
+    """A line that is not blank: its number from 1, its first byte's place in the (unpacked) file, and its text."""
+
+    number: int
+    offset: int
+    text: str
+
+
+def open_bytes(path: Path) -> BinaryIO:
+    """The file for reading, unpacked if its name ends in `.gz`."""
+    return cast(BinaryIO, gzip.open(path) if path.suffix == ".gz" else path.open("rb"))
+
+
+def read_lines(path: Path) -> Iterator[Line]:
+    """The lines that are not blank, of a text that may be gzipped and may begin with a byte order mark.
 
     Raises:
         HartError: `check_file`, a damaged archive, or a text that is not UTF-8.
     """
     check_file(path)
-    number = 0
+    number = offset = 0
     try:
-        with gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(
-            encoding="utf-8-sig"
-        ) as lines:
+        with open_bytes(path) as lines:
             for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield number, line
+                # Only a line feed ends a line: the characters that Python counts among line ends may stand in JSON.
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                if text.strip():
+                    yield Line(number, offset, text)
+                offset += len(line)
+    except UnicodeDecodeError:
+        raise HartError(f"{path}, line {number}: not UTF-8; convert the file") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise HartError(f"{path}: damaged after line {number} ({error}); download it again") from error
-    except UnicodeDecodeError as error:
-        raise HartError(f"{path}: not UTF-8 after line {number}; convert it") from error
     except OSError as error:
         raise HartError(f"{path}: cannot be read after line {number} ({error.strerror or error})") from error
 

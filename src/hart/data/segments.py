@@ -7,16 +7,14 @@ training loop is the one for tasks; only the examples differ.
 """
 
 import logging
-import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from torch.utils.data import Dataset, get_worker_info
 
+from hart.data.documents import Documents, hub_files, local_files
 from hart.data.prompts import Lengths, Tokenizer
-from hart.data.reading import parse_json, read_lines
 from hart.data.sampling import Example
 from hart.data.tasks import Task
 from hart.errors import HartError
@@ -38,9 +36,8 @@ class SegmentDataset(Dataset[Example]):
     """`length` examples cut from a stream of documents.
 
     Example i is a pure function of (seed, i): the i-th usable document, cut by a random stream of its own. Documents
-    with fewer than 16 words are skipped; `skipped` is how many there are as far as was read. Nothing but the current
-    document is held in memory: reading on is cheap, going back starts the stream again. When all documents are used up
-    the stream starts over, with other cuts wherever the kind leaves a choice.
+    with fewer than 16 words, and those that hold half of a surrogate pair, are left out. When all documents are used up
+    the first one follows, with other cuts wherever the kind leaves a choice. How files are read: `hart.data.documents`.
 
     - `four`: A, B, C, D follow each other. Of a document of n tokens, or `max_document_tokens` if it is longer, B and C
       have a quarter each, at most the limits of query and target. A and D share the rest equally, at most the limit of
@@ -53,7 +50,7 @@ class SegmentDataset(Dataset[Example]):
     Args:
         tokenizer: of the main model.
         directory: folder of files in C4's layout: one JSON object with `text` per line, gzipped or not, read in the
-            order of their names. None: the hub data set `hub_name`, streamed.
+            order of their names. None: the hub data set `hub_name`, downloaded file by file when they are due.
         hub_name: stands in for a folder.
         kind: `four` or `three`.
         length: examples of a whole run: steps × global batch size.
@@ -64,7 +61,7 @@ class SegmentDataset(Dataset[Example]):
     Raises:
         HartError: an unknown kind, no such folder, no files in it, a damaged file, a line without `text`, only too
             short documents, or a hub that cannot be reached. All of it here, but for what is wrong behind the first
-            usable document, which is told by the example that reaches it.
+            file with a usable document, which is told by the example that reaches it.
     """
 
     def __init__(
@@ -88,20 +85,17 @@ class SegmentDataset(Dataset[Example]):
         self.source = str(directory) if directory is not None else hub_name
         # Messages name the tasks of a batch; here there is one, which stands for the text.
         self.tasks = (Task("Continue the text.", [("", "")], name=f"text of {self.source}"),)
-        self.skipped = 0
         self._tokenizer = tokenizer
-        self._files = None if directory is None else _files(directory)
-        self._hub_name = hub_name
+        config = HUB_CONFIG if hub_name == DEFAULT_HUB_NAME else None
+        files = hub_files(hub_name, config) if directory is None else local_files(_files(directory))
+        self._documents = Documents(files, LEAST_WORDS)
+        self._again = False
         self._cut = _cut_four if kind == "four" else _cut_three
         self._length = length
         self._seed = seed
         self._lengths = lengths
         self._window = max_document_tokens
-        self._count: int | None = None  # usable documents, known after the first round
-        # One document now, so that a wrong folder is told before a run begins.
-        self._rewind()
-        self._document(0)
-        self._rewind()
+        self._document(0)  # now, so that a wrong folder is told before a run begins
 
     def __len__(self) -> int:
         return self._length
@@ -121,62 +115,27 @@ class SegmentDataset(Dataset[Example]):
         return Example(demo_ids=read + end, query_ids=query + end, labels=target + end, slot=int(index), task_index=0)
 
     def _document(self, index: int) -> str:
-        """The usable document of example `index`; reads on from the last one, or from the start."""
-        if self._count is not None:
-            index %= self._count
-        # A forked worker shares the place in an open file with its parent, so it opens files of its own.
-        if index < self._next or self._pid != os.getpid():
-            self._rewind()
-        while True:
-            try:
-                for text in self._stream:
-                    self._next += 1
-                    if self._next > index:
-                        return text
-            except HartError:
-                self._rewind()  # a stream that failed has ended, which must not be taken for the last document
-                raise
-            if not self._next:
-                raise HartError(
-                    f"{self.source}: none of its {self.skipped} documents has {LEAST_WORDS} words; give longer texts"
-                )
-            worker = get_worker_info()
-            if worker is None or worker.id == 0:
-                used = f"all {self._next} usable documents were read ({self.skipped} were too short)"
-                logger.warning("%s: %s, starting again", self.source, used)
-            self._count = self._next
-            index %= self._count
-            self._rewind()
+        """The usable document of example `index`; after the last one comes the first."""
+        if (text := self._documents.text(index)) is not None:
+            return text
+        count = self._documents.count
+        if not count:
+            raise HartError(
+                f"{self.source}: none of its {self.skipped} documents has {LEAST_WORDS} words; give longer texts"
+            )
+        worker = get_worker_info()
+        if not self._again and (worker is None or worker.id == 0):
+            self._again = True
+            used = f"all {count} usable documents were read ({self.skipped} others were left out)"
+            logger.warning("%s: %s, starting again", self.source, used)
+        text = self._documents.text(index % count)
+        assert text is not None
+        return text
 
-    def _rewind(self) -> None:
-        self._next = 0
-        self._pid = os.getpid()
-        self._stream = self._usable()
-
-    def _usable(self) -> Iterator[str]:
-        """Texts of enough words, which can be told without the tokenizer."""
-        too_short = 0
-        for text in self._texts():
-            if len(text.split(maxsplit=LEAST_WORDS - 1)) == LEAST_WORDS:
-                yield text
-            else:
-                too_short += 1
-                self.skipped = max(self.skipped, too_short)  # a second round meets the same again
-
-    def _texts(self) -> Iterator[str]:
-        if self._files is None:
-            yield from _hub_texts(self._hub_name)
-            return
-        for path in self._files:
-            yield from _file_texts(path)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A generator over open files cannot go to a worker, which starts its own.
-        return {name: value for name, value in self.__dict__.items() if name != "_stream"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._rewind()
+    @property
+    def skipped(self) -> int:
+        """Documents that are too short or no text, in the files that were read."""
+        return self._documents.skipped
 
 
 Segments = tuple[list[int], list[int], list[int]]
@@ -214,30 +173,3 @@ def _files(directory: Path) -> list[Path]:
     if not files:
         raise HartError(f"{directory}: holds no file {' or '.join(PATTERNS)}; give a folder in C4's layout")
     return files
-
-
-def _file_texts(path: Path) -> Iterator[str]:
-    for number, line in read_lines(path):
-        where = f"{path}, line {number}"
-        row = parse_json(line, f"{where}:")
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-            raise HartError(f'{where}: must be a JSON object with a text as "text"')
-        yield row["text"]
-
-
-def _hub_texts(name: str) -> Iterator[str]:
-    import datasets  # an import of seconds
-
-    try:
-        config = (HUB_CONFIG,) if name == DEFAULT_HUB_NAME else ()
-        for row in datasets.load_dataset(name, *config, split="train", streaming=True):
-            if not isinstance(row.get("text"), str):
-                raise HartError(f'{name}: its rows have no text in a column "text"')
-            yield row["text"]
-    except HartError:
-        raise
-    except Exception as error:  # the hub client has many; all mean that there is no text
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise HartError(
-            f"{name}: cannot be streamed from the hub ({reason}); give a folder of its files as data.dir"
-        ) from error
