@@ -251,9 +251,12 @@ def test_the_hub_says_which_files_of_a_cache_are_missing(hub_cache: Path):
     listed = {str(path.relative_to(hub_cache)): None for path in hub_cache.rglob("*.parquet")}
     listed["imdb_Reviewer_Enjoyment/train/0001.parquet"] = None
     entries = {
-        name: client.TreeCacheEntry(size=1, blob_id="0", lfs_sha256=None, lfs_size=None, xet_hash=None) for name in listed
+        name: client.TreeCacheEntry(size=1, blob_id="0", lfs_sha256=None, lfs_size=None, xet_hash=None)
+        for name in listed
     }
     client.write_tree_cache(str(hub_cache.parents[1]), "b" * 40, entries)
     assert len(load_p3(None, "test")) == 3
-    with pytest.raises(HartError, match=r"bigscience/P3: cannot be loaded from the hub \(The cached snapshot.*incomplete"):
+    with pytest.raises(
+        HartError, match=r"bigscience/P3: cannot be loaded from the hub \(The cached snapshot.*incomplete"
+    ):
         load_p3(None, "train")

@@ -381,8 +381,10 @@ def test_a_first_demonstration_that_is_too_long_keeps_its_target(tiny_tokenizer,
     assert encoded[: 20 - len(answer)] == tokens_of(tiny_tokenizer, task.demonstrations[0].input)[: 20 - len(answer)]
     said = "task long: cut the input of the only demonstration that it shows to stay within 20 tokens"
     assert told(cuts, caplog) == [said]
-    short = encode_task(tiny_tokenizer, task, Lengths(2), prompt_format="prompts")
+    short = encode_task(tiny_tokenizer, task, Lengths(2), prompt_format="prompts", cuts=cuts)
     assert short == [answer[0], tiny_tokenizer.eos_token_id]
+    said = "task long: cut the input and target of the only demonstration that it shows to stay within 2 tokens"
+    assert told(cuts, caplog) == [said]
 
 
 def test_instructions_need_a_definition(tiny_tokenizer):

@@ -142,7 +142,10 @@ def test_damaged_archives(reader: str, damage: str, tmp_path: Path):
         lengths = Lengths(20, 20, 20)
         return SegmentDataset(Letters(), directory=path.parent, kind="four", length=9999, seed=0, lengths=lengths)[9998]
 
-    with pytest.raises(HartError, match=r"train\.jsonl\.gz: damaged after line \d+|, line \d+: not UTF-8|is not JSON|must be a JSON object") as caught:
+    with pytest.raises(
+        HartError,
+        match=r"train\.jsonl\.gz: damaged after line \d+|, line \d+: not UTF-8|is not JSON|must be a JSON object",
+    ) as caught:
         everything()
     assert "\n" not in str(caught.value)
 
@@ -164,7 +167,9 @@ def test_json_and_text():
     with pytest.raises(HartError, match=r"x is not JSON \(Expecting"):
         parse_json("{", "x")
     assert check_text("😀 é", "x") == "😀 é"
-    with pytest.raises(HartError, match=r"^x holds a character .*\(a lone surrogate, U\+D800, at position 1\); replace"):
+    with pytest.raises(
+        HartError, match=r"^x holds a character .*\(a lone surrogate, U\+D800, at position 1\); replace"
+    ):
         check_text("a\ud800", "x")
 
 

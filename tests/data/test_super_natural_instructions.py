@@ -192,7 +192,9 @@ def test_a_cache_of_the_hub_needs_no_network(
     hub.rename(repository / "snapshots" / ("c" * 40))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     tasks = load_sni(None, "test", max_instances=None)
-    assert [task.instances for task in tasks] == [task.instances for task in load_sni(folder, "test", max_instances=None)]
+    assert [task.instances for task in tasks] == [
+        task.instances for task in load_sni(folder, "test", max_instances=None)
+    ]
     assert "only what its cache has is used" in caplog.messages[-1]
 
 

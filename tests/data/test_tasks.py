@@ -1,8 +1,8 @@
 """Task files and tasks built in Python, and what is said about those that cannot be used."""
 
 import json
-from collections.abc import Callable
 import pickle
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -168,7 +168,7 @@ class Documents:
             file = self._files[at]
             places = self._places(file)
             path = file.fetch()
-            reader = _ParquetReader(path) if path.suffix == ".parquet" else _LineReader(path)
+            reader: _Reader = _ParquetReader(path) if path.suffix == ".parquet" else _LineReader(path)
             self._open = os.getpid(), at, places, reader
         _, _, places, reader = self._open
         return reader.text(int(places.offsets[number - (self._ends[at - 1] if at else 0)]))

@@ -17,11 +17,14 @@ def cached_snapshot(name: str, revision: str | None = None) -> Path | None:
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     # Of no file, since only a whole snapshot counts as complete, and where it is is all that is asked.
-    nothing = {"allow_patterns": ["."], "local_files_only": True}
+    nothing = ["."]
     try:
-        folder = Path(snapshot_download(name, repo_type="dataset", revision=revision, **nothing))
+        found = snapshot_download(
+            name, repo_type="dataset", revision=revision, local_files_only=True, allow_patterns=nothing
+        )
     except (LocalEntryNotFoundError, HFValidationError):
         return None
+    folder = Path(found)
     unfinished = len(list((folder.parents[1] / "blobs").glob("*.incomplete")))
     logger.warning(
         "%s: the hub is not asked or cannot be reached; only what its cache has is used%s",

@@ -71,9 +71,7 @@ def tell_long(tasks: Sequence[Task], tokenizer: Tokenizer, lengths: Lengths, *, 
             continue
         tokens: Any = tokenizer([text.strip() for _, text in possible], add_special_tokens=False, verbose=False)  # type: ignore[arg-type]
         room = limit - (what == "targets" or query_eos)
-        long = Counter(
-            label for (label, _), ids in zip(possible, tokens["input_ids"], strict=True) if len(ids) > room
-        )
+        long = Counter(label for (label, _), ids in zip(possible, tokens["input_ids"], strict=True) if len(ids) > room)
         if long:
             logger.warning(
                 "%s: %d of %d%s are longer than %d tokens and cut from the end, most of them in task %s",

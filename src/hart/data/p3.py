@@ -129,9 +129,7 @@ def _has_choices(subset: Path) -> bool:
     return bool(split_files(subset, "validation")) and bool(read_rows(subset, "validation")[0].choices)
 
 
-def _task(
-    name: str, subset: Path, split: str, shots: int, max_instances: int | None, seed: int, cuts: Cuts
-) -> Task:
+def _task(name: str, subset: Path, split: str, shots: int, max_instances: int | None, seed: int, cuts: Cuts) -> Task:
     training = split == "train"
     pool = read_rows(subset, "train", cuts=cuts)
     rows = pool if training else read_rows(subset, "validation", check_answers=True)

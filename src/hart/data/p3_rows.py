@@ -32,9 +32,7 @@ def split_files(subset: Path, split: str) -> list[Path]:
     return sorted(found)
 
 
-def read_rows(
-    subset: Path, split: str, *, check_answers: bool = False, cuts: Cuts | None = None
-) -> Sequence[Instance]:
+def read_rows(subset: Path, split: str, *, check_answers: bool = False, cuts: Cuts | None = None) -> Sequence[Instance]:
     """The rows of a split; a tuple, or a sequence that reads each row from the disk when it is asked for.
 
     Args:

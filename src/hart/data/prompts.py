@@ -205,7 +205,10 @@ def _pieces(task: Task, num_demonstrations: int, explanations: bool) -> list[str
     if not task.definition.strip():
         raise HartError(f"task {task.label}: the definition is empty; say what the task asks for")
     chosen = enumerate(task.demonstrations[:num_demonstrations], start=1)
-    return [_sentence("Definition: ", task.definition) + "\n\n", *(_example(i, each, explanations) for i, each in chosen)]
+    return [
+        _sentence("Definition: ", task.definition) + "\n\n",
+        *(_example(i, each, explanations) for i, each in chosen),
+    ]
 
 
 def _check_number(num_demonstrations: int) -> None:
@@ -309,6 +312,7 @@ def _encode_prompts(
         answer = [*_tokens(tokenizer, demonstration.output.strip()), tokenizer.eos_token_id]
         if len(tokens) + len(read) + len(answer) > room:
             only = not tokens and not query
+            parts = "input" if len(answer) <= room else "input and target"
             if only:
                 answer = [*answer[: room - 1], tokenizer.eos_token_id] if len(answer) > room else answer
                 tokens = read[: room - len(answer)] + answer
@@ -316,7 +320,7 @@ def _encode_prompts(
                 limit = f"to stay within {max_length} tokens"
                 kind = f"left out demonstrations {limit}"
                 if only:
-                    kind = f"cut the input of the only demonstration that it shows {limit}"
+                    kind = f"cut the {parts} of the only demonstration that it shows {limit}"
                 shown = "" if only else f"shows {index} of {len(chosen)} demonstrations {limit}"
                 cuts.note(kind, f"task {task.label}", shown)
             break
