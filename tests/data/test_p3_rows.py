@@ -165,6 +165,30 @@ def test_bad_schemas_are_named(rows: list[Any], message: str, place: str, tmp_pa
         read_rows(path.parent, "train")
 
 
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (changed(6, answer_choices=None), "row 6: mixed schemas, answer_choices must be in all rows or in none"),
+        (changed(0, answer_choices=[]), "row 1: mixed schemas, answer_choices must be in all rows or in none"),
+        ([{**row, "answer_choices": [1, 2]} for row in ROWS], "row 0: answer_choices must be a list of texts"),
+        ([{**row, "answer_choices": "yes"} for row in ROWS], "row 0: answer_choices must be a list of texts"),
+        (changed(3, answer_choices=["a", None]), "row [0-3]( or after)?: answer_choices must be a list of texts"),
+    ],
+)
+def test_choices_in_parquet_are_checked(rows: list[Any], message: str, place: str, tmp_path: Path):
+    parquet(rows, tmp_path / "imdb_x" / "train.parquet")
+    with pytest.raises(HartError, match="imdb_x: train, " + message):
+        read_rows(tmp_path / "imdb_x", "train")
+
+
+def test_lines_that_one_schema_does_not_hold_are_rows_all_the_same(place: str, tmp_path: Path):
+    """Columns that are not read may be of any type."""
+    path = tmp_path / "imdb_x" / "train.jsonl"
+    path.parent.mkdir()
+    path.write_text("\ufeff" + lines([{**row, "meta": [i, {"a": i}, "x", None][i % 4]} for i, row in enumerate(ROWS)]))
+    assert list(read_rows(path.parent, "train")) == EXPECTED
+
+
 def test_other_columns_are_no_subset(place: str, tmp_path: Path):
     parquet([{"text": "x", "label": 1}], tmp_path / "imdb_x" / "train.parquet")
     with pytest.raises(HartError, match="imdb_x: train, row 0: inputs_pretokenized is missing"):

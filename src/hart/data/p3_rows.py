@@ -152,58 +152,85 @@ class RowsOnDisk(Sequence[Instance]):
         import pyarrow
         import pyarrow.dataset
 
+        failures = (datasets.exceptions.DatasetsError, pyarrow.ArrowException, OSError, EOFError, ValueError)
         self._subset, self._split = subset, split
+        names = [str(path) for path in files]
         try:
             if files[0].suffix == ".parquet":
                 # By default whole row groups are read, several of them at once.
                 scan = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False, use_buffered_stream=True)
                 self._rows = datasets.Dataset.from_parquet(
-                    [str(path) for path in files],
-                    columns=_parquet_columns(files),
-                    batch_size=1000,
-                    fragment_scan_options=scan,
+                    names, columns=_parquet_columns(files), batch_size=1000, fragment_scan_options=scan
                 )
+                self.blank = self._check()
             else:
-                text = datasets.Value("string")
-                self._rows = datasets.Dataset.from_generator(
-                    _as_columns,
-                    features=datasets.Features({INPUT: text, TARGET: text, CHOICES: datasets.List(text)}),
-                    # The times and sizes are part of the name under which the cache keeps the rows.
-                    gen_kwargs={"source": (str(subset), split, tuple(map(str, files)), _versions(files))},
-                )
-        except (datasets.exceptions.DatasetsError, pyarrow.ArrowException, OSError, ValueError) as error:
+                try:
+                    self._rows = datasets.Dataset.from_json(names)
+                    self.blank = self._check()
+                except (HartError, *failures):
+                    # Row by row is slower by far, but says which row it is, or finds nothing wrong.
+                    text = datasets.Value("string")
+                    self._rows = datasets.Dataset.from_generator(
+                        _as_columns,
+                        features=datasets.Features({INPUT: text, TARGET: text, CHOICES: datasets.List(text)}),
+                        # The times and sizes are part of the name under which the cache keeps the rows.
+                        gen_kwargs={"source": (str(subset), split, tuple(names), _versions(files))},
+                    )
+                    self.blank = self._check()
+        except failures as error:
             if isinstance(error.__cause__, HartError):
                 raise error.__cause__ from None
             cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
             raise _damaged(subset / split, cause) from error
-        for key in (INPUT, TARGET):
-            if key not in self._rows.column_names:
-                raise HartError(f"{_where(subset, split, 0)}: {key} is missing; is this a P3 subset?")
-        self._rows = self._rows.select_columns([c for c in (INPUT, TARGET, CHOICES) if c in self._rows.column_names])
-        self.blank = self._check()
 
     def _check(self) -> list[int]:
         """Rows with an empty input. What would stop a run later is refused; reads the file through in batches."""
         import pyarrow
         import pyarrow.compute as compute
 
-        first, blank = 0, []
+        for key in (INPUT, TARGET):
+            if key not in self._rows.column_names:
+                raise HartError(f"{_where(self._subset, self._split, 0)}: {key} is missing; is this a P3 subset?")
+        self._rows = self._rows.select_columns([c for c in (INPUT, TARGET, CHOICES) if c in self._rows.column_names])
+
+        def refuse(bad: Any, first: int, message: str) -> None:
+            if (at := compute.index(bad, True).as_py()) >= 0:
+                raise HartError(f"{_where(self._subset, self._split, first + at)}: {message}")
+
+        def check_column(column: Any, first: int, key: str, message: str) -> None:
+            if not (pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)):
+                raise HartError(f"{_where(self._subset, self._split, first)}: {key} {message}")
+            try:
+                column.validate(full=True)
+            except pyarrow.ArrowInvalid as error:
+                where = _where(self._subset, self._split, first)
+                raise HartError(f"{where} or after: {key} is no UTF-8 text ({error})") from None
+
+        first, blank, with_choices = 0, [], None
         for file in self._rows.cache_files:
             # Not through the memory map, whose pages would all count as this process's memory.
             with pyarrow.OSFile(file["filename"]) as source, pyarrow.ipc.open_stream(source) as batches:
                 for batch in batches:
                     for key in (INPUT, TARGET):
-                        column, at = batch[key], 0
-                        if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type):
-                            at = compute.index(compute.is_null(column), True).as_py()
-                        if at >= 0:
-                            where = _where(self._subset, self._split, first + at)
-                            raise HartError(f"{where}: {key} is missing or no text; fill or remove the row")
-                        try:
-                            column.validate(full=True)
-                        except pyarrow.ArrowInvalid as error:
+                        check_column(batch[key], first, key, "is missing or no text")
+                        refuse(compute.is_null(batch[key]), first, f"{key} is missing or no text")
+                    if CHOICES in batch.schema.names and not pyarrow.types.is_null(batch[CHOICES].type):
+                        choices = batch[CHOICES]
+                        if not (pyarrow.types.is_list(choices.type) or pyarrow.types.is_large_list(choices.type)):
+                            refuse(compute.is_valid(choices), first, f"{CHOICES} must be a list of texts")
+                        given = compute.greater(compute.fill_null(compute.list_value_length(choices), 0), 0)
+                        texts = choices.flatten()
+                        if len(texts):
+                            check_column(texts, first, CHOICES, "must be a list of texts")
+                        if texts.null_count:
                             where = _where(self._subset, self._split, first)
-                            raise HartError(f"{where} or after: {key} is no UTF-8 text ({error})") from None
+                            raise HartError(f"{where} or after: {CHOICES} must be a list of texts")
+                        with_choices = given[0].as_py() if with_choices is None else with_choices
+                        refuse(
+                            compute.not_equal(given, with_choices),
+                            first,
+                            f"mixed schemas, {CHOICES} must be in all rows or in none",
+                        )
                     empty = compute.equal(compute.utf8_length(compute.utf8_trim_whitespace(batch[INPUT])), 0)
                     blank += [first + at for at in compute.indices_nonzero(empty).to_pylist()]
                     first += len(batch)
