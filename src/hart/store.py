@@ -3,8 +3,9 @@
     STORE/index.sqlite                  one row for each: task, base, model, time, size, use
     STORE/adaptations/<id>/             adaptation.json, adaptation.safetensors, checksums.json
 
-The folders are the truth and the index says what is where: a lost or damaged index is made anew from the folders. An id
-is the SHA-256 of base, model and task, so the same task is never kept twice. Whatever changes the store does so in a
+The folders are the truth and the index says what is where: an index that is lost, damaged or of another version is made
+anew from the folders, and folders that were taken away are made again, at the next use of the store. An id is the
+SHA-256 of base, model and task, so the same task is never kept twice. Whatever changes the store does so in a
 write transaction of SQLite, which is the lock between threads and processes. A folder is written beside its place,
 sealed and renamed. So a process may be killed at any time: what it had not finished is swept away by the next.
 """
@@ -14,6 +15,7 @@ import json
 import re
 import shutil
 import sqlite3
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
@@ -33,14 +35,23 @@ ID = re.compile(r"[0-9a-f]{64}")
 """What an id looks like; nothing else ever becomes a path."""
 
 _BUSY_SECONDS = 30.0
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS adaptations (
+_VERSION = 1
+"""Of the index, in its `user_version`; every change of the schema counts it up. Older ones than 1 have 0 there."""
+
+_SCHEMA = (
+    "DROP TABLE IF EXISTS adaptations",
+    """\
+CREATE TABLE adaptations (
     id TEXT PRIMARY KEY, task TEXT NOT NULL, base TEXT NOT NULL, base_fingerprint TEXT NOT NULL,
     model TEXT NOT NULL, model_fingerprint TEXT NOT NULL, created TEXT NOT NULL, seconds REAL NOT NULL,
     bytes INTEGER NOT NULL, used REAL NOT NULL, uses INTEGER NOT NULL
-);
-CREATE INDEX IF NOT EXISTS by_use ON adaptations (used);
-"""
+)""",
+    "CREATE INDEX by_use ON adaptations (used)",
+    f"PRAGMA user_version = {_VERSION}",
+)
+_BROKEN = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+"""Errors of SQLite after which the index is looked through; others (a full disk, a lock) say nothing of its content."""
+
 _RECORD_FILE = "record.json"
 _COLUMNS = "id, task, base, base_fingerprint, model, model_fingerprint, created, seconds, bytes, used, uses"
 
@@ -97,18 +108,8 @@ class Store:
         self.max_bytes = max_bytes
         self._index = self.folder / "index.sqlite"
         self._kept = self.folder / "adaptations"
-        try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # tasks are nobody else's business
-            self._kept.mkdir(exist_ok=True)
-        except OSError as error:
-            raise HartError(f"{self.folder}: cannot be written ({error.strerror})") from error
-        try:
-            self._open()
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):  # locked, full, not allowed: not damaged
-                raise HartError(f"{self._index}: cannot be used ({error})") from error
-            self._set_aside()
-            self._open()
+        self._suspect = False
+        self._open()
 
     def put(self, adaptation: Adaptation, *, model_fingerprint: str, seconds: float = 0.0) -> Record:
         """Keep an adaptation of one task; what is there already stays, and counts as used.
@@ -193,20 +194,72 @@ class Store:
         with self._writing() as connection:
             return self._remove(connection, id)
 
+    def check(self) -> None:
+        """Raise `HartError` unless the store can be read and written; what can be healed is."""
+        self.totals()
+        try:
+            with tempfile.TemporaryFile(dir=self._kept) as file:
+                file.write(bytes(4096))
+        except OSError as error:
+            raise HartError(f"{self._kept}: cannot be written ({error.strerror})") from error
+
     def _connect(self) -> sqlite3.Connection:
+        """A connection to an index of this version, made anew where it is not."""
+        if self._suspect or not self._index.exists() or not self._kept.is_dir():
+            self._open()
+        connection = self._plain_connection()
+        try:
+            if _version(connection) == _VERSION:
+                return connection
+        except sqlite3.DatabaseError as error:
+            if not _broken(error):
+                connection.close()
+                raise
+        connection.close()
+        self._open()
+        return self._plain_connection()
+
+    def _plain_connection(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._index, timeout=_BUSY_SECONDS, isolation_level=None)
         connection.execute("PRAGMA synchronous = NORMAL")
         return connection
 
     def _open(self) -> None:
-        with closing(self._connect()) as connection:
+        """Make the folders where they are not there, and the index where it is not whole, or of another version.
+
+        Raises:
+            HartError: they cannot be written.
+        """
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # tasks are nobody else's business
+            self._kept.mkdir(exist_ok=True)
+        except OSError as error:
+            raise HartError(f"{self.folder}: cannot be written ({error.strerror})") from error
+        try:
+            self._bring_up_to_date()
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):  # locked, full, not allowed: not damaged
+                raise HartError(f"{self._index}: cannot be used ({error})") from error
+            self._set_aside()
+            try:
+                self._bring_up_to_date()
+            except sqlite3.DatabaseError as again:
+                raise HartError(f"{self._index}: cannot be used ({again})") from again
+        self._suspect = False
+
+    def _bring_up_to_date(self) -> None:
+        with closing(self._plain_connection()) as connection:
             connection.execute("PRAGMA journal_mode = WAL")
-            connection.executescript(_SCHEMA)
             (answer,) = connection.execute("PRAGMA quick_check(1)").fetchone()
             if answer != "ok":
                 raise sqlite3.DatabaseError(answer)
-        with self._writing() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            columns = [name for _, name, *_ in connection.execute("PRAGMA table_info(adaptations)")]
+            if _version(connection) != _VERSION or columns != _COLUMNS.split(", "):
+                for statement in _SCHEMA:
+                    connection.execute(statement)
             self._reconcile(connection)
+            connection.execute("COMMIT")
 
     def _set_aside(self) -> None:
         """Take away a damaged index, with the files that SQLite keeps beside it."""
@@ -215,22 +268,24 @@ class Store:
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        try:
-            with closing(self._connect()) as connection:
-                yield connection
-        except sqlite3.Error as error:
-            raise HartError(f"{self._index}: cannot be read ({error})") from error
+        with self._telling("read"), closing(self._connect()) as connection:
+            yield connection
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         """A write transaction, one at a time over all processes; undone after an error."""
+        with self._telling("written"), closing(self._connect()) as connection:  # closing undoes what was not committed
+            connection.execute("BEGIN IMMEDIATE")
+            yield connection
+            connection.execute("COMMIT")
+
+    @contextmanager
+    def _telling(self, what: str) -> Iterator[None]:
         try:
-            with closing(self._connect()) as connection:  # closing undoes what was not committed
-                connection.execute("BEGIN IMMEDIATE")
-                yield connection
-                connection.execute("COMMIT")
+            yield
         except sqlite3.Error as error:
-            raise HartError(f"{self._index}: cannot be written ({error})") from error
+            self._suspect = self._suspect or _broken(error)
+            raise HartError(f"{self._index}: cannot be {what} ({error})") from error
 
     def _reconcile(self, connection: sqlite3.Connection) -> None:
         """Make the index say what is on the disk. Whoever writes holds the lock, so that temporary folders are dead."""
@@ -310,6 +365,16 @@ class Store:
     def _select(self, connection: sqlite3.Connection, id: str) -> Record | None:
         row = connection.execute(f"SELECT {_COLUMNS} FROM adaptations WHERE id = ?", (id,)).fetchone()
         return None if row is None else _from_row(row)
+
+
+def _broken(error: sqlite3.Error) -> bool:
+    # The first eight bits are the kind of the error; those of the module itself have none.
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _BROKEN
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    return version
 
 
 def _from_row(row: tuple[Any, ...]) -> Record:

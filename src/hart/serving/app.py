@@ -10,20 +10,20 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi import Path as PathParameter
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import FileResponse, JSONResponse
 from fastapi_offline import FastAPIOffline
-from starlette.exceptions import HTTPException
 
 from hart.adaptation import Adaptation
-from hart.errors import HartError
+from hart.answering import Answer
 from hart.export import bundle
 from hart.serving import schemas
-from hart.serving.batching import Batcher, Busy, Job
+from hart.serving.batching import Batcher, Job
 from hart.serving.engine import Engine, Options, StoreTrouble
 from hart.serving.engine import Query as Row
-from hart.serving.guard import Guard, error
+from hart.serving.guard import Guard
 from hart.serving.metrics import Metrics
+from hart.serving.refusals import Refused, add_error_replies
 from hart.serving.settings import Settings
 from hart.serving.streaming import Stream, start_stream
 from hart.store import Record, Store
@@ -45,17 +45,6 @@ _NOTE_USES_EVERY = 5.0
 _Id = Annotated[str, PathParameter(pattern=r"^[0-9a-f]{64}$", min_length=64, max_length=64)]
 
 
-# What a place in a request is called beside its fields: where it is, and which form of `adaptation` was meant.
-_NO_FIELDS = ("body", "query", "path", *schemas.TAGS)
-
-
-class _Refused(Exception):
-    """Ends a request with an error reply."""
-
-    def __init__(self, status: int, message: str, kind: str, param: str | None = None) -> None:
-        self.reply = error(status, message, kind, param)
-
-
 def create_app(model: HartModel, store: Store | None = None, settings: Settings | None = None) -> FastAPI:
     """An ASGI application that serves a model.
 
@@ -75,20 +64,22 @@ def create_app(model: HartModel, store: Store | None = None, settings: Settings 
         noting = asyncio.create_task(_note_uses(engine))
         yield
         noting.cancel()
-        await engine.batcher.close()
-        with suppress(StoreTrouble):
-            await engine.note_uses()
+        await engine.close()
 
     app: FastAPI = FastAPIOffline(
+        docs_url=None,
         title="hart",
         version=_VERSION,
         description="Adapt a frozen language model to a task by its definition and a few demonstrations, then ask it.",
         redoc_url=None,
+        # Relative to the description itself, wherever a proxy or another application puts it.
+        servers=[{"url": "."}],
+        root_path_in_servers=False,
         lifespan=lifespan,
         responses={status: {"model": schemas.ErrorOut} for status in (401, 403, 408, 413, 422, 429, 504)},
     )
     app.add_middleware(Guard, settings=settings, metrics=metrics)
-    _add_error_replies(app)
+    add_error_replies(app)
     _add_page(app)
     _add_health(app, engine, metrics)
     _add_adaptations(app, engine, settings)
@@ -103,43 +94,6 @@ async def _note_uses(engine: Engine) -> None:
             await engine.note_uses()
 
 
-def _add_error_replies(app: FastAPI) -> None:
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, problem: RequestValidationError) -> Response:
-        # Without what was given: it may be long, or not even be text.
-        first = problem.errors()[0]
-        if first["type"] == "json_invalid":
-            return error(422, "the body is not JSON", "invalid_request")
-        field = ".".join(str(part) for part in first["loc"] if part not in _NO_FIELDS)
-        message = f"{field}: {first['msg']}" if field else str(first["msg"])
-        return error(422, message.encode("utf-8", "replace").decode(), "invalid_request", field or None)
-
-    @app.exception_handler(HartError)
-    async def mistake(_: Request, problem: HartError) -> Response:
-        return error(422, str(problem), "invalid_request")
-
-    @app.exception_handler(StoreTrouble)
-    async def trouble(_: Request, problem: StoreTrouble) -> Response:
-        return error(507, "the store of this server cannot be used; its log says why", "storage")
-
-    @app.exception_handler(_Refused)
-    async def refused(_: Request, problem: _Refused) -> Response:
-        return problem.reply
-
-    @app.exception_handler(Busy)
-    async def busy(_: Request, problem: Busy) -> Response:
-        return error(429, str(problem), "busy", headers={"Retry-After": str(problem.retry_after)})
-
-    @app.exception_handler(HTTPException)
-    async def other(_: Request, problem: HTTPException) -> Response:
-        kind = {404: "not_found", 405: "method_not_allowed"}.get(problem.status_code, "invalid_request")
-        return error(problem.status_code, str(problem.detail), kind, headers=dict(problem.headers or {}))
-
-    @app.exception_handler(Exception)
-    async def defect(_: Request, problem: Exception) -> Response:
-        return error(500, "an error of the server; its log says more", "server_error")
-
-
 def _add_page(app: FastAPI) -> None:
     def serve(path: str, name: str, media: str) -> None:
         @app.get(path, include_in_schema=False)
@@ -149,29 +103,39 @@ def _add_page(app: FastAPI) -> None:
     serve("/", "index.html", "text/html")
     serve("/page.css", "page.css", "text/css")
     serve("/page.js", "page.js", "text/javascript")
-    docs = next(route for route in app.routes if getattr(route, "path", "") == "/docs")
-    stock = docs.endpoint  # type: ignore[attr-defined]
-    app.routes.remove(docs)
 
     @app.get("/docs", include_in_schema=False)
-    async def described(request: Request) -> Response:
-        reply: Response = await stock(request)
+    async def described() -> Response:
+        # By relative addresses, so that it works under any prefix.
+        reply = get_swagger_ui_html(
+            openapi_url="openapi.json",
+            title="hart",
+            swagger_js_url="static-offline-docs/swagger-ui-bundle.js",
+            swagger_css_url="static-offline-docs/swagger-ui.css",
+            swagger_favicon_url="static-offline-docs/favicon.png",
+        )
         reply.headers["Content-Security-Policy"] = _DOCS_POLICY
         return reply
 
 
 def _add_health(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
-    @app.get("/health", response_model=schemas.Health)
+    @app.get("/health", response_model=schemas.Health, responses={503: {"model": schemas.Trouble}})
     async def health() -> Any:
-        """Whether the server answers, and with which model."""
-        if engine.batcher is None or not engine.batcher.alive:
-            return error(503, "the model's thread has ended", "unavailable")
-        return schemas.Health(
-            status="ok",
+        """Whether the server answers and keeps adaptations, and with which model; 503 where one of them fails."""
+        engine.check_running()
+        state = schemas.Health(
+            status="ok" if await engine.store_works() else "degraded",
             model=engine.model.name,
             base=engine.model.main.name,
             reads_definition=engine.form.prompt_format == "instructions",
         )
+        if state.status == "ok":
+            return state
+        told = schemas.ErrorBody(
+            message="the store cannot be used, the server's log says why; tasks given in full are answered",
+            type="storage",
+        )
+        return JSONResponse(schemas.Trouble(**state.model_dump(), error=told).model_dump(), status_code=503)
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def prometheus() -> Response:
@@ -192,11 +156,11 @@ def _add_adaptations(app: FastAPI, engine: Engine, settings: Settings) -> None:
 
         async def work() -> Any:
             task = body.to_task()
-            read = engine.check_task(task)
-            adapted = await engine.adapt(task)
-            record = await engine.keep(adapted)
+            read = await engine.checks.aside(engine.checks.task, task)
+            adapted = await engine.adapt(task, keep=True)
+            assert adapted.record is not None
             response.status_code = 201 if adapted.new else 200
-            return schemas.AdaptOut(**_shown(record), new=adapted.new, demonstrations_read=read)
+            return schemas.AdaptOut(**_shown(adapted.record), new=adapted.new, demonstrations_read=read)
 
         return await _within(request, settings.time_limit, work())
 
@@ -248,11 +212,8 @@ def _add_answers(app: FastAPI, engine: Engine, settings: Settings) -> None:
                 raise _unknown(given, where)
             return given, found
         task = given.to_task()
-        engine.check_task(task)
+        await engine.checks.aside(engine.checks.task, task)
         adapted = await engine.adapt(task)
-        if adapted.new:
-            with suppress(StoreTrouble):  # it is in memory, which is enough for this request
-                await engine.keep(adapted)
         return adapted.id, adapted.adaptation
 
     def options(body: Any, max_new_tokens: int | None) -> Options:
@@ -263,9 +224,16 @@ def _add_answers(app: FastAPI, engine: Engine, settings: Settings) -> None:
             body.top_p if body.temperature > 0 else 1.0,
         )
 
+    async def check_queries(texts: Sequence[str], where: str | None = None) -> None:
+        def check() -> None:
+            for number, text in enumerate(texts):
+                engine.checks.query(text, where or f"inputs.{number}")
+
+        await engine.checks.aside(check)
+
     async def generate_all(
         texts: Sequence[str], adapted: Sequence[tuple[str | None, Adaptation | None]], how: Options
-    ) -> list[str]:
+    ) -> list[Answer]:
         jobs = [
             Job("generate", (adaptation is not None, how), Row(text, adaptation), task=id)
             for text, (id, adaptation) in zip(texts, adapted, strict=True)
@@ -276,33 +244,36 @@ def _add_answers(app: FastAPI, engine: Engine, settings: Settings) -> None:
     async def generate(request: Request, body: schemas.GenerateIn) -> Any:
         """Answers to inputs, adapted by one adaptation for all or one for each; or by none, the bare base."""
         start = time.monotonic()
-        for number, text in enumerate(body.inputs):
-            engine.check_query(text, f"inputs.{number}")
         how = options(body, body.max_new_tokens)
         given = body.adaptation if isinstance(body.adaptation, list) else [body.adaptation]
 
         async def work() -> Any:
+            await check_queries(body.inputs)
             # Side by side, so that new tasks share a pass of the hypernetwork.
             adapted = await asyncio.gather(*(resolve(each, "adaptation") for each in given))
             if body.stream:
                 return start_stream(engine, body.inputs[0], *adapted[0], how)
             rows = adapted * len(body.inputs) if len(adapted) == 1 else adapted
-            outputs = await generate_all(body.inputs, rows, how)
+            answers = await generate_all(body.inputs, rows, how)
+            outputs = [answer.text for answer in answers]
             return schemas.GenerateOut(outputs=outputs, seconds=time.monotonic() - start)
 
         done = await _within(request, settings.time_limit, work())
         if not isinstance(done, Stream):
             return done
-        return done.reply(settings.time_limit, lambda piece: {"text": piece}, lambda text: {"output": text})
+        return done.reply(settings.time_limit, lambda piece: {"text": piece}, lambda answer: [{"output": answer.text}])
 
     @app.post("/v1/score", response_model=schemas.ScoreOut)
     async def score(request: Request, body: schemas.ScoreIn) -> Any:
         """The log-probability of each choice as the answer to an input."""
-        engine.check_query(body.input, "input")
-        for number, text in enumerate(body.choices):
-            engine.check_choice(text, f"choices.{number}")
+
+        def check() -> None:
+            engine.checks.query(body.input, "input")
+            for number, text in enumerate(body.choices):
+                engine.checks.choice(text, f"choices.{number}")
 
         async def work() -> Any:
+            await engine.checks.aside(check)
             id, adaptation = await resolve(body.adaptation, "adaptation")
             row = Row(body.input, adaptation, choices=body.choices)
             key = (adaptation is not None, body.normalisation)
@@ -315,39 +286,46 @@ def _add_answers(app: FastAPI, engine: Engine, settings: Settings) -> None:
     async def completions(request: Request, body: schemas.CompletionIn) -> Any:
         """Answers in the form of OpenAI's completions; `model` is the id of an adaptation."""
         prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-        read = sum(engine.check_query(text, "prompt") for text in prompts)
         how = options(body, body.max_tokens)
+        name, created = f"cmpl-{uuid.uuid4().hex}", int(time.time())
+        counted = body.stream_options.include_usage
 
-        def reply(texts: Sequence[str], finished: bool) -> schemas.CompletionOut:
-            counts = [engine.count_answer(text) for text in texts]
-            # The end of sequence is counted too, so an answer that was cut has one more than there was room for.
-            ends = [("length" if count > how.max_new_tokens else "stop") if finished else None for count in counts]
-            choices = [
-                schemas.Choice(index=index, text=text, finish_reason=end)  # type: ignore[arg-type]
-                for index, (text, end) in enumerate(zip(texts, ends, strict=True))
-            ]
-            return schemas.CompletionOut(id=name, created=created, model=body.model, choices=choices)
+        def reply(choices: list[schemas.Choice], usage: schemas.Usage | None = None) -> schemas.CompletionOut:
+            return schemas.CompletionOut(id=name, created=created, model=body.model, choices=choices, usage=usage)
+
+        def chunk(*choices: schemas.Choice, usage: schemas.Usage | None = None) -> dict[str, Any]:
+            # As OpenAI's, without a usage unless it is asked for, and then null in all but the last.
+            return reply([*choices], usage).model_dump(exclude=None if counted else {"usage"})
 
         async def work() -> Any:
+            await check_queries(prompts, "prompt")
             adapted = await resolve(body.model, "model")
             if body.stream:
                 return start_stream(engine, prompts[0], *adapted, how)
-            texts = await generate_all(prompts, [adapted] * len(prompts), how)
-            written = sum(min(engine.count_answer(text), how.max_new_tokens) for text in texts)
-            usage = schemas.Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
-            return reply(texts, True).model_copy(update={"usage": usage})
+            answers = await generate_all(prompts, [adapted] * len(prompts), how)
+            ended = [_choice(answer.text, index, answer) for index, answer in enumerate(answers)]
+            return reply(ended, _usage(answers))
 
-        name, created = f"cmpl-{uuid.uuid4().hex}", int(time.time())
         done = await _within(request, settings.time_limit, work())
         if not isinstance(done, Stream):
             return done
 
-        def last(text: str) -> dict[str, Any]:
-            ended = reply([text], True)
-            ended.choices[0].text = ""
-            return ended.model_dump(exclude={"usage"})
+        def last(answer: Answer) -> list[dict[str, Any]]:
+            usage = [chunk(usage=_usage([answer]))] if counted else []
+            return [chunk(_choice("", 0, answer)), *usage]
 
-        return done.reply(settings.time_limit, lambda piece: reply([piece], False).model_dump(exclude={"usage"}), last)
+        return done.reply(settings.time_limit, lambda piece: chunk(_choice(piece)), last)
+
+
+def _choice(text: str, index: int = 0, answer: Answer | None = None) -> schemas.Choice:
+    """A choice of a completion; of an answer that has ended, why it did."""
+    reason: Any = None if answer is None else "stop" if answer.finished else "length"
+    return schemas.Choice(index=index, text=text, finish_reason=reason)
+
+
+def _usage(answers: Sequence[Answer]) -> schemas.Usage:
+    read, written = sum(each.query_tokens for each in answers), sum(each.tokens for each in answers)
+    return schemas.Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
 
 
 _streams: dict[int | str, dict[str, Any]] = {
@@ -358,8 +336,7 @@ _streams: dict[int | str, dict[str, Any]] = {
 
 async def _results(engine: Engine, jobs: Sequence[Job]) -> list[Any]:
     """What becomes of the jobs; if nobody waits for them any more, neither does the model."""
-    assert engine.batcher is not None
-    engine.batcher.submit(jobs)
+    engine.submit(jobs)
     try:
         return list(await asyncio.gather(*(job.result for job in jobs)))
     finally:
@@ -376,7 +353,7 @@ async def _within(request: Request, limit: float, work: Awaitable[Any]) -> Any:
             return task.result()
         if gone.done():
             return Response(status_code=499)  # to nobody
-        raise _Refused(504, f"no answer within {limit:g} s", "timeout")
+        raise Refused(504, f"no answer within {limit:g} s", "timeout")
     finally:
         task.cancel()
         gone.cancel()
@@ -387,8 +364,8 @@ async def _left(request: Request) -> None:
         pass
 
 
-def _unknown(id: str, param: str = "id") -> _Refused:
-    return _Refused(404, f"no adaptation {id} of this model here; post its task to /v1/adaptations", "not_found", param)
+def _unknown(id: str, param: str = "id") -> Refused:
+    return Refused(404, f"no adaptation {id} of this model here; post its task to /v1/adaptations", "not_found", param)
 
 
 def _shown(record: Record) -> dict[str, Any]:

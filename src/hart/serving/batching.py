@@ -8,6 +8,7 @@ import asyncio
 import logging
 import math
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -27,6 +28,10 @@ class Busy(Exception):
         self.retry_after = retry_after
 
 
+class Stopped(Exception):
+    """Nothing is answered any more, or yet."""
+
+
 @dataclass(eq=False)
 class Job:
     """One row of work. Jobs of equal `kind` and `key` may share a batch.
@@ -38,6 +43,7 @@ class Job:
         alone: whether it must not share a batch.
         result: set by the batcher.
         abandoned: whether nobody waits for the result any more; the model's thread looks at it.
+        queue: where it waits.
     """
 
     kind: str
@@ -49,10 +55,84 @@ class Job:
     result: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     abandoned: bool = False
     since: float = field(default_factory=time.monotonic)
+    queue: "_Queue | None" = None
 
     def abandon(self) -> None:
         self.abandoned = True
         self.result.cancel()
+        if self.queue is not None:
+            self.queue.remove(self)
+
+
+class _Group:
+    """Jobs that may share a batch, and the rows that they count for."""
+
+    def __init__(self) -> None:
+        self.jobs: OrderedDict[Job, None] = OrderedDict()
+        self.rows = 0
+
+
+class _Queue:
+    """Waiting jobs in the order in which they came, and by group; no operation looks at more than it is asked for."""
+
+    def __init__(self, mixing: bool, metrics: Metrics) -> None:
+        self.rows = 0
+        self._mixing = mixing
+        self._metrics = metrics
+        # Ordered ones, because looking for the first of a plain dict passes over all that were taken before it.
+        self._jobs: OrderedDict[Job, Hashable] = OrderedDict()
+        self._groups: dict[Hashable, _Group] = {}
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def add(self, job: Job) -> None:
+        of_one_task = not self._mixing and job.kind != "adapt"
+        key = job if job.alone else (job.kind, job.key, job.task if of_one_task else None)
+        group = self._groups.setdefault(key, _Group())
+        group.jobs[job] = None
+        group.rows += job.weight
+        self._jobs[job] = key
+        self.rows += job.weight
+        job.queue = self
+        self._metrics.waiting.set(len(self))
+
+    def first(self) -> Job:
+        return next(iter(self._jobs))
+
+    def rows_with(self, job: Job) -> int:
+        """Rows that may share a batch with a waiting job, its own among them."""
+        return self._groups[self._jobs[job]].rows
+
+    def take(self, most: int) -> list[Job]:
+        """The oldest job and those that may share its batch, up to so many rows."""
+        batch: list[Job] = []
+        if not self._jobs:
+            return batch
+        for job in self._groups[self._jobs[self.first()]].jobs:
+            most -= job.weight
+            if batch and most < 0:
+                break
+            batch.append(job)
+        for job in batch:
+            self._take_out(job)
+        return batch
+
+    def remove(self, job: Job) -> None:
+        """Take out a job that nobody waits for any more."""
+        self._take_out(job)
+        self._metrics.abandoned.inc()
+
+    def _take_out(self, job: Job) -> None:
+        key = self._jobs.pop(job)
+        group = self._groups[key]
+        del group.jobs[job]
+        group.rows -= job.weight
+        if not group.jobs:
+            del self._groups[key]
+        self.rows -= job.weight
+        job.queue = None
+        self._metrics.waiting.set(len(self))
 
 
 class Batcher:
@@ -67,7 +147,7 @@ class Batcher:
         self._run = run
         self._settings = settings
         self._metrics = metrics
-        self._waiting: list[Job] = []
+        self._waiting = _Queue(settings.mixing, metrics)
         self._arrived = asyncio.Event()
         self._closing = False
         self._seconds_per_row = 0.01
@@ -84,13 +164,16 @@ class Batcher:
 
         Raises:
             Busy: there is no room for them.
+            Stopped: the batcher was closed.
         """
-        waiting = sum(job.weight for job in self._waiting if not job.abandoned)
+        if self._closing:
+            raise Stopped("the server is going down")
+        waiting = self._waiting.rows
         if waiting + sum(job.weight for job in jobs) > self._settings.max_queue and waiting:
             self._metrics.refused.inc()
             raise Busy(max(1, math.ceil(waiting * self._seconds_per_row)))
-        self._waiting += jobs
-        self._metrics.waiting.set(len(self._waiting))
+        for job in jobs:
+            self._waiting.add(job)
         self._arrived.set()
 
     async def close(self) -> None:
@@ -106,8 +189,8 @@ class Batcher:
                 self._arrived.clear()
                 await self._arrived.wait()
                 continue
-            await self._gather(self._waiting[0])
-            batch = self._take()
+            await self._gather(self._waiting.first())
+            batch = self._waiting.take(self._settings.max_batch)
             if batch:
                 await self._answer(batch)
 
@@ -116,44 +199,13 @@ class Batcher:
         until = first.since + self._settings.max_wait
         while not first.alone and not first.abandoned and not self._closing:
             left = until - time.monotonic()
-            if left <= 0 or sum(job.weight for job in self._companions(first)) >= self._settings.max_batch:
+            if left <= 0 or self._waiting.rows_with(first) >= self._settings.max_batch:
                 return
             self._arrived.clear()
             try:
                 await asyncio.wait_for(self._arrived.wait(), left)
             except TimeoutError:
                 return
-
-    def _companions(self, first: Job) -> list[Job]:
-        if first.alone:
-            return [first]
-        mixing = self._settings.mixing or first.kind == "adapt"
-        return [
-            job
-            for job in self._waiting
-            if (job.kind, job.key) == (first.kind, first.key)
-            and not job.alone
-            and not job.abandoned
-            and (mixing or job.task == first.task)
-        ]
-
-    def _take(self) -> list[Job]:
-        """The next batch, taken out of the queue; rows that nobody waits for are dropped."""
-        left = [job for job in self._waiting if not job.abandoned]
-        self._metrics.abandoned.inc(len(self._waiting) - len(left))
-        self._waiting = left
-        batch: list[Job] = []
-        if left:
-            room = self._settings.max_batch
-            for job in self._companions(left[0]):
-                room -= job.weight
-                if batch and room < 0:
-                    break
-                batch.append(job)
-            taken = set(map(id, batch))
-            self._waiting = [job for job in left if id(job) not in taken]
-        self._metrics.waiting.set(len(self._waiting))
-        return batch
 
     async def _answer(self, batch: list[Job]) -> None:
         start = time.monotonic()

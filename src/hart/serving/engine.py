@@ -3,24 +3,25 @@
 import asyncio
 import copy
 import dataclasses
-import hashlib
-import json
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+from weakref import WeakValueDictionary
 
 import torch
 from transformers import StoppingCriteria, TextStreamer
 
 from hart.adaptation import Adaptation
-from hart.data.prompts import Lengths, encode_query, encode_target, encode_task
+from hart.data.prompts import Cuts, encode_query
 from hart.data.tasks import Task
 from hart.errors import HartError
+from hart.identity import adapter_digest
 from hart.scoring import score_choices
-from hart.serving.batching import Batcher, Job
+from hart.serving.batching import Batcher, Job, Stopped
+from hart.serving.checks import Checks
 from hart.serving.metrics import Metrics
 from hart.serving.settings import MEMORY_BYTES
 from hart.store import Record, Store, adaptation_id
@@ -28,7 +29,10 @@ from hart.system import HartModel
 
 logger = logging.getLogger(__name__)
 
-_UNLIMITED = 10**9
+_HEALTH_SECONDS = 1.0
+"""For which it is known whether the store works."""
+
+T = TypeVar("T")
 
 
 class StoreTrouble(Exception):
@@ -42,13 +46,6 @@ class Options(NamedTuple):
     num_beams: int = 1
     temperature: float = 0.0
     top_p: float = 1.0
-
-    def to_kwargs(self) -> dict[str, Any]:
-        """Keyword arguments of `MainModel.generate`."""
-        kwargs: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams}
-        if self.temperature > 0:
-            kwargs |= {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
-        return kwargs
 
 
 @dataclass
@@ -67,13 +64,13 @@ class Adapted:
 
     Attributes:
         new: whether it was generated for this request.
-        seconds: of the forward pass; 0 where it was there already.
+        record: what the store says of it; None where it was not asked, or does not have it.
     """
 
     id: str
     adaptation: Adaptation
     new: bool
-    seconds: float
+    record: Record | None
 
 
 class Engine:
@@ -91,12 +88,13 @@ class Engine:
         self.fingerprint = model_fingerprint(model)
         self.batcher: Batcher | None = None
         self._metrics = metrics
-        # Of its own: the model's thread uses the other one at the same time.
-        self._tokenizer = copy.deepcopy(model.main.tokenizer)
+        self.checks = Checks(copy.deepcopy(model.main.tokenizer), model.input_format)
         self._memory: OrderedDict[str, Adaptation] = OrderedDict()
         self._memory_bytes = 0
-        self._making: dict[str, asyncio.Task[Adapted]] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._sections: set[asyncio.Task[Any]] = set()
         self._uses: dict[str, int] = {}
+        self._store_seen = (-_HEALTH_SECONDS, True)
 
     def warm_up(self) -> None:
         """Use the model once, so that the first request does not wait for what libraries load late."""
@@ -108,59 +106,127 @@ class Engine:
     def id_of(self, task: Task) -> str:
         return adaptation_id(self.model.main.fingerprint, self.fingerprint, task)
 
-    async def adapt(self, task: Task) -> Adapted:
+    def check_running(self) -> None:
+        """Raise `Stopped` unless requests are being answered."""
+        if self.batcher is None:
+            raise Stopped("the application was not started; an application that mounts this one must run its lifespan")
+        if not self.batcher.alive:
+            raise Stopped("the model's thread has ended")
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """`Batcher.submit`; raises `Stopped` too where there is none."""
+        self.check_running()
+        assert self.batcher is not None
+        self.batcher.submit(jobs)
+
+    async def close(self) -> None:
+        """Finish what was accepted."""
+        if self.batcher is not None:
+            await self.batcher.close()
+        await asyncio.gather(*self._sections, return_exceptions=True)
+        try:
+            await self.note_uses()
+        except StoreTrouble:
+            pass  # logged
+        self.checks.close()
+
+    async def adapt(self, task: Task, *, keep: bool = False) -> Adapted:
         """The adaptation to a task: from memory, from the store, or generated and stored.
 
         Several requests for one task share one pass, which goes on if the first of them leaves.
+
+        Args:
+            keep: whether the store must have it.
+
+        Raises:
+            StoreTrouble: with `keep`, where the store cannot be used; without it the adaptation is in memory.
         """
         id = self.id_of(task)
-        found = await self.find(id)
-        # Looked up again: while the store was asked, another request may have had it made.
-        found = found or self._memory.get(id)
+        found = None if keep else self._recall(id)
         if found is not None:
-            return Adapted(id, found, False, 0.0)
-        if id not in self._making:
-            making = asyncio.create_task(self._generate_adaptation(id, task))
-            self._making[id] = making
-            making.add_done_callback(lambda done: self._making.pop(id, None) and done.cancelled())
-        return await asyncio.shield(self._making[id])
+            return Adapted(id, found, False, None)
+        return await self._exclusively(id, lambda: self._adapt_to(id, task, keep))
+
+    async def _adapt_to(self, id: str, task: Task, keep: bool) -> Adapted:
+        try:
+            found = await self._load(id)
+        except StoreTrouble:
+            found = None  # it is in neither place, and can be made
+        new, seconds = found is None, 0.0
+        if found is None:
+            job = Job("adapt", (), task, task=id)
+            self.submit([job])
+            found, seconds = await job.result
+            self._metrics.adapted.inc()
+            self._remember(id, found)
+        record = None
+        if new or keep:
+            try:
+                record = await self._from_store(self.store.record, id)
+                if record is None:
+                    record = await self._from_store(
+                        self.store.put, found, model_fingerprint=self.fingerprint, seconds=seconds
+                    )
+            except StoreTrouble:
+                if keep:
+                    raise
+        return Adapted(id, found, new, record)
 
     async def find(self, id: str) -> Adaptation | None:
         """The adaptation of an id, if this model has generated it and it is still there."""
-        if id not in self._memory:
-            found = await self._from_store(self._stored, id)
-            if found is None:
-                return None
-            self._remember(id, found)
-        self._memory.move_to_end(id)
-        self._uses[id] = self._uses.get(id, 0) + 1
-        return self._memory[id]
+        found = self._recall(id)
+        return found if found is not None else await self._exclusively(id, lambda: self._load(id))
 
-    async def keep(self, adapted: Adapted) -> Record:
-        """Make sure that the store has it.
+    async def forget(self, id: str) -> bool:
+        """Delete an adaptation of this model; whether there was one.
 
-        Raises:
-            StoreTrouble: it cannot be written.
+        Afterwards it is there again only if its task was posted again: what had begun before is finished before.
         """
-        record = await self._from_store(self.store.record, adapted.id)
-        if record is None:
-            record = await self._from_store(
-                self.store.put, adapted.adaptation, model_fingerprint=self.fingerprint, seconds=adapted.seconds
-            )
-        return record
+        return await self._exclusively(id, lambda: self._forget(id))
+
+    async def _forget(self, id: str) -> bool:
+        deleted = await self.record(id) is not None and await self._from_store(self.store.delete, id)
+        remembered = self._memory.pop(id, None)
+        self._uses.pop(id, None)
+        if remembered is not None:
+            self._memory_bytes -= _bytes(remembered)
+        return deleted or remembered is not None
+
+    async def _exclusively(self, id: str, work: Callable[[], Awaitable[T]]) -> T:
+        """What `work` gives, while nothing else looks for, makes or deletes the adaptation of that id.
+
+        It is done to its end, also if the request that wanted it leaves.
+        """
+        lock = self._locks.get(id)
+        if lock is None:
+            lock = self._locks[id] = asyncio.Lock()
+
+        async def section() -> T:
+            async with lock:
+                return await work()
+
+        task = asyncio.create_task(section())
+        self._sections.add(task)
+        task.add_done_callback(self._sections.discard)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be left to ask for it
+        return await asyncio.shield(task)
 
     async def record(self, id: str) -> Record | None:
         record = await self._from_store(self.store.record, id)
         return record if record is not None and record.model_fingerprint == self.fingerprint else None
 
-    async def forget(self, id: str) -> bool:
-        """Delete an adaptation of this model; whether there was one."""
-        remembered = self._memory.pop(id, None)
-        if remembered is not None:
-            self._memory_bytes -= _bytes(remembered)
-        if await self.record(id) is None:
-            return remembered is not None
-        return await self._from_store(self.store.delete, id)
+    async def store_works(self) -> bool:
+        """Whether the store can be written; looked at once a second at most."""
+        when, works = self._store_seen
+        if time.monotonic() - when >= _HEALTH_SECONDS:
+            self._store_seen = (time.monotonic(), works)  # for those who ask meanwhile
+            try:
+                await self._from_store(self.store.check)
+                works = True
+            except StoreTrouble:
+                works = False
+            self._store_seen = (time.monotonic(), works)
+        return works
 
     async def records(self, limit: int, offset: int) -> list[Record]:
         """What this model has adapted to, the last used first."""
@@ -187,59 +253,23 @@ class Engine:
             logger.error("%s", problem)
             raise StoreTrouble from problem
 
-    def check_task(self, task: Task) -> int:
-        """How many demonstrations the model will read.
+    def _recall(self, id: str) -> Adaptation | None:
+        """What is in memory, which counts as used."""
+        found = self._memory.get(id)
+        if found is not None:
+            self._memory.move_to_end(id)
+            self._uses[id] = self._uses.get(id, 0) + 1
+        return found
 
-        Raises:
-            HartError: the model needs a definition and there is none, or it is too long.
-        """
-        limit = self.form.max_demonstrations_length
-        most = min(self.form.num_demonstrations, len(task.demonstrations))
-        if self.form.prompt_format == "instructions":
-            if not task.definition.strip():
-                raise HartError("definition: is empty, and this model reads it; say what the task asks for")
-            alone = len(self._encode_task(task, 0))
-            if alone > limit:
-                raise HartError(f"definition: has {alone} tokens with its heading, the model reads {limit}")
-        for count in range(most, 0, -1):
-            if len(self._encode_task(task, count)) <= limit:
-                return count
-        return 0
-
-    def check_query(self, text: str, where: str) -> int:
-        """Tokens of a query.
-
-        Raises:
-            HartError: it is longer than the model reads.
-        """
-        count = len(encode_query(self._tokenizer, text, Lengths(query=_UNLIMITED), eos=self.form.input_eos))
-        if count > self.form.max_query_length:
-            raise HartError(f"{where}: has {count} tokens, the model reads {self.form.max_query_length}")
-        return count
-
-    def check_choice(self, text: str, where: str) -> int:
-        """Tokens of an answer; raises `HartError` if it is longer than the model was trained to give."""
-        count = self.count_answer(text)
-        if count > self.form.max_target_length:
-            raise HartError(f"{where}: has {count} tokens, the model reads {self.form.max_target_length}")
-        return count
-
-    def count_answer(self, text: str) -> int:
-        """Tokens of an answer, end of sequence included."""
-        return len(encode_target(self._tokenizer, text, Lengths(target=_UNLIMITED)))
-
-    def _encode_task(self, task: Task, count: int) -> list[int]:
-        shown = {**self.form.shown, "num_demonstrations": count}
-        return encode_task(self._tokenizer, task, Lengths(demonstrations=_UNLIMITED), **shown)
-
-    async def _generate_adaptation(self, id: str, task: Task) -> Adapted:
-        assert self.batcher is not None
-        job = Job("adapt", (), task, task=id)
-        self.batcher.submit([job])
-        adaptation, seconds = await job.result
-        self._metrics.adapted.inc()
-        self._remember(id, adaptation)
-        return Adapted(id, adaptation, True, seconds)
+    async def _load(self, id: str) -> Adaptation | None:
+        """What is in memory or in the store; only for whoever has the id for itself."""
+        found = self._recall(id)
+        if found is None:
+            found = await self._from_store(self._stored, id)
+            if found is not None:
+                self._remember(id, found)
+                self._recall(id)
+        return found
 
     def _stored(self, id: str) -> Adaptation | None:
         record = self.store.record(id)
@@ -278,14 +308,15 @@ class Engine:
             choices, rows = [query.choices for query in queries], len(queries)
             return score_choices(main, read, choices, adaptation, normalisation=key[1], batch_size=rows)  # type: ignore[index]
         options: Options = key[1]  # type: ignore[index]
-        kwargs = options.to_kwargs() | {"stopping_criteria": [_Abandoned(batch)], "batch_size": len(batch)}
+        kwargs: dict[str, Any] = {"stopping_criteria": [_Abandoned(batch)], "batch_size": len(batch)}
         if queries[0].emit is not None:
             kwargs["streamer"] = _Stream(main.tokenizer, queries[0].emit)
-        return main.generate(read, adaptation, **kwargs)
+        return main.answers(read, adaptation, **options._asdict(), **kwargs)
 
     def _adapt(self, tasks: list[Task]) -> list[tuple[Adaptation, float]]:
         start = time.perf_counter()
-        adaptation = self.model.adapt(tasks)
+        # What is not read of a task is told to the client: `demonstrations_read`.
+        adaptation = self.model.adapt(tasks, cuts=Cuts())
         seconds = time.perf_counter() - start
         return [(adaptation[row], seconds) for row in range(len(tasks))]
 
@@ -315,13 +346,9 @@ class _Stream(TextStreamer):
 
 def model_fingerprint(model: HartModel) -> str:
     """Hex digest over all that decides what a model generates for a task, its base excepted."""
-    adapter = model.hypernetwork or model.learned
-    form = json.dumps(dataclasses.asdict(model.input_format), sort_keys=True)
-    digest = hashlib.sha256(f"{form} {model.fusion} {[kind.to_config() for kind in model.kinds]}\n".encode())
-    for name, tensor in sorted(adapter.state_dict().items()) if adapter is not None else ():
-        digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    kinds = [kind.to_config() for kind in model.kinds]
+    form = dataclasses.asdict(model.input_format)
+    return adapter_digest(model.hypernetwork or model.learned, form, model.fusion, kinds)
 
 
 def _bytes(adaptation: Adaptation) -> int:

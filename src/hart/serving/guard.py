@@ -45,9 +45,14 @@ class Guard:
             await self._app(scope, receive, send)
             return
         start, status = time.monotonic(), 500
+        head = scope["method"] == "HEAD"
+        # HEAD is GET without the body; a copy, because the server looks at its own.
+        scope = {**scope, "method": "GET"} if head else scope
 
         async def send_on(message: Message) -> None:
             nonlocal status
+            if head and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
@@ -72,12 +77,14 @@ class Guard:
             self._metrics.request_seconds.labels(route).observe(time.monotonic() - start)
 
     def _refuse(self, scope: Scope) -> JSONResponse | None:
-        headers, path, token = Headers(scope=scope), scope["path"], self._settings.token
+        headers, path, token = Headers(scope=scope), _path(scope), self._settings.token
         if token is None and self._settings.loopback and _host(headers.get("host", "")) not in _THIS_MACHINE:
             return error(403, "the Host header names another machine; use localhost, or a token", "forbidden")
         if token is not None and path not in OPEN and not path.startswith(OPEN_BELOW):
-            given = headers.get("authorization", "").encode("utf-8", "surrogateescape")
-            if not hmac.compare_digest(given, f"Bearer {token}".encode()):
+            scheme, _, given = headers.get("authorization", "").partition(" ")
+            # Headers are read as Latin-1; what was sent is compared.
+            right = hmac.compare_digest(given.strip().encode("latin-1"), token.encode())
+            if scheme.lower() != "bearer" or not right:
                 challenge = {"WWW-Authenticate": "Bearer"}
                 return error(401, "give the server's token: Authorization: Bearer …", "unauthorized", headers=challenge)
         length = headers.get("content-length", "0")
@@ -120,6 +127,12 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 def _too_large() -> JSONResponse:
     return error(413, f"the request is larger than {MAX_BODY_BYTES} bytes", "too_large")
+
+
+def _path(scope: Scope) -> str:
+    """The path below that of the application, which may be mounted in another or served under `--root-path`."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    return path.removeprefix(root) if path.startswith(f"{root}/") else path
 
 
 def _host(header: str) -> str:

@@ -1,8 +1,22 @@
-"""Requests and replies, as OpenAPI describes them. Unknown fields are refused by name."""
+"""Requests and replies, as OpenAPI describes them. Unknown fields are refused by name.
 
+In a request null stands for the default of a field, as clients of OpenAI's interface send it.
+"""
+
+import json
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    WithJsonSchema,
+    model_validator,
+)
 
 from hart.data.tasks import Task
 from hart.scoring import Normalisation
@@ -26,11 +40,47 @@ Id = Annotated[
 ]
 
 
+def _number(given: Any) -> Any:
+    if isinstance(given, bool):
+        raise ValueError("give a number, not true or false")
+    return given
+
+
+Integer: TypeAlias = Annotated[int, BeforeValidator(_number)]
+Float: TypeAlias = Annotated[float, BeforeValidator(_number)]
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class DemonstrationIn(_Model):
+def _show_nulls(schema: dict[str, Any]) -> None:
+    """Let a description say that fields with a default take null."""
+    for name, field in schema["properties"].items():
+        kinds = field.get("anyOf") or field.get("oneOf") or []
+        if "default" in field and {"type": "null"} not in kinds:
+            kept = {key: field[key] for key in ("default", "description", "title") if key in field}
+            value = {key: each for key, each in field.items() if key not in kept}
+            schema["properties"][name] = {"anyOf": [value, {"type": "null"}], **kept}
+
+
+class _Request(_Model):
+    model_config = ConfigDict(json_schema_extra=_show_nulls)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        fields = cls.model_fields
+        return {
+            name: value
+            for name, value in given.items()
+            if value is not None or name not in fields or fields[name].is_required()
+        }
+
+
+class DemonstrationIn(_Request):
     """A solved example."""
 
     input: Text
@@ -38,7 +88,7 @@ class DemonstrationIn(_Model):
     explanation: MaybeEmpty = ""
 
 
-class TaskIn(_Model):
+class TaskIn(_Request):
     """A task: what it asks for, and solved examples."""
 
     definition: MaybeEmpty = Field("", examples=["Keep only the fruits."])
@@ -48,8 +98,8 @@ class TaskIn(_Model):
         return Task(self.definition, [each.model_dump() for each in self.demonstrations])
 
 
-TAGS = ("as-id", "as-task", "as-list")
-"""What the forms of `adaptation` are called in pydantic's messages."""
+TAGS = ("as-id", "as-task", "as-list", "as-text")
+"""What the forms of `adaptation` and `prompt` are called in pydantic's messages."""
 
 
 def _form(given: Any) -> str:
@@ -63,15 +113,26 @@ Adapted: TypeAlias = Annotated[_Id | _Task, Discriminator(_form), Field(descript
 _Each: TypeAlias = Annotated[list[Adapted], Tag(TAGS[2]), Field(min_length=1, max_length=MAX_INPUTS)]
 
 
-class _Sampling(_Model):
-    temperature: float = Field(0.0, ge=0.0, le=MAX_TEMPERATURE, description="0 takes the likeliest token")
-    top_p: float = Field(1.0, ge=0.01, le=1.0, description="of sampling, so only with a temperature")
+_NewTokens: TypeAlias = Annotated[
+    Integer | None, Field(ge=1, le=MAX_NEW_TOKENS, description="null: as in the model's training")
+]
+
+
+class _Sampling(_Request):
+    temperature: Float = Field(0.0, ge=0.0, le=MAX_TEMPERATURE, description="0 takes the likeliest token")
+    top_p: Float = Field(1.0, ge=0.01, le=1.0, description="of sampling, so only with a temperature")
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if 0 < self.temperature < MIN_TEMPERATURE:
-            raise ValueError(f"temperature must be 0 or at least {MIN_TEMPERATURE}")
+            raise ValueError(f"temperature: must be 0 or at least {MIN_TEMPERATURE}")
+        if self.top_p < 1 and self.temperature == 0 and self._top_p_counts():
+            raise ValueError("top_p: acts only with a temperature; set one above 0, or leave top_p out")
         return self
+
+    def _top_p_counts(self) -> bool:
+        """Whether a top_p without temperature is a mistake."""
+        return True
 
 
 class GenerateIn(_Sampling):
@@ -79,8 +140,10 @@ class GenerateIn(_Sampling):
     adaptation: Annotated[_Id | _Task | _Each, Discriminator(_form)] | None = Field(
         None, description="one for all inputs, or one for each; null asks the un-adapted base"
     )
-    max_new_tokens: int | None = Field(None, ge=2, le=MAX_NEW_TOKENS, description="null: as in the model's training")
-    num_beams: int = Field(1, ge=1, le=MAX_BEAMS)
+    max_new_tokens: Integer | None = Field(
+        None, ge=1, le=MAX_NEW_TOKENS, description="null: as in the model's training"
+    )
+    num_beams: Integer = Field(1, ge=1, le=MAX_BEAMS)
     stream: bool = Field(False, description="server-sent events, one input and no beams")
 
     @model_validator(mode="after")
@@ -94,27 +157,85 @@ class GenerateIn(_Sampling):
         return self
 
 
-class ScoreIn(_Model):
+class ScoreIn(_Request):
     input: Text
     choices: list[Text] = Field(min_length=1, max_length=MAX_CHOICES)
     adaptation: Adapted | None = Field(None, description="null asks the un-adapted base")
     normalisation: Normalisation = Field("sum", description="of the log-probabilities of a choice's tokens")
 
 
+def _one_of(*values: Any) -> Any:
+    """A field of OpenAI's that may have these values alone, because others would change the answer."""
+
+    def check(given: Any) -> Any:
+        # By type, too: for Python 0 is False, and 1.0 is True.
+        if any(_kind(given) == _kind(value) and given == value for value in values):
+            return given
+        shown = " or ".join(json.dumps(value) for value in (*values, None))
+        raise ValueError(f"is not supported here but as {shown}, which changes nothing; leave it out")
+
+    default = values[0]
+    described = WithJsonSchema({"enum": list(values), "description": "taken for OpenAI's clients; changes nothing"})
+    return Annotated[Any, BeforeValidator(check), described, Field(default)]
+
+
+def _kind(value: Any) -> type:
+    return float if isinstance(value, int) and not isinstance(value, bool) else type(value)
+
+
+def _no_tokens(given: Any) -> Any:
+    if isinstance(given, list) and given and all(isinstance(each, int | list) for each in given):
+        raise ValueError("give a text or a list of texts; lists of tokens are not taken")
+    return given
+
+
+def _prompt_form(given: Any) -> str:
+    return TAGS[2] if isinstance(given, list) else TAGS[3]
+
+
+_OneText: TypeAlias = Annotated[Text, Tag(TAGS[3])]
+_Texts: TypeAlias = Annotated[list[Text], Tag(TAGS[2]), Field(min_length=1, max_length=MAX_INPUTS)]
+Prompt: TypeAlias = Annotated[_OneText | _Texts, Discriminator(_prompt_form), BeforeValidator(_no_tokens)]
+
+
+class StreamOptions(_Request):
+    include_usage: bool = Field(False, description="a last event before [DONE] that counts tokens")
+    include_obfuscation: _one_of(False)  # type: ignore[valid-type]
+
+
 class CompletionIn(_Sampling):
     """As OpenAI's completions, as far as it goes: `model` is the id of an adaptation."""
 
     model: Id
-    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS)]
-    max_tokens: int | None = Field(None, ge=2, le=MAX_NEW_TOKENS)
-    n: Literal[1] = 1
+    prompt: Prompt
+    max_tokens: _NewTokens = None
     stream: bool = False
+    stream_options: StreamOptions = Field(StreamOptions.model_validate({}), description="only with stream")
+    seed: Integer | None = Field(None, description="only without a temperature, where it changes nothing")
+    user: MaybeEmpty | None = Field(None, description="taken for OpenAI's clients; changes nothing")
+    n: _one_of(1)  # type: ignore[valid-type]
+    best_of: _one_of(1)  # type: ignore[valid-type]
+    echo: _one_of(False)  # type: ignore[valid-type]
+    frequency_penalty: _one_of(0)  # type: ignore[valid-type]
+    logit_bias: _one_of({})  # type: ignore[valid-type]
+    logprobs: _one_of(False)  # type: ignore[valid-type]
+    presence_penalty: _one_of(0)  # type: ignore[valid-type]
+    stop: _one_of([], "")  # type: ignore[valid-type]
+    suffix: _one_of("")  # type: ignore[valid-type]
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.stream and isinstance(self.prompt, list) and len(self.prompt) > 1:
             raise ValueError("stream: give one prompt")
+        if self.stream_options.include_usage and not self.stream:
+            raise ValueError("stream_options: include_usage is of a stream; set stream, or leave it out")
+        if self.seed is not None and self.temperature > 0:
+            raise ValueError("seed: sampling is not repeatable here; leave it out, or set temperature to 0")
         return self
+
+    def _top_p_counts(self) -> bool:
+        # With OpenAI the temperature is 1 unless it is given; a 0 that was given asks for no sampling.
+        return "temperature" not in self.model_fields_set
 
 
 class AdaptationOut(_Model):
@@ -146,7 +267,7 @@ class GenerateOut(_Model):
 
 class ScoreOut(_Model):
     scores: list[float] = Field(description="log-probabilities in nats, in the order of the choices")
-    best: int = Field(description="index of the highest")
+    best: int = Field(description="index of the highest, of equal ones the first")
 
 
 class Choice(_Model):
@@ -182,7 +303,13 @@ class ErrorOut(_Model):
 
 
 class Health(_Model):
-    status: Literal["ok"]
+    status: Literal["ok", "degraded"]
     model: str
     base: str
     reads_definition: bool
+
+
+class Trouble(Health):
+    """The state of a server that does not do all that it should, and why."""
+
+    error: ErrorBody

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from hart.errors import HartError
+
 MAX_BODY_BYTES = 1024 * 1024
 """Of a request, before anything of it is parsed."""
 
@@ -29,7 +31,7 @@ class Settings:
         max_queue: rows that wait, at most; more are refused with 429.
         time_limit: seconds for a request, waiting included; then 504.
         mixing: whether rows of different tasks share a batch. Only comparisons switch it off.
-        token: what a request must bring as bearer token; None lets everybody in.
+        token: what a request must bring as bearer token, without white space at its ends; None lets everybody in.
         loopback: whether only this machine can connect. Without a token the Host header must then be a name of this
             machine, so that no page of another site can reach the server through a name of its own.
     """
@@ -41,3 +43,7 @@ class Settings:
     mixing: bool = True
     token: str | None = None
     loopback: bool = True
+
+    def __post_init__(self) -> None:
+        if self.token is not None and (not self.token or self.token != self.token.strip()):
+            raise HartError("token: is empty, or has white space at its ends, which no header keeps; give another")

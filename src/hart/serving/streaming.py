@@ -8,6 +8,7 @@ from typing import Any
 from fastapi.responses import StreamingResponse
 
 from hart.adaptation import Adaptation
+from hart.answering import Answer
 from hart.serving.batching import Job
 from hart.serving.engine import Engine, Options, Query
 
@@ -21,16 +22,17 @@ class Stream:
         job.result.add_done_callback(lambda _: pieces.put_nowait(None))
 
     def reply(
-        self, limit: float, piece: Callable[[str], dict[str, Any]], last: Callable[[str], dict[str, Any]]
+        self, limit: float, piece: Callable[[str], dict[str, Any]], last: Callable[[Answer], list[dict[str, Any]]]
     ) -> StreamingResponse:
+        """Events as they come: `piece` makes one of a piece of the text, `last` the closing ones of the answer."""
+
         async def events() -> AsyncIterator[str]:
             try:
                 async with asyncio.timeout(limit):
-                    text = ""
                     while (new := await self._pieces.get()) is not None:
-                        text += new
                         yield _event(piece(new))
-                    yield _event(last(await self._job.result))
+                    for event in last(await self._job.result):
+                        yield _event(event)
                     yield "data: [DONE]\n\n"
             except TimeoutError:
                 yield _event({"error": {"message": f"no answer within {limit:g} s", "type": "timeout", "param": None}})
@@ -46,7 +48,6 @@ class Stream:
 
 
 def start_stream(engine: Engine, text: str, id: str | None, adaptation: Adaptation | None, how: Options) -> Stream:
-    assert engine.batcher is not None
     loop, pieces = asyncio.get_running_loop(), asyncio.Queue[str | None]()
 
     def emit(piece: str) -> None:
@@ -54,9 +55,10 @@ def start_stream(engine: Engine, text: str, id: str | None, adaptation: Adaptati
 
     row = Query(text, adaptation, emit=emit)
     job = Job("stream", (adaptation is not None, how), row, task=id, alone=True)
-    engine.batcher.submit([job])
+    engine.submit([job])
     return Stream(job, pieces)
 
 
 def _event(content: dict[str, Any]) -> str:
-    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+    # In ASCII: some clients take U+2028 or U+0085 within a text for the end of a line.
+    return f"data: {json.dumps(content)}\n\n"
