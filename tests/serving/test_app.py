@@ -1,21 +1,27 @@
 """The interface: what it answers is what the model answers in this process, and what it refuses."""
 
 import json
+import re
+import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import pytest
 import torch
+from starlette.applications import Starlette
+from starlette.routing import Mount
 from starlette.testclient import TestClient
+from tokenizers import Regex, normalizers
 
-from hart import HartModel, Task
+from hart import HartError, HartModel, Task
 from hart.config import DataConfig, ModelConfig
 from hart.data.prompts import encode_query
 from hart.export import unbundle
-from hart.serving import create_app
+from hart.serving import Settings, create_app
 from hart.serving import engine as engine_module
 from hart.store import Store
 
@@ -169,16 +175,67 @@ def test_mistakes_are_named(change: dict[str, Any], told: str, client: TestClien
 
 
 def test_bodies_that_are_no_request(client: TestClient) -> None:
-    def post(content: bytes, kind: str = "application/json") -> Any:
-        return client.post("/v1/generate", content=content, headers={"Content-Type": kind})
+    def post(content: bytes, kind: str | None = "application/json") -> str:
+        headers = {} if kind is None else {"Content-Type": kind}
+        return said(client.post("/v1/generate", content=content, headers=headers), 422)
 
-    assert "not JSON" in said(post(b"{"), 422)
-    said(post(b"[1]"), 422)
-    said(post(b""), 422)
-    said(post(b"\xff\xfe"), 422) if post(b"\xff\xfe").status_code == 422 else said(post(b"\xff\xfe"), 400)
-    nested = post(b"[" * 100_000)
-    assert nested.status_code in (400, 422)
-    assert post(json.dumps(GOOD).encode(), "text/plain").status_code == 422
+    assert "not JSON" in post(b"{")
+    assert "object" in post(b"[1]")
+    assert "missing" in post(b"") and "missing" in post(b"", None)
+    assert "can be read" in post(b"\xff\xfe\xff") and "can be read" in post(b'{"inputs": ["\xff"]}')
+    good = json.dumps(GOOD).encode()
+    assert post(good, "text/plain") == "the Content-Type header is 'text/plain'; send Content-Type: application/json"
+    assert post(good, "application/x-www-form-urlencoded").startswith("the Content-Type header is")
+    assert post(good, None).startswith("the Content-Type header is missing; send")
+    marked = client.post("/v1/generate", content=b"\xef\xbb\xbf" + good, headers={"Content-Type": "application/json"})
+    assert marked.status_code == 200
+
+
+DEEP = b"[" * 100_000 + b"]" * 100_000
+ODD = [
+    DEEP,
+    b'{"a":' * 50_000 + b"1" + b"}" * 50_000,
+    b"1" * 5_000,
+    b'"\\ud800"',
+    b"1e999",
+    b"-1e999",
+    b"NaN",
+    b"[" * 400 + b"]" * 400,
+    b'{"\\ud800": "\\udfff"}',
+    b"true",
+    b"[]",
+    b'[["\\ud800"]]',
+]
+
+
+@pytest.mark.parametrize("path", ["/v1/adaptations", "/v1/generate", "/v1/score", "/v1/completions"])
+@pytest.mark.parametrize("value", ODD, ids=range(len(ODD)))
+def test_odd_values_in_every_field(path: str, value: bytes, client: TestClient) -> None:
+    """In each field of each request, and as one that nobody knows: refused in a line, or taken, and never a 500."""
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    names = {"adaptations": "TaskIn", "generate": "GenerateIn", "score": "ScoreIn", "completions": "CompletionIn"}
+    shown = to_json(task(1))
+    good: dict[str, Any] = {
+        "/v1/adaptations": shown,
+        "/v1/generate": GOOD,
+        "/v1/score": {"input": "one", "choices": ["one", "two"], "adaptation": shown},
+        "/v1/completions": {"model": "0" * 64, "prompt": "one"},
+    }[path]
+    lines = json.dumps({key: each for key, each in good.items()})[:-1].encode()
+    fields = [*schemas[names[path.removeprefix("/v1/")]]["properties"], "nobody knows", "\ud800"]
+    bodies = [lines + b", " + json.dumps(field).encode() + b": " + value + b"}" for field in fields]
+    demonstration = (
+        b'{"definition": "a", "demonstrations": [{"input": "a", "output": "b", "explanation": ' + value + b"}]}"
+    )
+    bodies += [
+        value,
+        demonstration if path == "/v1/adaptations" else b'{"inputs": ["a"], "adaptation": ' + demonstration + b"}",
+    ]
+    for body in bodies:
+        reply = client.post(path, content=body, headers={"Content-Type": "application/json"})
+        assert reply.status_code in (200, 201, 404, 422), (body[:200], reply.text)
+        if reply.status_code >= 400:
+            said(reply, reply.status_code)
 
 
 def test_unknown_ids_and_paths(client: TestClient) -> None:
@@ -202,10 +259,70 @@ def test_the_token(serve: Callable[..., TestClient]) -> None:
         reply = client.get(path)
         assert "token" in said(reply, 401) and reply.headers["www-authenticate"] == "Bearer"
         assert client.get(path, headers={"Authorization": "Bearer Sesame"}).status_code == 401
-        assert client.get(path, headers={"Authorization": "Bearer sesame"}).status_code != 401
+        for scheme in ("Bearer", "bearer", "BEARER", "Bearer "):
+            assert client.get(path, headers={"Authorization": f"{scheme} sesame"}).status_code != 401
+        for wrong in ("sesame", "Basic sesame", "Bearersesame", "Bearer", "Bearer ", "Bearer sesame sesame"):
+            assert client.get(path, headers={"Authorization": wrong}).status_code == 401
         assert client.get(path, headers=[(b"Authorization", b"Bearer \xff")]).status_code == 401
     for path in ("/", "/page.js", "/page.css", "/health", "/docs", "/openapi.json"):
         assert client.get(path).status_code == 200
+
+
+def test_tokens_of_other_letters_and_none(serve: Callable[..., TestClient]) -> None:
+    client = serve(token="sésame✓")
+    given = [(b"Authorization", "Bearer sésame✓".encode())]
+    assert client.get("/v1/adaptations", headers=given).status_code == 200
+    for token in ("", " ", "sesame\n"):
+        with pytest.raises(HartError, match="token: "):
+            serve(token=token)
+
+
+@pytest.mark.parametrize("path", ["/", "/page.js", "/health", "/docs", "/openapi.json", "/metrics", "/v1/adaptations"])
+def test_head_is_get_without_the_body(path: str, client: TestClient) -> None:
+    got, head = client.get(path), client.head(path)
+    assert (head.status_code, head.content) == (200, b"") and len(got.content) > 0
+    assert head.headers["content-type"] == got.headers["content-type"]
+    if path != "/metrics":  # which counts requests
+        assert head.headers["content-length"] == got.headers["content-length"]
+
+
+def test_head_elsewhere(client: TestClient) -> None:
+    id = adapt(client, 1)
+    assert int(client.head(f"/v1/adaptations/{id}/download").headers["content-length"]) > 1000
+    assert client.head(f"/v1/adaptations/{'0' * 64}").status_code == 404
+    assert client.head("/nothing").status_code == 404
+    assert client.head("/v1/generate").status_code == 405
+    assert client.head("/static-offline-docs/swagger-ui.css").status_code == 200
+
+
+@pytest.mark.parametrize("way", ["mounted", "root_path", "stripped by a proxy"])
+def test_below_a_prefix(way: str, model: HartModel, store: Store) -> None:
+    """What the pages link to lies beside them, and what needs no token needs none there either."""
+    app = create_app(model, store, Settings(token="sesame"))
+    outer = Starlette(routes=[Mount("/a/b", app)], lifespan=app.router.lifespan_context)
+    ways: dict[str, Any] = {
+        "mounted": lambda: TestClient(outer, base_url="http://localhost"),
+        "root_path": lambda: TestClient(app, base_url="http://localhost", root_path="/a/b"),
+        "stripped by a proxy": lambda: TestClient(app, base_url="http://localhost"),
+    }
+    below = "" if way == "stripped by a proxy" else "/a/b"
+    with ways[way]() as client:
+        docs = client.get(f"{below}/docs")
+        assert docs.status_code == 200
+        links = re.findall(r"""(?:href|src)="([^"]+)"|url: '([^']+)'""", docs.text)
+        found = [one or other for one, other in links]
+        assert {"openapi.json", "static-offline-docs/swagger-ui.css"} <= set(found)
+        for link in found:
+            assert client.get(urljoin(f"{below}/docs", link)).status_code == 200, link
+        described = client.get(f"{below}/openapi.json").json()
+        assert described["servers"] == [{"url": "."}]
+        page = client.get(f"{below}/").text
+        for link in re.findall(r'(?:href|src)="([a-z.]+)"', page):
+            assert client.get(urljoin(f"{below}/", link)).status_code == 200, link
+        assert client.get(f"{below}/health").status_code == 200
+        assert client.get(f"{below}/v1/adaptations").status_code == 401
+        given = {"Authorization": "bearer sesame"}
+        assert client.get(f"{below}/v1/adaptations", headers=given).status_code == 200
 
 
 def test_names_of_other_hosts(serve: Callable[..., TestClient]) -> None:
@@ -329,6 +446,36 @@ def test_a_store_that_cannot_be_written(
     assert reply.json()["outputs"] == model.generate("one 1", model.adapt(task(1)))
 
 
+def test_health_tells_of_the_store(client: TestClient, store: Store, tmp_path: Path) -> None:
+    """A store that was taken away is made again; one that cannot be is told of, and tasks are answered all the same."""
+    id = adapt(client, 1)
+    assert client.get("/health").json()["status"] == "ok"
+    shutil.rmtree(store.folder)
+    assert client.post("/v1/adaptations", json=to_json(task(1))).status_code == 200
+    assert client.post("/v1/adaptations", json=to_json(task(2))).status_code == 201
+    assert store.get(id) is not None and store.totals()[0] == 2
+    shutil.rmtree(store.folder)
+    store.folder.write_text("a file, where the folder was", encoding="utf-8")
+    time.sleep(engine_module._HEALTH_SECONDS)
+    reply = client.get("/health")
+    assert reply.json()["status"] == "degraded" and "store" in said_beside(reply, 503)
+    assert "store" in said(client.post("/v1/adaptations", json=to_json(task(3))), 507)
+    inline = {"inputs": ["one"], "adaptation": to_json(task(4))}
+    assert client.post("/v1/generate", json=inline).status_code == 200
+    assert client.post("/v1/generate", json={"inputs": ["one"], "adaptation": id}).status_code == 200
+    store.folder.unlink()
+    time.sleep(engine_module._HEALTH_SECONDS)
+    assert client.get("/health").json()["status"] == "ok"
+    # It was read before, and was in memory only.
+    assert client.post("/v1/adaptations", json=to_json(task(3))).status_code == 200
+    assert store.totals()[0] == 1
+
+
+def said_beside(reply: Any, status: int) -> str:
+    assert reply.status_code == status
+    return reply.json()["error"]["message"]
+
+
 def test_another_models_adaptations_are_not_served(client: TestClient, store: Store, model: HartModel) -> None:
     other = store.put(model.adapt(task(5)), model_fingerprint="another model")
     said(client.get(f"/v1/adaptations/{other.id}"), 404)
@@ -349,9 +496,19 @@ def test_a_model_of_prompts_needs_no_definition(tiny_base_dir: Path, store: Stor
         collection="p3", demonstrations="sampled", num_demonstrations=4, max_query_length=64, max_target_length=8
     )
     model = HartModel.from_config(ModelConfig(base=str(tiny_base_dir), decoder_layers=1), data).eval()
+    backend = model.main.tokenizer.backend_tokenizer
+    # As T5's own does with characters that have no width.
+    backend.normalizer = normalizers.Replace(Regex("[\u200b ]+(?=\u200b)|\u200b"), "")
     body = {"demonstrations": [{"input": f"a cat {n}?", "output": "yes"} for n in range(5)]}
     with TestClient(create_app(model, store), base_url="http://localhost") as client:
         assert client.get("/health").json()["reads_definition"] is False
+        for text in ("\u200b", "\u200b \u200b\u200b"):  # nothing that the tokenizer sees
+            id = "0" * 64
+            asked = {"generate": {"inputs": [text]}, "score": {"input": text, "choices": ["yes", "no"]}}
+            for route, ask in {**asked, "completions": {"model": id, "prompt": text}}.items():
+                assert "no token" in said(client.post(f"/v1/{route}", json=ask), 422)
+            unseen = {"demonstrations": [{"input": text, "output": text}]}
+            assert client.post("/v1/generate", json={"inputs": ["a"], "adaptation": unseen}).status_code == 200
         reply = client.post("/v1/adaptations", json=body)
         assert reply.json()["demonstrations_read"] == 4
         asked = {"inputs": ["a mat?"], "adaptation": [reply.json()["id"]]}

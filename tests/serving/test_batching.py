@@ -1,7 +1,9 @@
 """The queue: what shares a batch, in which order, and what happens to rows that nobody waits for."""
 
 import asyncio
+import random
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
 
-from hart.serving.batching import Batcher, Busy, Job  # noqa: E402
+from hart.serving.batching import Batcher, Busy, Job, Stopped  # noqa: E402
 from hart.serving.metrics import Metrics  # noqa: E402
 from hart.serving.settings import Settings  # noqa: E402
 
@@ -172,3 +174,62 @@ def test_closing_finishes_what_was_accepted() -> None:
 
     run(work)
     assert [job.result.result() for job in waiting] == ["a!", "b!"]
+
+
+def test_totals_follow_what_waits() -> None:
+    """Kept in step by every way in and out, whatever is mixed."""
+    chance = random.Random(0)
+
+    async def work(batcher: Batcher, model: Model) -> None:
+        await blocked(batcher, model)
+        queue, waiting = batcher._waiting, list[Job]()
+        for step in range(400):
+            if waiting and chance.random() < 0.4:
+                waiting.pop(chance.randrange(len(waiting))).abandon()
+            else:
+                options = {"key": chance.randrange(3), "weight": chance.randrange(1, 4), "alone": step % 7 == 0}
+                new = jobs(chance.choice("abc"), **options)
+                batcher.submit(new)
+                waiting += new
+            assert (len(queue), queue.rows) == (len(waiting), sum(job.weight for job in waiting))
+            if waiting:
+                first, like = queue.first(), (waiting[0].kind, waiting[0].key)
+                mates = [job for job in waiting if (job.kind, job.key) == like and not job.alone]
+                assert first is waiting[0]
+                assert queue.rows_with(first) == sum(job.weight for job in ([first] if first.alone else mates))
+        model.free.set()
+        await all_of(waiting)
+        assert (len(queue), queue.rows, len(queue._groups)) == (0, 0, 0)
+
+    run(work, max_queue=10_000)
+
+
+def test_a_long_queue_costs_as_much_per_row_as_a_short_one() -> None:
+    """Ten times the rows take no more than some ten times as long to come and go (it was a hundred times)."""
+    took: dict[int, float] = {}
+
+    async def work(batcher: Batcher, model: Model) -> None:
+        for count in (1_000, 10_000):
+            await blocked(batcher, model)
+            start = time.perf_counter()
+            waiting = [job for number in range(count) for job in jobs("a", key=number % 7)]
+            for job in waiting:
+                batcher.submit([job])
+            for job in waiting[::2]:
+                job.abandon()
+            took[count] = time.perf_counter() - start
+            model.free.set()
+            await all_of(waiting[1::2])
+
+    run(work, max_queue=100_000)
+    assert took[10_000] < 35 * took[1_000], took
+
+
+def test_after_closing_nothing_is_accepted() -> None:
+    async def inside() -> None:
+        batcher = Batcher(Model(), Settings(), Metrics())
+        await batcher.close()
+        with pytest.raises(Stopped):
+            batcher.submit(jobs("a"))
+
+    asyncio.run(inside())

@@ -163,9 +163,7 @@ def test_what_was_begun_is_finished_if_the_client_leaves(
     with_engine(model, store, work)
 
 
-def test_a_delete_that_fails_changes_nothing(
-    model: HartModel, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_delete_that_fails_changes_nothing(model: HartModel, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     async def work(engine: Engine) -> None:
         id = (await engine.adapt(task(1), keep=True)).id
         with monkeypatch.context() as patch:
@@ -193,7 +191,9 @@ def test_two_applications_of_one_model(model: HartModel, tmp_path: Path) -> None
                 if got != expected[number]:
                     wrong.append((number, got))
 
-        threads = [threading.Thread(target=ask, args=each) for each in ((first, 0), (second, 1), (first, 2), (second, 3))]
+        threads = [
+            threading.Thread(target=ask, args=each) for each in ((first, 0), (second, 1), (first, 2), (second, 3))
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:

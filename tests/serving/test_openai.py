@@ -1,4 +1,4 @@
-"""/v1/completions with the request shapes of OpenAI's clients: what changes nothing is taken, the rest refused by name."""
+"""/v1/completions with the request shapes of OpenAI's clients: what changes nothing is taken, the rest refused."""
 
 import json
 from typing import Any
@@ -95,7 +95,9 @@ def test_what_would_change_the_answer_is_refused_by_name(
     reply = ask(client, id, **fields)
     error = reply.json()["error"]
     assert (reply.status_code, error["param"]) == (422, named), reply.text
-    assert error["message"].startswith(f"{named}: ") and "\n" not in error["message"] and "Value error" not in reply.text
+    assert (
+        error["message"].startswith(f"{named}: ") and "\n" not in error["message"] and "Value error" not in reply.text
+    )
 
 
 def test_tokens_are_counted_as_they_are_generated(client: TestClient, model: HartModel, id: str) -> None:
