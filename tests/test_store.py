@@ -6,10 +6,13 @@ import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
 import sqlite3
+import stat
 import time
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +175,100 @@ def test_a_lost_index_is_made_anew(store: Store, how: str) -> None:
     again = Store(store.folder)
     assert {record.id: record.seconds for record in again.records()} == before
     assert all(is_task(again.get(id), number) for id, number in before.items())
+
+
+def older(store: Store, how: str) -> None:
+    """Give the index the form that another version has."""
+    with closing(sqlite3.connect(store.folder / "index.sqlite", isolation_level=None)) as connection:
+        if how == "columns missing":
+            connection.execute("PRAGMA user_version = 0")
+            connection.execute("ALTER TABLE adaptations DROP COLUMN uses")
+        elif how == "columns missing, version right":
+            connection.execute("ALTER TABLE adaptations DROP COLUMN seconds")
+        elif how == "a newer version":
+            connection.execute("ALTER TABLE adaptations ADD COLUMN more TEXT NOT NULL DEFAULT ''")
+            connection.execute("PRAGMA user_version = 99")
+        elif how == "no version":
+            connection.execute("PRAGMA user_version = 0")
+        else:
+            connection.execute("DROP TABLE adaptations")
+
+
+OLDER = ["columns missing", "columns missing, version right", "a newer version", "no version", "no table"]
+
+
+@pytest.mark.parametrize("how", OLDER)
+@pytest.mark.parametrize("running", [False, True])
+def test_an_index_of_another_version_is_made_anew(store: Store, how: str, running: bool) -> None:
+    """At the start, and also under a store that is in use; then at the latest with the next call but one."""
+    before = {store.put(made(n), model_fingerprint="m", seconds=n).id: n for n in range(3)}
+    older(store, how)
+    again = store if running else Store(store.folder)
+    with suppress(HartError):
+        assert len(again.records()) == 3
+    assert {record.id: record.seconds for record in again.records()} == before
+    assert all(is_task(again.get(id), number) for id, number in before.items())
+    again.put(made(7), model_fingerprint="m")
+    again.touch(dict.fromkeys(before, 2))
+    assert [record.uses for record in again.records()] == [2, 2, 2, 0] or again.totals()[0] == 4
+    assert check_whole(Store(store.folder)) == 4
+
+
+@pytest.mark.parametrize("what", ["everything", "adaptations", "index", "index made garbage"])
+def test_what_is_taken_away_under_a_running_store_is_made_again(store: Store, what: str) -> None:
+    before = {store.put(made(n), model_fingerprint="m").id: n for n in range(3)}
+    index = store.folder / "index.sqlite"
+    if what == "everything":
+        shutil.rmtree(store.folder)
+    elif what == "adaptations":
+        shutil.rmtree(store.folder / "adaptations")
+    elif what == "index":
+        index.unlink()
+    else:
+        index.write_bytes(b"not a database, by far" * 500)
+    kept = {} if what in ("everything", "adaptations") else before
+    store.check()
+    assert {record.id for record in store.records()} == set(kept) and store.totals()[0] == len(kept)
+    for id, number in before.items():
+        assert is_task(store.get(id), number) if id in kept else store.get(id) is None
+    for number in range(5):
+        assert is_task(store.get(store.put(made(number), model_fingerprint="m").id), number)
+    assert check_whole(Store(store.folder)) == 5
+
+
+@pytest.mark.parametrize("first", ["put", "get", "record", "records", "totals", "touch", "delete", "check"])
+def test_any_call_heals(store: Store, first: str) -> None:
+    id = store.put(made(1), model_fingerprint="m").id
+    shutil.rmtree(store.folder)
+    arguments: dict[str, Any] = {"put": (made(1),), "touch": ({id: 1},), "get": (id,), "record": (id,), "delete": (id,)}
+    getattr(store, first)(*arguments.get(first, ()), **({"model_fingerprint": "m"} if first == "put" else {}))
+    assert stat.S_IMODE(store.folder.stat().st_mode) == 0o700
+    assert is_task(store.get(store.put(made(1), model_fingerprint="m").id), 1)
+
+
+def test_a_place_that_cannot_be_made_again_is_told(store: Store) -> None:
+    shutil.rmtree(store.folder)
+    store.folder.write_text("a file, where the folder was", encoding="utf-8")
+    for call in (store.check, store.totals, store.records, lambda: store.put(made(1), model_fingerprint="m")):
+        with pytest.raises(HartError, match="cannot be written") as told:
+            call()
+        assert str(store.folder) in str(told.value) and "\n" not in str(told.value)
+    store.folder.unlink()
+    store.check()
+
+
+def test_threads_that_find_it_gone_make_one_store(store: Store) -> None:
+    """Many at once find the folder removed, or the index of another version; all of them go on with the same one."""
+    for round_ in range(4):
+        store.put(made(99), model_fingerprint="m")
+        if round_ % 2:
+            older(store, "columns missing")
+        else:
+            shutil.rmtree(store.folder)
+        with ThreadPoolExecutor(8) as pool:
+            ids = [record.id for record in pool.map(lambda n: store.put(made(n), model_fingerprint="m"), range(16))]
+        assert {record.id for record in store.records()} >= set(ids)
+        check_whole(store)
 
 
 def test_what_a_dead_writer_left_is_swept(store: Store) -> None:

@@ -207,21 +207,24 @@ class Store:
         """A connection to an index of this version, made anew where it is not."""
         if self._suspect or not self._index.exists() or not self._kept.is_dir():
             self._open()
-        connection = self._plain_connection()
         try:
+            connection = self._plain_connection()
             if _version(connection) == _VERSION:
                 return connection
+            connection.close()
         except sqlite3.DatabaseError as error:
             if not _broken(error):
-                connection.close()
                 raise
-        connection.close()
         self._open()
         return self._plain_connection()
 
     def _plain_connection(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._index, timeout=_BUSY_SECONDS, isolation_level=None)
-        connection.execute("PRAGMA synchronous = NORMAL")
+        try:
+            connection.execute("PRAGMA synchronous = NORMAL")
+        except sqlite3.Error:
+            connection.close()
+            raise
         return connection
 
     def _open(self) -> None:

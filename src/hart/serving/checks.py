@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from hart.data.prompts import Lengths, encode_query, encode_target, encode_task
+from hart.data.prompts import Lengths, encode_target, encode_task
 from hart.data.tasks import Task
 from hart.errors import HartError
 from hart.input_format import InputFormat
@@ -72,8 +72,7 @@ class Checks:
         Raises:
             HartError: it is longer than the model reads, or has nothing that the tokenizer sees.
         """
-        lengths = Lengths(query=_UNLIMITED)
-        count = len(encode_query(self._tokenizer, text, lengths, eos=False))
+        count = len(self._tokenizer(text.strip(), add_special_tokens=False, verbose=False)["input_ids"])
         if not count:
             raise HartError(f"{where}: has no token of this model (characters without width?); give it a text")
         count += self._form.input_eos
