@@ -1,9 +1,15 @@
 """The client gives what the local model gives, and says what the server says; the server is a real one."""
 
+import itertools
+import json
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,6 +80,132 @@ def test_refusals(remote: Client, address: str, monkeypatch: pytest.MonkeyPatch)
     assert Client(address).adaptations(limit=1)
     with pytest.raises(HartError, match="is hart serve running there"):
         Client("http://127.0.0.1:9", timeout=2).adapt(task(1))
+
+
+def test_the_refusals_of_the_local_model(remote: Client, model: HartModel) -> None:
+    """What one refuses the other does, and in one line."""
+    here, there = model.adapt(task(1)), remote.adapt(task(1))
+    assert remote.generate([], there) == model.generate([], here) == []
+    calls: list[Any] = [
+        lambda of, adapted: of.generate("", adapted),
+        lambda of, adapted: of.generate(["one", " "], adapted),
+        lambda of, adapted: of.generate("one", adapted, max_new_tokens=0),
+        lambda of, adapted: of.generate("one", adapted, top_p=0.5),
+        lambda of, adapted: of.generate("one", adapted, num_beams=2, temperature=1.0),
+        lambda of, adapted: of.score("one", "pear", adapted),
+        lambda of, adapted: of.score("one", [], adapted),
+        lambda of, adapted: of.score("one", ["a", "b"], adapted, normalisation="most"),
+    ]
+    for call in calls:
+        for of, adapted in ((model, here), (remote, there)):
+            with pytest.raises(HartError) as told:
+                call(of, adapted)
+            assert "\n" not in str(told.value)
+    assert remote.generate("one", there, max_new_tokens=1) == model.generate("one", here, max_new_tokens=1)
+
+
+def test_what_is_no_text_and_what_is_no_json(remote: Client, model: HartModel) -> None:
+    adapted = remote.adapt(task(1))
+    for call in (
+        lambda: remote.generate("\ud800", adapted),
+        lambda: list(remote.stream("\ud800", adapted)),
+        lambda: remote.score("one", ["\udfff"], adapted),
+        lambda: remote.adapt(Task("\ud800", [("a", "b")])),
+        lambda: remote.generate("one", "\ud800"),
+        lambda: remote.generate("one", adapted, temperature=float("nan")),
+        lambda: remote.generate("one", adapted, top_p=b"half"),
+        lambda: remote.generate("one", model.adapt(task(1))),  # type: ignore[arg-type]
+        lambda: remote.adapt("a task"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(HartError) as told:
+            call()
+        assert "\n" not in str(told.value)
+
+
+@contextmanager
+def server_of(reply: Callable[[], tuple[str, bytes]]) -> Iterator[str]:
+    """A server that answers everything so: content type and body."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"] or 0))
+            kind, body = reply()
+            self.send_response(200)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_GET = do_POST
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+ODD_TEXT = "a\u2028b\u2029c\u0085d\x0be\x0cf\x1cg\x1dh\x1ei é 🙂"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("ascii", [True, False])
+def test_events_end_at_line_ends_alone(end: str, ascii: bool) -> None:
+    """And not at what `str.splitlines` takes for one; comments, other fields and empty events are passed over."""
+    events = [f"data: {json.dumps({'text': each}, ensure_ascii=ascii)}" for each in (ODD_TEXT, "\n", ODD_TEXT)]
+    lines = [
+        ": hello",
+        "",
+        *itertools.chain.from_iterable((each, "") for each in events),
+        "event: end",
+        "data: [DONE]",
+        "",
+    ]
+    body = "".join(line + end for line in lines).encode()
+    with server_of(lambda: ("text/event-stream; charset=utf-8", body)) as url, Client(url) as client:
+        assert list(client.stream("q", None)) == [ODD_TEXT, "\n", ODD_TEXT]
+
+
+def test_the_server_sends_events_that_any_reader_of_lines_can_read(
+    serve: Callable[..., Any], model: HartModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model.main.tokenizer, "decode", lambda *_, **__: ODD_TEXT + " ")
+    reply = serve().post("/v1/generate", json={"inputs": ["one"], "stream": True, "max_new_tokens": 2})
+    lines = [line.removeprefix("data: ") for line in reply.text.splitlines() if line]
+    assert lines[-1] == "[DONE]"
+    texts = [json.loads(line).get("text", "") for line in lines[:-1]]
+    assert "".join(texts).startswith(ODD_TEXT[:-2])
+
+
+def test_replies_of_others(tmp_path: Path) -> None:
+    """Another server at that address, an answer that breaks off, an address that is none."""
+    for kind, body in (("text/html", b"<html>"), ("application/json", b"[]"), ("application/json", b'{"choices": []}')):
+        with server_of(lambda kind=kind, body=body: (kind, body)) as url, Client(url) as client:  # type: ignore[misc]
+            for call in (
+                lambda: client.adapt(task(1)),
+                lambda: client.generate("q"),
+                lambda: client.score("q", ["a"]),
+                lambda: client.adaptations(),
+                lambda: list(client.stream("q")),
+            ):
+                with pytest.raises(HartError) as told:
+                    call()
+                assert url in str(told.value) and "\n" not in str(told.value)
+    cut = b'data: {"text": "half"}\n\n'
+    with server_of(lambda: ("text/event-stream", cut)) as url, Client(url) as client:
+        pieces = client.stream("q")
+        assert next(pieces) == "half"
+        with pytest.raises(HartError, match="broke off"):
+            next(pieces)
+    with pytest.raises(HartError, match="no address"):
+        Client("http://[::1")
+    with pytest.raises(HartError):
+        Client("localhost:8000").adapt(task(1))
 
 
 def test_importing_hart_imports_no_server() -> None:
