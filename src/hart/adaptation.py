@@ -5,9 +5,6 @@ main model's decoder also attends to (fusion-in-decoder, §4.1), and where they 
 one row per task, so adaptations stack into batches that mix tasks.
 """
 
-import json
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -15,19 +12,22 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from hart.data.tasks import Task
 from hart.errors import HartError
+from hart.files import content_of, new_directory, read_json, sha256, write_json
 from hart.identity import same_base
 from hart.peft import Blocks, PeftKind, build_kinds
+from hart.weights import read_tensors
 
 FIELDS_FILE = "adaptation.json"
 TENSORS_FILE = "adaptation.safetensors"
 FORMAT = 1
+_CHECKSUM = "tensors_sha256"
+"""Field of `FIELDS_FILE` with the SHA-256 of `TENSORS_FILE`."""
 
 
 def _now() -> str:
@@ -182,40 +182,28 @@ class Adaptation:
         """
         folder = Path(folder)
         fields = self._fields()
-        exists = _replaceable(folder, fields)
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            # Beside the target, because a rename is atomic only within one file system.
-            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".adaptation-") as work:
-                new, old = Path(work) / "new", Path(work) / "old"
-                new.mkdir()
-                tensors = {k: v.detach().cpu().contiguous() for k, v in self._tensors().items()}
-                save_file(tensors, new / TENSORS_FILE)
-                text = json.dumps(fields, ensure_ascii=False, indent=1)
-                (new / FIELDS_FILE).write_text(text + "\n", encoding="utf-8")
-                if exists:
-                    os.rename(folder, old)
-                os.rename(new, folder)
-        except (OSError, SafetensorError) as error:  # safetensors has words of its own for a full disk
-            raise HartError(f"{folder}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
+        _refuse_other(folder, fields)
+        with new_directory(folder, replaces=FIELDS_FILE) as partial:
+            tensors = {k: v.detach().cpu().contiguous() for k, v in self._tensors().items()}
+            save_file(tensors, partial / TENSORS_FILE)
+            write_json(partial / FIELDS_FILE, {**fields, _CHECKSUM: sha256(partial / TENSORS_FILE)}, indent=1)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
         """Read what `save_pretrained` wrote; tensors are on the CPU.
 
         Raises:
-            HartError: a missing, truncated or foreign file, a missing field, an unknown PEFT kind.
+            HartError: a missing, truncated, damaged or foreign file, a missing field, an unknown PEFT kind.
         """
         folder = Path(folder)
-        fields = _read_fields(folder)
-        try:
-            tensors = load_file(folder / TENSORS_FILE)
-        except FileNotFoundError as error:
-            raise HartError(f"{folder / TENSORS_FILE}: missing; save the adaptation again") from error
-        except (SafetensorError, OSError) as error:
-            raise HartError(
-                f"{folder / TENSORS_FILE}: truncated or not a safetensors file ({error}); save the adaptation again"
-            ) from error
+        fields, checksum = _read_fields(folder)
+        path = folder / TENSORS_FILE
+        tensors = read_tensors(path, again="save the adaptation again")
+        if checksum is not None and sha256(path) != checksum:
+            raise HartError(f"{path}: damaged, its checksum is not that of {FIELDS_FILE}; save the adaptation again")
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() == (name == "memory_mask"):
+                raise HartError(f"{path}: {name} has dtype {tensor.dtype}; save the adaptation again")
         memory, memory_mask = tensors.pop("memory", None), tensors.pop("memory_mask", None)
         try:
             return cls(
@@ -267,15 +255,11 @@ _FIELD_TYPES: dict[str, type | tuple[type, ...]] = {
 }
 
 
-def _read_fields(folder: Path) -> dict[str, Any]:
-    """The checked content of `adaptation.json`, without the format number."""
+def _read_fields(folder: Path) -> tuple[dict[str, Any], str | None]:
+    """The checked content of `adaptation.json`, and the checksum of the tensors, which old files lack."""
     path = folder / FIELDS_FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise HartError(f"{folder}: no adaptation here ({FIELDS_FILE} is missing)") from error
-    except (ValueError, OSError) as error:
-        raise HartError(f"{path}: not readable as JSON ({error})") from error
+    missing = f"{folder}: no adaptation here ({FIELDS_FILE} is missing)"
+    content = read_json(path, "the file of an adaptation", missing=missing)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise HartError(f"{path}: format is not {FORMAT}; it was written by another version of hart")
     fields = {}
@@ -288,25 +272,19 @@ def _read_fields(folder: Path) -> dict[str, Any]:
     for name in ("peft", "tasks"):
         if not all(isinstance(item, dict) for item in fields[name]):
             raise HartError(f"{path}: field {name} must be a list of objects")
-    return fields
+    return fields, content.get(_CHECKSUM)
 
 
-def _replaceable(folder: Path, fields: dict[str, Any]) -> bool:
-    """Whether `folder` exists; raises `HartError` if its content is not ours to replace."""
-    if not folder.exists():
-        return False
+def _refuse_other(folder: Path, fields: dict[str, Any]) -> None:
+    """Raise `HartError` if `folder` holds something else than an earlier adaptation with the same fields."""
+    if not folder.is_dir() or not content_of(folder):
+        return
     refusal = HartError(f"{folder}: exists with other content; give a new folder")
-    if not folder.is_dir():
-        raise refusal
-    names = {path.name for path in folder.iterdir()}
-    if not names:
-        return True
-    if names != {FIELDS_FILE, TENSORS_FILE}:
+    if content_of(folder) != {FIELDS_FILE, TENSORS_FILE}:
         raise refusal
     try:
-        found = _read_fields(folder)
+        found, _ = _read_fields(folder)
     except HartError:
         raise refusal from None
     if any(found[name] != fields[name] for name in found if name != "created"):
         raise refusal
-    return True

@@ -60,12 +60,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         HartError: it cannot be read, is that of something else, or lacks a field.
     """
     path = folder / CONFIG_FILE
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise HartError(f"{path}: cannot be read; is {folder} the folder of a saved HART model?") from error
-    except ValueError as error:
-        raise HartError(f"{path}: is not JSON ({error}); is the download complete?") from error
+    missing = f"{path}: no such file; is {folder} the folder of a saved HART model?"
+    config = read_json(path, "the configuration of a model", missing=missing)
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind not in MODEL_TYPES:
         raise HartError(
