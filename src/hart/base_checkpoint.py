@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, T5C
 
 from hart.errors import HartError
 from hart.resources import resolve_base
+from hart.weights import check_model_files
 
 LEAST_VOCABULARY = 3
 """Pieces beside special tokens. Without its files transformers builds a tokenizer that knows one, the space."""
@@ -40,6 +41,8 @@ def load_base(name: str, *, revision: str | None = None, dtype: torch.dtype | st
     """
     wanted = _dtype(dtype)
     source = resolve_base(name)
+    if Path(source).is_dir():
+        check_model_files(Path(source))
     at_revision: dict[str, Any] = {} if revision is None or Path(source).is_dir() else {"revision": revision}
     with _loading:
         try:

@@ -4,7 +4,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from transformers import AutoConfig, T5Config, T5ForConditionalGeneration
 
 from hart.config import RunConfig
@@ -13,6 +12,7 @@ from hart.hypernetwork import T5_FIELDS, HyperNetwork, HyperNetworkConfig
 from hart.learned import LearnedWeights
 from hart.peft import MainShape, build_kinds
 from hart.resources import resolve_base
+from hart.weights import tensor_names
 
 # d_model, d_ff, layers of a stack, heads; d_kv is 64 throughout. T5 1.1, LM-adapted or instruction-tuned, as published.
 _SIZES = {
@@ -53,8 +53,7 @@ def _has_own_head(name: str) -> bool:
     weights = Path(resolve_base(name)) / "model.safetensors"
     if not weights.is_file():
         return name in KNOWN
-    with safe_open(weights, "pt") as file:
-        return "lm_head.weight" in file.keys()  # noqa: SIM118
+    return "lm_head.weight" in tensor_names(weights)
 
 
 @dataclass(frozen=True)

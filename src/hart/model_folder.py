@@ -13,16 +13,18 @@ import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hart.errors import HartError
+from hart.files import read_json
 from hart.hypernetwork import HyperNetwork, HyperNetworkConfig
 from hart.input_format import InputFormat
 from hart.learned import LearnedWeights
 from hart.main_model import MainModel
 from hart.model_card import model_card
 from hart.peft import PeftKind
+from hart.weights import check_floats, check_model_files, read_tensors
 
 CONFIG_FILE, WEIGHTS_FILE, MAIN_FOLDER = "config.json", "model.safetensors", "main"
 PLAIN_MODEL_TYPE = "hart-system"
@@ -60,8 +62,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         HartError: it cannot be read, is that of something else, or lacks a field.
     """
     path = folder / CONFIG_FILE
-    missing = f"{path}: no such file; is {folder} the folder of a saved HART model?"
-    config = read_json(path, "the configuration of a model", missing=missing)
+    absent = f"{path}: no such file; is {folder} the folder of a saved HART model?"
+    config: Any = read_json(path, "the configuration of a model", missing=absent)
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind not in MODEL_TYPES:
         raise HartError(
@@ -159,6 +161,9 @@ def load_adapter(
         learned = LearnedWeights(config["peft"], main.shape)
         load_weights(learned, folder)
         return learned
+    check_model_files(folder)
+    for path in folder.glob("*.safetensors"):
+        check_floats(path)
     try:
         return HyperNetwork.from_pretrained(folder, dtype=dtype)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
@@ -173,6 +178,7 @@ def load_weights(module: nn.Module, folder: Path) -> None:
         HartError: the file is missing or damaged, or holds other tensors.
     """
     path = folder / WEIGHTS_FILE
+    check_floats(path)
     found = read_tensors(path)
     wanted = module.state_dict()
     wrong = [name for name in wanted if name not in found or found[name].shape != wanted[name].shape]
@@ -180,19 +186,6 @@ def load_weights(module: nn.Module, folder: Path) -> None:
     if wrong:
         raise HartError(f"{path}: does not fit {CONFIG_FILE} at {min(wrong)}; get both files from the same model")
     module.load_state_dict(found)
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """A safetensors file on the CPU.
-
-    Raises:
-        HartError: it is missing or damaged.
-    """
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise HartError(f"{path}: cannot be loaded ({reason}); is the download complete?") from error
 
 
 def upload(folder: Path, repo_id: str, *, private: bool, revision: str | None) -> str:

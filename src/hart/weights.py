@@ -28,6 +28,16 @@ def read_tensors(path: Path, *, again: str = "download it again") -> dict[str, T
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
+def tensor_names(path: Path) -> set[str]:
+    """What a safetensors file holds, by name.
+
+    Raises:
+        HartError: as `read_tensors`.
+    """
+    with _opened(path, "download it again") as file:
+        return set(file.keys())
+
+
 def check_floats(path: Path) -> None:
     """Raise `HartError` unless a safetensors file is whole and holds floating-point numbers only, as weights are."""
     with _opened(path, "download it again") as file:

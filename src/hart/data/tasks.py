@@ -9,15 +9,14 @@ positive demonstrations alone (section 4.1, "Def+2Pos").
 """
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from hart.data.reading import check_file, check_text, parse_json
 from hart.errors import HartError
+from hart.files import write_json
 
 
 @dataclass(frozen=True)
@@ -214,17 +213,7 @@ class Task:
         Raises:
             HartError: the file cannot be written.
         """
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(self.to_dict(), ensure_ascii=False, indent=1)
-            partial.write_text(text + "\n", encoding="utf-8")
-            os.replace(partial, path)
-        except OSError as error:
-            with suppress(OSError):
-                partial.unlink()
-            raise HartError(f"{path}: cannot write the task file ({error.strerror})") from None
+        write_json(path, self.to_dict(), indent=1)
 
 
 def _definition(content: Mapping[str, Any], source: str) -> str:

@@ -162,12 +162,18 @@ def _rename_all(moves: Sequence[tuple[Path, Path]]) -> None:
             source.rename(target)
             done.append((source, target))
     except BaseException as error:
-        for source, target in reversed(done):
-            try:
-                target.rename(source)
-            except OSError:
-                raise HartError(f"{source}: cannot be written ({reason(error)}); it lies in {target} now") from error
+        kept = [pair for pair in reversed(done) if not _put_back(*pair)]
+        if kept:
+            source, target = kept[-1]
+            raise HartError(f"{source}: cannot be written ({reason(error)}); what it was is now {target}") from error
         raise
+
+
+def _put_back(source: Path, target: Path) -> bool:
+    with suppress(OSError):
+        target.rename(source)
+        return True
+    return False
 
 
 CHECKSUMS_FILE = "checksums.json"
