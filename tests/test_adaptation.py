@@ -170,11 +170,82 @@ def test_missing_and_damaged_files(tmp_path: Path) -> None:
             Adaptation.from_pretrained(folder)
         assert "\n" not in str(caught.value)
     (folder / TENSORS_FILE).unlink()
-    with pytest.raises(HartError, match="adaptation.safetensors: missing"):
+    with pytest.raises(HartError, match="adaptation.safetensors: no such file; save the adaptation again"):
         Adaptation.from_pretrained(folder)
+    for name in (FIELDS_FILE, TENSORS_FILE):
+        make("a").save_pretrained(tmp_path / name)
+        (tmp_path / name / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+        with pytest.raises(HartError, match=f"{name}: is a Git LFS pointer, .*; run 'git lfs pull'"):
+            Adaptation.from_pretrained(tmp_path / name)
     (folder / FIELDS_FILE).write_text("not JSON")
-    with pytest.raises(HartError, match="adaptation.json: not readable as JSON"):
+    with pytest.raises(HartError, match="adaptation.json: not the file of an adaptation, the text is not JSON"):
         Adaptation.from_pretrained(folder)
+
+
+def test_a_changed_byte_is_found(tmp_path: Path) -> None:
+    """Any byte of the numbers may change and the file is still one of safetensors."""
+    folder = tmp_path / "a"
+    make("a").save_pretrained(folder)
+    whole = (folder / TENSORS_FILE).read_bytes()
+    for place in (-1, -1000, len(whole) // 2):
+        changed = bytearray(whole)
+        changed[place] ^= 0x10
+        (folder / TENSORS_FILE).write_bytes(changed)
+        assert load_file(folder / TENSORS_FILE)
+        with pytest.raises(
+            HartError, match="adaptation.safetensors: damaged, its checksum is not that of adaptation.j"
+        ):
+            Adaptation.from_pretrained(folder)
+
+
+def _without_checksum(folder: Path) -> None:
+    """As an earlier version saved it."""
+    path = folder / FIELDS_FILE
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert content.pop("tensors_sha256")
+    path.write_text(json.dumps(content))
+
+
+def test_adaptations_of_earlier_versions_have_no_checksum(tmp_path: Path) -> None:
+    saved = make("a")
+    saved.save_pretrained(tmp_path / "a")
+    _without_checksum(tmp_path / "a")
+    assert_same(Adaptation.from_pretrained(tmp_path / "a"), saved)
+    saved.save_pretrained(tmp_path / "a")  # still the same adaptation, so it is replaced
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("memory", torch.int64), ("memory_mask", torch.float32)])
+def test_numbers_of_the_wrong_type(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    make("a").save_pretrained(tmp_path / "a")
+    _without_checksum(tmp_path / "a")
+    tensors = load_file(tmp_path / "a" / TENSORS_FILE)
+    save_file(tensors | {name: tensors[name].to(dtype)}, tmp_path / "a" / TENSORS_FILE)
+    with pytest.raises(HartError, match=f"adaptation.safetensors: {name} has dtype {dtype}"):
+        Adaptation.from_pretrained(tmp_path / "a")
+
+
+def test_a_save_that_fails_in_the_end_keeps_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever renames fail after the first."""
+    folder = tmp_path / "a"
+    make("a", created="2025").save_pretrained(folder)
+    before = _bytes(tmp_path)
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if "new" in self.parts:
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(HartError, match="a: cannot be written .No space left on device"):
+        make("a", created="2026").save_pretrained(folder)
+    assert _bytes(tmp_path) == before
+
+
+def test_saved_files_have_ordinary_modes(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    make("a").save_pretrained(tmp_path / "a")
+    assert {path.stat().st_mode for path in (tmp_path / "a").iterdir()} == {(tmp_path / "plain").stat().st_mode}
 
 
 @pytest.mark.parametrize(
@@ -200,7 +271,7 @@ def test_every_field_is_required(tmp_path: Path) -> None:
     make("a").save_pretrained(tmp_path / "a")
     path = tmp_path / "a" / FIELDS_FILE
     content = json.loads(path.read_text(encoding="utf-8"))
-    for field in content:
+    for field in content.keys() - {"tensors_sha256"}:
         path.write_text(json.dumps({k: v for k, v in content.items() if k != field}))
         with pytest.raises(HartError, match=f"adaptation.json: (field )?{field} is "):
             Adaptation.from_pretrained(tmp_path / "a")
@@ -208,6 +279,7 @@ def test_every_field_is_required(tmp_path: Path) -> None:
 
 def test_memory_without_its_mask(tmp_path: Path) -> None:
     make("a").save_pretrained(tmp_path / "a")
+    _without_checksum(tmp_path / "a")
     path = tmp_path / "a" / TENSORS_FILE
     tensors = load_file(path)
     del tensors["memory_mask"]

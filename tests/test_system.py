@@ -262,9 +262,37 @@ def test_hypernetwork_for_another_shape_is_refused(system: HartModel):
 def test_truncated_weights_are_refused(saved: Path):
     weights = saved / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(HartError, match="is the download complete") as refused:
+    with pytest.raises(HartError, match=r"model.safetensors: truncated .*; download it again") as refused:
         HartModel.from_pretrained(saved)
     assert "\n" not in str(refused.value)
+
+
+def test_bad_files_are_named(saved: Path):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2145\nsize 12345\n"
+    config, weights = saved / "config.json", saved / "model.safetensors"
+    config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes())  # a byte order mark is no mistake
+    HartModel.from_pretrained(saved)
+    tensors = load_file(weights)
+    name = min(tensors)
+    save_file(tensors | {name: tensors[name].to(torch.int64)}, weights, metadata={"format": "pt"})
+    with pytest.raises(HartError, match=f"^{weights}: {name} holds I64, not floating-point numbers"):
+        HartModel.from_pretrained(saved)
+    weights.write_bytes(pointer)
+    with pytest.raises(HartError, match=f"^{weights}: is a Git LFS pointer"):
+        HartModel.from_pretrained(saved)
+    for content in (pointer, b"[" * 100_000, b"9" * 5000, b'{"model_type": "\\ud800"}'):
+        config.write_bytes(content)
+        with pytest.raises(HartError, match=f"^{config}: ") as refused:
+            HartModel.from_pretrained(saved)
+        assert "\n" not in str(refused.value)
+
+
+def test_saved_files_have_ordinary_modes(variant: HartModel, tmp_path: Path):
+    """Also the weights, which safetensors makes private."""
+    (tmp_path / "plain").touch()
+    variant.save_pretrained(tmp_path / "model")
+    files = [path for path in (tmp_path / "model").rglob("*") if path.is_file()]
+    assert {path.stat().st_mode for path in files} == {(tmp_path / "plain").stat().st_mode}
 
 
 def test_weights_that_lack_a_tensor_are_refused(saved: Path):
@@ -304,7 +332,7 @@ def test_foreign_config_files_are_refused(saved: Path, tiny_base_dir: Path):
         with pytest.raises(HartError, match=reason):
             HartModel.from_pretrained(saved)
     (saved / "config.json").write_bytes(b"\xff{")
-    with pytest.raises(HartError, match="is not JSON"):
+    with pytest.raises(HartError, match=r"config.json: .*the text is not UTF-8"):
         HartModel.from_pretrained(saved)
     (saved / "config.json").unlink()
     with pytest.raises(HartError, match="is .* the folder of a saved HART model"):
