@@ -165,7 +165,8 @@ def load_adapter(
     for path in folder.glob("*.safetensors"):
         check_floats(path)
     try:
-        return HyperNetwork.from_pretrained(folder, dtype=dtype)
+        made = HyperNetworkConfig.from_dict(dict(config))
+        return HyperNetwork.from_pretrained(folder, config=made, dtype=dtype)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise HartError(f"{folder}: cannot be loaded ({reason}); is the download complete?") from error

@@ -21,6 +21,7 @@ from typing import NoReturn
 from hart.cli import adapt, bench, estimate, evaluate, export, predict, quickstart, serve, sweep, train
 from hart.cli.options import split_overrides
 from hart.errors import HartError
+from hart.files import ensure_home
 from hart.processes import end_with
 
 DISTRIBUTION = "hart-hypernet"
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parser().parse_args(words)
         args.overrides = overrides
         with _own_messages():
+            ensure_home()
             silence_libraries()
             status = args.run(args)
         sys.stdout.flush()

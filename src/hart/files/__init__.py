@@ -15,7 +15,7 @@ from hart.files.folders import (
     seal,
     sha256,
 )
-from hart.files.places import cache_folder
+from hart.files.places import cache_folder, ensure_home
 from hart.files.reading import parse_json, read_json, refuse_lfs_pointer
 from hart.files.writing import check_file_target, write_bytes, write_json, write_text
 
@@ -26,6 +26,7 @@ __all__ = [
     "check_folder_target",
     "content_of",
     "damage",
+    "ensure_home",
     "new_directory",
     "ordinary_modes",
     "parse_json",
