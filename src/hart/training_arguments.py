@@ -1,7 +1,6 @@
 """From the `training` section of a configuration to the arguments of the transformers Trainer."""
 
 import importlib.util
-import json
 import logging
 import math
 import os
@@ -13,6 +12,7 @@ from transformers import TrainingArguments
 
 from hart.config import TrainingConfig
 from hart.errors import HartError
+from hart.files import read_json
 from hart.processes import announce_alone
 
 logger = logging.getLogger(__name__)
@@ -55,10 +55,7 @@ def read_deepspeed(path: Path) -> dict[str, Any]:
     Raises:
         HartError: no such file, or no JSON object.
     """
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise HartError(f"{path}: training.deepspeed must be a JSON file ({_line(error)})") from error
+    settings = read_json(path, "the JSON file that training.deepspeed must be")
     if not isinstance(settings, dict):
         raise HartError(f"{path}: training.deepspeed must be a JSON object, see configs/deepspeed")
     return settings

@@ -160,6 +160,30 @@ for size, paths in ((10_000, ["out"]), (10_000_000, ["out", "other"])):
     )
 
 
+def test_a_tokenizer_that_does_not_fit_on_the_disk(tmp_path: Path, in_mounts: Callable[..., str]) -> None:
+    """It raises a plain Exception."""
+    code = """
+import os
+from tokenizers import Tokenizer, models
+from hart.errors import HartError
+from hart.files import new_directory
+tokenizer = Tokenizer(models.WordLevel({str(number): number for number in range(50_000)}, "0"))
+try:
+    with new_directory("out", replaces="config.json") as folder:
+        tokenizer.save(str(folder / "tokenizer.json"))
+except HartError as error:
+    print(error, os.listdir("."))
+"""
+    printed = in_mounts(tmp_path, "mount -t tmpfs -o size=100k none .; cd .", code)
+    assert printed == "out: cannot be written (No space left on device (os error 28)) []\n"
+
+
+def test_an_error_that_is_ours_stays_one(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), new_directory(tmp_path / "model", replaces="config.json"):
+        print(1 / 0)
+    assert not os.listdir(tmp_path)
+
+
 def refuse_renames(monkeypatch: pytest.MonkeyPatch, refused: Callable[[Path, Path], bool]) -> None:
     rename = Path.rename
 
@@ -276,6 +300,16 @@ def test_what_could_not_be_written_is_refused_before_the_work(tmp_path: Path) ->
     with pytest.raises(HartError, match="exists with other content"):
         check("model", writes=["config.json"])
     assert sorted(os.listdir(tmp_path)) == ["file", "loop", "model", "other"]
+
+
+def test_a_sealed_folder_has_ordinary_modes(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    (folder / "main").mkdir(parents=True)
+    save_file({"a": torch.ones(2)}, folder / "main" / "model.safetensors")
+    seal(folder)
+    (tmp_path / "plain").touch()
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert len(files) == 2 and {path.stat().st_mode for path in files} == {(tmp_path / "plain").stat().st_mode}
 
 
 def test_a_sealed_folder_knows_its_damage(tmp_path: Path) -> None:

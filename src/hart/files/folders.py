@@ -42,13 +42,20 @@ def new_directory(path: str | Path, *, replaces: str) -> Iterator[Path]:
         ordinary_modes(new)
         _refuse_other_content(path, replaces, {each.name for each in new.iterdir()})
         _put(new, target, old, replaces)
-    except (OSError, SafetensorError) as error:  # safetensors has words of its own for a full disk
+    except Exception as error:
+        if not _of_the_disk(error):
+            raise
         raise HartError(f"{path}: cannot be written ({reason(error)})") from error
     finally:
         with suppress(OSError):
             old.rmdir()  # empty, unless something could not be put back
         if not old.exists():
             shutil.rmtree(work, ignore_errors=True)
+
+
+def _of_the_disk(error: Exception) -> bool:
+    """Whether a file could not be written; the Rust libraries say so in exceptions of their own, or of no kind."""
+    return isinstance(error, OSError | SafetensorError) or "(os error " in str(error)
 
 
 def check_folder_target(path: str | Path, *, replaces: str, writes: Collection[str] | None = None) -> None:
@@ -180,10 +187,11 @@ CHECKSUMS_FILE = "checksums.json"
 
 
 def seal(folder: Path) -> None:
-    """Write the SHA-256 of every file of a folder into it, and wait until all of it is on the disk.
+    """Give all in a folder ordinary modes, write the SHA-256 of every file into it, and wait until it is on the disk.
 
     A rename that follows makes the folder appear whole even if the machine loses its power.
     """
+    ordinary_modes(folder)
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != CHECKSUMS_FILE]
     sums = {path.relative_to(folder).as_posix(): sha256(path) for path in paths}
     write_json(folder / CHECKSUMS_FILE, sums, indent=1)
