@@ -10,9 +10,8 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "hart"
 LAYERS: list[set[str]] = [
     {"errors"},
     {"files", "identity", "metrics", "modes", "processes", "resources", "sharing", "strict"},
-    {"weights"},
-    {"base_checkpoint", "data", "losses", "peft"},
-    {"adaptation", "config", "evaluation", "rank_classification", "schemes"},
+    {"data", "losses", "peft", "weights"},
+    {"adaptation", "base_checkpoint", "config", "evaluation", "rank_classification", "schemes"},
     {"answering"},
     {
         "heads",
