@@ -12,7 +12,7 @@ from hart.hypernetwork import T5_FIELDS, HyperNetwork, HyperNetworkConfig
 from hart.learned import LearnedWeights
 from hart.peft import MainShape, build_kinds
 from hart.resources import resolve_base
-from hart.weights import tensor_names
+from hart.weights import check_model_files, tensor_names
 
 # d_model, d_ff, layers of a stack, heads; d_kv is 64 throughout. T5 1.1, LM-adapted or instruction-tuned, as published.
 _SIZES = {
@@ -31,7 +31,7 @@ def base_config(name: str) -> T5Config:
     """The configuration of a base: of a known hub name without a download, of a folder, or of `mini-base`.
 
     Raises:
-        HartError: neither known, nor a folder, nor in the hub's cache.
+        HartError: neither known, nor a folder, nor in the hub's cache; or a damaged file in the folder.
     """
     if name in KNOWN and not Path(name).is_dir():
         d_model, d_ff, layers, heads = KNOWN[name]
@@ -39,6 +39,8 @@ def base_config(name: str) -> T5Config:
             vocab_size=32128, d_model=d_model, d_kv=64, d_ff=d_ff, num_layers=layers, num_heads=heads,
             feed_forward_proj="gated-gelu",
         )  # fmt: skip
+    if Path(resolve_base(name)).is_dir():
+        check_model_files(Path(resolve_base(name)))
     try:
         config = AutoConfig.from_pretrained(resolve_base(name))
     except (OSError, ValueError) as error:

@@ -1,6 +1,5 @@
 """The figures as a table, and as a file that later runs add to."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from rich.text import Text
 from hart.benchmarks import Figure, Settings
 from hart.benchmarks.measuring import environment
 from hart.errors import HartError
-from hart.files import write_json
+from hart.files import read_json, write_json
 
 
 def table(figures: Sequence[Figure]) -> Table:
@@ -38,8 +37,8 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
     if not path.exists():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["figures"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return dict(read_json(path, "figures")["figures"])
+    except (HartError, ValueError, KeyError, TypeError) as error:
         raise HartError(f"{path}: is no file of hart bench; give another one to --output") from error
 
 
