@@ -14,7 +14,6 @@ import time
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -25,7 +24,7 @@ import numpy as np
 from hart.data.hub import cached_snapshot, unreachable
 from hart.data.reading import check_file, check_text, open_bytes, parse_json, read_lines
 from hart.errors import HartError
-from hart.files import cache_folder
+from hart.files import cache_folder, write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -240,14 +239,10 @@ class _Places:
     def save(self, path: Path) -> None:
         buffer = BytesIO()
         np.save(buffer, np.concatenate([[self.skipped], self.offsets]).astype(np.int64))
-        partial = path.with_suffix(f".{os.getpid()}")
         try:
-            partial.write_bytes(buffer.getbuffer())
-            partial.replace(path)
-        except OSError as error:
+            write_bytes(path, buffer.getvalue())
+        except HartError as error:
             logger.debug("not remembered: %s", error)
-            with suppress(OSError):
-                partial.unlink()
 
     @classmethod
     def load(cls, path: Path) -> "_Places | None":

@@ -8,7 +8,6 @@ them, and needs no definition if its model reads none (P3, section 4.2). Everyth
 positive demonstrations alone (section 4.1, "Def+2Pos").
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
