@@ -12,7 +12,7 @@ LAYERS: list[set[str]] = [
     {"files", "identity", "metrics", "modes", "processes", "resources", "sharing", "strict"},
     {"data", "losses", "peft", "weights"},
     {"adaptation", "base_checkpoint", "config", "evaluation", "rank_classification", "schemes"},
-    {"answering"},
+    {"answering", "run_record"},
     {
         "heads",
         "input_format",
