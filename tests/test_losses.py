@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from hart.errors import HartError
 from hart.losses import ConsistencyState, prediction_loss
 
 STATE = (2, 3, 1, 4)
@@ -80,32 +79,19 @@ def test_accumulation_does_not_change_the_loss(micro: int):
         assert torch.stack(parts).mean().item() == pytest.approx(whole, rel=1e-6)
 
 
-def test_smaller_batch_pairs_what_it_can():
-    """After a last partial batch only its slots have a partner; the other rows count as 0."""
-    first, partial, third = random_states(4), random_states(2), random_states(4)
+def test_a_row_without_a_partner_is_an_error_and_not_a_zero():
+    """No step of a run has a slot that the step before had not: batches are whole and their size is fixed."""
+    first, more = random_states(2), random_states(4)
     consistency = ConsistencyState()
-    consistency.loss(first, torch.arange(4))
+    consistency.loss(first, torch.arange(2))
     consistency.advance()
-    loss = consistency.loss(partial, torch.arange(2))
-    torch.testing.assert_close(loss, nn.functional.mse_loss(partial, first[:2]))
-    consistency.advance()
-    loss = consistency.loss(third, torch.arange(4))
-    torch.testing.assert_close(loss, nn.functional.mse_loss(third[:2], partial) * 2 / 4)
+    with pytest.raises(ValueError, match="no states of the step before for the places 2, 3 of the batch"):
+        consistency.loss(more, torch.arange(4))
 
 
-def test_mean_pairing_compares_the_averages_over_the_batch():
-    first, second = random_states(4), random_states(3)
-    consistency = ConsistencyState("mean")
-    consistency.loss(first, torch.arange(4))
-    consistency.advance()
-    loss = consistency.loss(second, torch.arange(3))
-    torch.testing.assert_close(loss, nn.functional.mse_loss(second.mean(0), first.mean(0)))
-
-
-@pytest.mark.parametrize("pairing", ["slots", "mean"])
-def test_continues_from_a_checkpoint(pairing, tmp_path):
+def test_continues_from_a_checkpoint(tmp_path):
     first, second = random_states(2), random_states(2)
-    uninterrupted, resumed = ConsistencyState(pairing), ConsistencyState(pairing)
+    uninterrupted, resumed = ConsistencyState(), ConsistencyState()
     uninterrupted.loss(first, torch.arange(2))
     uninterrupted.advance()
     torch.save(uninterrupted.state_dict(), tmp_path / "state.pt")
@@ -147,11 +133,7 @@ def test_bf16_states_are_compared_in_float32():
     torch.testing.assert_close(loss, nn.functional.mse_loss(second.float(), first.float()))
 
 
-def test_unknown_pairing_and_foreign_checkpoints_are_refused():
-    with pytest.raises(HartError, match="consistency_pairing must be one of slots, mean"):
-        ConsistencyState("rows")  # type: ignore[arg-type]
-    with pytest.raises(HartError, match="trained with training.consistency_pairing=mean"):
-        ConsistencyState("slots").load_state_dict(ConsistencyState("mean").state_dict())
+def test_states_of_another_shape_are_refused():
     consistency = ConsistencyState()
     consistency.loss(torch.zeros(1, 2, 3), torch.arange(1))
     consistency.advance()

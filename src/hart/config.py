@@ -252,10 +252,13 @@ class TrainingConfig(_Section):
     max_grad_norm: float | None = _number(1.0, above=0)
     #: "the Adam-8bit optimizer" (§4.1); plain AdamW where bitsandbytes is missing.
     optimizer: Literal["adamw_8bit", "adamw"] = "adamw_8bit"
+    #: Decay of Adam's mean of gradients and of their squares, and what is added to the root of the latter (open; those
+    #: of Adam's paper, which torch, bitsandbytes and DeepSpeed have too).
+    adam_beta1: float = _number(0.9, least=0, below=1)
+    adam_beta2: float = _number(0.999, least=0, below=1)
+    adam_epsilon: float = _number(1e-8, above=0)
     #: Weight of the local consistency loss; "We select alpha in {1, 10, 20}" (§4.1). 0: without.
     alpha: float = _number(1.0, least=0)
-    #: What MSE compares between two steps (§3.2; open): rows by place in the batch, or batch means.
-    consistency_pairing: Literal["slots", "mean"] = "slots"
     #: Initial values of new weights, dropout and the order of the data.
     seed: int = _number(0, least=0)
     #: Compute in bfloat16 (autocast); the hypernetwork's weights stay in float32.
@@ -266,7 +269,7 @@ class TrainingConfig(_Section):
     fsdp: bool = False
     #: Steps between two lines of metrics.jsonl.
     log_every: int = _number(10, least=1)
-    #: Steps between two evaluations on the validation tasks; 0: none.
+    #: Steps between two evaluations on the validation tasks; 0, or no such tasks: none.
     eval_every: int = _number(0, least=0)
     #: Instances per validation task in these evaluations.
     eval_instances: int = _number(20, least=1)

@@ -4,15 +4,9 @@ The total is L_pred + α·L_cst. The update equation of §3.2 leaves α out, but
 (α ∈ {1, 10, 20}), so the caller weights the second term.
 """
 
-from typing import Any, Literal, get_args
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-from hart.errors import HartError
-
-Pairing = Literal["slots", "mean"]
 
 IGNORED = -100
 """The label of padding."""
@@ -39,26 +33,14 @@ class ConsistencyState:
     """Local consistency (§3.2): MSE between the layer states of consecutive optimizer steps.
 
     L_cst of step t is the mean square of h^(t) − h^(t−1), with h^(t−1) detached; 0 at the first
-    step. Each micro-batch calls `loss`, each optimizer step ends with `advance`. The states of a
-    whole step are kept, so a batch accumulated over many micro-batches gives the loss of the same
-    batch in one piece, provided that equal micro-batches are averaged.
-
-    Args:
-        pairing: the paper does not say how batches are compared. `slots` (default) is the literal
-            reading of the equation per row: row i of this step's batch against row i of the last
-            one's. `mean` compares the averages over the batch; as an average is not a sum over
-            micro-batches, each micro-batch is then compared with the whole previous batch.
-
-    Raises:
-        HartError: unknown `pairing`.
+    step. The paper does not say how batches are compared; this is the literal reading of the
+    equation per row: row i of this step's batch against row i of the last one's. Each micro-batch
+    calls `loss`, each optimizer step ends with `advance`. The states of a whole step are kept, so a
+    batch accumulated over many micro-batches gives the loss of the same batch in one piece,
+    provided that equal micro-batches are averaged.
     """
 
-    def __init__(self, pairing: Pairing = "slots") -> None:
-        if pairing not in get_args(Pairing):
-            raise HartError(
-                f"training.consistency_pairing must be one of {', '.join(get_args(Pairing))}, not {pairing!r}"
-            )
-        self.pairing = pairing
+    def __init__(self) -> None:
         self._previous: tuple[Tensor, Tensor] | None = None
         self._current: list[tuple[Tensor, Tensor]] = []
 
@@ -70,11 +52,11 @@ class ConsistencyState:
             slots: int64 `[b]`, the position of each row in the global batch, each once a step.
 
         Returns:
-            Float32 scalar, the mean over all rows and elements. A row whose slot was not filled in
-            the previous step (the first step, or a smaller last batch) counts as 0.
+            Float32 scalar, the mean over all rows and elements; 0 at the first step.
 
         Raises:
-            ValueError: the states have another shape than those of the previous step.
+            ValueError: the states have another shape than those of the previous step, or a row's
+                slot was not filled there: the steps are not batches of one size in one layout.
         """
         states = _without_broadcasts(states)
         self._current.append((slots.detach(), states.detach().float()))
@@ -88,13 +70,13 @@ class ConsistencyState:
         # A checkpoint is read on the CPU; it moves to the states' device once.
         previous_slots, previous = (part.to(states.device) for part in self._previous)
         self._previous = previous_slots, previous
-        if self.pairing == "mean":
-            return (states.float().mean(dim=0) - previous.mean(dim=0)).square().mean()
         match = slots[:, None] == previous_slots[None, :]
-        # Indices instead of boolean selection: nothing here waits for the device.
+        paired = match.any(dim=1)
+        if not paired.all():
+            alone = ", ".join(str(slot) for slot in slots[~paired].tolist())
+            raise ValueError(f"no states of the step before for the places {alone} of the batch")
         partner = previous[match.long().argmax(dim=1)]
-        per_row = (states.float() - partner).square().flatten(1).mean(dim=1)
-        return torch.where(match.any(dim=1), per_row, 0.0).mean()
+        return (states.float() - partner).square().flatten(1).mean(dim=1).mean()
 
     def advance(self) -> None:
         """End an optimizer step: the states seen since the last call become the previous ones."""
@@ -103,28 +85,16 @@ class ConsistencyState:
             self._previous = torch.cat(slots), torch.cat(states)
             self._current = []
 
-    def state_dict(self) -> dict[str, Any]:
-        """The pairing and the previous step's slots and states (absent before the first step).
+    def state_dict(self) -> dict[str, Tensor]:
+        """The previous step's slots and states; empty before the first step.
 
         To be taken between optimizer steps, after `advance`.
         """
-        state: dict[str, Any] = {"pairing": self.pairing}
-        if self._previous is not None:
-            state["slots"], state["states"] = self._previous
-        return state
+        return {} if self._previous is None else dict(zip(("slots", "states"), self._previous, strict=True))
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned.
-
-        Raises:
-            HartError: it was made with another pairing.
-        """
-        if state["pairing"] != self.pairing:
-            raise HartError(
-                f"the checkpoint was trained with training.consistency_pairing={state['pairing']}, "
-                f"this run has {self.pairing}; use the same or start anew"
-            )
-        self._previous = (state["slots"], state["states"]) if "states" in state else None
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue from what `state_dict` returned."""
+        self._previous = (state["slots"], state["states"]) if state else None
         self._current = []
 
 
