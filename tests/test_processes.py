@@ -1,10 +1,12 @@
 """Several processes of one command: they train together, and fail together."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -120,3 +122,106 @@ def test_a_collective_just_before_the_end_aborts_nobody():
             for rank in range(2)
         ]
         assert [member.wait(timeout=120) for member in members] == [0, 0]
+
+
+FAILING = """
+import dataclasses, sys
+from pathlib import Path
+import torch
+from hart import trainer
+from hart.cli import main
+from hart.data.sampling import TrainingDataset
+from hart.errors import HartError
+from hart.processes import end_with
+from hart.trainer import HartTrainer
+import hart.training as training
+
+where, who, config = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+import os
+failing = int(os.environ["RANK"]) == who
+
+def setup(*args, **kwargs):
+    raise HartError("tasks/twice.json: cannot be read")
+
+make = TrainingDataset.__getitem__
+def data(self, index):
+    if index >= 16:  # step 3
+        raise HartError("task twice: row 7 is wrong")
+    return make(self, index)
+
+loss = trainer.prediction_loss
+calls = 0
+def not_finite(logits, labels):
+    global calls
+    calls += 1
+    total, count = loss(logits, labels)
+    return (total * float("nan") if calls == 3 else total), count
+
+def memory(logits, labels):
+    raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+def disk(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+def answers(*args, **kwargs):
+    raise HartError("task first: cannot be answered")
+
+if failing:
+    if where == "setup": training.load_tasks = setup
+    if where == "data": TrainingDataset.__getitem__ = data
+    if where == "loss": trainer.prediction_loss = not_finite
+    if where == "memory": trainer.prediction_loss = memory
+    if where == "disk": torch.save = disk
+    if where == "evaluation":
+        import hart.prediction
+        hart.prediction.hart_predictor = lambda *_, **__: answers
+end_with(lambda: main(["train", config, "--device", "cpu"]))
+"""
+
+FAILURES = {
+    "setup": "hart: error: tasks/twice.json: cannot be read",
+    "folder": "hart: error: .*two: exists with other content; choose another training.output_dir",
+    "data": "hart: error: task twice: row 7 is wrong",
+    "loss": "hart: error: step 3: the loss is nan on a batch of the tasks ",
+    "memory": "hart: error: .*(out of memory in training|can't allocate memory)",
+    "disk": "hart: error: .*checkpoint-2: cannot be written .*No space left on device.*free some space",
+    "evaluation": "hart: error: task first: cannot be answered",
+}
+
+
+@needs_gloo
+@pytest.mark.parametrize(
+    ("where", "who"),
+    [("setup", 1), ("folder", 0), ("data", 1), ("loss", 1), ("memory", 1), ("disk", 0), ("disk", 1), ("evaluation", 1)],
+)
+def test_a_failure_of_one_process_ends_all_with_its_message(run_config: Build, tmp_path: Path, where: str, who: int):
+    """Nobody kills the others, as under `srun` without --kill-on-bad-exit: they end by themselves."""
+    settings: dict[str, Any] = {"eval_every": 1, "eval_instances": 2} if where == "evaluation" else {}
+    data = {"validation_tasks": 2} if where == "evaluation" else {}
+    run_config("two", num_threads=1, data=data, **settings).save(tmp_path / "two.yaml")
+    if where == "folder":
+        (tmp_path / "two").mkdir()
+        (tmp_path / "two" / "thesis.tex").touch()
+    port = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    members = [
+        subprocess.Popen(
+            [sys.executable, "-c", FAILING, where, str(who), str(tmp_path / "two.yaml")],
+            env={**os.environ, **port, "WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        ended = [member.communicate(timeout=120)[1] for member in members]
+    finally:
+        for member in members:
+            member.kill()
+    assert [member.returncode for member in members] == [2, 2], ended
+    for text in ended:
+        assert "Traceback" not in text
+        (line,) = [line for line in text.splitlines() if line.startswith("hart: error")]
+        assert re.match(FAILURES[where], line), line
+    if where in ("setup", "folder"):
+        left = [path.name for path in (tmp_path / "two").iterdir()] if (tmp_path / "two").exists() else []
+        assert left == ["thesis.tex"] * (where == "folder")

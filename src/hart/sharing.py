@@ -3,11 +3,15 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 
 from hart.errors import HartError
+
+PATIENCE = timedelta(minutes=30)
+"""How long a process waits for the others of its group."""
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -47,6 +51,58 @@ def joining() -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
 
+def join_to_train() -> None:
+    """Join the group that this process's launcher has announced, if any, and stay in it.
+
+    Before anything is read or written, so that a failure of any process can be told to all (`together`). The Trainer
+    takes a group that there is.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _joined():
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Within, an error of one process becomes an error of all when the block ends; nobody waits for one that is gone.
+
+    All processes of the group must enter it together, and whatever they exchange within must have been exchanged
+    before one of them can fail. A process that did not fail itself gets the first failed one's message.
+
+    Raises:
+        HartError: another process failed.
+    """
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    if anywhere(failure is not None) and world_size() > 1:
+        told: list[Any] = [None] * world_size()
+        torch.distributed.all_gather_object(told, None if failure is None else _in_one_line(failure))
+        if failure is None:
+            raise HartError(next(text for text in told if text is not None))
+    if failure is not None:
+        raise failure
+
+
+def anywhere(flag: bool) -> bool:
+    """Whether `flag` is true in some process. All must ask together; cheap enough to be asked in every pass."""
+    if world_size() == 1:
+        return flag
+    on_gpu = torch.distributed.get_backend() == "nccl"
+    said = torch.tensor(float(flag), device="cuda" if on_gpu else "cpu")
+    torch.distributed.all_reduce(said, op=torch.distributed.ReduceOp.MAX)
+    return bool(said.item())
+
+
+def _in_one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, HartError) else f"process {rank()} failed: {type(error).__name__}: {text}"
+
+
 def from_first(answer: Callable[[], Answer]) -> Answer:
     """What `answer` gives in the first process, in all of them. All must call it together.
 
@@ -71,7 +127,7 @@ def shared_out(answer: Callable[[Item], Answer], items: Sequence[Item]) -> Calla
     """A function that gives what `answer` gives for `items`, each of which only one process works on.
 
     All processes must call it for the first time together: they then do their shares and exchange the answers.
-    Alone, a process gets `answer` back.
+    An error in one of them is one in all. Alone, a process gets `answer` back.
 
     Args:
         items: the same in every process; they are told apart by identity.
@@ -82,7 +138,8 @@ def shared_out(answer: Callable[[Item], Answer], items: Sequence[Item]) -> Calla
 
     def look_up(item: Item) -> Answer:
         if not answers:
-            own = {index: answer(items[index]) for index in range(rank(), len(items), world_size())}
+            with together():
+                own = {index: answer(items[index]) for index in range(rank(), len(items), world_size())}
             parts: list[Any] = [None] * world_size()
             torch.distributed.all_gather_object(parts, own)
             answers.update({id(items[index]): made for part in parts for index, made in part.items()})

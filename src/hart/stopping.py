@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 
 from hart.config import RunConfig
 from hart.errors import HartError
+from hart.sharing import anywhere
 
 
 class Stopped(Exception):
@@ -29,17 +30,10 @@ class StopSignal(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # Of several processes one may have been told and another not yet: they stop together.
-        if self._anywhere(args):
+        if anywhere(self.signalled):
             self.signalled = True
             control.should_save = True
             control.should_training_stop = True
-
-    def _anywhere(self, args: Any) -> bool:
-        if args.world_size == 1:
-            return self.signalled
-        told = torch.tensor(float(self.signalled), device=args.device)
-        torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
-        return bool(told.item())
 
 
 @contextmanager
