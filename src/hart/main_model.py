@@ -66,6 +66,7 @@ class MainModel(nn.Module):
         self.revision = revision
         self.frozen = False
         self._identified: tuple[Any, str] | None = None
+        self._kept: str | None = None
         self.stock_generation_config = model.generation_config
         model.generation_config = GenerationConfig(
             decoder_start_token_id=model.config.decoder_start_token_id,
@@ -108,11 +109,17 @@ class MainModel(nn.Module):
     @property
     def fingerprint(self) -> str:
         """`hart.identity.fingerprint` of these weights, as they are now, and this tokenizer."""
+        if self._kept is not None:
+            return self._kept
         now = (trace(self.model.parameters()), len(self.tokenizer))
         known = self._identified
         if known is None or known[0] != now:
             known = self._identified = (now, fingerprint(self.model, self.tokenizer))
         return known[1]
+
+    def keep_fingerprint(self) -> None:
+        """From now on the fingerprint stays what it is: processes will share the weights out, and none can take it."""
+        self._kept = self.fingerprint
 
     @property
     def identity(self) -> dict[str, Any]:
