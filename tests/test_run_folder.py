@@ -1,7 +1,12 @@
 """The folder of a run: what is taken for its own, what is refused, and what a crash leaves."""
 
 import json
-from collections.abc import Callable
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +14,8 @@ import yaml
 
 from hart.config import RunConfig, load
 from hart.errors import HartError
-from hart.run_folder import RunFolder, read_metrics
+from hart.run_folder import RunFolder, holding, read_metrics
+from hart.training import train
 
 Build = Callable[..., RunConfig]
 
@@ -119,3 +125,115 @@ def test_metrics_are_rewound_to_a_step_and_a_torn_line_is_forgotten(run_config: 
     run.rewind_metrics(2)
     run.append_metrics({"step": 3, "loss": 0.5})
     assert read_metrics(run.metrics) == [*rows[:2], {"step": 3, "loss": 0.5}]
+
+
+def test_fields_of_earlier_versions_do_not_stop_a_run(run_config: Build):
+    """One that is new had today's default; one that is gone had the value that is computed with now."""
+    saved = RunFolder(run_config()).path / "config.yaml"
+    content = yaml.safe_load(saved.read_text())
+    del content["training"]["adam_beta1"]
+    content["training"]["consistency_pairing"] = "slots"
+    saved.write_text(yaml.safe_dump(content))
+    RunFolder(run_config())
+    content["training"]["consistency_pairing"] = "mean"
+    saved.write_text(yaml.safe_dump(content))
+    with pytest.raises(HartError, match="training.consistency_pairing was 'mean' and is None"):
+        RunFolder(run_config())
+
+
+# --- one process at a time -------------------------------------------------------------------------------
+
+HOLDING = """
+import sys, time
+from pathlib import Path
+from hart.run_folder import holding
+
+with holding(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds the folder `run`."""
+    command = [sys.executable, "-c", HOLDING, str(tmp_path / "run")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_second_process_is_refused_in_one_line_and_touches_nothing(
+    run_config: Build, tmp_path: Path, holder: subprocess.Popen[str]
+):
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(HartError, match="run: another process is at work in it; wait for its end, or choose") as told:
+        train(run_config(), quiet=True)
+    assert "\n" not in str(told.value) and sorted(tmp_path.rglob("*")) == before
+    holder.kill()  # with no chance to tidy up
+    holder.wait()
+    assert (tmp_path / "run" / ".lock").exists()
+    assert train(run_config(), quiet=True).is_dir()
+
+
+def test_the_lock_is_free_again_after_a_run_and_after_an_error(run_config: Build, tmp_path: Path):
+    with pytest.raises(HartError):
+        train(run_config(data={"dir": str(tmp_path / "none")}), quiet=True)
+    assert not (tmp_path / "run").exists()
+    train(run_config(), quiet=True)
+    with holding(tmp_path / "run"):
+        pass
+
+
+def test_an_empty_folder_is_empty_again_after_an_error(run_config: Build, tmp_path: Path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "run").symlink_to("real")
+    with pytest.raises(HartError, match="none"):
+        train(run_config(data={"dir": str(tmp_path / "none")}), quiet=True)
+    assert (tmp_path / "run").is_symlink() and not any((tmp_path / "real").iterdir())
+    assert train(run_config(), quiet=True) == tmp_path / "run" / "final"
+    assert (tmp_path / "real" / "final" / "config.json").is_file() and (tmp_path / "run").is_symlink()
+
+
+def test_a_link_to_nothing_is_refused(run_config: Build, tmp_path: Path):
+    (tmp_path / "run").symlink_to("nowhere")
+    with pytest.raises(HartError, match="run: is a link to nothing; make its target, or choose another"):
+        train(run_config(), quiet=True)
+    (tmp_path / "run").unlink()
+    (tmp_path / "run").symlink_to("run")
+    with pytest.raises(HartError, match="run: .*choose another|run: cannot be"):
+        train(run_config(), quiet=True)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="of Unix")
+def test_a_folder_without_permission_is_one_line(run_config: Build, tmp_path: Path):
+    """Root may write everywhere, so the command runs as nobody where the tests run as root."""
+    open_place = Path(tempfile.mkdtemp(dir="/tmp"))
+    try:
+        open_place.chmod(0o755)
+        folder = open_place / "run"
+        folder.mkdir()
+        for mode in (0o000, 0o555):
+            folder.chmod(mode)
+            code = (
+                "import os, sys; from pathlib import Path; from hart.errors import HartError\n"
+                "from hart.run_folder import RunFolder, holding\n"
+                "if os.geteuid() == 0: os.setuid(65534)\n"
+                "try:\n  RunFolder.check_free(Path(sys.argv[1]))\n  with holding(Path(sys.argv[1])): pass\n"
+                "except HartError as error: print(error)"
+            )
+            done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True)
+            assert done.stdout.count("\n") == 1 and not done.stderr, done.stderr
+            assert f"{folder}: cannot be " in done.stdout and "Permission denied" in done.stdout
+    finally:
+        folder.chmod(0o755)
+        shutil.rmtree(open_place)
+
+
+def test_a_line_of_metrics_that_cannot_be_written_is_one_line(run_config: Build):
+    run = RunFolder(run_config())
+    run.metrics.mkdir()
+    with pytest.raises(HartError, match=r"metrics.jsonl: cannot be written .*it goes on from its last checkpoint"):
+        run.append_metrics({"step": 1})

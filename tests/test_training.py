@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import TrainingArguments
 
 from hart import trainer
 from hart.config import RunConfig
@@ -19,11 +20,12 @@ from hart.data.collate import Collator
 from hart.data.sampling import TrainingDataset
 from hart.data.tasks import Task
 from hart.errors import HartError
+from hart.estimate import estimate
 from hart.run_folder import RunFolder, read_metrics
 from hart.system import HartModel
 from hart.task_collections import load_tasks
 from hart.trainer import HartTrainer
-from hart.training import train
+from hart.training import train, training_examples
 
 Build = Callable[..., RunConfig]
 
@@ -91,15 +93,44 @@ def test_training_is_the_plain_loop(run_config: Build, alpha: float):
         torch.testing.assert_close(found[name], values)
 
 
-@pytest.mark.parametrize("pairing", ["slots", "mean"])
-def test_losses_are_logged_apart_and_add_up(run_config: Build, pairing: str):
-    config = run_config(alpha=ALPHA, log_every=2, consistency_pairing=pairing, micro_batch_size=4)
+def test_losses_are_logged_apart_and_add_up(run_config: Build):
+    config = run_config(alpha=ALPHA, log_every=2, micro_batch_size=4)
     logged = rows(train(config, quiet=True).parent)
     assert [row["step"] for row in logged] == [1, 2, 4]
     for row in logged:
         assert row["loss"] == pytest.approx(row["prediction_loss"] + ALPHA * row["consistency_loss"])
         assert row["seconds_per_step"] > 0
     assert logged[0]["consistency_loss"] == 0 < logged[1]["consistency_loss"]
+
+
+def test_averages_over_devices_are_those_of_the_whole_batch(run_config: Build, monkeypatch: pytest.MonkeyPatch):
+    """Two processes with four rows each and different numbers of target tokens: the mean of their gradients is that of
+    one process with eight rows."""
+    config = run_config(alpha=ALPHA, model={"dropout": 0.0})
+    system = HartModel.from_config(config.model, config.data, seed=0)
+    dataset = training_examples(config, load_tasks(config.data, "train"), system.main.tokenizer)
+    collate = Collator(system.main.tokenizer.pad_token_id)
+    processes = 1
+    monkeypatch.setattr(TrainingArguments, "world_size", property(lambda _: processes))
+
+    def gradient(rows: range) -> list[Tensor]:
+        """Of a second step of these rows, as one process has it; the first step was on other examples."""
+        one = HartTrainer(system, dataset, [], config.training, RunFolder(config), quiet=True)
+        one.current_gradient_accumulation_steps = 1
+        steps = [[dataset[step * 8 + row] for row in range(8)] for step in range(2)]
+        for step in steps:
+            tokens = torch.tensor(sum(len(example["labels"]) for example in step))
+            batch = collate([step[row] for row in rows])
+            loss = one.compute_loss(system, dict(batch), num_items_in_batch=tokens)
+            one.consistency.advance()
+        weights = list(system.hypernetwork.parameters())
+        return list(torch.autograd.grad(loss, weights))
+
+    whole = gradient(range(8))
+    processes = 2
+    parts = [gradient(range(4)), gradient(range(4, 8))]
+    for expected, one, other in zip(whole, *parts, strict=True):
+        torch.testing.assert_close((one + other) / 2, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_rows_of_longer_intervals_are_means_of_the_steps(run_config: Build):
@@ -162,7 +193,7 @@ def test_gradient_checkpointing_changes_no_loss(run_config: Build):
 def test_folder_of_a_run(run_config: Build):
     final = train(run_config(tensorboard=True, keep_checkpoints=1), quiet=True)
     names = {path.name for path in final.parent.iterdir()}
-    assert names == {"config.yaml", "metrics.jsonl", "checkpoints", "final", "tensorboard"}
+    assert names == {".lock", "config.yaml", "run.json", "metrics.jsonl", "checkpoints", "final", "tensorboard"}
     assert [path.name for path in (final.parent / "checkpoints").iterdir()] == [f"checkpoint-{STEPS}"]
     assert any(path.name.startswith("events") for path in (final.parent / "tensorboard").iterdir())
 
@@ -186,6 +217,37 @@ def test_evaluation_logs_scores_and_keeps_the_best_model(run_config: Build, monk
     assert all(torch.equal(best[name], values) for name, values in of_step_2.items())
 
 
+def test_equal_rouge_is_decided_by_exact_match_also_after_going_on(run_config: Build, monkeypatch: pytest.MonkeyPatch):
+    """Answers in a script that ROUGE-L does not see score 0 for ever."""
+    scores = iter([(0.0, 1.0), (0.0, 5.0), (0.0, 5.0), (0.0, 3.0), (0.0, 5.0), (0.0, 4.0)])
+
+    def evaluated_by(_: HartModel, tasks: list[Task]) -> SimpleNamespace:
+        return SimpleNamespace(summary=dict(zip(("rouge_l", "exact_match"), next(scores), strict=True)))
+
+    monkeypatch.setattr(trainer, "evaluate_model", evaluated_by)
+    config = run_config(eval_every=1, save_every=1, keep_checkpoints=9, data={"validation_tasks": 1})
+    run = train(config, quiet=True).parent
+
+    def is_of_step(step: int) -> bool:
+        best = load_file(run / "best" / "model.safetensors")
+        then = load_file(run / "checkpoints" / f"checkpoint-{step}" / "model.safetensors")
+        return all(torch.equal(best[name], values) for name, values in then.items())
+
+    assert is_of_step(2)
+    for folder in ("final", "checkpoints/checkpoint-4", "checkpoints/checkpoint-3"):
+        shutil.rmtree(run / folder)
+    train(config, quiet=True)
+    assert is_of_step(2), "the score of step 2 is part of its checkpoint"
+
+
+def test_no_validation_tasks_mean_no_evaluation(run_config: Build, caplog: pytest.LogCaptureFixture):
+    """`--data.validation_tasks 0` trains on all tasks, whatever else a configuration says."""
+    run = train(run_config(eval_every=1), quiet=True).parent
+    assert not any("eval_rouge_l" in row for row in rows(run)) and not (run / "best").exists()
+    told = [record.getMessage() for record in caplog.records if "validation_tasks" in record.getMessage()]
+    assert len(told) == 1 and "training.eval_every 1; nothing is evaluated" in told[0]
+
+
 def test_progress_bar_shows_the_losses(run_config: Build, capsys: pytest.CaptureFixture[str]):
     train(run_config(), quiet=False)
     shown = capsys.readouterr().err
@@ -204,6 +266,46 @@ def test_8_bit_adam_trains_and_goes_on_where_it_was(run_config: Build):
     shutil.rmtree(last)
     again = load_file(train(run_config(optimizer="adamw_8bit"), quiet=True) / "model.safetensors")
     assert all(torch.equal(again[name], values) for name, values in whole.items())
+
+
+@pytest.mark.parametrize(
+    ("model", "others"),
+    [
+        ({"fusion": False, "peft": [{"kind": "prefix", "length": 0}]}, {}),
+        (
+            {"weights": "learned", "fusion": False, "peft": [{"kind": "prefix", "length": 0}]},
+            {"data": {"demonstrations_to": "main"}, "alpha": 0.0},
+        ),
+    ],
+    ids=["generated", "learned"],
+)
+def test_a_run_that_would_train_nothing_is_refused_before_it_begins(run_config: Build, tmp_path: Path, model, others):
+    config = run_config(model=model, **others)
+    with pytest.raises(HartError, match=r"^model.peft: its kinds have no rows.*give a prefix a length of 1 or more"):
+        train(config, quiet=True)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(HartError, match="^model.peft: its kinds have no rows"):
+        estimate(config)
+
+
+def test_a_prefix_of_no_rows_beside_something_to_train_is_taken(run_config: Build):
+    none = {"kind": "prefix", "length": 0}
+    train(run_config("fusion", max_steps=1, model={"peft": [none]}), quiet=True)
+    train(run_config("lora", max_steps=1, model={"fusion": False, "peft": [none, {"kind": "lora"}]}), quiet=True)
+
+
+def test_adams_constants_are_those_of_the_configuration(run_config: Build, monkeypatch: pytest.MonkeyPatch):
+    seen: list[dict[str, Any]] = []
+    begin = HartTrainer.create_optimizer
+
+    def keep(self: HartTrainer, *args: Any, **kwargs: Any) -> Any:
+        optimizer = begin(self, *args, **kwargs)
+        seen.extend(optimizer.param_groups)
+        return optimizer
+
+    monkeypatch.setattr(HartTrainer, "create_optimizer", keep)
+    train(run_config(max_steps=1, adam_beta1=0.8, adam_beta2=0.95, adam_epsilon=1e-6), quiet=True)
+    assert seen and all(group["betas"] == (0.8, 0.95) and group["eps"] == 1e-6 for group in seen)
 
 
 # --- stopping --------------------------------------------------------------------------------------------

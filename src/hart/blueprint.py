@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, T5Config, T5ForConditionalGeneration
 
-from hart.config import RunConfig
+from hart.config import ModelConfig, RunConfig
 from hart.errors import HartError
 from hart.hypernetwork import T5_FIELDS, HyperNetwork, HyperNetworkConfig
 from hart.learned import LearnedWeights
-from hart.peft import MainShape, build_kinds
+from hart.peft import MainShape, build_kinds, row_blocks
 from hart.resources import resolve_base
 from hart.weights import check_model_files, tensor_names
 
@@ -67,14 +67,26 @@ class Parts:
     adapter: HyperNetwork | LearnedWeights | None
 
 
+def check_trains(model: ModelConfig, shape: MainShape) -> None:
+    """Raise `HartError` if no weight of such a system can learn: no rows, no fusion, and a frozen main model."""
+    if model.train_main or model.fusion:
+        return
+    if not sum(block.layers * block.rows for block in row_blocks(build_kinds(model.peft), shape)):
+        raise HartError(
+            "model.peft: its kinds have no rows, fusion is off and the main model is frozen, so nothing would be "
+            "trained; give a prefix a length of 1 or more, or name another kind"
+        )
+
+
 def build(config: RunConfig) -> Parts:
     """All networks of a run, without weights.
 
     Raises:
-        HartError: parts that do not fit each other, as `HartModel.from_config` says.
+        HartError: parts that do not fit each other, as `HartModel.from_config` says, or nothing to train.
     """
     t5 = base_config(config.model.base)
     shape = MainShape.from_config(t5)
+    check_trains(config.model, shape)
     with torch.device("meta"):
         main = T5ForConditionalGeneration(t5)
         adapter: HyperNetwork | LearnedWeights | None = None

@@ -1,17 +1,20 @@
-"""The folder of a run: config.yaml, metrics.jsonl, checkpoints/, best/ and final/."""
+"""The folder of a run: config.yaml, run.json, metrics.jsonl, checkpoints/, best/ and final/."""
 
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import filelock
 import yaml
 
 from hart.config import RunConfig
 from hart.errors import HartError
 from hart.files import damage, write_json, write_text
+from hart.run_record import NAMED, read_record
 
 logger = logging.getLogger(__name__)
 
@@ -26,14 +29,86 @@ FREE_FIELDS = frozenset(
     )
 ) | {"model.attention", "model.gradient_checkpointing", "data.dir"}  # fmt: skip
 
-NAMED = 3
-"""Differences from an earlier configuration that a message names."""
+_GONE = {"training.consistency_pairing": "slots"}
+"""Fields that earlier versions had, and the value that this version computes with."""
+
+LOCK_FILE = ".lock"
+
+
+@contextmanager
+def holding(folder: Path, what: str = "training.output_dir") -> Iterator[None]:
+    """Within, no other process of this or any other command may hold `folder`, which is made if it is missing.
+
+    The operating system holds the lock and drops it when the process ends in any way; the file that stays says nothing.
+    Where an error ends the block, a folder that was new or empty is so again.
+
+    Args:
+        what: the option that names the folder.
+
+    Raises:
+        HartError: another process holds it, or it cannot be written.
+    """
+    lock, new = filelock.FileLock(str(folder / LOCK_FILE)), False
+    try:
+        new = not folder.exists()
+        if folder.is_symlink() and new:
+            raise HartError(f"{folder}: is a link to nothing; make its target, or choose another {what}")
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise HartError(
+            f"{folder}: another process is at work in it; wait for its end, or choose another {what}"
+        ) from None
+    except NotImplementedError:  # a file system without locks
+        logger.warning("%s: its file system knows no locks; see to it that no other process works in it", folder)
+    except OSError as error:
+        raise HartError(f"{folder}: cannot be {'created' if new else 'written'} ({error.strerror})") from error
+    try:
+        yield
+    finally:
+        lock.release()
+        if not _occupied(folder):
+            with suppress(OSError):  # somebody else has just come
+                (folder / LOCK_FILE).unlink(missing_ok=True)
+                if new:
+                    folder.rmdir()
+
+
+@contextmanager
+def undone_on_error(folder: Path) -> Iterator[None]:
+    """An empty folder is so again after an error, so that a corrected command can take it. To be held meanwhile."""
+    occupied = _occupied(folder)
+    try:
+        yield
+    except BaseException:
+        if not occupied:
+            for path in folder.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                elif path.name != LOCK_FILE:
+                    path.unlink(missing_ok=True)
+        raise
+
+
+def _occupied(folder: Path) -> bool:
+    """Whether there is anything but an empty folder, or one that was held only.
+
+    Raises:
+        HartError: nobody can tell.
+    """
+    try:
+        return folder.exists() and (not folder.is_dir() or any(each.name != LOCK_FILE for each in folder.iterdir()))
+    except OSError as error:
+        raise HartError(f"{folder}: cannot be read ({error.strerror})") from error
 
 
 class RunFolder:
     """Opens the folder of a run, new or to be continued.
 
     A folder is taken if it is new, empty, or holds the config.yaml of the same run.
+
+    Attributes:
+        record: what the run is made of, as `hart.run_record` keeps it.
 
     Args:
         config: the run's configuration, which is written there.
@@ -49,20 +124,16 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.final = self.path / "final"
         self.best = self.path / "best"
-        saved = self.path / "config.yaml"
+        self.record: dict[str, Any] = {}
         if not owner:
             return
-        try:
-            occupied = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
-        except OSError as error:
-            raise HartError(f"{self.path}: cannot be read ({error.strerror})") from error
-        if occupied and not saved.is_file():
-            raise HartError(f"{self.path}: exists with other content; choose another training.output_dir")
+        occupied = self.check_free(self.path)
         if occupied and not config.training.resume:
             raise HartError(
                 f"{self.path}: holds a run already and training.resume is false; "
                 "choose another training.output_dir or delete the folder"
             )
+        saved = self.path / "config.yaml"
         if occupied:
             self._check_same(saved, config)
         else:
@@ -73,12 +144,31 @@ class RunFolder:
         config.save(saved)
 
     @staticmethod
+    def check_free(path: Path) -> bool:
+        """Whether `path` holds a run already; False if it is new or empty.
+
+        Raises:
+            HartError: it has other content, or cannot be read.
+        """
+        occupied = _occupied(path)
+        if occupied and not (path / "config.yaml").is_file():
+            raise HartError(f"{path}: exists with other content; choose another training.output_dir")
+        return occupied
+
+    @staticmethod
     def _check_same(saved: Path, config: RunConfig) -> None:
         try:
             earlier = yaml.safe_load(saved.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise HartError(f"{saved}: cannot be read; choose another training.output_dir") from error
         old, new = _flatten(earlier), _flatten(config.to_dict())
+        if isinstance(earlier, dict) and earlier.keys() == RunConfig().to_dict().keys():
+            # A field that the run's version did not have had today's default.
+            old = _flatten(RunConfig().to_dict()) | old
+        record = read_record(saved.parent)
+        if record and new["training.optimizer"] == record["optimizer"]:
+            old["training.optimizer"] = record["optimizer"]  # what it fell back to may be asked for by name
+        old = {key: value for key, value in old.items() if _GONE.get(key) != value}
         changed = [
             f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
             for key in sorted(old.keys() | new.keys())
@@ -118,8 +208,19 @@ class RunFolder:
         write_json(self.path / "excluded.json", {"max_average_length": max_average_length, "tasks": dict(excluded)})
 
     def append_metrics(self, row: dict[str, Any]) -> None:
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        """Add a line to metrics.jsonl.
+
+        Raises:
+            HartError: it cannot be written.
+        """
+        try:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise HartError(
+                f"{self.metrics}: cannot be written ({error.strerror}); see to that and start the command again, "
+                "it goes on from its last checkpoint"
+            ) from error
 
     def rewind_metrics(self, step: int) -> None:
         """Forget what was logged after `step`, before training goes on from there."""

@@ -28,6 +28,7 @@ from hart.system import HartModel
 LAYOUT_FILE = "layout.json"
 OPTIMIZER_NAME = "optimizer.pt"
 REPLICATED, FSDP, ZERO = "replicated", "fsdp", "zero"
+EIGHT_BIT = "adamw_8bit"
 
 
 def layout_of(accelerator: Accelerator, *, fsdp: bool) -> str:
@@ -55,6 +56,7 @@ def shard(system: HartModel, *, bf16: bool) -> None:
 
     if not hasattr(FSDPModule, "reset_iter_state"):
         raise HartError("training.fsdp needs PyTorch 2.13 or newer; training.deepspeed works with this one")
+    system.main.keep_fingerprint()
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     mesh = torch.distributed.init_device_mesh(device, (world_size(),))
@@ -177,14 +179,17 @@ def _plain(optimizer: Any) -> torch.optim.Optimizer:
     return optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
 
 
-def write_layout(folder: Path, layout: str) -> None:
-    """Say in a checkpoint how its optimizer states are divided."""
-    text = json.dumps({"layout": layout, "world_size": world_size()})
+def write_layout(folder: Path, layout: str, optimizer: str) -> None:
+    """Say in a checkpoint how its optimizer states are divided, and of which optimizer they are."""
+    text = json.dumps({"layout": layout, "world_size": world_size(), "optimizer": optimizer})
     (folder / LAYOUT_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def check_layout(folder: Path, layout: str) -> str | None:
-    """Whether a run of this layout can go on from a checkpoint; what it loses by that, if anything.
+def check_layout(folder: Path, layout: str, optimizer: str) -> str | None:
+    """Whether a run of this layout and optimizer can go on from a checkpoint; what it loses by that, if anything.
+
+    Args:
+        optimizer: the one that is really used, in the words of training.optimizer.
 
     Raises:
         HartError: the optimizer states cannot be read, with the reason.
@@ -193,12 +198,19 @@ def check_layout(folder: Path, layout: str) -> str | None:
         saved = json.loads((folder / LAYOUT_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         saved = {"layout": REPLICATED, "world_size": None}  # of an earlier version
-    before, processes = saved["layout"], saved["world_size"]
+    before, processes, states = saved["layout"], saved["world_size"], saved.get("optimizer", optimizer)
     instead = "or take a new training.output_dir and the checkpoint as model.init_from"
     if before != layout:
         raise HartError(
             f"{folder}: its optimizer states are divided as {before} and this run has {layout}; start it as it was "
             f"started before, {instead}"
+        )
+    if states != optimizer:
+        how = {EIGHT_BIT: "install bitsandbytes again", "adamw": "set training.optimizer to adamw"}.get(
+            states, "start it as it was started before"
+        )
+        raise HartError(
+            f"{folder}: its optimizer states are those of {states} and this run has {optimizer}; {how}, {instead}"
         )
     if processes in (None, world_size()):
         return None

@@ -5,7 +5,8 @@ it is cut into processes and accumulation steps. What the processes of a run hol
 """
 
 import dataclasses
-import logging
+import errno
+import itertools
 import math
 import os
 import shutil
@@ -39,7 +40,7 @@ from hart.run_folder import RunFolder
 from hart.sharding import (
     FSDP,
     REPLICATED,
-    check_layout,
+    ZERO,
     layout_of,
     load_divided_optimizer,
     save_divided_optimizer,
@@ -48,10 +49,9 @@ from hart.sharding import (
     undivided,
     write_layout,
 )
+from hart.sharing import together
 from hart.system import HartModel
-from hart.training_arguments import training_arguments, wants_fsdp
-
-logger = logging.getLogger(__name__)
+from hart.training_arguments import optimizer_used, training_arguments, wants_fsdp
 
 CONSISTENCY_FILE = "consistency.safetensors"
 
@@ -82,7 +82,7 @@ class HartTrainer(Trainer):
         quiet: bool = False,
     ) -> None:
         self.system, self.config, self.run, self.validation = system, config, run, validation
-        self.consistency = ConsistencyState(config.consistency_pairing)
+        self.consistency = ConsistencyState()
         self._sums: dict[str, Tensor] = {}
         self._step_tasks: list[Tensor] = []
         self._steps_since_log, self._since = 0, time.monotonic()
@@ -96,6 +96,7 @@ class HartTrainer(Trainer):
             data_collator=Collator(system.main.tokenizer.pad_token_id, queries_per_task=config.queries_per_task),
         )
         self.layout = layout_of(self.accelerator, fsdp=wants_fsdp(config))
+        self.optimizer_used = optimizer_used(config, self.args)
         if self.layout == FSDP:
             # The Trainer's own words for a model that is divided already: wrap it in nothing.
             self.is_distributed_loading_by_transformers = True
@@ -126,8 +127,28 @@ class HartTrainer(Trainer):
     ) -> Any:
         """L_pred + α·L_cst of one micro-batch, scaled so that the micro-batches of a step add up.
 
-        L_pred is the mean over the target tokens of the global batch, L_cst the mean over its rows.
+        L_pred is the mean over the target tokens of the global batch, L_cst the mean over its rows. Gradients are
+        averaged over the processes, each with the same number of rows: so each takes its tokens' sum, divided by the
+        tokens of all and times the number of processes, and the mean over its own rows.
+
+        Raises:
+            HartError: here or in another process, the loss is not finite or, where weights are not divided, anything
+                else went wrong.
         """
+        if self.layout in (FSDP, f"{ZERO}-3"):
+            # Processes give each other weights in the pass: one that fails in it cannot tell, and its launcher does.
+            loss, output = self._pass_loss(model, inputs, num_items_in_batch)
+            with together():
+                self._check_finite(loss)
+        else:
+            with together():
+                loss, output = self._pass_loss(model, inputs, num_items_in_batch)
+                self._check_finite(loss)
+        return (loss, output) if return_outputs else loss
+
+    def _pass_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None
+    ) -> tuple[Tensor, Any]:
         # Rows of the consistency loss are hypernetwork passes: one for each group of queries of a task.
         shared = self.config.queries_per_task
         slots = inputs.pop("slots")[::shared] % self.config.batch_size // shared
@@ -141,16 +162,28 @@ class HartTrainer(Trainer):
         consistency = consistency / self.current_gradient_accumulation_steps
         loss = prediction + self.config.alpha * consistency
         self._record(prediction_loss=prediction, consistency_loss=consistency)
+        return loss, output
+
+    def _check_finite(self, loss: Tensor) -> None:
         if not torch.isfinite(loss):
             self._stop_at_bad(loss.detach(), "loss", self._step_tasks[-1:])
-        return (loss, output) if return_outputs else loss
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        """The passes of a step; a failure to make them, in any process, ends all before they wait for each other."""
+        with together():
+            batches = list(itertools.islice(epoch_iterator, num_batches))
+        return super().get_batch_samples(iter(batches), num_batches, device)
 
     def _record(self, **values: Tensor) -> None:
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value.detach()
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """Stops before the optimizer step if the loss is finite but its gradient is not: no weight is spoilt."""
+        """Stops if the loss is finite but its gradient is not: before the optimizer step, so that no weight is spoilt.
+
+        DeepSpeed has taken its step by the time it tells the norm (which bfloat16 skips then, float32 does not). The
+        run ends with it, and nothing of it is saved. The norm is that of all processes, so all of them stop.
+        """
         norm = super()._get_grad_norm(model, grad_norm)
         if not math.isfinite(norm):
             self._stop_at_bad(norm, "norm of the gradient", self._step_tasks)
@@ -178,8 +211,9 @@ class HartTrainer(Trainer):
             self._sums, self._steps_since_log, self._step_times = {}, 0, 0.0
         super().log(logs, start_time)
         row = {k: v for k, v in logs.items() if k != "epoch"}
-        if self.is_world_process_zero() and "train_runtime" not in row:
-            self.run.append_metrics({"step": self.state.global_step, **row})
+        with together():
+            if self.is_world_process_zero() and "train_runtime" not in row:
+                self.run.append_metrics({"step": self.state.global_step, **row})
 
     def end_of_step(self) -> None:
         now = time.monotonic()
@@ -193,20 +227,27 @@ class HartTrainer(Trainer):
         self._since = time.monotonic()
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Scores on the validation tasks; the best model so far, by ROUGE-L or accuracy, goes to `best/`."""
+        """Scores on the validation tasks; the best model so far goes to `best/`.
+
+        By ROUGE-L, where it is equal by exact match (the answers may be in a script that ROUGE-L does not see), or by
+        accuracy.
+        """
         if self._evaluated and self._evaluated[0] == self.state.global_step:
             return self._evaluated[1]  # the Trainer asks a second time at the end of the run
         count = self.config.eval_instances
         shortened = [dataclasses.replace(task, instances=task.instances[:count]) for task in self.validation]
         with undivided(self.system, self.model_wrapped, self.layout):
             summary = evaluate_model(self.system, shortened).summary
-        main_score = next(iter(summary.values()))
+        scores = list(summary.values())
         metrics = {f"eval_{name}": value for name, value in summary.items()}
         self.system.train()
         self.log(dict(metrics))
-        if self.state.best_metric is None or main_score > self.state.best_metric:
+        # Part of a checkpoint as it stands; of an earlier version the first score alone.
+        state: Any = self.state
+        best = [state.best_metric] if isinstance(state.best_metric, float) else state.best_metric
+        if best is None or scores > best:
             # Not best_global_step: the Trainer would take it for the name of a checkpoint to keep.
-            self.state.best_metric = main_score
+            state.best_metric = scores
             self.save_to(self.run.best)
         self._evaluated = self.state.global_step, metrics
         self.start_clock()
@@ -219,27 +260,31 @@ class HartTrainer(Trainer):
     def save_to(self, folder: Path) -> None:
         """Save the model as it is now; all processes together, the first one writes."""
         weights = None if self.layout == REPLICATED else trained_weights(self.system)
-        if self.is_world_process_zero():
-            self.system.save_pretrained(folder, weights=weights)
+        with together():
+            if self.is_world_process_zero():
+                self.system.save_pretrained(folder, weights=weights)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The part of a checkpoint that is a model folder."""
         assert output_dir is not None
         weights = None if self.layout == REPLICATED else trained_weights(self.system)
-        if self.is_world_process_zero():
-            # Not save_pretrained, which replaces the folder: other processes put their random states there.
-            folder = Path(output_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            self.system.write(folder, weights=weights)
+        with self._writing():
+            if self.is_world_process_zero():
+                # Not save_pretrained, which replaces the folder: other processes put their random states there.
+                folder = Path(output_dir)
+                folder.mkdir(parents=True, exist_ok=True)
+                self.system.write(folder, weights=weights)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.layout == REPLICATED:
-            super()._save_optimizer_and_scheduler(output_dir)
+            with self._writing():
+                super()._save_optimizer_and_scheduler(output_dir)
             return
         save_divided_optimizer(self, self.layout, Path(output_dir))
-        if self.is_world_process_zero():
-            assert self.lr_scheduler is not None
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))
+        with self._writing():
+            if self.is_world_process_zero():
+                assert self.lr_scheduler is not None
+                torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.run.checkpoints / ".partial")
@@ -250,18 +295,17 @@ class HartTrainer(Trainer):
         checkpoint = self.run.checkpoints / f"checkpoint-{self.state.global_step}"
         # Each process has the states of its own rows; a row finds its partner by its slot, whoever kept it.
         state = self.consistency.state_dict()
-        rows = {k: self.accelerator.gather(v) for k, v in state.items() if isinstance(v, Tensor)}
+        rows = {name: self.accelerator.gather(values) for name, values in state.items()}
         first = self.is_world_process_zero()
         try:
-            with _writing(checkpoint):
+            with self._writing():
                 super()._save_checkpoint(model, trial)
                 if first:
                     tensors = {k: v.cpu().contiguous() for k, v in rows.items()}
                     save_file(tensors, partial / checkpoint.name / CONSISTENCY_FILE)
-                    write_layout(partial / checkpoint.name, self.layout)
-            self.accelerator.wait_for_everyone()
-            if first:
-                with _writing(checkpoint):
+                    write_layout(partial / checkpoint.name, self.layout, self.optimizer_used)
+            with self._writing():
+                if first:
                     seal(partial / checkpoint.name)
                     shutil.rmtree(checkpoint, ignore_errors=True)
                     os.replace(partial / checkpoint.name, checkpoint)
@@ -271,20 +315,32 @@ class HartTrainer(Trainer):
                 shutil.rmtree(partial, ignore_errors=True)
         self.start_clock()
 
-    def go_on(self, checkpoint: Path | None) -> None:
-        """Train to the end, from a checkpoint or from the start.
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Within, a part of a checkpoint is written; all processes together, and a failure of one is one of all.
 
-        Raises:
-            HartError: a checkpoint whose optimizer states this run cannot read.
+        What a full disk raises becomes one line; torch and safetensors say it in their own ways.
         """
+        checkpoint = self.run.checkpoints / f"checkpoint-{self.state.global_step}"
+        with together():
+            try:
+                yield
+            except (OSError, RuntimeError, SafetensorError) as error:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                # torch names no cause; most often the disk is full.
+                full = getattr(error, "errno", None) in (None, errno.ENOSPC, errno.EDQUOT)
+                advice = "free some space" if full and self.run.checkpoints.is_dir() else "see to that"
+                raise HartError(
+                    f"{checkpoint}: cannot be written ({reason}); {advice} and start the command again, "
+                    "it goes on from the checkpoint before"
+                ) from error
+
+    def go_on(self, checkpoint: Path | None) -> None:
+        """Train to the end, from a checkpoint that `check_layout` lets pass or from the start."""
         if checkpoint is not None:
-            loss = check_layout(checkpoint, self.layout)
-            if loss is not None:
-                logger.info("%s: %s", checkpoint, loss)
             # Here, while the weights are whole; what divides them comes later.
             self.system.load_trained(checkpoint)
-            states = load_file(checkpoint / CONSISTENCY_FILE)
-            self.consistency.load_state_dict({"pairing": self.config.consistency_pairing, **states})
+            self.consistency.load_state_dict(load_file(checkpoint / CONSISTENCY_FILE))
         self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -343,16 +399,3 @@ class _ProgressBar(ProgressCallback):
         shown = {short[k]: f"{v:.3f}" for k, v in logs.items() if k in short}
         if shown:
             self.training_bar.set_postfix(shown)
-
-
-@contextmanager
-def _writing(checkpoint: Path) -> Iterator[None]:
-    """Turns what a full disk raises into one line; torch and safetensors say it in their own ways."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise HartError(
-            f"{checkpoint}: cannot be written ({reason}); "
-            "free some space and start the command again, it goes on from the checkpoint before"
-        ) from error

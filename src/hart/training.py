@@ -6,14 +6,14 @@ optimizer step, so that a continued run repeats the uninterrupted one.
 """
 
 import logging
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from hart.blueprint import check_trains
 from hart.config import RunConfig
 from hart.data.lengths import without_long
 from hart.data.p3_names import sampling_size
@@ -23,8 +23,10 @@ from hart.data.segments import SegmentDataset
 from hart.data.tasks import Task
 from hart.errors import HartError
 from hart.input_format import InputFormat
-from hart.run_folder import RunFolder
-from hart.sharing import from_first, speaks_first
+from hart.run_folder import RunFolder, holding, undone_on_error
+from hart.run_record import check_same, read_record, record_of, write_record
+from hart.sharding import check_layout
+from hart.sharing import from_first, join_to_train, rank, together
 from hart.stopping import Stopped, memory_error, stopping_cleanly
 from hart.system import HartModel
 from hart.task_collections import load_tasks
@@ -46,27 +48,28 @@ def train(config: RunConfig, *, tasks: Sequence[Task] | None = None, quiet: bool
         HartError: bad input (tasks, base, configuration, folder), a loss that is not finite, too little memory.
         hart.stopping.Stopped: SIGTERM came; a checkpoint was written and the same call goes on from it.
     """
-    # Of several processes (torchrun), the first one alone writes to the folder.
-    owner = speaks_first()
-    with _undone_on_error(Path(config.training.output_dir)) if owner else nullcontext():
-        run = RunFolder(config, owner=owner)
-        if (run.final / "config.json").exists():
+    # Of several processes (torchrun), the first one alone writes to the folder; what one of them cannot do ends all.
+    join_to_train()
+    owner, folder = rank() == 0, Path(config.training.output_dir)
+    with ExitStack() as held:
+        with together():
+            if owner:
+                RunFolder.check_free(folder)  # before a lock is put there
+                held.enter_context(holding(folder))
+        return _train(config, tasks, owner=owner, quiet=quiet)
+
+
+def _train(config: RunConfig, tasks: Sequence[Task] | None, *, owner: bool, quiet: bool) -> Path:
+    folder = Path(config.training.output_dir)
+    with undone_on_error(folder) if owner else nullcontext():
+        with together():
+            run = RunFolder(config, owner=owner)
+        if from_first((run.final / "config.json").exists):
             logger.info("%s: the run is complete", run.path)
             return run.final
-        if config.training.num_threads:
-            torch.set_num_threads(config.training.num_threads)
-        if tasks is None and not config.data.segments:
-            tasks = load_tasks(config.data, "train")
-        validation = load_tasks(config.data, "validation") if config.training.eval_every else []
-
-        system = HartModel.from_config(config.model, config.data, seed=config.training.seed)
-        if config.data.collection == "p3" and tasks:
-            tasks, excluded = without_long(tasks, system.main.tokenizer, config.data.max_average_length)
-            if owner and excluded:
-                run.note_excluded(excluded, config.data.max_average_length)
-        dataset = training_examples(config, tasks, system.main.tokenizer)
-        trainer = HartTrainer(system, dataset, validation, config.training, run, quiet=quiet)
-    checkpoint = from_first(lambda: _to_go_on_from(run))
+        with together():
+            trainer = _trainer(config, tasks, run, owner=owner, quiet=quiet)
+        checkpoint = from_first(lambda: _to_go_on_from(run, trainer))
     with stopping_cleanly() as stop:
         trainer.add_callback(stop)
         try:
@@ -86,9 +89,52 @@ def train(config: RunConfig, *, tasks: Sequence[Task] | None = None, quiet: bool
     return run.final
 
 
-def _to_go_on_from(run: RunFolder) -> Path | None:
-    """The newest whole checkpoint, with the metrics of what comes after it forgotten."""
-    checkpoint = run.last_checkpoint()
+def _trainer(
+    config: RunConfig, tasks: Sequence[Task] | None, run: RunFolder, *, owner: bool, quiet: bool
+) -> HartTrainer:
+    """The trainer of a run, with its system and its examples."""
+    data, training = config.data, config.training
+    if training.num_threads:
+        torch.set_num_threads(training.num_threads)
+    if tasks is None and not data.segments:
+        tasks = load_tasks(data, "train")
+    evaluates = training.eval_every > 0
+    if evaluates and not data.validation_tasks and data.collection != "procedural":
+        logger.warning(
+            "data.validation_tasks is 0: all tasks are trained on and there are none for training.eval_every %d; "
+            "nothing is evaluated and there will be no best/",
+            training.eval_every,
+        )
+        evaluates = False
+    validation = load_tasks(data, "validation") if evaluates else []
+
+    system = HartModel.from_config(config.model, data, seed=training.seed)
+    check_trains(config.model, system.main.shape)
+    if data.collection == "p3" and tasks:
+        tasks, excluded = without_long(tasks, system.main.tokenizer, data.max_average_length)
+        if owner and excluded:
+            run.note_excluded(excluded, data.max_average_length)
+    dataset = training_examples(config, tasks, system.main.tokenizer)
+    trainer = HartTrainer(system, dataset, validation, training, run, quiet=quiet)
+    if owner:
+        run.record = record_of(config, system.main.identity, tasks, validation, trainer.optimizer_used)
+    return trainer
+
+
+def _to_go_on_from(run: RunFolder, trainer: HartTrainer) -> Path | None:
+    """The newest whole checkpoint, with the metrics of what comes after it forgotten.
+
+    Raises:
+        HartError: it was made with another base or other data, or its optimizer states cannot be read.
+    """
+    checkpoint, before = run.last_checkpoint(), read_record(run.path)
+    if checkpoint is not None:
+        if before is not None:
+            check_same(run.path, before, run.record)
+        loss = check_layout(checkpoint, trainer.layout, trainer.optimizer_used)
+        if loss is not None:
+            logger.info("%s: %s", checkpoint, loss)
+    write_record(run.path, run.record)
     run.rewind_metrics(int(checkpoint.name[11:]) if checkpoint else -1)
     return checkpoint
 
@@ -130,21 +176,3 @@ def training_examples(
         input_eos=form.input_eos,
         **form.shown,
     )
-
-
-@contextmanager
-def _undone_on_error(folder: Path) -> Iterator[None]:
-    """A folder that is new or empty is so again after an error, so that a corrected command can take it."""
-    existed = folder.exists()
-    try:
-        occupied = existed and any(folder.iterdir())
-    except OSError:  # a file, or unreadable: RunFolder says so
-        occupied = True
-    try:
-        yield
-    except BaseException:
-        if not occupied:
-            shutil.rmtree(folder, ignore_errors=True)
-            if existed:
-                folder.mkdir()
-        raise

@@ -33,6 +33,13 @@ def wants_fsdp(config: TrainingConfig) -> bool:
 _FSDP_ASKED = "HART_USE_FSDP"
 
 
+def optimizer_used(config: TrainingConfig, arguments: TrainingArguments) -> str:
+    """The optimizer that a run really has, in the words of training.optimizer; one of DeepSpeed's file by its type."""
+    if config.deepspeed is not None and "optimizer" in (settings := read_deepspeed(Path(config.deepspeed))):
+        return f"DeepSpeed's {settings['optimizer'].get('type')}"
+    return "adamw_8bit" if arguments.optim == "adamw_bnb_8bit" else "adamw"
+
+
 def optimizer_name(wanted: str, *, fsdp: bool = False) -> str:
     """The Trainer's name of the optimizer; plain AdamW, said aloud, where 8-bit states cannot be had."""
     if wanted == "adamw_8bit" and fsdp:
@@ -125,6 +132,9 @@ def _arguments(
         lr_scheduler_type=config.schedule,
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
+        adam_beta1=config.adam_beta1,
+        adam_beta2=config.adam_beta2,
+        adam_epsilon=config.adam_epsilon,
         max_grad_norm=config.max_grad_norm or 0.0,
         optim=optimizer_name(config.optimizer, fsdp=wants_fsdp(config)),
         seed=config.seed,
