@@ -2,7 +2,11 @@
 
 import dataclasses
 import json
+import os
+import signal
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -39,17 +43,47 @@ def files(run_config: Build, tmp_path: Path) -> dict[str, Path]:
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs without the seconds that a new process takes to import torch."""
 
-    def run(command: list[str], *, stdout: IO[str], **_: Any) -> subprocess.CompletedProcess:
-        with redirect_stdout(stdout):
-            status = run_one(*command[3:])
-        return subprocess.CompletedProcess(command, status)
+    class InThisProcess:
+        def __init__(self, command: list[str], *, stdout: IO[str], **_: Any) -> None:
+            with redirect_stdout(stdout):
+                self.status = run_one(*command[3:])
 
-    monkeypatch.setattr("hart.sweep.subprocess.run", run)
+        def wait(self) -> int:
+            return self.status
+
+        def kill(self) -> None:
+            pass
+
+    monkeypatch.setattr("hart.sweep.subprocess.Popen", InThisProcess)
 
 
 def test_a_run_has_a_process_of_its_own(files: dict[str, Path], tmp_path: Path):
     (row,) = sweep(tmp_path / "sweep", plan(tmp_path / "sweep", [files["hart"]], [0]))
     assert row["runs"] == 1 and row["rouge_l"] is not None and 0.05 < row["peak_memory_gib"] < 8
+
+
+def test_sigterm_is_handed_on_and_waited_for(files: dict[str, Path], tmp_path: Path):
+    """The run saves, nobody is left behind, and the same command goes on."""
+    out = tmp_path / "sweep"
+    # Steps enough not to be over when the signal comes.
+    words = [sys.executable, "-m", "hart", "sweep", str(out), str(files["hart"]), "--training.max_steps", "100000"]
+    command = subprocess.Popen([*words, "--training.save_every", "1000000"], stderr=subprocess.PIPE, text=True)
+    run = out / "hart" / "seed-0" / "run"
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    children = Path(f"/proc/{command.pid}/task/{command.pid}/children")
+    (child,) = (int(pid) for pid in children.read_text().split()) if children.exists() else (None,)
+    other = subprocess.run(words, capture_output=True, text=True)
+    assert other.returncode == 2 and other.stderr.count("\n") == 1
+    assert "sweep: another process is at work in it; wait for its end, or choose another folder" in other.stderr
+    command.send_signal(signal.SIGTERM)
+    assert command.wait(timeout=60) == 143, command.communicate()
+    assert [path.name.split("-")[0] for path in (run / "checkpoints").iterdir()] == ["checkpoint"]
+    assert "stopped by a signal after step" in (run.parent / "log.txt").read_text()
+    if child:
+        with pytest.raises(ProcessLookupError):
+            os.kill(child, 0)
 
 
 @pytest.mark.usefixtures("in_this_process")

@@ -20,7 +20,7 @@ from hart.files import write_json
 from hart.plots import plot_losses, plot_task_scores
 from hart.prediction import base_predictor, hart_predictor
 from hart.processes import run_hart
-from hart.run_folder import RunFolder, read_metrics
+from hart.run_folder import RunFolder, holding, read_metrics
 from hart.system import HartModel
 from hart.task_collections import load_tasks
 from hart.training import train
@@ -101,7 +101,14 @@ def quickstart(
     seconds["training"] = time.monotonic() - started
 
     console.print("[bold]2. Evaluation[/bold] on tasks it has never seen")
-    started = time.monotonic()
+    with holding(folder, "output folder"):
+        return _after_training(config, console, final, instances, seconds)
+
+
+def _after_training(
+    config: RunConfig, console: Console, final: Path, instances: int, seconds: dict[str, float]
+) -> QuickstartResult:
+    folder, started = final.parent, time.monotonic()
     model = HartModel.from_pretrained(final)
     tasks = load_tasks(dataclasses.replace(config.data, max_test_instances=instances), "test")
     results = evaluate_systems(model, tasks, console)
@@ -122,7 +129,10 @@ def quickstart(
 def _train(config: RunConfig, processes: int) -> Path:
     if processes == 1:
         return train(config)
-    run = RunFolder(config)  # refuses a folder of something else before any process starts
+    folder = Path(config.training.output_dir)
+    RunFolder.check_free(folder)
+    with holding(folder):  # one line before any process starts; the first of them then holds it
+        run = RunFolder(config)
     if not (run.final / "config.json").exists():
         run_hart(["train", str(run.path / "config.yaml")], processes)
     return run.final

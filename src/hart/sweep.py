@@ -6,12 +6,14 @@ not done again: a sweep that was interrupted goes on with the same command.
 
 import dataclasses
 import json
-import os
 import resource
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median, stdev
@@ -21,6 +23,8 @@ from hart import config as configuration
 from hart.config import RunConfig
 from hart.errors import HartError
 from hart.files import write_json, write_text
+from hart.processes import TERMINATED
+from hart.run_folder import LOCK_FILE, holding, read_metrics
 
 RESULTS_FILE, LOG_FILE, RUN_FOLDER = "results.json", "log.txt", "run"
 TABLE_FILES = ("table.md", "table.json")
@@ -93,11 +97,21 @@ def sweep(out: Path, runs: Sequence[SweepRun], *, say: Callable[[str], None] = p
     """Do what is not done, write the tables, and return their rows.
 
     Raises:
-        HartError: `out` has other content.
+        HartError: `out` has other content, or another sweep is at work in it.
         KeyboardInterrupt: the run in progress goes on from its last checkpoint when the sweep is started again.
+        SystemExit: SIGTERM came and was handed on; the run in progress has saved what it did (status 143).
     """
-    if out.exists() and (not out.is_dir() or any(not _ours(path, runs) for path in out.iterdir())):
+    try:
+        foreign = out.exists() and (not out.is_dir() or any(not _ours(path, runs) for path in out.iterdir()))
+    except OSError as error:
+        raise HartError(f"{out}: cannot be read ({error.strerror})") from error
+    if foreign:
         raise HartError(f"{out}: exists with other content; choose another folder for the sweep")
+    with holding(out, "folder for the sweep"):
+        return _sweep(out, runs, say)
+
+
+def _sweep(out: Path, runs: Sequence[SweepRun], say: Callable[[str], None]) -> list[dict[str, Any]]:
     for number, run in enumerate(runs, start=1):
         where = f"[{number}/{len(runs)}] {run.name}, seed {run.seed}"
         if run.results() is not None:
@@ -113,11 +127,15 @@ def sweep(out: Path, runs: Sequence[SweepRun], *, say: Callable[[str], None] = p
 
 def _ours(path: Path, runs: Sequence[SweepRun]) -> bool:
     """Whether a sweep has made `path`: a table, or the folder of a configuration, of this sweep or an earlier one."""
-    return path.name in {*TABLE_FILES, *(run.name for run in runs)} or any(path.glob("seed-*"))
+    return path.name in {LOCK_FILE, *TABLE_FILES, *(run.name for run in runs)} or any(path.glob("seed-*"))
 
 
 def _in_a_process(run: SweepRun) -> str:
-    """Empty, or why it failed."""
+    """Empty, or why it failed.
+
+    Raises:
+        SystemExit: this process got SIGTERM and has waited for the run to save.
+    """
     run.folder.mkdir(parents=True, exist_ok=True)
     config = run.folder / "config.yaml"
     run.config.save(config)
@@ -125,17 +143,44 @@ def _in_a_process(run: SweepRun) -> str:
     code = "import sys; from hart.sweep import run_one; sys.exit(run_one(*sys.argv[1:]))"
     with log.open("a", encoding="utf-8") as file:
         words = [sys.executable, "-c", code, str(config), str(run.folder / RESULTS_FILE)]
-        done = subprocess.run(words, stdout=file, stderr=subprocess.STDOUT, env=dict(os.environ), check=False)
-    if done.returncode == 0:
+        child = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            with _handing_on(child) as told:
+                status = child.wait()
+        finally:
+            child.kill()
+            child.wait()
+    if told:
+        sys.exit(TERMINATED)
+    if status == 0:
         return ""
-    lines = log.read_text(encoding="utf-8").strip().splitlines() or [f"exit status {done.returncode}"]
+    lines = log.read_text(encoding="utf-8").strip().splitlines() or [f"exit status {status}"]
     return f"failed: {lines[-1]} (see {log})"
+
+
+@contextmanager
+def _handing_on(child: "subprocess.Popen[bytes]") -> Iterator[list[int]]:
+    """Within, SIGTERM goes on to `child`, which saves and ends; the list holds it then."""
+    told: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield told  # only the main thread may handle signals
+        return
+
+    def hand_on(number: int, _: Any) -> None:
+        told.append(number)
+        child.terminate()
+
+    before = signal.signal(signal.SIGTERM, hand_on)
+    try:
+        yield told
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run_one(config_path: str, results_path: str) -> int:
     """Train and score one run in this process; returns its exit status."""
     from hart.prediction import evaluate_model
-    from hart.run_folder import read_metrics
+    from hart.stopping import Stopped
     from hart.system import HartModel
     from hart.task_collections import load_tasks
     from hart.training import train
@@ -166,6 +211,9 @@ def run_one(config_path: str, results_path: str) -> int:
     except HartError as error:
         print(error)
         return 2
+    except Stopped as stop:
+        print(stop)
+        return TERMINATED
     return 0
 
 

@@ -1,9 +1,11 @@
 """hart quickstart: the whole method with what the package brings, in a few minutes on two cores."""
 
 import argparse
+import sys
 from typing import Any
 
 from hart.cli.options import positive
+from hart.processes import TERMINATED
 
 
 def add_parser(subparsers: Any) -> None:
@@ -27,17 +29,23 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
     import dataclasses
 
     from rich.console import Console
 
     from hart.processes import sensible_processes
     from hart.quickstart import quickstart, quickstart_config
+    from hart.stopping import Stopped
 
     config = quickstart_config(args.output_dir, seed=args.seed)
     if args.steps is not None:
         training = dataclasses.replace(config.training, max_steps=args.steps)
         config = dataclasses.replace(config, training=training)
     groups = config.training.batch_size // config.training.queries_per_task
-    quickstart(config, Console(), processes=args.processes or sensible_processes(groups))
+    try:
+        quickstart(config, Console(), processes=args.processes or sensible_processes(groups))
+    except Stopped as stop:
+        print(f"hart: {stop}; the same command goes on from there", file=sys.stderr)
+        return TERMINATED
+    return 0
