@@ -17,7 +17,7 @@ from hart.files.folders import (
 )
 from hart.files.places import cache_folder, ensure_home
 from hart.files.reading import parse_json, read_json, refuse_lfs_pointer
-from hart.files.writing import check_file_target, write_bytes, write_json, write_text
+from hart.files.writing import check_file_target, open_target, write_bytes, write_json, write_text
 
 __all__ = [
     "CHECKSUMS_FILE",
@@ -28,6 +28,7 @@ __all__ = [
     "damage",
     "ensure_home",
     "new_directory",
+    "open_target",
     "ordinary_modes",
     "parse_json",
     "read_json",

@@ -8,7 +8,7 @@ import stat
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from hart.errors import HartError
 
@@ -43,11 +43,13 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     try:
         target = _target(path)
         if isinstance(target, int):
-            _write_descriptor(target, content)
+            with _open_descriptor(target) as file:
+                file.write(content)
             return
         found = stat_of(target)
         if found is not None and not stat.S_ISREG(found.st_mode):
-            _write_existing(target, content)
+            with _open_existing(target) as file:
+                file.write(content)
             return
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +57,8 @@ def write_bytes(path: str | Path, content: bytes) -> None:
         except OSError as error:
             if not _only_overwritten(target, found, error):
                 raise
-            _write_existing(target, content)
+            with _open_existing(target) as file:
+                file.write(content)
     except (OSError, ValueError) as error:
         raise HartError(f"{path}: cannot be written ({reason(error)})") from error
 
@@ -124,21 +127,38 @@ def _only_overwritten(target: Path, found: os.stat_result | None, error: OSError
     return found is not None and error.errno in _NOT_REPLACEABLE and os.access(target, os.W_OK)
 
 
-def _write_descriptor(number: int, content: bytes) -> None:
-    """Write where the process writes already, after what it has written; opened anew, a file would begin again."""
+def open_target(path: str | Path) -> BinaryIO:
+    """What `path` leads to, open for content that comes bit by bit: a file is emptied, missing folders are created.
+
+    Raises:
+        HartError: as `write_bytes`.
+    """
+    path = Path(path)
+    try:
+        target = _target(path)
+        if isinstance(target, int):
+            return _open_descriptor(target)
+        if stat_of(target) is not None:
+            return _open_existing(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target.open("wb")
+    except (OSError, ValueError) as error:
+        raise HartError(f"{path}: cannot be written ({reason(error)})") from error
+
+
+def _open_descriptor(number: int) -> BinaryIO:
+    """Where the process writes already, after what it has written; opened anew, a file would begin again."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # closed, or no file at all
             if stream.fileno() == number:
                 stream.flush()
-    with open(os.dup(number), "wb") as file:
-        file.write(content)
+    return open(os.dup(number), "wb")
 
 
-def _write_existing(target: Path, content: bytes) -> None:
-    """Write to what is there and stays what it is; a file is emptied first."""
+def _open_existing(target: Path) -> BinaryIO:
+    """What is there and stays what it is; a file is emptied."""
     # Never created: systems refuse that for the pipes of others in folders of all.
-    with open(target, "wb", opener=lambda name, flags: os.open(name, flags & ~os.O_CREAT)) as file:
-        file.write(content)
+    return open(target, "wb", opener=lambda name, flags: os.open(name, flags & ~os.O_CREAT))
 
 
 def _replace(target: Path, content: bytes, found: os.stat_result | None) -> None:
