@@ -147,37 +147,47 @@ def encode_in_context(
     prompt_format: PromptFormat = "instructions",
     input_eos: bool = True,
     cuts: Cuts | None = None,
+    blank: bool = False,
 ) -> list[int]:
     """Tokens of definition, demonstrations and query, at most ``max_length``.
 
     Examples give way to the query. Where definition and query alone are too long, the end of the
     text is cut, as Tk-Instruct does. ``input_eos`` is whether a sequence of "prompts" ends with the
-    end-of-sequence token. What did not fit is noted in ``cuts``, and not told without it.
+    end-of-sequence token. What did not fit is noted in ``cuts``, and not told without it. A query that is
+    ``blank`` is refused unless that is expected, as of official data.
 
     Raises:
         HartError: the query is empty, or a task without the definition that the format needs.
     """
     if prompt_format == "prompts":
-        read = _tokens(tokenizer, _not_empty(query))
+        read = _tokens(tokenizer, _not_empty(query, blank=blank))
         _note_length(read, max_length, input_eos, "query", cuts, f"task {task.label}")
         encoded = _cut(read, max_length, tokenizer, eos=input_eos)
         return _encode_prompts(tokenizer, task, encoded, max_length, num_demonstrations, cuts)
-    tail = _unanswered(query)
+    tail = _unanswered(query, blank)
     return _encode_assembled(tokenizer, task, tail, max_length, num_demonstrations, explanations, cuts)
 
 
 def encode_query(
-    tokenizer: Tokenizer, text: str, lengths: Lengths, *, eos: bool = True, cuts: Cuts | None = None, name: str = ""
+    tokenizer: Tokenizer,
+    text: str,
+    lengths: Lengths,
+    *,
+    eos: bool = True,
+    cuts: Cuts | None = None,
+    name: str = "",
+    blank: bool = False,
 ) -> list[int]:
     """Tokens of a raw query for the main model, at least one, cut from the end to ``lengths.query``.
 
-    A query of characters that the tokenizer drops is read as the end of sequence alone. A cut is noted in
-    ``cuts`` under ``name`` ("query 3"), and not told without it.
+    A query of characters that the tokenizer drops is read as the end of sequence alone, and so is a blank one, which is
+    refused unless ``blank`` says that it is expected, as in official data. A cut is noted in ``cuts`` under ``name``
+    ("query 3"), and not told without it.
 
     Raises:
         HartError: the query is empty, or holds half of a surrogate pair.
     """
-    read = _tokens(tokenizer, _not_empty(text, name))
+    read = _tokens(tokenizer, _not_empty(text, name, blank))
     _note_length(read, lengths.query, eos, "query", cuts, name)
     return _cut(read, lengths.query, tokenizer, eos=eos)
 
@@ -227,8 +237,8 @@ def _example(number: int, demonstration: Demonstration, explanations: bool) -> s
     return "\n".join(lines) + "\n\n"
 
 
-def _unanswered(query: str) -> str:
-    query_line = _sentence("Input: ", _not_empty(query))
+def _unanswered(query: str, blank: bool = False) -> str:
+    query_line = _sentence("Input: ", _not_empty(query, blank=blank))
     return f"Now complete the following example -\n{query_line}\nOutput: "
 
 
@@ -237,9 +247,9 @@ def _sentence(opening: str, text: str) -> str:
     return sentence if sentence[-1] in string.punctuation else sentence + "."
 
 
-def _not_empty(query: str, name: str = "") -> str:
+def _not_empty(query: str, name: str = "", blank: bool = False) -> str:
     stripped = check_text(query.strip(), name or "the query")
-    if not stripped:
+    if not stripped and not blank:
         raise HartError(f"{name or 'the query'} is empty; give the text that the task is to be applied to")
     return stripped
 
