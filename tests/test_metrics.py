@@ -6,7 +6,7 @@ import pytest
 from nltk.stem.porter import PorterStemmer
 from rouge_score.rouge_scorer import RougeScorer
 
-from hart.metrics import exact_match, normalize, rouge_l
+from hart.metrics import exact_match, has_words, normalize, rouge_l
 
 HARD = [
     ("", ["a cat"]),
@@ -127,3 +127,14 @@ def test_references_must_be_a_list_with_something_in_it(metric) -> None:  # type
         metric("a", [])
     with pytest.raises(TypeError, match="not one string"):
         metric("a", "a")
+
+
+@pytest.mark.parametrize("text", ["日本", "مرحبا", "+", "", "…", "a", "no. 7", "naïve", "Größe"])
+def test_words_are_those_that_give_a_text_a_score_against_itself(text: str) -> None:
+    assert has_words([text]) == (rouge_l(text, [text]) > 0)
+
+
+def test_one_reference_with_words_is_enough() -> None:
+    assert has_words(["+", "plus"]) and not has_words(["+", "-"])
+    with pytest.raises(TypeError, match="not one string"):
+        has_words("plus")

@@ -43,11 +43,36 @@ def test_macro_f1_is_that_of_scikit_learn():
             macro_f1(targets, predictions)
 
 
-def test_first_of_equal_scores_wins_and_equal_texts_are_one_answer():
-    equal = lambda task: [[0.0, 0.0, -1.0]] * len(task.instances)  # noqa: E731
-    assert evaluate_choices(equal, [task("t", "ab")]).accuracy == 50
-    assert evaluate_choices(equal, [task("t", "ab")], ties="shared").accuracy == 50
-    assert evaluate_choices(equal, [task("t", "aa")], ties="shared").accuracy == 50
+def equal(task: Task) -> list[list[float]]:
+    """A model that cannot tell the first two choices apart."""
+    return [[0.0, 0.0, -1.0]] * len(task.instances)
+
+
+@pytest.mark.parametrize("answers", ["ab", "aa", "bb", "bbbb"])
+@pytest.mark.parametrize("choices", ["abc", "bac"])
+def test_choices_with_equal_scores_share_what_is_earned_in_any_order(answers: str, choices: str):
+    results = evaluate_choices(equal, [task("t", answers, choices), task("u", "c", choices)])
+    tied, clear = results.templates
+    assert tied.accuracy == 50 and clear.accuracy == 0
+    assert tied.macro_f1 is None and tied.tied == len(answers)
+    assert all(answer.tied for answer in tied.instances)
+
+
+def test_ties_are_marked_and_told_once_with_counts():
+    tasks = [task("t", "ab"), task("u", "a"), task("of one kind", "a", "aab")]
+    results = evaluate_choices(equal, tasks)
+    mark = {"instances": 3, "of": 4, "tasks": 2, "of_tasks": 3, "first": "t"}
+    content = results.to_dict()
+    assert content["details"]["tied_choices"] == mark
+    assert [each["tied_choices"] for each in content["tasks"]] == [2, 1, 0]
+    (remark,) = results.remarks
+    assert remark.startswith("3 of 4 instances (in 2 of 3 tasks, first: t) have best choices with equal scores")
+    assert evaluate_choices(always(1), tasks).remarks == []
+    assert "tied_choices" not in evaluate_choices(always(1), tasks).to_dict()["details"]
+
+
+def test_equal_texts_are_one_answer():
+    assert evaluate_choices(equal, [task("t", "aa", "aab")]).accuracy == 100
     # The second "a" is as right as the first.
     assert evaluate_choices(always(2), [task("t", "ab", "aba")]).accuracy == 50
 
@@ -63,10 +88,9 @@ def test_majority_is_the_most_frequent_answer(answers: str, right: float):
 
 
 def test_chance_is_what_guessing_earns():
-    score, ties = BASELINES["chance"]
-    assert score is chance
-    assert evaluate_choices(score, [task("t", "abc")], ties=ties).accuracy == pytest.approx(100 / 3)
-    assert evaluate_choices(score, [task("t", "ab", "aabc")], ties=ties).accuracy == pytest.approx(100 * 3 / 8)
+    assert BASELINES["chance"] is chance
+    assert evaluate_choices(chance, [task("t", "abc")]).accuracy == pytest.approx(100 / 3)
+    assert evaluate_choices(chance, [task("t", "ab", "aabc")]).accuracy == pytest.approx(100 * 3 / 8)
 
 
 TEMPLATES = {
@@ -108,7 +132,7 @@ def test_results_are_written_whole(tmp_path: Path):
     assert content["columns"]["mean"] == content["columns"]["median"] == {"CB": 50}
     (only,) = content["tasks"]
     assert (only["name"], only["dataset"], only["instances"]) == ("super_glue_cb_x", "super_glue_cb", 2)
-    assert only["answers"][1] == {"id": "", "choice": 0, "correct": 0.0, "scores": [1.0, 0.0, 0.0]}
+    assert only["answers"][1] == {"id": "", "choice": 0, "correct": 0.0, "scores": [1.0, 0.0, 0.0], "tied": False}
 
 
 @pytest.mark.parametrize(
@@ -137,6 +161,6 @@ def test_scores_that_are_no_scores_are_refused():
 
 def test_baselines_on_real_data(shared_data: Path):
     tasks = load_p3(shared_data / "p3", "test", subsets=["super_glue_copa_*", "super_glue_cb_*"])
-    found = {name: evaluate_choices(score, tasks, ties=ties).columns() for name, (score, ties) in BASELINES.items()}
+    found = {name: evaluate_choices(score, tasks).columns() for name, score in BASELINES.items()}
     assert found["chance"] == {"CB": pytest.approx(100 / 3), "COPA": 50}
     assert found["majority"]["COPA"] >= 50 and found["majority"]["CB"] > 100 / 3

@@ -17,7 +17,8 @@ from rich.text import Text
 from hart.data.tasks import Task
 from hart.errors import HartError
 from hart.files import write_json
-from hart.metrics import exact_match, rouge_l
+from hart.marks import count_marks, counted
+from hart.metrics import exact_match, has_words, rouge_l
 
 Predictor = Callable[[Task], list[str]]
 
@@ -45,9 +46,12 @@ class InstanceResult:
 
 @dataclass(frozen=True)
 class TaskResult:
+    """One task; of ``without_words`` instances no reference has a word that ROUGE-L counts."""
+
     name: str
     categories: tuple[str, ...]
     instances: tuple[InstanceResult, ...]
+    without_words: int = 0
 
     @property
     def score(self) -> Score:
@@ -78,8 +82,20 @@ class Results:
 
     @property
     def summary(self) -> dict[str, float]:
-        """The means over all instances, the one that counts first."""
+        """The means over all instances, the one that counts first; where it is equal, the next decides."""
         return {"rouge_l": self.overall.rouge_l, "exact_match": self.overall.exact_match}
+
+    @property
+    def marks(self) -> dict[str, Any]:
+        """What a reader of the scores should know of them, for the details; empty if nothing."""
+        counts = {task.name: task.without_words for task in self.tasks}
+        return count_marks("references_without_words", counts, self.overall.instances)
+
+    @property
+    def remarks(self) -> list[str]:
+        """The marks as sentences."""
+        what = "have references without a word that ROUGE-L counts, and score 0 in it; see exact match"
+        return [f"{counted(mark)} {what}" for mark in self.marks.values()]
 
     @property
     def per_task(self) -> dict[str, dict[str, Any]]:
@@ -110,7 +126,7 @@ class Results:
         """The content of results.json: plain JSON types, means before the single predictions."""
         return {
             "system": self.system,
-            "details": self.details,
+            "details": {**self.details, **self.marks},
             "overall": vars(self.overall),
             "categories": {name: vars(score) for name, score in self.categories.items()},
             "tasks": [
@@ -118,6 +134,7 @@ class Results:
                     "name": task.name,
                     "categories": list(task.categories),
                     **vars(task.score),
+                    "references_without_words": task.without_words,
                     "predictions": [vars(instance) for instance in task.instances],
                 }
                 for task in self.tasks
@@ -205,7 +222,8 @@ def _score_task(task: Task, predictions: Sequence[str]) -> TaskResult:
         )
         for instance, prediction in zip(task.instances, predictions, strict=True)
     )
-    return TaskResult(task.label, task.categories, instances)
+    without_words = sum(not has_words(instance.references) for instance in task.instances)
+    return TaskResult(task.label, task.categories, instances, without_words)
 
 
 def _mean(instances: Iterable[InstanceResult]) -> Score:

@@ -10,7 +10,7 @@ contain it:
 * accented letters split a word ("café" is "caf"), case is ignored, words of at most three letters
   are not stemmed.
 
-Exact match is the place to look for tasks whose answers are such texts.
+Exact match is the place to look for tasks whose answers are such texts; `has_words` tells them.
 """
 
 import functools
@@ -18,13 +18,19 @@ import string
 from collections.abc import Sequence
 
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import DefaultTokenizer
 
 _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 @functools.cache
+def _tokenizer() -> DefaultTokenizer:
+    return DefaultTokenizer(use_stemmer=True)
+
+
+@functools.cache
 def _rouge_scorer() -> RougeScorer:
-    return RougeScorer(["rougeL"], use_stemmer=True)
+    return RougeScorer(["rougeL"], tokenizer=_tokenizer())
 
 
 def _checked(references: Sequence[str]) -> Sequence[str]:
@@ -46,6 +52,16 @@ def rouge_l(prediction: str, references: Sequence[str]) -> float:
     scorer = _rouge_scorer()
     scores = (scorer.score(reference, prediction) for reference in _checked(references))
     return float(max(score["rougeL"].fmeasure for score in scores))
+
+
+def has_words(references: Sequence[str]) -> bool:
+    """Whether any reference has a word that ROUGE-L counts; without one every prediction scores 0.
+
+    Raises:
+        ValueError: there are no references.
+        TypeError: ``references`` is a single string.
+    """
+    return any(_tokenizer().tokenize(reference) for reference in _checked(references))
 
 
 def normalize(text: str) -> str:

@@ -2,8 +2,9 @@
 
 A system is a function from a task to a score for every choice of every instance; the choice with the highest score is
 the answer (T0's rank classification). An answer is right if its text is the target's, so of equal choices it does not
-matter which one wins. Of different choices with equal scores the first one wins, as an argmax does; for guessing they
-share the answer.
+matter which one wins. Of different choices with equal scores each wins its share: an instance earns what guessing among
+them earns. T0's argmax would take the first, and a model that cannot tell choices apart would be right or wrong by
+their order; where scores differ, the two agree.
 
 A template is a task here (a P3 subset) and templates of one data set are in one category. Accuracies of a data set are
 the mean and the median over its templates, ANLI is the mean of its three rounds, and the average is over the columns.
@@ -23,10 +24,10 @@ from hart.data.p3_names import dataset_of, held_out
 from hart.data.tasks import Instance, Task, check_choices
 from hart.errors import HartError
 from hart.files import write_json
+from hart.marks import count_marks, counted
 from hart.metrics import macro_f1
 
 ChoiceScorer = Callable[[Task], list[list[float]]]
-Ties = Literal["first", "shared"]
 
 MACRO_F1_COLUMNS = ("CB",)
 """Columns of the table whose macro-F1 is reported too: SuperGLUE asks for it where classes are uneven."""
@@ -34,17 +35,21 @@ MACRO_F1_COLUMNS = ("CB",)
 
 @dataclass(frozen=True)
 class ChoiceResult:
-    """One answered instance: `choice` is the position of the best score, `correct` in [0, 1] what it earns."""
+    """One answered instance: `choice` is the (first) position of the best score, `correct` in [0, 1] what it earns.
+
+    `tied` is whether different choices share the best score.
+    """
 
     id: str
     choice: int
     correct: float
     scores: list[float]
+    tied: bool = False
 
 
 @dataclass(frozen=True)
 class TemplateResult:
-    """One task. `macro_f1` (percent) is None where the choices change from instance to instance, or are shared."""
+    """One task. `macro_f1` (percent) is None where the choices change from instance to instance, or some are tied."""
 
     name: str
     dataset: str
@@ -55,6 +60,11 @@ class TemplateResult:
     def accuracy(self) -> float:
         """In percent."""
         return 100 * fmean(instance.correct for instance in self.instances)
+
+    @property
+    def tied(self) -> int:
+        """How many of its instances have different choices with the best score."""
+        return sum(instance.tied for instance in self.instances)
 
 
 @dataclass(frozen=True)
@@ -93,6 +103,18 @@ class ChoiceResults:
         return {"accuracy": self.accuracy}
 
     @property
+    def marks(self) -> dict[str, Any]:
+        """As those of free answers."""
+        total = sum(len(template.instances) for template in self.templates)
+        return count_marks("tied_choices", {template.name: template.tied for template in self.templates}, total)
+
+    @property
+    def remarks(self) -> list[str]:
+        """The marks as sentences."""
+        what = "have best choices with equal scores, and earn what guessing among them earns"
+        return [f"{counted(mark)} {what}" for mark in self.marks.values()]
+
+    @property
     def per_task(self) -> dict[str, dict[str, Any]]:
         """Template → its accuracy."""
         return {template.name: {"accuracy": template.accuracy} for template in self.templates}
@@ -123,7 +145,7 @@ class ChoiceResults:
         """The content of results.json: plain JSON types, means before the single answers."""
         return {
             "system": self.system,
-            "details": self.details,
+            "details": {**self.details, **self.marks},
             "accuracy": self.accuracy,
             "columns": {"mean": self.columns(), "median": self.columns(median), "macro_f1": self.macro_f1},
             "tasks": [
@@ -133,6 +155,7 @@ class ChoiceResults:
                     "accuracy": template.accuracy,
                     "macro_f1": template.macro_f1,
                     "instances": len(template.instances),
+                    "tied_choices": template.tied,
                     "answers": [vars(instance) for instance in template.instances],
                 }
                 for template in self.templates
@@ -153,7 +176,6 @@ def evaluate_choices(
     tasks: Sequence[Task],
     *,
     system: str = "model",
-    ties: Ties = "first",
     details: dict[str, Any] | None = None,
     on_task: Callable[[TemplateResult], None] | None = None,
 ) -> ChoiceResults:
@@ -161,7 +183,6 @@ def evaluate_choices(
 
     Args:
         score: task → for each instance one score per choice, the higher the better.
-        ties: whether the first of several best choices is the answer, or each of them a part of it.
         on_task: called after each task, to move a progress bar on.
 
     Raises:
@@ -178,7 +199,7 @@ def evaluate_choices(
             check_choices(instance.choices, instance.references, f"{task.label}: instance {instance.id or number}")
     results = []
     for task in tasks:
-        result = _judge(task, score(task), ties)
+        result = _judge(task, score(task))
         results.append(result)
         if on_task is not None:
             on_task(result)
@@ -193,11 +214,11 @@ def majority(task: Task) -> list[list[float]]:
 
 
 def chance(task: Task) -> list[list[float]]:
-    """Baseline without a preference; with shared ties its accuracy is what guessing earns on average."""
+    """Baseline without a preference; its accuracy is what guessing earns on average."""
     return [[0.0] * len(instance.choices) for instance in task.instances]
 
 
-BASELINES: dict[str, tuple[ChoiceScorer, Ties]] = {"majority": (majority, "first"), "chance": (chance, "shared")}
+BASELINES: dict[str, ChoiceScorer] = {"majority": majority, "chance": chance}
 
 
 def comparison_table(
@@ -222,7 +243,7 @@ def _place(instance: Instance) -> int:
     return next(place for place, choice in enumerate(instance.choices) if choice in instance.references)
 
 
-def _judge(task: Task, scores: Sequence[Sequence[float]], ties: Ties) -> TemplateResult:
+def _judge(task: Task, scores: Sequence[Sequence[float]]) -> TemplateResult:
     if [len(own) for own in scores] != [len(instance.choices) for instance in task.instances]:
         raise ValueError(f"{task.label}: the scores are not one for each choice of each instance")
     if not all(math.isfinite(value) for own in scores for value in own):
@@ -230,12 +251,11 @@ def _judge(task: Task, scores: Sequence[Sequence[float]], ties: Ties) -> Templat
     answers = []
     for instance, own in zip(task.instances, scores, strict=True):
         best = [place for place, value in enumerate(own) if value == max(own)]
-        if ties == "first":
-            best = best[:1]
         right = sum(instance.choices[place] in instance.references for place in best) / len(best)
-        answers.append(ChoiceResult(instance.id, best[0], right, list(own)))
+        tied = len({instance.choices[place] for place in best}) > 1
+        answers.append(ChoiceResult(instance.id, best[0], right, list(own), tied))
     f1 = None
-    if ties == "first" and len({instance.choices for instance in task.instances}) == 1:
+    if len({instance.choices for instance in task.instances}) == 1 and not any(answer.tied for answer in answers):
         f1 = 100 * macro_f1([_place(instance) for instance in task.instances], [answer.choice for answer in answers])
     dataset = task.categories[0] if task.categories else dataset_of(task.label)
     return TemplateResult(task.label, dataset, tuple(answers), f1)
