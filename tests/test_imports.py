@@ -9,7 +9,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "hart"
 # package is given its place here.
 LAYERS: list[set[str]] = [
     {"errors"},
-    {"files", "identity", "metrics", "modes", "processes", "resources", "sharing", "strict"},
+    {"devices", "files", "identity", "marks", "metrics", "modes", "processes", "resources", "sharing", "strict"},
     {"data", "losses", "peft", "weights"},
     {"adaptation", "base_checkpoint", "config", "evaluation", "rank_classification", "schemes"},
     {"answering", "run_record"},

@@ -15,6 +15,7 @@ from rich.progress import Progress, TaskID
 
 from hart.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from hart.data.tasks import Task
+from hart.devices import select_device
 from hart.evaluation import Predictor, Results, TaskResult, comparison_table, copy_demonstration, evaluate_tasks
 from hart.files import write_json
 from hart.plots import plot_losses, plot_task_scores
@@ -109,7 +110,7 @@ def _after_training(
     config: RunConfig, console: Console, final: Path, instances: int, seconds: dict[str, float]
 ) -> QuickstartResult:
     folder, started = final.parent, time.monotonic()
-    model = HartModel.from_pretrained(final)
+    model = HartModel.from_pretrained(final, device=select_device())
     tasks = load_tasks(dataclasses.replace(config.data, max_test_instances=instances), "test")
     results = evaluate_systems(model, tasks, console)
     seconds["evaluation"] = time.monotonic() - started

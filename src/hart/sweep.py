@@ -179,6 +179,7 @@ def _handing_on(child: "subprocess.Popen[bytes]") -> Iterator[list[int]]:
 
 def run_one(config_path: str, results_path: str) -> int:
     """Train and score one run in this process; returns its exit status."""
+    from hart.devices import select_device
     from hart.prediction import evaluate_model
     from hart.stopping import Stopped
     from hart.system import HartModel
@@ -189,7 +190,7 @@ def run_one(config_path: str, results_path: str) -> int:
     try:
         final = train(config, quiet=True)
         peak = _peak_memory()
-        model = HartModel.from_pretrained(final)
+        model = HartModel.from_pretrained(final, device=select_device())
         adapter = model.hypernetwork or model.learned
         trained = 0 if adapter is None else sum(p.numel() for p in adapter.parameters())
         trained += sum(p.numel() for p in model.main.model.parameters()) if model.train_main else 0
