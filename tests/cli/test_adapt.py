@@ -119,7 +119,7 @@ def test_another_base(damaged_model: Path, tiny_base_dir: Path, tmp_path: Path, 
     system = json.loads((damaged_model / "config.json").read_text(encoding="utf-8"))["system"]
     edit_config(damaged_model, system=system | {"base": str(base)})
     line = refused("adapt", damaged_model, *WORDS, "--output-dir", tmp_path / "a")
-    assert "fingerprint" in line
+    assert "weights differ" in line
     edit_config(damaged_model, system=system | {"base": str(tmp_path / "absent")})
     assert str(tmp_path / "absent") in refused("adapt", damaged_model, *WORDS, "--output-dir", tmp_path / "a")
     assert not (tmp_path / "a").exists()
@@ -149,3 +149,52 @@ def test_a_model_of_prompts_needs_no_definition(p3_model: Path, tmp_path: Path, 
     ok("adapt", p3_model, "--task", path, "--output-dir", tmp_path / "file")
     answers = {ok("predict", tmp_path / name, "--input", "a mat?") for name in ("words", "file")}
     assert len(answers) == 1
+
+
+@pytest.mark.parametrize("dash", ["-x", "--task", "-", "--", "-h", "--output-dir=there", "-0.5"])
+def test_texts_may_begin_with_a_dash(dash: str, model_dir: Path, tmp_path: Path, ok) -> None:
+    for words in (("--definition", dash), (f"--definition={dash}",)):
+        folder = tmp_path / words[-1].replace("/", "")
+        ok("adapt", model_dir, *words, "--demonstration", dash, dash, "--output-dir", folder)
+        (task,) = Adaptation.from_pretrained(folder).tasks
+        assert task["Definition"] == [dash]
+        assert [(each["input"], each["output"]) for each in task["Positive Examples"]] == [(dash, dash)]
+        assert ok("predict", folder, "--input", dash) == ok("predict", folder, f"--input={dash}")
+
+
+@pytest.mark.parametrize("words", [("--definition", "caf\udce9"), ("--demonstration", "a", "\udc80")])
+def test_arguments_that_are_not_utf_8(words: tuple[str, ...], model_dir: Path, tmp_path: Path, refused) -> None:
+    line = refused("adapt", model_dir, *words, "--output-dir", tmp_path / "a")
+    assert f"{words[0]}: must be text in UTF-8" in line
+
+
+def test_how_many_demonstrations_are_read_is_said(model_dir: Path, tmp_path: Path, hart) -> None:
+    words = [word for number in range(5) for word in ("--demonstration", f"a {number}", "b")]
+    result = hart("adapt", model_dir, "--definition", "Swap.", *words, "--output-dir", tmp_path / "a")
+    assert result.status == 0
+    (line,) = result.err.splitlines()
+    assert line == "hart: warning: task 'Swap.': reads 2 of 5 demonstrations"
+
+
+def test_the_base_from_elsewhere(
+    model_dir: Path, tiny_base_dir: Path, tmp_path: Path, damaged_model, ok, refused
+) -> None:
+    system = json.loads((damaged_model / "config.json").read_text(encoding="utf-8"))["system"]
+    edit_config(damaged_model, system=system | {"base": "runs/base"})
+    assert "runs/base" in refused("adapt", damaged_model, *WORDS, "--output-dir", tmp_path / "a")
+    base = shutil.copytree(tiny_base_dir, tmp_path / "base")
+    ok("adapt", damaged_model, *WORDS, "--output-dir", tmp_path / "a", "--base", base)
+    assert Adaptation.from_pretrained(tmp_path / "a").base == str(base)  # where it was found
+
+
+def test_the_working_directory_and_a_link_take_an_adaptation(
+    model_dir: Path, tmp_path: Path, ok, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    ok("adapt", model_dir, *WORDS, "--output-dir", tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real" / "adaptation.json").exists()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    ok("adapt", model_dir, *WORDS, "--output-dir", ".")
+    assert Adaptation.from_pretrained(tmp_path / "here").tasks

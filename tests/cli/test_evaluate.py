@@ -1,6 +1,9 @@
 """hart evaluate: systems, tables and results.json, and what it refuses."""
 
 import json
+import os
+import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -107,13 +110,31 @@ def test_data_dir_is_for_sni(sni_dir: Path, refused) -> None:
     assert "--data-dir" in line
 
 
-def test_absent_task_and_empty_query(model_dir: Path, sni_dir: Path, tmp_path: Path, refused) -> None:
-    results = tmp_path / "results.json"
+@pytest.mark.parametrize("system", ["hart", "base", "base-in-context"])
+def test_a_blank_instance_is_read_as_it_is(system: str, model_dir: Path, sni_dir: Path, tmp_path: Path, hart) -> None:
+    # An official task has one, and the published scores are over all instances.
     file = sni_dir / "tasks" / "task4.json"
     content = json.loads(file.read_text(encoding="utf-8"))
-    content["Instances"][0]["input"] = "  "
+    content["Instances"][1]["input"] = " \n"
     file.write_text(json.dumps(content), encoding="utf-8")
-    assert "empty" in refused("evaluate", model_dir, *SNI, sni_dir, "--output", results)
+    results = tmp_path / "results.json"
+    result = hart("evaluate", model_dir, *SNI, sni_dir, "--system", system, "--output", results)
+    assert result.status == 0
+    (line,) = result.err.splitlines()
+    assert "task task4, instance two: read a blank instance as it is" in line
+    answers = predictions(results)
+    assert len(answers) == 10
+    if system == "hart":  # the others are answered as if it were not there
+        model = HartModel.from_pretrained(model_dir)
+        adaptation = model.adapt(Task.from_file(file))
+        asked = [text for text in queries(sni_dir, 4) if text.strip()]
+        assert [answers[5], *answers[7:]] == model.generate(asked, adaptation)
+        assert answers[6] == model.main.generate([[model.main.tokenizer.eos_token_id]], adaptation)[0]
+
+
+def test_absent_task(model_dir: Path, sni_dir: Path, tmp_path: Path, refused) -> None:
+    results = tmp_path / "results.json"
+    file = sni_dir / "tasks" / "task4.json"
     file.unlink()
     assert "task4" in refused("evaluate", model_dir, *SNI, sni_dir, "--output", results)
     assert not results.exists()
@@ -220,6 +241,87 @@ def test_what_does_not_go_together(model_dir: Path, choice_task: Path, sni_dir: 
     del content["Instances"], content["Definition"]
     choice_task.write_text(json.dumps(content), encoding="utf-8")
     assert "has no Instances" in refused("evaluate", model_dir, "--task", choice_task)
+
+
+def test_a_second_file_is_checked_before_the_first_is_answered(
+    model_dir: Path, sni_dir: Path, tmp_path: Path, refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HartModel, "adapt", lambda *_, **__: pytest.fail("adapted"))
+    first, second = sni_dir / "tasks" / "task3.json", tmp_path / "second.json"
+    content = json.loads(first.read_text(encoding="utf-8"))
+    words = ("evaluate", model_dir, "--task", first, "--task", second)
+    for changed, said in (
+        ({"Definition": ""}, "task second: the definition is empty"),
+        ({"Instances": []}, f"{second}: has no Instances"),
+        ({"Definition": ["a\ud800"]}, "second.json"),
+        ({"Positive Examples": []}, f"{second}: Positive Examples"),
+    ):
+        second.write_text(json.dumps({**content, **changed}), encoding="utf-8")
+        assert said in refused(*words)
+    second.write_text(json.dumps({**content, "Definition": ""}), encoding="utf-8")
+    assert "task second: the definition is empty" in refused(*words, "--system", "base-in-context")
+
+
+@pytest.mark.parametrize("order", [("日", "月"), ("月", "日")])
+def test_choices_that_are_the_same_tokens_earn_what_guessing_does(
+    order: tuple[str, str], model_dir: Path, tmp_path: Path, hart, choice_task: Path
+) -> None:
+    content = json.loads(choice_task.read_text(encoding="utf-8"))
+    content["Choices"] = [f"one two three four five six seven eight {each}" for each in order]
+    for instance in content["Instances"]:
+        instance["output"] = ["one two three four five six seven eight 日"]
+    choice_task.write_text(json.dumps(content), encoding="utf-8")
+    results = tmp_path / "results.json"
+    result = hart("evaluate", model_dir, "--task", choice_task, "--output", results)
+    assert result.status == 0
+    (cut, tied) = result.err.splitlines()
+    assert "cut the end of the target" in cut
+    assert "2 of 2 instances (in 1 of 1 tasks, first: question) have best choices with equal scores" in tied
+    found = json.loads(results.read_text(encoding="utf-8"))
+    assert found["accuracy"] == 50 and found["tasks"][0]["tied_choices"] == 2
+    assert found["details"]["tied_choices"]["instances"] == 2
+
+
+def test_answers_without_a_word_that_rouge_counts_are_told(sni_dir: Path, tmp_path: Path, hart) -> None:
+    for number in (3, 4):
+        file = sni_dir / "tasks" / f"task{number}.json"
+        content = json.loads(file.read_text(encoding="utf-8"))
+        for instance in content["Instances"][:number]:
+            instance["output"] = ["日本", "+"]
+        file.write_text(json.dumps(content), encoding="utf-8")
+    results = tmp_path / "results.json"
+    result = hart("evaluate", *SNI, sni_dir, "--system", "copy-input", "--output", results)
+    (line,) = result.err.splitlines()
+    assert "7 of 10 instances (in 2 of 2 tasks, first: task3) have references without a word" in line
+    found = json.loads(results.read_text(encoding="utf-8"))
+    assert found["details"]["references_without_words"]["instances"] == 7
+    assert [task["references_without_words"] for task in found["tasks"]] == [3, 4]
+
+
+def test_the_base_from_elsewhere(
+    model_dir: Path, tiny_base_dir: Path, sni_dir: Path, tmp_path: Path, ok, refused
+) -> None:
+    model = shutil.copytree(model_dir, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    config["system"]["base"] = "runs/base"
+    (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    base = shutil.copytree(tiny_base_dir, tmp_path / "base")
+    words = ("evaluate", model, *SNI, sni_dir, "--max-instances", "1")
+    for system in ("hart", "base"):
+        assert "runs/base" in refused(*words, "--system", system)
+        assert "all instances" in ok(*words, "--system", system, "--base", base)
+    line = refused("evaluate", base, *SNI, sni_dir, "--system", "base", "--base", base)
+    assert "--base" in line and "is no HART model" in line
+
+
+def test_a_device_stays_one(sni_dir: Path, tmp_path: Path, ok) -> None:
+    device = tmp_path / "null"
+    try:
+        os.mknod(device, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    except PermissionError:
+        pytest.skip("only root may make devices")
+    ok("evaluate", *SNI, sni_dir, "--system", "copy-input", "--output", device)
+    assert device.is_char_device()
 
 
 def test_real_subsets(p3_model: Path, shared_data: Path, hart) -> None:

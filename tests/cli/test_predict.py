@@ -1,7 +1,9 @@
 """hart predict: answers from the base and an adaptation alone, and what it refuses."""
 
 import json
+import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from hart import Adaptation, HartModel
 from hart.cli import predict
+from hart.data import prompts
+from hart.main_model import MainModel
 
 
 @pytest.fixture
@@ -66,7 +70,8 @@ def test_empty_query(text: str, adaptation_dir: Path, refused) -> None:
     ("content", "told"),
     [
         ('{"input": "a"}\n{"input": " "}', "line 2: the query is empty"),
-        ('{"input": "a"}\n\n{"input"', "line 3: not JSON"),
+        ('{"input": "a"}\n{"input": "b\\ud800"}', "line 2: not a query, input holds half of a character"),
+        ('{"input": "a"}\n\n{"input"', "line 3: not a query, the text is not JSON"),
         ('{"query": "a"}', 'line 1: must be a JSON object with a text as "input"'),
         ('"a"', "line 1: must be a JSON object"),
         ('{"input": 3}', "line 1"),
@@ -123,3 +128,113 @@ def test_another_base(adaptation_dir: Path, tiny_base_dir: Path, tmp_path: Path,
 def test_output_is_refused_before_the_work(asked: Path, tmp_path: Path, refused) -> None:
     words = ("predict", "absent", "--input-file", asked, "--output-file")
     assert "is a folder" in refused(*words, tmp_path)
+
+
+def test_a_query_that_is_nothing_to_the_tokenizer(adaptation_dir: Path, asked: Path, monkeypatch, refused) -> None:
+    # As a tokenizer that drops zero-width characters gives it.
+    encode = prompts.encode_query
+    monkeypatch.setattr(
+        prompts,
+        "encode_query",
+        lambda t, text, *a, **k: [t.eos_token_id] if "Größe" in text else encode(t, text, *a, **k),
+    )
+    monkeypatch.setattr(MainModel, "generate", lambda *_, **__: pytest.fail("answered"))
+    line = refused("predict", adaptation_dir, "--input-file", asked)
+    assert f"{asked}, line 3: the query is empty" in line
+
+
+def test_cut_queries_are_counted_and_named(adaptation_dir: Path, tmp_path: Path, hart) -> None:
+    queries = tmp_path / "queries.jsonl"
+    texts = ["one 7", *["long " * 50] * 5, "two 7"]
+    queries.write_text("".join(json.dumps({"input": text}) + "\n" for text in texts), encoding="utf-8")
+    result = hart("predict", adaptation_dir, "--input-file", queries, "--max-query-length", "20")
+    assert result.status == 0 and result.out.count("\n") == 7
+    (line,) = result.err.splitlines()
+    assert line.startswith(f"hart: warning: {queries}, line 2: cut the end of the query to stay within 20 tokens")
+    assert line.endswith("and 2 more")
+
+
+def interrupted_after(chunks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each answer is the number of its query; the user stops the command after some."""
+    monkeypatch.setattr(predict, "CHUNK", 1)
+    done: list[str] = []
+
+    def generate(_: MainModel, rows: list[list[int]], *__: object, **___: object) -> list[str]:
+        if len(done) == chunks:
+            raise KeyboardInterrupt
+        done.append(f"answer {len(done)}")
+        return done[-1:]
+
+    monkeypatch.setattr(MainModel, "generate", generate)
+
+
+@pytest.mark.parametrize("chunks", [0, 2])
+def test_an_interrupt_loses_no_answer(
+    chunks: int, adaptation_dir: Path, asked: Path, tmp_path: Path, hart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted_after(chunks, monkeypatch)
+    path = tmp_path / "answers.jsonl"
+    path.write_text("answers of yesterday\n", encoding="utf-8")
+    result = hart("predict", adaptation_dir, "--input-file", asked, "--output-file", path, "--batch-size", "1")
+    assert result.status == 130
+    assert f"interrupted; {chunks} of 3 queries are answered ({path})" in result.err
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if chunks:
+        assert [json.loads(line)["prediction"] for line in lines] == ["answer 0", "answer 1"]
+    else:
+        assert lines == ["answers of yesterday"]
+
+
+def test_answers_are_in_the_file_as_soon_as_they_are_there(
+    adaptation_dir: Path, asked: Path, tmp_path: Path, ok, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "new" / "answers.jsonl"
+    counts: list[int] = []
+    monkeypatch.setattr(predict, "CHUNK", 1)
+
+    def generate(_: MainModel, rows: list[list[int]], *__: object, **___: object) -> list[str]:
+        counts.append(len(path.read_text(encoding="utf-8").splitlines()) if path.exists() else 0)
+        return ["a"] * len(rows)
+
+    monkeypatch.setattr(MainModel, "generate", generate)
+    ok("predict", adaptation_dir, "--input-file", asked, "--output-file", path, "--batch-size", "1")
+    assert counts == [0, 1, 2]
+
+
+def test_answers_go_through_a_link_and_into_a_pipe(adaptation_dir: Path, asked: Path, tmp_path: Path, ok) -> None:
+    expected = ok("predict", adaptation_dir, "--input-file", asked)
+    real, link, pipe = tmp_path / "real.jsonl", tmp_path / "link.jsonl", tmp_path / "pipe"
+    real.write_text("old", encoding="utf-8")
+    link.symlink_to(real)
+    ok("predict", adaptation_dir, "--input-file", asked, "--output-file", link)
+    assert link.is_symlink() and real.read_text(encoding="utf-8") == expected
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE) as reader:
+        ok("predict", adaptation_dir, "--input-file", asked, "--output-file", pipe)
+        assert reader.stdout is not None and reader.stdout.read().decode() == expected
+    assert pipe.is_fifo()
+
+
+def test_queries_are_not_overwritten(adaptation_dir: Path, asked: Path, tmp_path: Path, refused) -> None:
+    before = asked.read_bytes()
+    (tmp_path / "link").symlink_to(asked)
+    for path in (asked, tmp_path / "link"):
+        line = refused("predict", adaptation_dir, "--input-file", asked, "--output-file", path)
+        assert f"--output-file: {path} is the input file" in line
+    assert asked.read_bytes() == before
+
+
+def test_the_base_from_elsewhere(
+    adaptation_dir: Path, tiny_base_dir: Path, tmp_path: Path, ok, refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("predict", adaptation_dir, "--input", "one 7")
+    expected = ok(*words)
+    fields = json.loads((adaptation_dir / "adaptation.json").read_text(encoding="utf-8"))
+    base = shutil.copytree(tiny_base_dir, tmp_path / "base")
+    (adaptation_dir / "adaptation.json").write_text(json.dumps(fields | {"base": "runs/base"}), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert "runs/base" in (line := refused(*words)) and "--base says where the base is" in line
+    assert ok(*words, "--base", base) == expected
+    tensors = load_file(base / "model.safetensors")
+    save_file({name: 2 * values for name, values in tensors.items()}, base / "model.safetensors", {"format": "pt"})
+    assert "weights differ" in refused(*words, "--base", base)

@@ -3,8 +3,8 @@
 A file offers `add_parser(subparsers)` and `run(args)`. Parsing imports nothing heavy, so that `--help` answers at once;
 torch and transformers are imported when a command runs.
 
-Exit status: 0 (1 where a command answers no: `estimate` for what does not fit), or 2 after `hart: error: <one line>`
-for a mistake of the user, or 130 when interrupted.
+Exit status: 0; 1 where a command answers no (`estimate` for what does not fit), or all is done and saved but nobody
+read what was printed; 2 after `hart: error: <one line>` for a mistake of the user; 130 when interrupted.
 """
 
 import argparse
@@ -19,7 +19,8 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from hart.cli import adapt, bench, estimate, evaluate, export, predict, quickstart, serve, sweep, train
-from hart.cli.options import split_overrides
+from hart.cli.options import keep_texts, split_overrides
+from hart.cli.printing import finish, prepare, tell
 from hart.errors import HartError
 from hart.files import ensure_home
 from hart.processes import end_with
@@ -28,6 +29,8 @@ DISTRIBUTION = "hart-hypernet"
 COMMANDS = (quickstart, train, evaluate, adapt, predict, export, serve, estimate, sweep, bench)
 CONFIGURED = {"train": train.OWN_OPTIONS, "sweep": sweep.OWN_OPTIONS, "estimate": estimate.OWN_OPTIONS}
 """Commands that take fields of a configuration, and the options that are none."""
+TEXTS = {"adapt": adapt.TEXTS, "predict": predict.TEXTS, "serve": serve.TEXTS}
+"""Commands with options whose values are any text, and the number of texts of each."""
 
 
 def command() -> NoReturn:
@@ -44,28 +47,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0].startswith("--local_rank="):
         del words[0]  # of DeepSpeed's launcher, which says it in the environment too
+    prepare()
     try:
-        overrides: list[str] = []
-        if words and words[0] in CONFIGURED:
-            words, overrides = split_overrides(words, CONFIGURED[words[0]])
-        args = _parser().parse_args(words)
-        args.overrides = overrides
-        with _own_messages():
-            ensure_home()
-            silence_libraries()
-            status = args.run(args)
-        sys.stdout.flush()
+        status = _run(words)
     except HartError as error:
-        print(f"hart: error: {_one_line(str(error))}", file=sys.stderr)
+        finish()
+        tell(f"hart: error: {_one_line(str(error))}")
         return 2
     except KeyboardInterrupt as stop:
-        print(f"\nhart: interrupted{f'; {stop}' if str(stop) else ''}", file=sys.stderr)
+        finish()
+        tell(f"\nhart: interrupted{f'; {stop}' if str(stop) else ''}")
         return 130
     except BrokenPipeError:
-        # The reader of our output went away (`hart predict … | head`): nothing to say, and nobody to say it to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of our answers went away (`hart predict … | head`): nobody to say anything to.
+        finish()
         return 1
-    return status or 0
+    except SystemExit:
+        finish()  # the reader of --help
+        raise
+    return status or finish()
+
+
+def _run(words: list[str]) -> int:
+    overrides: list[str] = []
+    if words and words[0] in CONFIGURED:
+        words, overrides = split_overrides(words, CONFIGURED[words[0]])
+    if words and words[0] in TEXTS:
+        words = keep_texts(words, TEXTS[words[0]])
+    args = _parser().parse_args(words)
+    args.overrides = overrides
+    with _own_messages():
+        ensure_home()
+        silence_libraries()
+        return args.run(args) or 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -141,7 +155,7 @@ def _own_messages() -> Iterator[None]:
 class _Terminal(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         kind = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        print(f"hart: {kind}{_one_line(record.getMessage())}", file=sys.stderr)
+        tell(f"hart: {kind}{_one_line(record.getMessage())}")
 
 
 def _one_line(text: str) -> str:

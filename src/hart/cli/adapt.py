@@ -5,11 +5,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hart.cli.options import MODEL_HELP, add_device, add_dtype, check_output_folder, select_device
+from hart.cli.options import MODEL_HELP, add_base, add_device, add_dtype, select_device, text
+from hart.cli.printing import say
 from hart.errors import HartError
 
 if TYPE_CHECKING:
     from hart.data.tasks import Task
+
+
+TEXTS = {"--definition": 1, "--demonstration": 2}
+"""Options whose values are texts (`hart.cli.options.keep_texts`)."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -31,16 +36,18 @@ examples:
     )
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("--task", metavar="task.json", type=Path, help="task file")
-    parser.add_argument("--definition", metavar="TEXT", help="what the task asks for, instead of a file")
+    parser.add_argument("--definition", metavar="TEXT", type=text, help="what the task asks for, instead of a file")
     parser.add_argument(
         "--demonstration",
         metavar=("INPUT", "OUTPUT"),
         nargs=2,
+        type=text,
         action="append",
         default=[],
         help="a solved example; give it once for each",
     )
     parser.add_argument("--output-dir", metavar="A", type=Path, required=True, help="folder for the adaptation")
+    add_base(parser)
     add_device(parser)
     add_dtype(parser)
     parser.set_defaults(run=run)
@@ -48,12 +55,13 @@ examples:
 
 def run(args: argparse.Namespace) -> None:
     from hart.adaptation import FIELDS_FILE
+    from hart.files import check_folder_target
     from hart.system import HartModel
 
     device = select_device(args.device)
     task = _task(args)
-    check_output_folder(args.output_dir, replaces=FIELDS_FILE)
-    model = HartModel.from_pretrained(args.model, dtype=args.dtype, device=device)
+    check_folder_target(args.output_dir, replaces=FIELDS_FILE)
+    model = HartModel.from_pretrained(args.model, base=args.base, dtype=args.dtype, device=device)
     if model.input_format.prompt_format == "instructions" and not task.definition.strip():
         where = "--definition" if args.task is None else f"{args.task}: Definition"
         raise HartError(f"{where}: the definition is empty, and {args.model} reads it; say what the task asks for")
@@ -61,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
     adaptation = model.adapt(task)
     seconds = time.monotonic() - start
     adaptation.save_pretrained(args.output_dir)
-    print(f"adapted {adaptation.base} to task {task.label} in one pass of {seconds:.2f} s: {args.output_dir}")
+    say(f"adapted {adaptation.base} to task {task.label} in one pass of {seconds:.2f} s: {args.output_dir}")
 
 
 def _task(args: argparse.Namespace) -> "Task":

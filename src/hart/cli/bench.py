@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hart.cli.options import add_device, check_output_file, positive, select_device
+from hart.cli.options import add_device, positive, select_device
+from hart.cli.printing import say, show, tell
 from hart.errors import HartError
 
 NAMES = (
@@ -70,15 +71,16 @@ examples:
 
 
 def run(args: argparse.Namespace) -> None:
+    from hart.files import check_file_target
+
     unknown = [name for name in args.names if name not in NAMES]
     if unknown:
         raise HartError(f"bench: no benchmark {unknown[0]!r}; choose from {', '.join(NAMES)}")
     if args.output is not None:
-        check_output_file(args.output)
+        check_file_target(args.output)
     device = str(select_device(args.device))
 
     import torch
-    from rich.console import Console
 
     from hart.benchmarks import Figure, Settings, benchmarks
     from hart.benchmarks.models import SHAPES
@@ -102,13 +104,13 @@ def run(args: argparse.Namespace) -> None:
     figures: list[Figure] = []
     for name in args.names or [each for each in NAMES if each != "growth"]:
         torch.manual_seed(0)
-        print(f"{name} …", file=sys.stderr, flush=True)
+        tell(f"{name} …")
         new = list(chosen[name](settings))
         figures += new
         if args.output is not None:
             known = merge(args.output, known, new, settings, command)
-    Console().print(table(figures))
+    show(table(figures))
     if settings.shape is not None or settings.tokens < Settings.tokens:
-        print("targets are for the default sizes; at smaller ones, what does not grow weighs more")
+        say("targets are for the default sizes; at smaller ones, what does not grow weighs more")
     if args.output is not None:
-        print(f"figures: {args.output}")
+        say(f"figures: {args.output}")

@@ -4,6 +4,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from hart.cli.options import positive
+from hart.cli.printing import say, show
 from hart.errors import HartError
 
 if TYPE_CHECKING:
@@ -56,17 +57,15 @@ def run(args: argparse.Namespace) -> int:
     if not fits:
         found = with_advice(config, found)
     if args.json:
-        print(found.to_json())
+        say(found.to_json())
     else:
         _show(found, args.gpu_memory)
     return 0 if fits else 1
 
 
 def _show(found: "Estimate", limit: float | None) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
     parameters = Table("part", "parameters", title="parameters")
     for name, count in found.parameters.items():
         parameters.add_row(name, f"{count:,}")
@@ -83,8 +82,8 @@ def _show(found: "Estimate", limit: float | None) -> None:
         memory.add_row(name, f"{size:.2f}")
     memory.add_section()
     memory.add_row("in all", f"{found.total_memory:.2f}")
-    console.print(parameters, step, memory)
+    show(parameters, step, memory)
     if limit is not None and found.total_memory > limit:
-        print(f"This does not fit into {limit:g} GiB. Each of these on its own would save:")
+        say(f"This does not fit into {limit:g} GiB. Each of these on its own would save:")
         for text, saved in found.advice:
-            print(f"  {text}: {saved:.2f} GiB")
+            say(f"  {text}: {saved:.2f} GiB")

@@ -3,20 +3,23 @@
 import argparse
 import os
 import time
+from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hart.cli.options import (
     MODEL_HELP,
+    add_base,
     add_device,
     add_dtype,
-    check_output_file,
     natural,
     positive,
     progress_bar,
     select_device,
 )
+from hart.cli.printing import say, show
 from hart.errors import HartError
 
 if TYPE_CHECKING:
@@ -47,7 +50,8 @@ Adapt the model to each task, let it answer the task's instances, and print the 
 Free answers are generated and scored by ROUGE-L and exact match per task, per category and over all
 instances. Multiple-choice answers (P3, and files whose instances have choices) are chosen by
 log-probability and scored by accuracy per template; the table has the paper's columns, beside always
-giving the most frequent answer (majority) and guessing (chance).
+giving the most frequent answer (majority) and guessing (chance). Choices with equal scores, such as the
+tokenizer cannot tell apart, share what is to be earned.
 
 Baselines: the un-adapted base with the query alone (base) or behind definition and demonstrations
 (base-in-context), and copying the query or the first demonstration's output.""",
@@ -131,6 +135,7 @@ examples:
     parser.add_argument(
         "--output", metavar="results.json", type=Path, help="file for all scores and predictions; replaced if it exists"
     )
+    add_base(parser)
     add_device(parser)
     add_dtype(parser)
     parser.set_defaults(run=run)
@@ -143,7 +148,7 @@ def _listed() -> str:
 def run(args: argparse.Namespace) -> None:
     from hart.sharing import joining, rank
 
-    with joining(), open(os.devnull, "w") as nowhere:
+    with joining(), open(os.devnull, "w", encoding="utf-8", errors="backslashreplace") as nowhere:
         # Of several processes, the first one speaks and writes.
         with redirect_stdout(nowhere) if rank() else nullcontext():
             _run(args, first=not rank())
@@ -152,9 +157,11 @@ def run(args: argparse.Namespace) -> None:
 def _run(args: argparse.Namespace, *, first: bool) -> None:
     if args.model is None and args.system not in (*COPY_SYSTEMS, *CHOICE_SYSTEMS):
         raise HartError(f"--system {args.system} needs a MODEL: {MODEL_HELP}")
+    from hart.files import check_file_target
+
     device = select_device(args.device)
     if args.output is not None:
-        check_output_file(args.output)
+        check_file_target(args.output)
     tasks = _tasks(args)
     multiple_choice = _multiple_choice(tasks, args.system)
     details = {
@@ -167,10 +174,19 @@ def _run(args: argparse.Namespace, *, first: bool) -> None:
         "data_seed": args.data_seed,
         "max_instances": args.max_instances,
     }
-    results = _choose(args, tasks, device, details) if multiple_choice else _answer(args, tasks, device, details)
-    if first and args.output is not None:
-        results.save(args.output)
-        print(f"results: {args.output}")
+    # Saved before they are printed, which a terminal may refuse.
+    save = partial(_save, args.output if first else None)
+    if multiple_choice:
+        _choose(args, tasks, device, details, save)
+    else:
+        _answer(args, tasks, device, details, save)
+    if args.output is not None:
+        say(f"results: {args.output}")
+
+
+def _save(path: Path | None, results: "Results | ChoiceResults") -> None:
+    if path is not None:
+        results.save(path)
 
 
 def _tasks(args: argparse.Namespace) -> "list[Task]":
@@ -186,6 +202,9 @@ def _tasks(args: argparse.Namespace) -> "list[Task]":
     if args.task is None:
         return load_tasks(_data_config(args), args.split)
     tasks = [Task.from_file(path, needs_definition=False) for path in args.task]
+    for path, task in zip(args.task, tasks, strict=True):
+        if not task.instances:
+            raise HartError(f"{path}: has no Instances, nothing to evaluate on")
     return [replace(task, instances=task.instances[: args.max_instances]) for task in tasks]
 
 
@@ -203,24 +222,29 @@ def _multiple_choice(tasks: "list[Task]", system: str) -> bool:
 
 
 def _answer(
-    args: argparse.Namespace, tasks: "list[Task]", device: "torch.device", details: dict[str, Any]
-) -> "Results":
-    """Generate answers, print ROUGE-L and exact match."""
-    from rich.console import Console
-
+    args: argparse.Namespace,
+    tasks: "list[Task]",
+    device: "torch.device",
+    details: dict[str, Any],
+    save: "Callable[[Results], None]",
+) -> None:
+    """Generate answers, save and print ROUGE-L and exact match."""
+    from hart.data.prompts import Cuts
     from hart.evaluation import COPY_BASELINES, evaluate_tasks
-    from hart.prediction import base_predictor, hart_predictor
+    from hart.prediction import base_predictor, hart_predictor, warn
     from hart.sharing import shared_out
 
+    cuts = Cuts()
     if args.system in COPY_SYSTEMS:
         predict = COPY_BASELINES[args.system]
     elif args.system == "hart":
-        model = _load_hart(args, device)
-        predict = hart_predictor(model, batch_size=args.batch_size)
+        model = _load_hart(args, tasks, device)
+        predict = hart_predictor(model, batch_size=args.batch_size, cuts=cuts)
         details |= _describe(args, model.main, device)
     else:
-        main, form = _load_base(args, device)
-        predict = base_predictor(main, form, in_context=args.system == "base-in-context", batch_size=args.batch_size)
+        main, form = _load_base(args, tasks, device)
+        in_context = args.system == "base-in-context"
+        predict = base_predictor(main, form, in_context=in_context, batch_size=args.batch_size, cuts=cuts)
         details |= _describe(args, main, device)
     start = time.monotonic()
     with progress_bar("tasks", len(tasks)) as advance:
@@ -228,34 +252,38 @@ def _answer(
             shared_out(predict, tasks), tasks, system=args.system, details=details, on_task=lambda _: advance(1)
         )
     results.details["seconds"] = round(time.monotonic() - start, 1)
-    Console().print(results.task_table(), results.category_table())
-    return results
+    save(results)
+    warn(results, cuts)
+    show(results.task_table(), results.category_table())
 
 
 def _choose(
-    args: argparse.Namespace, tasks: "list[Task]", device: "torch.device", details: dict[str, Any]
-) -> "ChoiceResults":
-    """Score choices, print accuracies beside the baselines that need no model."""
-    from rich.console import Console
-
-    from hart.prediction import base_scorer, hart_scorer
+    args: argparse.Namespace,
+    tasks: "list[Task]",
+    device: "torch.device",
+    details: dict[str, Any],
+    save: "Callable[[ChoiceResults], None]",
+) -> None:
+    """Score choices, save and print accuracies beside the baselines that need no model."""
+    from hart.data.prompts import Cuts
+    from hart.prediction import base_scorer, hart_scorer, warn
     from hart.rank_classification import BASELINES, comparison_table, evaluate_choices
     from hart.sharing import shared_out
 
-    baselines = [evaluate_choices(score, tasks, system=name, ties=ties) for name, (score, ties) in BASELINES.items()]
+    baselines = [evaluate_choices(score, tasks, system=name) for name, score in BASELINES.items()]
     details |= {"normalisation": args.normalisation, "num_demonstrations": args.num_demonstrations}
     details["baselines"] = {each.system: {"accuracy": each.accuracy, "columns": each.columns()} for each in baselines}
-    console = Console()
+    cuts = Cuts()
     if args.system in CHOICE_SYSTEMS:
         results = next(each for each in baselines if each.system == args.system)
         results.details.update(details)
     else:
-        options = {"batch_size": args.batch_size, "normalisation": args.normalisation}
+        options = {"batch_size": args.batch_size, "normalisation": args.normalisation, "cuts": cuts}
         if args.system == "hart":
-            model = _load_hart(args, device)
+            model = _load_hart(args, tasks, device)
             score, main = hart_scorer(model, **options), model.main
         else:
-            main, form = _load_base(args, device)
+            main, form = _load_base(args, tasks, device)
             score = base_scorer(main, form, in_context=args.system == "base-in-context", **options)
         start = time.monotonic()
         with progress_bar("tasks", len(tasks)) as advance:
@@ -263,14 +291,16 @@ def _choose(
                 shared_out(score, tasks), tasks, system=args.system, details=details, on_task=lambda _: advance(1)
             )
         results.details.update(_describe(args, main, device), seconds=round(time.monotonic() - start, 1))
+    save(results)
+    if args.system not in CHOICE_SYSTEMS:
+        warn(results, cuts)
     rows = [results, *(each for each in baselines if each.system != args.system)]
-    console.print(results.template_table())
+    show(results.template_table())
     several = len({each.dataset for each in results.templates}) < len(results.templates)
     for summary in ("mean", "median") if several else ("mean",):
-        console.print(comparison_table(rows, summary=summary, title=f"accuracy, {summary} over templates"))
+        show(comparison_table(rows, summary=summary, title=f"accuracy, {summary} over templates"))
     for column, value in results.macro_f1.items():
-        print(f"macro-F1 of {column}: {value:.1f}")
-    return results
+        say(f"macro-F1 of {column}: {value:.1f}")
 
 
 def _data_config(args: argparse.Namespace) -> "DataConfig":
@@ -300,25 +330,30 @@ def _data_config(args: argparse.Namespace) -> "DataConfig":
     )
 
 
-def _load_hart(args: argparse.Namespace, device: "torch.device") -> "HartModel":
-    """The model to be scored; refuses one that asks each task for what the collection does not have."""
+def _load_hart(args: argparse.Namespace, tasks: "list[Task]", device: "torch.device") -> "HartModel":
+    """The model to be scored; refuses one that asks a task for what it does not have."""
+    from hart.prediction import check_readable
     from hart.system import HartModel
 
-    model = HartModel.from_pretrained(args.model, dtype=args.dtype, device=device)
+    model = HartModel.from_pretrained(args.model, base=args.base, dtype=args.dtype, device=device)
     if args.data == "p3" and model.hypernetwork is not None and model.input_format.prompt_format == "instructions":
         raise HartError(
             f"--data p3: its tasks have no definitions, which {args.model} reads; give a model trained on P3"
         )
+    check_readable(model.input_format, tasks)
     return model
 
 
-def _load_base(args: argparse.Namespace, device: "torch.device") -> tuple["MainModel", "InputFormat"]:
+def _load_base(
+    args: argparse.Namespace, tasks: "list[Task]", device: "torch.device"
+) -> tuple["MainModel", "InputFormat"]:
     """The base of a HART model with the model's input format, or a plain T5 with the collection's."""
     from transformers import PretrainedConfig
 
     from hart.input_format import InputFormat
     from hart.main_model import MainModel
     from hart.model_folder import MODEL_TYPES
+    from hart.prediction import check_readable
     from hart.resources import resolve_base, resolve_model
     from hart.system import HartModel
 
@@ -328,10 +363,16 @@ def _load_base(args: argparse.Namespace, device: "torch.device") -> tuple["MainM
     except (OSError, ValueError):
         config = {}  # whoever loads it says what is wrong
     if config.get("model_type") in MODEL_TYPES:
-        model = HartModel.from_pretrained(name, dtype=args.dtype, device=device)
-        return model.main, model.input_format
-    form = InputFormat.from_config(_data_config(args)) if args.data == "p3" else InputFormat()
-    return MainModel.from_pretrained(name, dtype=args.dtype, device=device), form
+        model = HartModel.from_pretrained(name, base=args.base, dtype=args.dtype, device=device)
+        main, form = model.main, model.input_format
+    elif args.base is not None:
+        raise HartError(f"--base: {name} is no HART model; give the base itself as MODEL, and leave --base out")
+    else:
+        form = InputFormat.from_config(_data_config(args)) if args.data == "p3" else InputFormat()
+        main = MainModel.from_pretrained(name, dtype=args.dtype, device=device)
+    if args.system == "base-in-context":
+        check_readable(form, tasks, in_context=True)
+    return main, form
 
 
 def _describe(args: argparse.Namespace, main: "MainModel", device: "torch.device") -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 import argparse
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hart.cli.options import check_output_folder
+from hart.cli.options import add_base, load_base
+from hart.cli.printing import say
 from hart.errors import HartError
 
 if TYPE_CHECKING:
@@ -39,14 +41,15 @@ examples:
     parser.add_argument("--format", choices=FORMATS, required=True, help="see above")
     parser.add_argument("--output-dir", metavar="P", type=Path, required=True, help="folder for the export")
     parser.add_argument("--lossy", action="store_true", help="export what can be, and say what is lost")
+    add_base(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
     from hart.export import import_peft, refuse_loss, save_merged, save_peft, what_is_lost
-    from hart.main_model import MainModel
+    from hart.files import check_folder_target
 
-    check_output_folder(args.output_dir, replaces=FORMATS[args.format])
+    check_folder_target(args.output_dir, replaces=FORMATS[args.format])
     adaptation = _load(args.adaptation)
     if args.format == "safetensors":
         adaptation.save_pretrained(args.output_dir)
@@ -54,12 +57,14 @@ def run(args: argparse.Namespace) -> None:
         import_peft()
         refuse_loss(adaptation, args.lossy)
         # Before the base is loaded, which may take long.
-        main = MainModel.from_pretrained(adaptation.base, revision=adaptation.base_revision, dtype="float32")
+        main = load_base(adaptation, args.base, dtype="float32")
+        if args.base is not None:  # where the export, too, should look for it
+            adaptation = replace(adaptation, base=main.name, base_revision=main.revision)
         save = save_peft if args.format == "peft" else save_merged
         save(adaptation, main, args.output_dir, lossy=args.lossy)
         for phrase in what_is_lost(adaptation):
             logger.warning("lost in the export: %s", phrase)
-    print(f"exported {args.adaptation} as {args.format}: {args.output_dir}")
+    say(f"exported {args.adaptation} as {args.format}: {args.output_dir}")
 
 
 def _load(name: str) -> "Adaptation":

@@ -1,17 +1,17 @@
-"""What several commands share: options, checks that come before the work, and a progress bar."""
+"""What several commands share: options and a progress bar."""
 
 import argparse
-import os
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hart.errors import HartError
 
 if TYPE_CHECKING:
     import torch
+
+    from hart.adaptation import Adaptation
+    from hart.main_model import MainModel
 
 MODEL_HELP = "folder or hub name of a trained HART model, or mini, the bundled one"
 
@@ -38,8 +38,52 @@ def split_overrides(words: Sequence[str], own: Sequence[str]) -> tuple[list[str]
     return kept, overrides
 
 
+def keep_texts(words: Sequence[str], options: Mapping[str, int]) -> list[str]:
+    """The words of a command, in which the values of `options` are texts whatever they begin with.
+
+    argparse alone would take a text that begins with a dash for an option. It is marked here, and `text`, the type of
+    these options, takes the mark away.
+
+    Args:
+        options: those whose values are texts, and how many each takes.
+    """
+    kept: list[str] = []
+    values = 0
+    for word in words:
+        option, given, value = word.partition("=")
+        if values:
+            values -= 1
+            kept.append(f"{_TEXT}{word}")
+        elif given and option in options:
+            kept.append(f"{option}={_TEXT}{value}")
+        else:
+            values = options.get(word, 0)
+            kept.append(word)
+    return kept
+
+
+_TEXT = "\0"  # no word of a command line can hold it
+
+
+def text(word: str) -> str:
+    """An argument type: a text that can be encoded."""
+    word = word.removeprefix(_TEXT)
+    if word.encode("utf-8", "replace").decode() != word:
+        raise argparse.ArgumentTypeError(f"must be text in UTF-8; {word!r} holds bytes that are not")
+    return word
+
+
 def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is a GPU, else cpu)")
+
+
+def add_base(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--base",
+        metavar="B",
+        type=text,
+        help="folder or hub name of the base, if it is elsewhere than the model's files say; it must be the same one",
+    )
 
 
 def add_dtype(parser: argparse.ArgumentParser) -> None:
@@ -53,25 +97,32 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
 
 
 def select_device(name: str | None) -> "torch.device":
-    """The device called `name`, or the best one.
+    """`hart.devices.select_device`, which imports torch only when a command runs."""
+    from hart import devices
+
+    return devices.select_device(name)
+
+
+def load_base(adaptation: "Adaptation", base: str | None, **options: Any) -> "MainModel":
+    """The main model that an adaptation was made for, from where `--base` says or else the adaptation.
+
+    Args:
+        options: of `MainModel.from_pretrained`.
 
     Raises:
-        HartError: no such device on this machine.
+        HartError: none there, or another one.
     """
-    import torch
+    from hart.main_model import MainModel
 
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name is None:
-        # Of several processes on one machine, each has its own.
-        own = os.environ.get("LOCAL_RANK")
-        return torch.device("cpu" if not gpus else "cuda" if own is None else f"cuda:{int(own) % gpus}")
-    # Not read by torch.device, which takes cuda:999 for some other number.
-    match = re.fullmatch(r"cpu|cuda(:(\d+))?", name)
-    if match is None:
-        raise HartError(f"--device: '{name}' is not a device that hart knows; give cpu, cuda or cuda:N")
-    if name != "cpu" and int(match[2] or 0) >= gpus:
-        raise HartError(f"--device: '{name}' is not available, torch finds {gpus} GPUs here; give cpu or another one")
-    return torch.device(name)
+    if base is not None:
+        main = MainModel.from_pretrained(base, **options)
+    else:
+        try:
+            main = MainModel.from_pretrained(adaptation.base, revision=adaptation.base_revision, **options)
+        except HartError as error:
+            raise HartError(f"{error}; --base says where the base is, if it is elsewhere") from error
+    main.check_adaptation(adaptation)
+    return main
 
 
 def positive(text: str) -> int:
@@ -86,36 +137,6 @@ def natural(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, not '{text}'")
     return int(text)
-
-
-def check_output_file(path: Path) -> None:
-    """Refuse before the work what could not be written after it.
-
-    Raises:
-        HartError: `path` is a folder, or its folder cannot be written to.
-    """
-    if path.is_dir():
-        raise HartError(f"{path}: is a folder; give the path of a file")
-    _check_writable(path)
-
-
-def check_output_folder(path: Path, *, replaces: str) -> None:
-    """As `check_output_file`, for a folder that must be new, empty, or hold a file called `replaces`.
-
-    Raises:
-        HartError: `path` exists with other content, or its folder cannot be written to.
-    """
-    if path.exists():
-        names = {each.name for each in path.iterdir()} if path.is_dir() else {path.name}
-        if not path.is_dir() or (names and replaces not in names):
-            raise HartError(f"{path}: exists with other content; give a new folder")
-    _check_writable(path)
-
-
-def _check_writable(path: Path) -> None:
-    nearest = next(each for each in path.absolute().parents if each.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise HartError(f"{path}: cannot be written, {nearest} is not a folder that you may write to")
 
 
 @contextmanager

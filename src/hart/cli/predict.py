@@ -2,19 +2,39 @@
 
 import argparse
 import json
+import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from hart.cli.options import add_device, add_dtype, check_output_file, positive, progress_bar, select_device
+from hart.cli.options import (
+    add_base,
+    add_device,
+    add_dtype,
+    load_base,
+    positive,
+    progress_bar,
+    select_device,
+    text,
+)
+from hart.cli.printing import answer as put
 from hart.errors import HartError
 
 if TYPE_CHECKING:
     from hart.adaptation import Adaptation
+    from hart.data.prompts import Cuts
+    from hart.main_model import MainModel
+
+logger = logging.getLogger(__name__)
 
 # Batches that are sorted by length together. More would save a little padding, but of mixed tasks each query brings
 # its own generated parameters.
 CHUNK = 8
+
+
+TEXTS = {"--input": 1}
+"""Options whose values are texts (`hart.cli.options.keep_texts`)."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -25,7 +45,9 @@ def add_parser(subparsers: Any) -> None:
 Answer queries with what hart adapt saved. Only the frozen base is loaded, and refused unless it is
 the one that the adaptation was made for. Each line of an input file is a JSON object with "input";
 with several adaptations also "adaptation", the folder (or its last name) to use for the line, so
-that one batch mixes tasks. Each line comes back with "prediction" added, in the same order.""",
+that one batch mixes tasks. Each line comes back with "prediction" added, in the same order.
+All lines are checked before the first is answered. Answers are written as they come: an interrupt
+loses none that was given, and an older output file stays until the first.""",
         epilog="""\
 examples:
   hart predict adaptations/reverse --input "three two one"
@@ -37,10 +59,13 @@ examples:
         "adaptations", metavar="A", nargs="+", help="folder that hart adapt wrote; several may be given"
     )
     queries = parser.add_mutually_exclusive_group(required=True)
-    queries.add_argument("--input", metavar="TEXT", help="one query; the answer is printed")
+    queries.add_argument("--input", metavar="TEXT", type=text, help="one query; the answer is printed")
     queries.add_argument("--input-file", metavar="F.jsonl", type=Path, help="one JSON object a line")
     parser.add_argument(
-        "--output-file", metavar="G.jsonl", type=Path, help="where the answers go (default: printed); replaced"
+        "--output-file",
+        metavar="G.jsonl",
+        type=Path,
+        help="where the answers go (default: printed); another file than the input; replaced",
     )
     parser.add_argument(
         "--batch-size", metavar="N", type=positive, default=32, help="queries answered together (default: %(default)s)"
@@ -50,52 +75,153 @@ examples:
         ("--max-new-tokens", "tokens of the longest answer"),
     ):
         parser.add_argument(option, metavar="N", type=positive, help=f"{what} (default: as in the model's training)")
+    add_base(parser)
     add_device(parser)
     add_dtype(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    from hart.files import write_text
-    from hart.main_model import MainModel
+    from hart.data.prompts import Cuts
+    from hart.files import check_file_target
 
     device = select_device(args.device)
     if args.output_file is not None:
-        check_output_file(args.output_file)
-    lines = _read_lines(args.input_file) if args.input is None else [{"input": args.input}]
-    if args.input is not None and not args.input.strip():
-        raise HartError("--input: the query is empty; give it a text")
-    rows = [_row(line.get("adaptation"), args.adaptations, args.input_file) for line in lines]
+        check_file_target(args.output_file)
+        _refuse_the_input(args.output_file, args.input_file)
+    lines = [Line("--input", {"input": args.input})] if args.input_file is None else _read_lines(args.input_file)
+    for line in lines:
+        if not line.content["input"].strip():
+            raise _empty(line)
+    rows = [_row(line, args.adaptations) for line in lines]
     adaptation = _load(args.adaptations)
-    main = MainModel.from_pretrained(
-        adaptation.base, revision=adaptation.base_revision, dtype=args.dtype, device=device
-    )
-    answers: list[str] = []
+    main = load_base(adaptation, args.base, dtype=args.dtype, device=device)
+    cuts = Cuts()
+    queries = _encode(main, adaptation, rows, lines, args.max_query_length, cuts)
+    cuts.tell(logger)
+    plain = args.input_file is None and args.output_file is None
     chunk = CHUNK * args.batch_size
-    with progress_bar("queries", len(lines)) as advance:
-        for start in range(0, len(lines), chunk):
-            part = slice(start, start + chunk)
-            answers += main.generate(
-                [line["input"] for line in lines[part]],
-                adaptation if len(adaptation) == 1 else adaptation.select(rows[part]),
-                batch_size=args.batch_size,
-                max_query_length=args.max_query_length,
-                max_new_tokens=args.max_new_tokens,
-            )
-            advance(len(lines[part]))
-    if args.input is not None and args.output_file is None:
-        print(answers[0])
-        return
-    answered = [line | {"prediction": answer} for line, answer in zip(lines, answers, strict=True)]
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in answered)
-    if args.output_file is None:
-        print(text, end="")
-    else:
-        write_text(args.output_file, text)
+    answers = _Answers(args.output_file)
+    done = 0
+    try:
+        with progress_bar("queries", len(lines)) as advance:
+            for start in range(0, len(lines), chunk):
+                part = slice(start, start + chunk)
+                texts = main.generate(
+                    queries[part],
+                    adaptation if len(adaptation) == 1 else adaptation.select(rows[part]),
+                    batch_size=args.batch_size,
+                    max_new_tokens=args.max_new_tokens,
+                )
+                answers.write(texts if plain else _as_json(lines[part], texts))
+                done += len(texts)
+                advance(len(texts))
+    except KeyboardInterrupt:
+        where = args.output_file or "printed"
+        raise KeyboardInterrupt(f"{done} of {len(lines)} queries are answered ({where})") from None
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Line:
+    """One query and what came with it; `where` it stands is how messages call it."""
+
+    where: str
+    content: dict[str, Any]
+
+
+class _Answers:
+    """Where answers go as they come: a file, which is begun with the first of them, or standard output.
+
+    Until there is an answer, an older file stays as it is; an interrupt loses none that was given.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._file: BinaryIO | None = None
+
+    def write(self, lines: Sequence[str]) -> None:
+        """Add the lines, at once.
+
+        Raises:
+            HartError: the file cannot be written (any more).
+            BrokenPipeError: nobody reads the pipe any more.
+        """
+        from hart.files import open_target
+
+        text = "".join(f"{line}\n" for line in lines)
+        if self._path is None:
+            put(text)
+            return
+        try:
+            if self._file is None:
+                self._file = open_target(self._path)
+            # What came in as half a character goes out as the escape that it came as.
+            self._file.write(text.encode("utf-8", "backslashreplace"))
+            self._file.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise HartError(f"{self._path}: cannot be written ({error.strerror})") from error
+
+
+def _as_json(lines: Sequence[Line], answers: Sequence[str]) -> list[str]:
+    return [
+        json.dumps(line.content | {"prediction": answer}, ensure_ascii=False)
+        for line, answer in zip(lines, answers, strict=True)
+    ]
+
+
+def _refuse_the_input(output: Path, source: Path | None) -> None:
+    """Answers are written as they come: into their own queries, an interrupt would lose those not yet answered."""
+    if source is not None and output.is_file() and source.exists() and output.samefile(source):
+        raise HartError(f"--output-file: {output} is the input file; give another one")
+
+
+def _empty(line: Line) -> HartError:
+    return HartError(f"{line.where}: the query is empty; give it a text")
+
+
+def _encode(
+    main: "MainModel",
+    adaptation: "Adaptation",
+    rows: Sequence[int],
+    lines: Sequence[Line],
+    max_query_length: int | None,
+    cuts: "Cuts",
+) -> list[list[int]]:
+    """Tokens of all queries, before the first is answered; `cuts` takes note of those that were cut.
+
+    Args:
+        rows: for each line, which row of the adaptation answers it.
+
+    Raises:
+        HartError: a query that the tokenizer turns into nothing.
+    """
+    from hart.answering import limit
+    from hart.data.prompts import Lengths, encode_in_context, encode_query
+
+    lengths = Lengths(query=limit("max_query_length", max_query_length, adaptation.max_query_length))
+    reads = adaptation.in_context
+    tasks = adaptation.read_tasks()
+    queries = []
+    for row, line in zip(rows, lines, strict=True):
+        text = line.content["input"]
+        noted = cuts if reads is None else None
+        query = encode_query(
+            main.tokenizer, text, lengths, eos=adaptation.input_eos, cuts=noted, name=line.where, blank=True
+        )
+        if not set(query) - {main.tokenizer.eos_token_id}:
+            raise _empty(line)
+        if reads is not None:
+            query = encode_in_context(main.tokenizer, tasks[row], text, **reads, cuts=cuts)
+        queries.append(query)
+    return queries
+
+
+def _read_lines(path: Path) -> list[Line]:
     """The objects of a file, each with a text as "input"; empty lines are passed over."""
+    from hart.files import parse_json
+
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
@@ -107,15 +233,11 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise HartError(f"{path}, line {number}: not JSON ({error.msg})") from None
+        where = f"{path}, line {number}"
+        row = parse_json(line, where, "a query")
         if not isinstance(row, dict) or not isinstance(row.get("input"), str):
-            raise HartError(f'{path}, line {number}: must be a JSON object with a text as "input"')
-        if not row["input"].strip():
-            raise HartError(f"{path}, line {number}: the query is empty; give it a text")
-        rows.append(row)
+            raise HartError(f'{where}: must be a JSON object with a text as "input"')
+        rows.append(Line(where, row))
     if not rows:
         raise HartError(f'{path}: holds no query; write one JSON object with "input" a line')
     return rows
@@ -132,15 +254,16 @@ def _load(folders: Sequence[str]) -> "Adaptation":
     return Adaptation.stack(loaded)
 
 
-def _row(name: Any, folders: Sequence[str], source: Path | None) -> int:
+def _row(line: Line, folders: Sequence[str]) -> int:
     """Which of the folders a line of the input names."""
+    name = line.content.get("adaptation")
     if name is None and len(folders) == 1:
         return 0
-    if source is None:
+    if line.where == "--input":
         raise HartError('several adaptations need --input-file, whose lines name one as "adaptation"')
     found = [i for i, folder in enumerate(folders) if folder == name]
     found = found or [i for i, folder in enumerate(folders) if Path(folder).name == name]
     if len(found) != 1:
         problem = "names none" if not found else "names more than one"
-        raise HartError(f'{source}: "adaptation" {name!r} {problem} of {", ".join(folders)}')
+        raise HartError(f'{line.where}: "adaptation" {name!r} {problem} of {", ".join(folders)}')
     return found[0]

@@ -1,10 +1,10 @@
 """hart quickstart: the whole method with what the package brings, in a few minutes on two cores."""
 
 import argparse
-import sys
 from typing import Any
 
 from hart.cli.options import positive
+from hart.cli.printing import console, tell
 from hart.processes import TERMINATED
 
 
@@ -32,8 +32,6 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     import dataclasses
 
-    from rich.console import Console
-
     from hart.processes import sensible_processes
     from hart.quickstart import quickstart, quickstart_config
     from hart.stopping import Stopped
@@ -44,8 +42,8 @@ def run(args: argparse.Namespace) -> int:
         config = dataclasses.replace(config, training=training)
     groups = config.training.batch_size // config.training.queries_per_task
     try:
-        quickstart(config, Console(), processes=args.processes or sensible_processes(groups))
+        quickstart(config, console(), processes=args.processes or sensible_processes(groups))
     except Stopped as stop:
-        print(f"hart: {stop}; the same command goes on from there", file=sys.stderr)
+        tell(f"hart: {stop}; the same command goes on from there")
         return TERMINATED
     return 0

@@ -4,13 +4,15 @@ import argparse
 import os
 import signal
 import socket
-import sys
 from pathlib import Path
 from typing import Any
 
-from hart.cli.options import MODEL_HELP, add_device, add_dtype, positive, select_device
+from hart.cli.options import MODEL_HELP, add_base, add_device, add_dtype, positive, select_device, text
+from hart.cli.printing import say, tell
 from hart.errors import HartError
 
+TEXTS = {"--token": 1}
+"""Options whose values are texts (`hart.cli.options.keep_texts`)."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -33,7 +35,9 @@ examples:
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=_port, default=8000, help="0 takes a free one (default: %(default)s)")
-    parser.add_argument("--token", help="what clients must bring as bearer token (default: HART_TOKEN, or none)")
+    parser.add_argument(
+        "--token", type=text, help="what clients must bring as bearer token (default: HART_TOKEN, or none)"
+    )
     parser.add_argument("--store", metavar="DIR", type=Path, help="where adaptations are kept (default: in HART_CACHE)")
     parser.add_argument(
         "--store-size", metavar="MIB", type=positive, default=2048, help="limit of the store (default: %(default)s MiB)"
@@ -55,6 +59,7 @@ examples:
         "--time-limit", metavar="S", type=_number, default=60, help="for one request (default: %(default)s s)"
     )
     parser.add_argument("--no-mixing", action="store_true", help="one task per batch, to measure what mixing gains")
+    add_base(parser)
     add_device(parser)
     add_dtype(parser)
     parser.set_defaults(run=run)
@@ -79,14 +84,11 @@ def run(args: argparse.Namespace) -> None:
     # Before the model is loaded, which may take long.
     listener = _listen(args.host, args.port)
     store = Store(args.store, max_bytes=args.store_size * 1024**2)
-    model = HartModel.from_pretrained(args.model, dtype=args.dtype, device=select_device(args.device))
+    model = HartModel.from_pretrained(args.model, base=args.base, dtype=args.dtype, device=select_device(args.device))
     if not loopback and token is None:
-        print(
-            f"hart: warning: whoever reaches {args.host} can use this server and read its tasks; set --token",
-            file=sys.stderr,
-        )
+        tell(f"hart: warning: whoever reaches {args.host} can use this server and read its tasks; set --token")
     address = f"[{args.host}]" if ":" in args.host else args.host
-    print(f"serving {args.model} on http://{address}:{listener.getsockname()[1]} (Ctrl-C ends)", flush=True)
+    say(f"serving {args.model} on http://{address}:{listener.getsockname()[1]} (Ctrl-C ends)")
     _serve(create_app(model, store, settings), listener, settings.time_limit)
 
 

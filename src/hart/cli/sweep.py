@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hart.cli.options import natural
+from hart.cli.printing import say
 
 OWN_OPTIONS = ("--help", "--seeds", "--text-dir")
 
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
 
     runs = plan(args.out, args.configs, args.seeds, args.overrides, args.text_dir)
     try:
-        rows = sweep(args.out, runs)
+        rows = sweep(args.out, runs, say=say)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command goes on with what is left") from None
-    print(markdown(rows), end="")
+    say(markdown(rows), end="")

@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from hart.cli.options import positive, select_device
+from hart.cli.printing import say, tell
 from hart.processes import TERMINATED, is_one_of_several, run_hart
 
 OWN_OPTIONS = ("--help", "--device", "--processes")
@@ -71,8 +72,8 @@ def run(args: argparse.Namespace) -> int:
         raise KeyboardInterrupt("the same command goes on from the last checkpoint") from None
     except Stopped as stop:
         if first:
-            print(f"hart: {stop}; the same command goes on from there", file=sys.stderr)
+            tell(f"hart: {stop}; the same command goes on from there")
         return TERMINATED
     if first:
-        print(f"trained model: {final}")
+        say(f"trained model: {final}")
     return 0
