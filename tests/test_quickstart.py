@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from hart import quickstart as module
@@ -13,6 +14,7 @@ from hart.config import DataConfig, load
 from hart.data.procedural import Combination, combinations
 from hart.data.tasks import Task
 from hart.quickstart import NEW_TASK, quickstart, quickstart_config
+from hart.system import HartModel
 
 CONFIG = Path(__file__).parents[1] / "configs" / "mini" / "hart_procedural.yaml"
 TASKS, INSTANCES = 2, 2
@@ -47,6 +49,13 @@ def test_it_trains_evaluates_plots_and_adapts(tmp_path: Path, monkeypatch: pytes
     training = dataclasses.replace(config.training, max_steps=2, batch_size=8, tensorboard=False)
     config = dataclasses.replace(config, training=training)
     text = io.StringIO()
+    chosen = torch.device("cpu", 0)
+    monkeypatch.setattr(module, "select_device", lambda: chosen)
+    devices: list[object] = []
+    load = HartModel.from_pretrained
+    monkeypatch.setattr(
+        HartModel, "from_pretrained", lambda name, device=None: devices.append(device) or load(name, device=device)
+    )
 
     result = quickstart(config, Console(file=text, width=120), instances=INSTANCES)
 
@@ -58,3 +67,4 @@ def test_it_trains_evaluates_plots_and_adapts(tmp_path: Path, monkeypatch: pytes
         assert (result.folder / name).read_bytes().startswith(b"\x89PNG")
     assert NEW_TASK.definition in text.getvalue()
     assert "adapted in" in text.getvalue()
+    assert devices == [chosen]

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+import torch
 
 from hart.config import RunConfig
 from hart.errors import HartError
 from hart.sweep import SweepRun, markdown, plan, run_one, sweep
+from hart.system import HartModel
 
 Build = Callable[..., RunConfig]
 
@@ -157,3 +159,28 @@ def test_mistakes(files: dict[str, Path], tmp_path: Path):
     runs: list[SweepRun] = plan(tmp_path / "other", [files["hart"]], [0])
     with pytest.raises(HartError, match="exists with other content"):
         sweep(tmp_path / "other", runs)
+
+
+def test_why_a_run_failed_is_told_in_any_locale(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    said: list[str] = []
+    runs = plan(tmp_path / "sweep", [files["hart"]], [0], ["--model.base", "任务"])
+    sweep(tmp_path / "sweep", runs, say=said.append)
+    assert "failed: 任务: no T5 checkpoint there" in said[-1]
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_the_test_tasks_are_scored_on_the_device_of_training(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    chosen = torch.device("cpu", 0)
+    monkeypatch.setattr("hart.devices.select_device", lambda: chosen)
+    devices: list[object] = []
+    load = HartModel.from_pretrained
+    monkeypatch.setattr(
+        HartModel, "from_pretrained", lambda name, device=None: devices.append(device) or load(name, device=device)
+    )
+    sweep(tmp_path / "sweep", plan(tmp_path / "sweep", [files["hart"]], [0]))
+    assert devices == [chosen]

@@ -118,11 +118,16 @@ def _after_training(
     rows = read_metrics(folder / "metrics.jsonl")
     plot_losses(rows, folder / "losses.png", alpha=config.training.alpha)
     plot_task_scores(results, folder / "tasks.png")
-    console.print(comparison_table(results, title=f"{len(tasks)} unseen tasks, {instances} queries each"))
-    _adapt_one(model, console, seconds)
+    started = time.monotonic()
+    adaptation = model.adapt(NEW_TASK)
+    seconds["adapting one task"] = time.monotonic() - started
+    answers = model.generate(list(NEW_QUERIES), adaptation)
 
+    # Saved before it is printed, which a terminal may refuse.
     summary = {result.system: vars(result.overall) for result in results}
     write_json(folder / "results.json", {"seconds": seconds, "systems": summary, "tasks": _per_task(results)})
+    console.print(comparison_table(results, title=f"{len(tasks)} unseen tasks, {instances} queries each"))
+    _print_new_task(console, answers, seconds["adapting one task"])
     console.print(f"Written to {folder}: results.json, losses.png, tasks.png, final/ (the trained model)")
     return QuickstartResult(folder, results, seconds)
 
@@ -162,16 +167,12 @@ def _advance(progress: Progress, bar: TaskID, _: TaskResult) -> None:
     progress.advance(bar)
 
 
-def _adapt_one(model: HartModel, console: Console, seconds: dict[str, float]) -> None:
+def _print_new_task(console: Console, answers: list[str], seconds: float) -> None:
     console.print("[bold]3. One new task[/bold], adapted in one forward pass:")
     console.print(f"   {NEW_TASK.definition}")
     for demonstration in NEW_TASK.demonstrations:
         console.print(f"   {demonstration.input} → {demonstration.output}")
-    started = time.monotonic()
-    adaptation = model.adapt(NEW_TASK)
-    seconds["adapting one task"] = time.monotonic() - started
-    answers = model.generate(list(NEW_QUERIES), adaptation)
-    console.print(f"   adapted in {1000 * seconds['adapting one task']:.0f} ms; its answers:")
+    console.print(f"   adapted in {1000 * seconds:.0f} ms; its answers:")
     for query, answer in zip(NEW_QUERIES, answers, strict=True):
         console.print(f"   {query} → [bold]{answer}[/bold]", highlight=False)
 

@@ -140,7 +140,8 @@ def _in_a_process(run: SweepRun) -> str:
     config = run.folder / "config.yaml"
     run.config.save(config)
     log = run.folder / LOG_FILE
-    code = "import sys; from hart.sweep import run_one; sys.exit(run_one(*sys.argv[1:]))"
+    utf_8 = "sys.stdout.reconfigure(encoding='utf-8', errors='backslashreplace')"  # as the log is read below
+    code = f"import sys; {utf_8}; from hart.sweep import run_one; sys.exit(run_one(*sys.argv[1:]))"
     with log.open("a", encoding="utf-8") as file:
         words = [sys.executable, "-c", code, str(config), str(run.folder / RESULTS_FILE)]
         child = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT)

@@ -237,7 +237,7 @@ class HartTrainer(Trainer):
         count = self.config.eval_instances
         shortened = [dataclasses.replace(task, instances=task.instances[:count]) for task in self.validation]
         with undivided(self.system, self.model_wrapped, self.layout):
-            summary = evaluate_model(self.system, shortened).summary
+            summary = evaluate_model(self.system, shortened, quiet=self._evaluated is not None).summary
         scores = list(summary.values())
         metrics = {f"eval_{name}": value for name, value in summary.items()}
         self.system.train()

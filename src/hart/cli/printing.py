@@ -97,11 +97,7 @@ def show(*tables: "Table") -> None:
         HartError: as for `say`.
     """
     for table in tables:
-        try:
-            console(min(READABLE, _needs(table))).print(table)
-        except OSError as error:
-            _to_nowhere(sys.stdout)
-            raise HartError(f"standard output: cannot be written ({error.strerror})") from error
+        console(min(READABLE, _needs(table))).print(table)
 
 
 def console(least: int = READABLE // 2) -> "Console":
@@ -109,6 +105,13 @@ def console(least: int = READABLE // 2) -> "Console":
     from rich.console import Console
 
     class Printer(Console):
+        def print(self, *objects: Any, **options: Any) -> None:
+            try:
+                super().print(*objects, **options)
+            except OSError as error:
+                _to_nowhere(sys.stdout)
+                raise HartError(f"standard output: cannot be written ({error.strerror})") from error
+
         def on_broken_pipe(self) -> None:
             self.quiet = True
             _leave()
