@@ -202,7 +202,7 @@ def test_evaluation_logs_scores_and_keeps_the_best_model(run_config: Build, monk
     scores = iter([20.0, 30.0, 10.0, 30.0])
     asked: list[list[int]] = []
 
-    def evaluated_by(_: HartModel, tasks: list[Task]) -> SimpleNamespace:
+    def evaluated_by(_: HartModel, tasks: list[Task], **__: object) -> SimpleNamespace:
         asked.append([len(task.instances) for task in tasks])
         return SimpleNamespace(summary={"rouge_l": next(scores), "exact_match": 0.0})
 

@@ -1,6 +1,9 @@
 """hart export: the three forms from the command line, and what it refuses."""
 
+import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,3 +88,14 @@ def test_an_id_of_the_store(lora_dir: Path, tmp_path: Path, ok, refused, monkeyp
     assert Adaptation.from_pretrained(tmp_path / "copy").tasks == Adaptation.from_pretrained(lora_dir).tasks
     line = refused("export", "0" * 64, "--format", "safetensors", "--output-dir", tmp_path / "none")
     assert "no such adaptation" in line and str(tmp_path / "cache") in line
+
+
+def test_the_base_from_elsewhere(lora_dir: Path, tiny_base_dir: Path, tmp_path: Path, ok, refused) -> None:
+    base = shutil.copytree(tiny_base_dir, tmp_path / "base")
+    adaptation = Adaptation.from_pretrained(lora_dir)
+    replace(adaptation, base="runs/base").save_pretrained(tmp_path / "moved")
+    words = ("export", tmp_path / "moved", "--format", "peft", "--output-dir", tmp_path / "peft")
+    assert "--base says where the base is" in refused(*words)
+    ok(*words, "--base", base)
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["base_model_name_or_path"] == str(base)  # where PEFT, too, will find it

@@ -181,3 +181,18 @@ def test_a_reader_that_goes_away(adaptation_dir: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=120)
     os.close(write)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_serve_takes_a_base_and_a_token_that_begins_with_a_dash(
+    model_dir: Path, tmp_path: Path, hart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("fastapi")
+    loaded: list[object] = []
+
+    def load(name: str, *, base: str | None, **_: object) -> None:
+        loaded.append(base)
+        raise HartError("that is all")
+
+    monkeypatch.setattr(package.HartModel, "from_pretrained", load)
+    words = ("--token", "--secret", "--base", "elsewhere", "--port", "0", "--store", tmp_path / "store")
+    assert "that is all" in hart("serve", model_dir, *words).err and loaded == ["elsewhere"]

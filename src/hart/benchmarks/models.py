@@ -32,12 +32,18 @@ PREFIX: dict[str, Any] = {"kind": "prefix", "length": PREFIX_LENGTH}
 
 
 class Numbers:
-    """A tokenizer whose texts are token numbers."""
+    """A tokenizer whose texts are token numbers; what is none is unknown to it."""
 
-    pad_token_id, eos_token_id = 0, 1
+    pad_token_id, eos_token_id, unk_token_id = 0, 1, 2
+
+    def __len__(self) -> int:
+        return VOCABULARY
+
+    def get_vocab(self) -> dict[str, int]:
+        return {str(number): number for number in range(VOCABULARY)}
 
     def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
-        return {"input_ids": [int(word) for word in text.split()]}
+        return {"input_ids": [int(word) if word.isdecimal() else self.unk_token_id for word in text.split()]}
 
     def batch_decode(self, rows: Tensor, **_: object) -> list[str]:
         return [" ".join(map(str, row)) for row in rows.tolist()]
