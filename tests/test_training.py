@@ -221,7 +221,7 @@ def test_equal_rouge_is_decided_by_exact_match_also_after_going_on(run_config: B
     """Answers in a script that ROUGE-L does not see score 0 for ever."""
     scores = iter([(0.0, 1.0), (0.0, 5.0), (0.0, 5.0), (0.0, 3.0), (0.0, 5.0), (0.0, 4.0)])
 
-    def evaluated_by(_: HartModel, tasks: list[Task]) -> SimpleNamespace:
+    def evaluated_by(_: HartModel, tasks: list[Task], **__: object) -> SimpleNamespace:
         return SimpleNamespace(summary=dict(zip(("rouge_l", "exact_match"), next(scores), strict=True)))
 
     monkeypatch.setattr(trainer, "evaluate_model", evaluated_by)
