@@ -253,6 +253,12 @@ def test_other_base_is_refused(saved: Path, tiny_base_dir: Path, tmp_path: Path)
         HartModel.from_pretrained(saved, base=str(other))
 
 
+def test_a_trained_main_model_takes_no_other_base(tiny_base_dir: Path, tmp_path: Path):
+    make(tiny_base_dir, train_main=True).save_pretrained(tmp_path / "model")
+    with pytest.raises(HartError, match="brings its own main model, which was trained; leave out the base"):
+        HartModel.from_pretrained(tmp_path / "model", base=str(tiny_base_dir))
+
+
 def test_hypernetwork_for_another_shape_is_refused(system: HartModel):
     system.hypernetwork.shape = type(system.main.shape)(**{**vars(system.main.shape), "d_kv": 4})
     with pytest.raises(HartError, match="use the base it was trained with"):

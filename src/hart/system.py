@@ -191,6 +191,8 @@ class HartModel(nn.Module):
         config = read_config(folder)
         info = config["system"]
         train_main = info.get("train_main", False)
+        if train_main and base is not None:
+            raise HartError(f"{name}: brings its own main model, which was trained; leave out the base {base}")
         try:
             main = MainModel.from_pretrained(
                 str(folder / MAIN_FOLDER) if train_main else base or info["base"],

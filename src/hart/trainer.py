@@ -325,10 +325,11 @@ class HartTrainer(Trainer):
         with together():
             try:
                 yield
-            except (OSError, RuntimeError, SafetensorError) as error:
+            except (OSError, RuntimeError, SafetensorError, HartError) as error:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 # torch names no cause; most often the disk is full.
-                full = getattr(error, "errno", None) in (None, errno.ENOSPC, errno.EDQUOT)
+                cause = error.__cause__ if isinstance(error, HartError) else error
+                full = getattr(cause, "errno", None) in (None, errno.ENOSPC, errno.EDQUOT)
                 advice = "free some space" if full and self.run.checkpoints.is_dir() else "see to that"
                 raise HartError(
                     f"{checkpoint}: cannot be written ({reason}); {advice} and start the command again, "
