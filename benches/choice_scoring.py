@@ -18,8 +18,8 @@ from torch import Tensor
 
 from hart.benchmarks.models import SHAPES, main_model, stock_model, t5_config
 from hart.data.prompts import Lengths, encode_target
-from hart.main_model import MainModel
-from hart.scoring import score_choices
+from hart.model.main_model import MainModel
+from hart.model.scoring import score_choices
 
 
 @torch.no_grad()

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from hart.files import damage
-from hart.run_folder import read_metrics
+from hart.runtime.files import damage
+from hart.training.run_folder import read_metrics
 
 
 def command(args: argparse.Namespace, overrides: list[str], folder: Path) -> list[str]:

@@ -51,8 +51,8 @@ def small_base(folder: Path) -> None:
     import torch
     from transformers import AutoTokenizer, T5ForConditionalGeneration
 
-    from hart.blueprint import base_config
-    from hart.resources import resolve_base
+    from hart.model.bundled import resolve_base
+    from hart.training.blueprint import base_config
 
     torch.manual_seed(0)
     config = base_config("google/t5-v1_1-small")
@@ -91,9 +91,9 @@ def peak() -> int:
 
 def train_and_measure(config_path: str, result: str) -> None:
     """In a process of its own: write the peak of two steps to a file."""
-    from hart.config import load
-    from hart.trainer import HartTrainer
-    from hart.training import train
+    from hart.training.config import load
+    from hart.training.train import train
+    from hart.training.trainer import HartTrainer
 
     found: dict[str, int] = {}
     go_on, step = HartTrainer.go_on, HartTrainer.training_step
@@ -119,8 +119,8 @@ def train_and_measure(config_path: str, result: str) -> None:
 
 def run_case(name: str, folder: Path, base: str) -> tuple[float, float]:
     """GiB measured and predicted."""
-    from hart.config import load
-    from hart.estimate import estimate
+    from hart.training.config import load
+    from hart.training.estimate import estimate
 
     config_name, changes, processes, stage = CASES[name]
     changes = {

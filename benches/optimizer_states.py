@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from hart import config as configuration
-from hart.prediction import evaluate_model
-from hart.run_folder import read_metrics
-from hart.system import HartModel
-from hart.task_collections import load_tasks
-from hart.training import train
+from hart.data.collections import load_tasks
+from hart.evaluation.predictors import evaluate_model
+from hart.model.hart_model import HartModel
+from hart.training import config as configuration
+from hart.training.run_folder import read_metrics
+from hart.training.train import train
 
 
 def state_bytes(checkpoint: Path) -> int:

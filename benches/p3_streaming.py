@@ -55,11 +55,11 @@ def measure(folder: Path, examples: int) -> None:
 
     from hart.data import p3_rows
     from hart.data.lengths import without_long
-    from hart.data.p3 import load_p3
-    from hart.data.p3_names import sampling_size
+    from hart.data.p3.names import sampling_size
+    from hart.data.p3.subsets import load_p3
     from hart.data.prompts import Lengths
     from hart.data.sampling import TrainingDataset
-    from hart.resources import resolve_base
+    from hart.model.bundled import resolve_base
 
     p3_rows.IN_MEMORY_BYTES = 0  # the small subset goes the same way
     import datasets

@@ -15,14 +15,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from hart.config import RunConfig
-from hart.evaluation import evaluate_tasks
-from hart.files import write_json
-from hart.prediction import hart_predictor
-from hart.quickstart import INSTANCES, evaluate_systems, quickstart_config
-from hart.system import HartModel
-from hart.task_collections import load_tasks
-from hart.training import train
+from hart.data.collections import load_tasks
+from hart.evaluation.answers import evaluate_tasks
+from hart.evaluation.predictors import hart_predictor
+from hart.model.hart_model import HartModel
+from hart.runtime.files import write_json
+from hart.training.config import RunConfig
+from hart.training.quickstart import INSTANCES, evaluate_systems, quickstart_config
+from hart.training.train import train
 
 SYSTEMS = ("HART", "HART, prefixes only", "HART, fusion only")
 

@@ -13,8 +13,9 @@ import os
 from ray import serve
 
 from hart import HartModel
-from hart.serving import Settings, create_app
-from hart.store import Store
+from hart.serving.app import create_app
+from hart.serving.settings import Settings
+from hart.serving.store import Store
 
 
 def build() -> object:

@@ -27,8 +27,8 @@ from transformers import (  # noqa: E402
 )
 from transformers.utils import logging as transformers_logging  # noqa: E402
 
-from hart.config import DataConfig, ModelConfig, RunConfig, TrainingConfig  # noqa: E402
 from hart.data.tasks import Instance, Task  # noqa: E402
+from hart.training.config import DataConfig, ModelConfig, RunConfig, TrainingConfig  # noqa: E402
 
 torch.set_num_threads(1)
 transformers_logging.disable_progress_bar()

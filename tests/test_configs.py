@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from hart.blueprint import base_config, build
-from hart.config import RunConfig, load
-from hart.estimate import estimate
-from hart.hypernetwork import HyperNetwork
-from hart.system import HartModel
+from hart.hypernetwork.network import HyperNetwork
+from hart.model.hart_model import HartModel
+from hart.training.blueprint import base_config, build
+from hart.training.config import RunConfig, load
+from hart.training.estimate import estimate
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # accelerate/ and deepspeed/ hold files of those tools.

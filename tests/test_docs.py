@@ -9,12 +9,12 @@ import pytest
 import yaml
 
 from hart import Demonstration, Task
-from hart.config import SECTIONS, RunConfig, load
 from hart.data.procedural import load_procedural
 from hart.data.prompts import render_task
+from hart.hypernetwork.schemes import SCHEMES
 from hart.peft import KINDS
-from hart.run_folder import FREE_FIELDS
-from hart.schemes import SCHEMES
+from hart.training.config import SECTIONS, RunConfig, load
+from hart.training.run_folder import FREE_FIELDS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCS = REPOSITORY / "docs"
@@ -29,7 +29,7 @@ PAGES = (
     "serving.md",
 )
 
-# `src/hart/losses.py:ConsistencyState.loss`, or the file alone.
+# `src/hart/training/losses.py:ConsistencyState.loss`, or the file alone.
 PLACE = re.compile(r"`((?:src|tests|configs|recipes|benches)/[\w./-]+)(?::([\w.]+))?`")
 # | `section.field` | `default` |
 FIELD_ROW = re.compile(r"^\| `(\w+\.\w+)` \| `(.*?)` \|", re.MULTILINE)

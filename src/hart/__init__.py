@@ -4,22 +4,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hart.adaptation import Adaptation
-    from hart.client import Client
     from hart.data.tasks import Demonstration, Instance, Task
     from hart.errors import HartError
-    from hart.system import HartModel
+    from hart.model.adaptation import Adaptation
+    from hart.model.hart_model import HartModel
+    from hart.serving.client import Client
 
 __version__ = "0.1.0"
 __all__ = ["Adaptation", "Client", "Demonstration", "HartError", "HartModel", "Instance", "Task"]
 
 # The public names are imported when they are first used: torch takes seconds, `hart --help` should not.
 _HOMES = {
-    "Adaptation": "hart.adaptation",
-    "Client": "hart.client",
+    "Adaptation": "hart.model.adaptation",
+    "Client": "hart.serving.client",
     "Demonstration": "hart.data.tasks",
     "HartError": "hart.errors",
-    "HartModel": "hart.system",
+    "HartModel": "hart.model.hart_model",
     "Instance": "hart.data.tasks",
     "Task": "hart.data.tasks",
 }

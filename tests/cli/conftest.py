@@ -11,7 +11,7 @@ import yaml
 
 from hart import HartModel
 from hart.cli import main
-from hart.config import DataConfig, ModelConfig
+from hart.training.config import DataConfig, ModelConfig
 
 LENGTHS = {"max_demonstrations_length": 256, "max_query_length": 64, "max_target_length": 8}
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from hart import HartModel, Task
-from hart.data.p3 import load_p3
-from hart.main_model import MainModel
+from hart.data.p3.subsets import load_p3
+from hart.model.main_model import MainModel
 
 SNI = ("--data", "sni", "--data-dir")
 

@@ -11,8 +11,8 @@ import torch
 from transformers import AutoTokenizer, T5ForConditionalGeneration
 
 from hart import Adaptation, HartModel, Task
-from hart.config import DataConfig, ModelConfig
-from hart.store import Store
+from hart.serving.store import Store
+from hart.training.config import DataConfig, ModelConfig
 
 peft = pytest.importorskip("peft")
 

@@ -103,7 +103,7 @@ def test_interruption(hart, config_file: Path, monkeypatch: pytest.MonkeyPatch) 
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hart.training.train", interrupted)
+    monkeypatch.setattr("hart.training.train.train", interrupted)
     result = hart("train", config_file)
     assert result.status == 130
     (line,) = result.err.split("\n")[1:-1]  # the first is what the terminal shows of the key
@@ -118,7 +118,7 @@ def test_our_warnings_are_shown_once_in_one_line(hart, adaptation_dir: Path, mon
 
     def warn(*_: object) -> None:
         logging.getLogger("hart.data.prompts").warning("left out\ndemonstration %d", 2)
-        logging.getLogger("hart.training").info("the run is complete")
+        logging.getLogger("hart.training.train").info("the run is complete")
         logging.getLogger("transformers.anything").warning("noise")
 
     monkeypatch.setattr(predict, "_row", warn)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from hart import Adaptation, HartModel
 from hart.cli import predict
 from hart.data import prompts
-from hart.main_model import MainModel
+from hart.model.main_model import MainModel
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from hart.cli import main, predict
 from hart.cli.printing import show
-from hart.main_model import MainModel
+from hart.model.main_model import MainModel
 
 
 @dataclass

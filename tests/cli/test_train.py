@@ -8,7 +8,7 @@ import pytest
 from hart import HartModel, Task
 from hart.cli.options import split_overrides
 from hart.cli.train import OWN_OPTIONS
-from hart.config import load
+from hart.training.config import load
 
 
 def test_from_task_files_to_answers(config_file: Path, sni_dir: Path, task_file: Path, tmp_path: Path, ok) -> None:

@@ -9,10 +9,10 @@ import torch
 from transformers import T5ForConditionalGeneration
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from hart.hypernetwork import HyperNetwork, HyperOutput
+from hart.hypernetwork.network import HyperNetwork, HyperOutput
+from hart.hypernetwork.schemes import SCHEMES
 from hart.peft import KINDS, check_blocks
 from hart.peft.injection import attach, binding
-from hart.schemes import SCHEMES
 
 LISTS = {name: [{"kind": name}] for name in KINDS}
 LISTS["all"] = [kind for kinds in list(LISTS.values()) for kind in kinds]

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hart.adaptation import Adaptation
-from hart.main_model import MainModel
+from hart.model.adaptation import Adaptation
+from hart.model.main_model import MainModel
 from hart.peft import KINDS, Blocks, build_kinds, row_blocks
 
 SIZES = {"prefix": {"length": 4}, "lora": {"rank": 2, "targets": ["q", "v", "o", "cross_q", "cross_k", "wi", "wo"]},

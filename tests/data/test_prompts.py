@@ -23,7 +23,7 @@ from hart.data.prompts import (
 )
 from hart.data.tasks import Task
 from hart.errors import HartError
-from hart.resources import resolve_base
+from hart.model.bundled import resolve_base
 
 TASK = Task(
     definition="  Reverse the words \n",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hart.data.p3_rows import read_rows
+from hart.data.p3.rows import read_rows
 from hart.data.prompts import Lengths
 from hart.data.reading import check_text, parse_json, read_lines
 from hart.data.segments import SegmentDataset
@@ -206,7 +206,7 @@ def test_half_of_a_surrogate_pair_in_a_row_is_named(
 ):
     import datasets
 
-    from hart.data import p3_rows
+    from hart.data.p3 import rows as p3_rows
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     if kept == "on the disk":

@@ -203,7 +203,7 @@ def test_memory_stays_flat(tmp_path: Path, make: Make):
 def test_real_text(shared_data: Path):
     from transformers import AutoTokenizer
 
-    from hart.resources import resolve_base
+    from hart.model.bundled import resolve_base
 
     if not (shared_data / "text").is_dir():
         pytest.skip("no text/ among the real data")

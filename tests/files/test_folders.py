@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from hart.errors import HartError
-from hart.files import CHECKSUMS_FILE, check_folder_target, content_of, damage, new_directory, seal
+from hart.runtime.files import CHECKSUMS_FILE, check_folder_target, content_of, damage, new_directory, seal
 
 
 def fill(path: Path, *names: str, text: str = "") -> None:
@@ -109,7 +109,7 @@ def test_the_working_directory_is_filled_and_stays_it(
 
 FILL = """
 import os, sys
-from hart.files import check_folder_target, new_directory
+from hart.runtime.files import check_folder_target, new_directory
 for text in ("1", "2"):
     check_folder_target(sys.argv[1], replaces="config.json")
     with new_directory(sys.argv[1], replaces="config.json") as folder:
@@ -142,7 +142,7 @@ def test_a_disk_that_is_full_leaves_the_old_folder_and_nothing_else(
     code = """
 import os
 from hart.errors import HartError
-from hart.files import new_directory
+from hart.runtime.files import new_directory
 for size, paths in ((10_000, ["out"]), (10_000_000, ["out", "other"])):
     for path in paths:
         try:
@@ -166,7 +166,7 @@ def test_a_tokenizer_that_does_not_fit_on_the_disk(tmp_path: Path, in_mounts: Ca
 import os
 from tokenizers import Tokenizer, models
 from hart.errors import HartError
-from hart.files import new_directory
+from hart.runtime.files import new_directory
 tokenizer = Tokenizer(models.WordLevel({str(number): number for number in range(50_000)}, "0"))
 try:
     with new_directory("out", replaces="config.json") as folder:
@@ -235,7 +235,7 @@ def test_what_cannot_be_put_back_is_kept_and_named(tmp_path: Path, monkeypatch: 
 
 def test_what_a_killed_process_left_is_no_content(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from hart.files import new_directory\n"
+        "import os, sys; from hart.runtime.files import new_directory\n"
         "with new_directory(sys.argv[1], replaces='config.json') as folder: os.kill(os.getpid(), 9)"
     )
     path = tmp_path / "model"

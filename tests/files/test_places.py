@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hart.errors import HartError
-from hart.files import cache_folder, ensure_home, places
+from hart.runtime.files import cache_folder, ensure_home, places
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hart.errors import HartError
-from hart.files import parse_json, read_json, refuse_lfs_pointer
+from hart.runtime.files import parse_json, read_json, refuse_lfs_pointer
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2145\nsize 12345\n"
 

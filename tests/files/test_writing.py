@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from hart.errors import HartError
-from hart.files import check_file_target, write_bytes, write_json, write_text
+from hart.runtime.files import check_file_target, write_bytes, write_json, write_text
 
 
 def umask() -> int:
@@ -172,7 +172,7 @@ def test_a_device_stays_a_device(tmp_path: Path) -> None:
 
 WRITE = """
 import sys
-from hart.files import check_file_target, write_text
+from hart.runtime.files import check_file_target, write_text
 print("before")
 for path in sys.argv[1:]:
     check_file_target(path)

@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hart.config import RunConfig
+from hart.data.collections import load_tasks
 from hart.data.sampling import TrainingDataset
-from hart.run_folder import RunFolder, read_metrics
-from hart.system import HartModel
-from hart.task_collections import load_tasks
-from hart.trainer import HartTrainer
-from hart.training import train
+from hart.model.hart_model import HartModel
+from hart.training.config import RunConfig
+from hart.training.run_folder import RunFolder, read_metrics
+from hart.training.train import train
+from hart.training.trainer import HartTrainer
 
 Build = Callable[..., RunConfig]
 

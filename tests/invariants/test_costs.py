@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hart.adaptation import Adaptation
 from hart.benchmarks.measuring import Counter, count
 from hart.benchmarks.models import (
     SHAPES,
@@ -23,9 +22,10 @@ from hart.benchmarks.models import (
     stock_model,
     t5_config,
 )
-from hart.main_model import MainModel
+from hart.model.adaptation import Adaptation
+from hart.model.main_model import MainModel
+from hart.model.scoring import score_choices
 from hart.peft.injection import sites
-from hart.scoring import score_choices
 
 BATCH, TOKENS, MEMORY, ANSWER = 4, 10, 40, 6
 D, INNER, FF, LAYERS = (SHAPES["tiny"][name] for name in ("d_model", "d_model", "d_ff", "num_layers"))

@@ -18,16 +18,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hart.cli import main
-from hart.config import RunConfig
 from hart.data.tasks import Task
 from hart.errors import HartError
-from hart.evaluation import Results
-from hart.prediction import evaluate_model
-from hart.processes import run_hart
-from hart.run_folder import read_metrics
-from hart.sharding import check_layout, write_layout
-from hart.system import HartModel
-from hart.training import train
+from hart.evaluation.answers import Results
+from hart.evaluation.predictors import evaluate_model
+from hart.model.hart_model import HartModel
+from hart.runtime.launch import run_hart
+from hart.training.config import RunConfig
+from hart.training.run_folder import read_metrics
+from hart.training.sharding import check_layout, write_layout
+from hart.training.train import train
 
 Build = Callable[..., RunConfig]
 
@@ -184,12 +184,12 @@ def test_a_checkpoint_of_another_layout_is_refused(tmp_path: Path, monkeypatch: 
     assert check_layout(tmp_path, "zero-2", "adamw") is None
     with pytest.raises(HartError, match="divided as zero-2 and this run has fsdp; start it as it was started before"):
         check_layout(tmp_path, "fsdp", "adamw")
-    monkeypatch.setattr("hart.sharding.world_size", lambda: 4)
+    monkeypatch.setattr("hart.training.sharding.world_size", lambda: 4)
     with pytest.raises(HartError, match="among 1 processes and this run has 4; start it with 1"):
         check_layout(tmp_path, "zero-2", "adamw")
     monkeypatch.undo()
     write_layout(tmp_path, "fsdp", "adamw")
-    monkeypatch.setattr("hart.sharding.world_size", lambda: 4)
+    monkeypatch.setattr("hart.training.sharding.world_size", lambda: 4)
     assert "written by 1 processes and continued by 4" in (check_layout(tmp_path, "fsdp", "adamw") or "")
     (tmp_path / "layout.json").unlink()
     assert check_layout(tmp_path, "replicated", "adamw") is None, "checkpoints of earlier versions are of this layout"

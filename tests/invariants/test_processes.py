@@ -10,10 +10,10 @@ from accelerate import debug_launcher
 from accelerate.state import AcceleratorState, PartialState
 from safetensors.torch import load_file
 
-from hart.config import RunConfig
-from hart.run_folder import read_metrics
-from hart.trainer import CONSISTENCY_FILE
-from hart.training import train
+from hart.training.config import RunConfig
+from hart.training.run_folder import read_metrics
+from hart.training.train import train
+from hart.training.trainer import CONSISTENCY_FILE
 
 BATCH, STEPS = 8, 4
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hart import trainer
-from hart.config import RunConfig
-from hart.run_folder import RunFolder, read_metrics
-from hart.trainer import CONSISTENCY_FILE, HartTrainer
-from hart.training import train
+from hart.training import trainer
+from hart.training.config import RunConfig
+from hart.training.run_folder import RunFolder, read_metrics
+from hart.training.train import train
+from hart.training.trainer import CONSISTENCY_FILE, HartTrainer
 
 Build = Callable[..., RunConfig]
 
@@ -29,9 +29,9 @@ TIMES = {"seconds_per_step"}
 KILLED_AFTER_A_CHECKPOINT = f"""
 import os, signal, sys
 import torch
-from hart.config import load
-from hart.trainer import HartTrainer
-from hart.training import train
+from hart.training.config import load
+from hart.training.trainer import HartTrainer
+from hart.training.train import train
 
 save = HartTrainer._save_checkpoint
 def save_and_die(self, *args):

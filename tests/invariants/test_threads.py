@@ -14,16 +14,16 @@ from typing import Any
 import pytest
 import torch
 
-from hart.adaptation import Adaptation
-from hart.config import DataConfig, ModelConfig
 from hart.data.tasks import Instance, Task
-from hart.export import merge
-from hart.identity import fingerprint
-from hart.modes import evaluating
-from hart.prediction import evaluate_model
-from hart.schemes.step_linear import Steps, step_linears
-from hart.scoring import score_choices
-from hart.system import HartModel
+from hart.evaluation.predictors import evaluate_model
+from hart.hypernetwork.step_linear import Steps, step_linears
+from hart.model.adaptation import Adaptation
+from hart.model.export import merge
+from hart.model.hart_model import HartModel
+from hart.model.modes import evaluating
+from hart.model.scoring import score_choices
+from hart.runtime.identity import fingerprint
+from hart.training.config import DataConfig, ModelConfig
 
 THREADS, ROUNDS, NEW_TOKENS = 4, 12, 6
 QUERIES = ["the mat", "one two three one two three", "in order"]

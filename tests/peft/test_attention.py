@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, T5ForConditionalGeneration
 
 from hart.benchmarks.measuring import count
-from hart.hypernetwork import HyperNetwork
+from hart.hypernetwork.network import HyperNetwork
 from hart.peft import attention, injection
 from hart.peft.injection import KeyValueRows
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from transformers import T5Config, T5ForConditionalGeneration
 
 from hart.errors import HartError
-from hart.main_model import MainModel
+from hart.model.main_model import MainModel
 from hart.peft import MainShape, build_kinds, row_blocks
 from hart.peft.injection import sites
 

@@ -7,7 +7,7 @@ import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
 from hart.errors import HartError
-from hart.main_model import MainModel
+from hart.model.main_model import MainModel
 from hart.peft import MainShape, build_kinds
 from hart.peft.injection import KeyValueRows, binding, sites
 from hart.peft.prefix import Prefix

@@ -13,14 +13,15 @@ import pytest
 import torch
 
 from hart import HartModel, Task
-from hart.config import DataConfig, ModelConfig
+from hart.training.config import DataConfig, ModelConfig
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
 
 from starlette.testclient import TestClient  # noqa: E402
 
-from hart.serving import Settings, create_app  # noqa: E402
-from hart.store import Store  # noqa: E402
+from hart.serving.app import create_app  # noqa: E402
+from hart.serving.settings import Settings  # noqa: E402
+from hart.serving.store import Store  # noqa: E402
 
 LENGTHS = {"max_demonstrations_length": 128, "max_query_length": 32, "max_target_length": 8}
 

@@ -18,12 +18,13 @@ from starlette.testclient import TestClient
 from tokenizers import Regex, normalizers
 
 from hart import HartError, HartModel, Task
-from hart.config import DataConfig, ModelConfig
 from hart.data.prompts import encode_query
-from hart.export import unbundle
-from hart.serving import Settings, create_app
+from hart.model.export import unbundle
 from hart.serving import engine as engine_module
-from hart.store import Store
+from hart.serving.app import create_app
+from hart.serving.settings import Settings
+from hart.serving.store import Store
+from hart.training.config import DataConfig, ModelConfig
 
 from .conftest import task, to_json
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-import hart.client
+import hart.serving.client
 from hart import Client, HartError, HartModel, Task
 
 from .conftest import running, task
@@ -212,4 +212,4 @@ def test_importing_hart_imports_no_server() -> None:
     code = "import sys, hart, hart.cli; print([m for m in ('fastapi', 'torch', 'httpx2') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-    assert hart.Client is hart.client.Client
+    assert hart.Client is hart.serving.client.Client

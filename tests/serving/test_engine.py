@@ -12,11 +12,12 @@ from starlette.routing import Mount
 from starlette.testclient import TestClient
 
 from hart import HartModel
-from hart.serving import Settings, create_app
+from hart.serving.app import create_app
 from hart.serving.batching import Batcher
 from hart.serving.engine import Engine, StoreTrouble
 from hart.serving.metrics import Metrics
-from hart.store import Store
+from hart.serving.settings import Settings
+from hart.serving.store import Store
 
 from .conftest import task, to_json
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hart.export import unbundle
+from hart.model.export import unbundle
 
 from .conftest import running
 

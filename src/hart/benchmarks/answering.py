@@ -7,11 +7,11 @@ from statistics import median
 
 import torch
 
-from hart.adaptation import Adaptation
 from hart.benchmarks import MIB, Figure, Settings, compare, measure, summary
 from hart.benchmarks.measuring import Run, ratios
 from hart.benchmarks.models import hypernetwork, main_model, random_adaptation, random_queries, stock_model, t5_config
-from hart.main_model import MainModel
+from hart.model.adaptation import Adaptation
+from hart.model.main_model import MainModel
 
 QUERY, ANSWER = 96, 12
 """Tokens; the means over the instances of Super-NaturalInstructions' test tasks are 95 and 11 (1.35 tokens a word)."""

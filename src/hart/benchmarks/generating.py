@@ -9,7 +9,7 @@ import torch
 from hart.benchmarks import Figure, Settings, compare, summary
 from hart.benchmarks.measuring import Run, alternate, count, products, ratios
 from hart.benchmarks.models import hypernetwork, t5_config
-from hart.hypernetwork import HyperNetwork
+from hart.hypernetwork.network import HyperNetwork
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from hart.benchmarks.models import (
     stock_model,
     t5_config,
 )
-from hart.plots import plot_growth
+from hart.evaluation.plots import plot_growth
 
 QUERIES = 16
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, T5Config, T5ForConditionalGeneration
 
-from hart.adaptation import Adaptation
-from hart.hypernetwork import T5_FIELDS, HyperNetwork, HyperNetworkConfig
-from hart.main_model import MainModel
+from hart.hypernetwork.network import T5_FIELDS, HyperNetwork, HyperNetworkConfig
+from hart.model.adaptation import Adaptation
+from hart.model.main_model import MainModel
 from hart.peft import MainShape, build_kinds, row_blocks
 
 VOCABULARY = 32128

@@ -10,7 +10,7 @@ from rich.text import Text
 from hart.benchmarks import Figure, Settings
 from hart.benchmarks.measuring import environment
 from hart.errors import HartError
-from hart.files import read_json, write_json
+from hart.runtime.files import read_json, write_json
 
 
 def table(figures: Sequence[Figure]) -> Table:

@@ -12,18 +12,18 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from hart import evaluation as scores
-from hart import system
 from hart.benchmarks import Figure, Settings, summary
 from hart.benchmarks.measuring import ratios
 from hart.benchmarks.training import step
-from hart.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from hart.data.collate import Collator
-from hart.evaluation import evaluate_tasks
-from hart.prediction import hart_predictor
-from hart.system import HartModel
-from hart.task_collections import load_tasks
-from hart.training import training_examples
+from hart.data.collections import load_tasks
+from hart.evaluation import answers as scores
+from hart.evaluation.answers import evaluate_tasks
+from hart.evaluation.predictors import hart_predictor
+from hart.model import hart_model as system
+from hart.model.hart_model import HartModel
+from hart.training.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
+from hart.training.train import training_examples
 
 INSTANCES, BUNDLED_INSTANCES = 100, 20
 """Of each test task: of Super-NaturalInstructions what its benchmark takes, and of the 28 bundled ones."""

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from hart.benchmarks import Figure, Settings, measure, summary
 from hart.benchmarks.measuring import ratios
 from hart.benchmarks.models import Numbers, hypernetwork, stock_model, t5_config, twin
-from hart.losses import ConsistencyState, prediction_loss
-from hart.main_model import MainModel
-from hart.system import HartModel
+from hart.model.hart_model import HartModel
+from hart.model.main_model import MainModel
+from hart.training.losses import ConsistencyState, prediction_loss
 
 ALPHA = 1.0
 
@@ -59,7 +59,7 @@ def training_step(settings: Settings) -> Iterator[Figure]:
 
 
 def step(system: HartModel, alpha: float) -> Callable[[dict[str, Tensor]], None]:
-    """Optimizer steps as `hart.training` takes them, without what surrounds them there; takes a batch."""
+    """Optimizer steps as `hart.training.train` takes them, without what surrounds them there; takes a batch."""
     system.train()
     optimizer = torch.optim.AdamW([p for p in system.parameters() if p.requires_grad], lr=1e-5)
     consistency = ConsistencyState()

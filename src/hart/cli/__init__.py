@@ -22,8 +22,8 @@ from hart.cli import adapt, bench, estimate, evaluate, export, predict, quicksta
 from hart.cli.options import keep_texts, split_overrides
 from hart.cli.printing import finish, prepare, tell
 from hart.errors import HartError
-from hart.files import ensure_home
-from hart.processes import end_with
+from hart.runtime.files import ensure_home
+from hart.runtime.launch import end_with
 
 DISTRIBUTION = "hart-hypernet"
 COMMANDS = (quickstart, train, evaluate, adapt, predict, export, serve, estimate, sweep, bench)

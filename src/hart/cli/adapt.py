@@ -54,9 +54,9 @@ examples:
 
 
 def run(args: argparse.Namespace) -> None:
-    from hart.adaptation import FIELDS_FILE
-    from hart.files import check_folder_target
-    from hart.system import HartModel
+    from hart.model.adaptation import FIELDS_FILE
+    from hart.model.hart_model import HartModel
+    from hart.runtime.files import check_folder_target
 
     device = select_device(args.device)
     task = _task(args)

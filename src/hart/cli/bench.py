@@ -71,7 +71,7 @@ examples:
 
 
 def run(args: argparse.Namespace) -> None:
-    from hart.files import check_file_target
+    from hart.runtime.files import check_file_target
 
     unknown = [name for name in args.names if name not in NAMES]
     if unknown:

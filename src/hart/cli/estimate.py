@@ -8,7 +8,7 @@ from hart.cli.printing import say, show
 from hart.errors import HartError
 
 if TYPE_CHECKING:
-    from hart.estimate import Estimate
+    from hart.training.estimate import Estimate
 
 OWN_OPTIONS = ("--help", "--devices", "--zero-stage", "--gpu-memory", "--json")
 
@@ -45,8 +45,8 @@ examples:
 
 
 def run(args: argparse.Namespace) -> int:
-    from hart import config as configuration
-    from hart.estimate import estimate, with_advice, zero_stage_of
+    from hart.training import config as configuration
+    from hart.training.estimate import estimate, with_advice, zero_stage_of
 
     if args.gpu_memory is not None and not args.gpu_memory > 0:
         raise HartError(f"--gpu-memory: must be a number of GiB above 0, not {args.gpu_memory}")

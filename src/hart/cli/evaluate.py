@@ -25,13 +25,13 @@ from hart.errors import HartError
 if TYPE_CHECKING:
     import torch
 
-    from hart.config import DataConfig
+    from hart.data.input_format import InputFormat
     from hart.data.tasks import Task
-    from hart.evaluation import Results
-    from hart.input_format import InputFormat
-    from hart.main_model import MainModel
-    from hart.rank_classification import ChoiceResults
-    from hart.system import HartModel
+    from hart.evaluation.answers import Results
+    from hart.evaluation.choices import ChoiceResults
+    from hart.model.hart_model import HartModel
+    from hart.model.main_model import MainModel
+    from hart.training.config import DataConfig
 
 COPY_SYSTEMS = ("copy-input", "copy-demonstration")
 CHOICE_SYSTEMS = ("majority", "chance")
@@ -146,7 +146,7 @@ def _listed() -> str:
 
 
 def run(args: argparse.Namespace) -> None:
-    from hart.sharing import joining, rank
+    from hart.runtime.ranks import joining, rank
 
     with joining(), open(os.devnull, "w", encoding="utf-8", errors="backslashreplace") as nowhere:
         # Of several processes, the first one speaks and writes.
@@ -157,7 +157,7 @@ def run(args: argparse.Namespace) -> None:
 def _run(args: argparse.Namespace, *, first: bool) -> None:
     if args.model is None and args.system not in (*COPY_SYSTEMS, *CHOICE_SYSTEMS):
         raise HartError(f"--system {args.system} needs a MODEL: {MODEL_HELP}")
-    from hart.files import check_file_target
+    from hart.runtime.files import check_file_target
 
     device = select_device(args.device)
     if args.output is not None:
@@ -192,8 +192,8 @@ def _save(path: Path | None, results: "Results | ChoiceResults") -> None:
 def _tasks(args: argparse.Namespace) -> "list[Task]":
     from dataclasses import replace
 
+    from hart.data.collections import load_tasks
     from hart.data.tasks import Task
-    from hart.task_collections import load_tasks
 
     if (args.data is None) == (args.task is None):
         raise HartError("give --data or --task: a collection, or files of your own")
@@ -230,9 +230,9 @@ def _answer(
 ) -> None:
     """Generate answers, save and print ROUGE-L and exact match."""
     from hart.data.prompts import Cuts
-    from hart.evaluation import COPY_BASELINES, evaluate_tasks
-    from hart.prediction import base_predictor, hart_predictor, warn
-    from hart.sharing import shared_out
+    from hart.evaluation.answers import COPY_BASELINES, evaluate_tasks
+    from hart.evaluation.predictors import base_predictor, hart_predictor, warn
+    from hart.runtime.ranks import shared_out
 
     cuts = Cuts()
     if args.system in COPY_SYSTEMS:
@@ -266,9 +266,9 @@ def _choose(
 ) -> None:
     """Score choices, save and print accuracies beside the baselines that need no model."""
     from hart.data.prompts import Cuts
-    from hart.prediction import base_scorer, hart_scorer, warn
-    from hart.rank_classification import BASELINES, comparison_table, evaluate_choices
-    from hart.sharing import shared_out
+    from hart.evaluation.choices import BASELINES, comparison_table, evaluate_choices
+    from hart.evaluation.predictors import base_scorer, hart_scorer, warn
+    from hart.runtime.ranks import shared_out
 
     baselines = [evaluate_choices(score, tasks, system=name) for name, score in BASELINES.items()]
     details |= {"normalisation": args.normalisation, "num_demonstrations": args.num_demonstrations}
@@ -304,7 +304,7 @@ def _choose(
 
 
 def _data_config(args: argparse.Namespace) -> "DataConfig":
-    from hart.config import DataConfig
+    from hart.training.config import DataConfig
 
     if args.data == "procedural" and args.data_dir is not None:
         raise HartError("--data-dir: the procedural tasks come with the package; leave it out, or take --data sni")
@@ -332,8 +332,8 @@ def _data_config(args: argparse.Namespace) -> "DataConfig":
 
 def _load_hart(args: argparse.Namespace, tasks: "list[Task]", device: "torch.device") -> "HartModel":
     """The model to be scored; refuses one that asks a task for what it does not have."""
-    from hart.prediction import check_readable
-    from hart.system import HartModel
+    from hart.evaluation.predictors import check_readable
+    from hart.model.hart_model import HartModel
 
     model = HartModel.from_pretrained(args.model, base=args.base, dtype=args.dtype, device=device)
     if args.data == "p3" and model.hypernetwork is not None and model.input_format.prompt_format == "instructions":
@@ -350,12 +350,12 @@ def _load_base(
     """The base of a HART model with the model's input format, or a plain T5 with the collection's."""
     from transformers import PretrainedConfig
 
-    from hart.input_format import InputFormat
-    from hart.main_model import MainModel
-    from hart.model_folder import MODEL_TYPES
-    from hart.prediction import check_readable
-    from hart.resources import resolve_base, resolve_model
-    from hart.system import HartModel
+    from hart.data.input_format import InputFormat
+    from hart.evaluation.predictors import check_readable
+    from hart.model.bundled import resolve_base, resolve_model
+    from hart.model.folder import MODEL_TYPES
+    from hart.model.hart_model import HartModel
+    from hart.model.main_model import MainModel
 
     name = args.model
     try:

@@ -11,7 +11,7 @@ from hart.cli.printing import say
 from hart.errors import HartError
 
 if TYPE_CHECKING:
-    from hart.adaptation import Adaptation
+    from hart.model.adaptation import Adaptation
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +46,8 @@ examples:
 
 
 def run(args: argparse.Namespace) -> None:
-    from hart.export import import_peft, refuse_loss, save_merged, save_peft, what_is_lost
-    from hart.files import check_folder_target
+    from hart.model.export import import_peft, refuse_loss, save_merged, save_peft, what_is_lost
+    from hart.runtime.files import check_folder_target
 
     check_folder_target(args.output_dir, replaces=FORMATS[args.format])
     adaptation = _load(args.adaptation)
@@ -68,8 +68,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _load(name: str) -> "Adaptation":
-    from hart.adaptation import Adaptation
-    from hart.store import ID, Store
+    from hart.model.adaptation import Adaptation
+    from hart.serving.store import ID, Store
 
     if not ID.fullmatch(name) or Path(name).is_dir():
         return Adaptation.from_pretrained(name)

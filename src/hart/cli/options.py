@@ -10,8 +10,8 @@ from hart.errors import HartError
 if TYPE_CHECKING:
     import torch
 
-    from hart.adaptation import Adaptation
-    from hart.main_model import MainModel
+    from hart.model.adaptation import Adaptation
+    from hart.model.main_model import MainModel
 
 MODEL_HELP = "folder or hub name of a trained HART model, or mini, the bundled one"
 
@@ -97,8 +97,8 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
 
 
 def select_device(name: str | None) -> "torch.device":
-    """`hart.devices.select_device`, which imports torch only when a command runs."""
-    from hart import devices
+    """`hart.runtime.devices.select_device`, which imports torch only when a command runs."""
+    from hart.runtime import devices
 
     return devices.select_device(name)
 
@@ -112,7 +112,7 @@ def load_base(adaptation: "Adaptation", base: str | None, **options: Any) -> "Ma
     Raises:
         HartError: none there, or another one.
     """
-    from hart.main_model import MainModel
+    from hart.model.main_model import MainModel
 
     if base is not None:
         main = MainModel.from_pretrained(base, **options)

@@ -22,9 +22,9 @@ from hart.cli.printing import answer as put
 from hart.errors import HartError
 
 if TYPE_CHECKING:
-    from hart.adaptation import Adaptation
     from hart.data.prompts import Cuts
-    from hart.main_model import MainModel
+    from hart.model.adaptation import Adaptation
+    from hart.model.main_model import MainModel
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ examples:
 
 def run(args: argparse.Namespace) -> None:
     from hart.data.prompts import Cuts
-    from hart.files import check_file_target
+    from hart.runtime.files import check_file_target
 
     device = select_device(args.device)
     if args.output_file is not None:
@@ -146,7 +146,7 @@ class _Answers:
             HartError: the file cannot be written (any more).
             BrokenPipeError: nobody reads the pipe any more.
         """
-        from hart.files import open_target
+        from hart.runtime.files import open_target
 
         text = "".join(f"{line}\n" for line in lines)
         if self._path is None:
@@ -197,8 +197,8 @@ def _encode(
     Raises:
         HartError: a query that the tokenizer turns into nothing.
     """
-    from hart.answering import limit
     from hart.data.prompts import Lengths, encode_in_context, encode_query
+    from hart.model.answering import limit
 
     lengths = Lengths(query=limit("max_query_length", max_query_length, adaptation.max_query_length))
     reads = adaptation.in_context
@@ -220,7 +220,7 @@ def _encode(
 
 def _read_lines(path: Path) -> list[Line]:
     """The objects of a file, each with a text as "input"; empty lines are passed over."""
-    from hart.files import parse_json
+    from hart.runtime.files import parse_json
 
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -245,7 +245,7 @@ def _read_lines(path: Path) -> list[Line]:
 
 def _load(folders: Sequence[str]) -> "Adaptation":
     """One row for each folder."""
-    from hart.adaptation import Adaptation
+    from hart.model.adaptation import Adaptation
 
     loaded = [Adaptation.from_pretrained(folder) for folder in folders]
     for folder, adaptation in zip(folders, loaded, strict=True):

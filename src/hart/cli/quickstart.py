@@ -5,7 +5,7 @@ from typing import Any
 
 from hart.cli.options import positive
 from hart.cli.printing import console, tell
-from hart.processes import TERMINATED
+from hart.runtime.launch import TERMINATED
 
 
 def add_parser(subparsers: Any) -> None:
@@ -32,9 +32,9 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     import dataclasses
 
-    from hart.processes import sensible_processes
-    from hart.quickstart import quickstart, quickstart_config
-    from hart.stopping import Stopped
+    from hart.runtime.launch import sensible_processes
+    from hart.training.quickstart import quickstart, quickstart_config
+    from hart.training.stopping import Stopped
 
     config = quickstart_config(args.output_dir, seed=args.seed)
     if args.steps is not None:

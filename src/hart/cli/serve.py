@@ -66,9 +66,10 @@ examples:
 
 
 def run(args: argparse.Namespace) -> None:
-    from hart.serving import Settings, create_app
-    from hart.store import Store
-    from hart.system import HartModel
+    from hart.model.hart_model import HartModel
+    from hart.serving.app import create_app
+    from hart.serving.settings import Settings
+    from hart.serving.store import Store
 
     token = args.token or os.environ.get("HART_TOKEN") or None
     loopback = args.host in LOOPBACK

@@ -42,7 +42,7 @@ examples:
 
 
 def run(args: argparse.Namespace) -> None:
-    from hart.sweep import markdown, plan, sweep
+    from hart.training.sweep import markdown, plan, sweep
 
     runs = plan(args.out, args.configs, args.seeds, args.overrides, args.text_dir)
     try:

@@ -7,7 +7,7 @@ from typing import Any
 
 from hart.cli.options import positive, select_device
 from hart.cli.printing import say, tell
-from hart.processes import TERMINATED, is_one_of_several, run_hart
+from hart.runtime.launch import TERMINATED, is_one_of_several, run_hart
 
 OWN_OPTIONS = ("--help", "--device", "--processes")
 """What is no field of a configuration (`hart.cli.options.split_overrides`)."""
@@ -52,13 +52,13 @@ def run(args: argparse.Namespace) -> int:
         # The Trainer takes every GPU that it sees.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-    from hart import config as configuration
+    from hart.training import config as configuration
 
     # A mistake in it is told at once: what trains takes seconds to import.
     config = configuration.load(args.config, args.overrides)
 
-    from hart.stopping import Stopped
-    from hart.training import train
+    from hart.training.stopping import Stopped
+    from hart.training.train import train
 
     select_device(args.device)
     first = os.environ.get("RANK", "0") == "0"

@@ -1,9 +1,9 @@
 """Documents of text files, by number: each file is read through once, and then only where a document is asked for.
 
-Where the usable documents of a file begin is kept in the cache (`hart.files.cache_folder`), 8 bytes each, for all
-processes and later runs: a continued run does not read again what lies before its place, and workers that need every
-n-th document do not parse those in between. Files of the hub are downloaded one by one into the hub's cache, when the
-first of their documents is due.
+Where the usable documents of a file begin is kept in the cache (`hart.runtime.files.cache_folder`), 8 bytes each, for
+all processes and later runs: a continued run does not read again what lies before its place, and workers that need
+every n-th document do not parse those in between. Files of the hub are downloaded one by one into the hub's cache,
+when the first of their documents is due.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ import numpy as np
 from hart.data.hub import cached_snapshot, unreachable
 from hart.data.reading import check_file, check_text, open_bytes, parse_json, read_lines
 from hart.errors import HartError
-from hart.files import cache_folder, write_bytes
+from hart.runtime.files import cache_folder, write_bytes
 
 logger = logging.getLogger(__name__)
 

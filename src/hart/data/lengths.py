@@ -11,7 +11,7 @@ from typing import Any
 from hart.data.prompts import Lengths, Tokenizer
 from hart.data.tasks import Instance, Task
 from hart.errors import HartError
-from hart.files import cache_folder, write_json
+from hart.runtime.files import cache_folder, write_json
 
 logger = logging.getLogger(__name__)
 

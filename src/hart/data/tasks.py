@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 from hart.data.reading import check_file, check_text, parse_json
 from hart.errors import HartError
-from hart.files import write_json
+from hart.runtime.files import write_json
 
 
 @dataclass(frozen=True)

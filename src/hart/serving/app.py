@@ -8,15 +8,23 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request, Response
-from fastapi import Path as PathParameter
-from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import FileResponse, JSONResponse
-from fastapi_offline import FastAPIOffline
+from hart.errors import HartError
 
-from hart.adaptation import Adaptation
-from hart.answering import Answer
-from hart.export import bundle
+try:
+    import prometheus_client as _prometheus_client  # noqa: F401
+    import uvicorn as _uvicorn  # noqa: F401
+    from fastapi import FastAPI, Query, Request, Response
+    from fastapi import Path as PathParameter
+    from fastapi.openapi.docs import get_swagger_ui_html
+    from fastapi.responses import FileResponse, JSONResponse
+    from fastapi_offline import FastAPIOffline
+except ImportError as error:
+    raise HartError(f"the server needs {error.name}: pip install 'hart-hypernet[serve]'") from None
+
+from hart.model.adaptation import Adaptation
+from hart.model.answering import Answer
+from hart.model.export import bundle
+from hart.model.hart_model import HartModel
 from hart.serving import schemas
 from hart.serving.batching import Batcher, Job
 from hart.serving.engine import Engine, Options, StoreTrouble
@@ -25,9 +33,8 @@ from hart.serving.guard import Guard
 from hart.serving.metrics import Metrics
 from hart.serving.refusals import Refused, add_error_replies
 from hart.serving.settings import Settings
+from hart.serving.store import Record, Store
 from hart.serving.streaming import Stream, start_stream
-from hart.store import Record, Store
-from hart.system import HartModel
 
 _PAGE = Path(__file__).parent / "page"
 _PAGE_POLICY = (

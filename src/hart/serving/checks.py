@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
+from hart.data.input_format import InputFormat
 from hart.data.prompts import Lengths, encode_target, encode_task
 from hart.data.tasks import Task
 from hart.errors import HartError
-from hart.input_format import InputFormat
 
 _UNLIMITED = 10**9
 

@@ -14,18 +14,18 @@ from weakref import WeakValueDictionary
 import torch
 from transformers import StoppingCriteria, TextStreamer
 
-from hart.adaptation import Adaptation
 from hart.data.prompts import Cuts, encode_query
 from hart.data.tasks import Task
 from hart.errors import HartError
-from hart.identity import adapter_digest
-from hart.scoring import score_choices
+from hart.model.adaptation import Adaptation
+from hart.model.hart_model import HartModel
+from hart.model.scoring import score_choices
+from hart.runtime.identity import adapter_digest
 from hart.serving.batching import Batcher, Job, Stopped
 from hart.serving.checks import Checks
 from hart.serving.metrics import Metrics
 from hart.serving.settings import MEMORY_BYTES
-from hart.store import Record, Store, adaptation_id
-from hart.system import HartModel
+from hart.serving.store import Record, Store, adaptation_id
 
 logger = logging.getLogger(__name__)
 

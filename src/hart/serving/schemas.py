@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from hart.data.tasks import Task
-from hart.scoring import Normalisation
+from hart.model.scoring import Normalisation
 from hart.serving.settings import (
     MAX_BEAMS,
     MAX_CHARACTERS,

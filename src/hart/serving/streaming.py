@@ -7,8 +7,8 @@ from typing import Any
 
 from fastapi.responses import StreamingResponse
 
-from hart.adaptation import Adaptation
-from hart.answering import Answer
+from hart.model.adaptation import Adaptation
+from hart.model.answering import Answer
 from hart.serving.batching import Job
 from hart.serving.engine import Engine, Options, Query
 

@@ -17,7 +17,7 @@ import numpy as np
 from hart.data.procedural.primitives import FINISHERS, SELECTORS, Finisher, Selector, draw_input
 from hart.data.tasks import Demonstration, Instance, Task
 from hart.errors import HartError
-from hart.files import new_directory
+from hart.runtime.files import new_directory
 
 SPLITS = ("train", "validation", "test")
 DEMONSTRATIONS = 4

@@ -1,0 +1,94 @@
+"""The `data` section of a configuration: the tasks, and how they become inputs of both networks."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from hart.runtime.section import Section, number
+
+
+@dataclass(frozen=True)
+class DataConfig(Section):
+    """The tasks, and how they are turned into the inputs of both networks."""
+
+    section: ClassVar[str] = "data"
+
+    #: Super-NaturalInstructions (§4.1), the Public Pool of Prompts (§4.2), the bundled procedural collection, or text
+    #: to pre-train on, cut into four segments (HyperTuning-PT) or three (HINT).
+    collection: Literal["sni", "p3", "procedural", "four_segments", "three_segments"] = "sni"
+    #: Folder in the layout of the official repository, of P3's subsets, or of C4's files for segments; None loads
+    #: `hub_name`.
+    dir: str | None = None
+    #: Hub data set that stands in for a folder; None: the collection's own (for segments allenai/c4).
+    hub_name: str | None = None
+    #: P3 subsets to train on, names or patterns; None: T0's training mixture of 38 data sets (§8.1.3).
+    train_subsets: list[str] | None = None
+    #: P3 subsets to test on; None: the eight held-out tasks, in all templates that state the original task and have
+    #: answer choices (§4.2; for COPA all 12 of them, T0's own code has 8).
+    test_subsets: list[str] | None = None
+    #: "We exclude tasks with average sequence lengths longer than 320 tokens" (P3, §8.1.3); here input and target
+    #: together, measured on 1000 rows of each subset.
+    max_average_length: int = number(320, least=1)
+    #: Tokens of a document that segments are cut from (HINT: 512).
+    max_document_tokens: int = number(512, least=16)
+    #: Who reads definition and demonstrations: the hypernetwork, the main model before its query (FT-Few-Shot,
+    #: Tk-Instruct, Prefix-Tuning, LoRA), or nobody (FT-Zero-Shot).
+    demonstrations_to: Literal["hypernetwork", "main", "nowhere"] = "hypernetwork"
+    #: Instances kept per training task, after a shuffle (Tk-Instruct; open in the paper).
+    max_train_instances: int | None = number(100, least=1)
+    #: First instances kept per test task (the S-NI benchmark); commands have --max-instances.
+    max_test_instances: int | None = number(100, least=1)
+    #: Training tasks set aside to choose hyper-parameters on (open); of P3 whole data sets, with all their templates.
+    validation_tasks: int = number(0, least=0)
+    #: "the concatenation of the task definition and two fixed positive demonstrations" (§4.1); P3: 16 (§4.2).
+    num_demonstrations: int = number(2, least=0)
+    #: Follow each demonstration by its explanation, as Tk-Instruct does (§4.1).
+    explanations: bool = False
+    #: Two fixed ones (§4.1), or "randomly sample K shot demonstration examples" (§8.1.3).
+    demonstrations: Literal["fixed", "sampled"] = "fixed"
+    #: Whether the main model's input ends with the end-of-sequence token; None: it does, but for P3 (T0's inputs have
+    #: none, its targets do).
+    input_eos: bool | None = None
+    #: By (capped) size (§2.1), or "first randomly sample a task" with equal chances (§8.1.3).
+    task_sampling: Literal["proportional", "uniform"] = "proportional"
+    #: Tokens; "maximum input sequence length for the hypernetwork as 1024" (§8.1.3).
+    max_demonstrations_length: int = number(1024, least=2)
+    #: Tokens; "for the main model, ... maximum input ... as 384" (§8.1.3).
+    max_query_length: int = number(384, least=2)
+    #: Tokens; "... and target sequence length as ... 128" (§8.1.3).
+    max_target_length: int = number(128, least=2)
+    #: Which S-NI instances are kept and which tasks are set aside; training.seed draws the examples.
+    seed: int = number(0, least=0)
+
+    def _check(self) -> None:
+        if self.collection == "p3":
+            self._check_p3()
+        else:
+            for name in ("train_subsets", "test_subsets"):
+                if getattr(self, name) is not None:
+                    self._refuse(name, f"is for p3, and data.collection is {self.collection}; remove it")
+        if self.collection == "procedural" and self.dir is not None:
+            self._refuse("dir", "is for sni, p3 and segments; remove it, or set data.collection to one of them")
+        if self.segments and self.demonstrations_to != "hypernetwork":
+            self._refuse(
+                "demonstrations_to", f"must be hypernetwork with {self.collection}: one segment is what it reads"
+            )
+        if self.segments and self.validation_tasks:
+            self._refuse("validation_tasks", f"must be 0 with {self.collection}, which has no tasks")
+
+    def _check_p3(self) -> None:
+        if self.demonstrations_to != "nowhere" and self.demonstrations != "sampled":
+            self._refuse("demonstrations", "must be sampled with p3, whose tasks have no fixed ones")
+        if self.demonstrations_to != "nowhere" and not self.num_demonstrations:
+            self._refuse("num_demonstrations", "is 0, and p3 has no definitions: nothing would tell the task")
+        if self.explanations:
+            self._refuse("explanations", "must be false with p3, which has none")
+
+    @property
+    def prompt_format(self) -> Literal["instructions", "prompts"]:
+        """How a task is written: P3's rows are whole prompts already, other tasks have a definition."""
+        return "prompts" if self.collection == "p3" else "instructions"
+
+    @property
+    def segments(self) -> bool:
+        """Whether this is text to pre-train on instead of tasks."""
+        return self.collection.endswith("_segments")

@@ -1,0 +1,1 @@
+"""Scores of systems on tasks: metrics, free answers, choices, pictures."""

@@ -1,0 +1,128 @@
+"""Runs the blocks of a stock T5 decoder on embeddings, a few rows at a time.
+
+`T5Stack.forward` builds masks and zero biases in every call and only decodes causally, one row
+after the other. A scheme makes tens of calls with two rows each and wants rows of one step to see
+each other. So this file calls the sub-modules of the stock blocks (norms, projections,
+feed-forward, dropout) in the stock order and hands them a ready bias; the weights and all of T5's
+arithmetic stay in the stock modules. In a hypernetwork the linear maps are
+`StepLinear`s: the same map, made for many steps.
+
+One deviation: the stock stack ends with dropout. Here the states end with the final norm, because a
+state is fed back through the dropout of the next step's input anyway, and the consistency loss is
+meant to compare states, not the noise on them.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers.models.t5.modeling_t5 import T5Attention, T5Stack
+
+from hart.hypernetwork.step_linear import Steps
+
+
+class DecoderPass:
+    """A decoder conditioned on one batch of memories, with the keys and values of its past rows.
+
+    Keys and values of cross-attention are computed once, at construction; those of self-attention
+    grow with every `step`. All of it carries gradient.
+
+    Args:
+        decoder: a stock T5 decoder stack.
+        memory: `[b, s, d]`.
+        memory_mask: `[b, s]`, 1 for tokens and 0 for padding; no row may be all padding.
+
+    Attributes:
+        attention_weights: of the last layer's self-attention in the latest step `[b, heads, n, k + n]`.
+    """
+
+    attention_weights: Tensor
+
+    def __init__(self, decoder: T5Stack, memory: Tensor, memory_mask: Tensor) -> None:
+        self._decoder = decoder
+        self._steps = Steps()
+        blocks: Any = decoder.block
+        # Self-attention, cross-attention and feed-forward of each block.
+        self._layers = [tuple(block.layer) for block in blocks]
+        hidden = memory_mask[:, None, None, :] == 0
+        self._memory_bias = torch.zeros_like(hidden, dtype=memory.dtype).masked_fill(
+            hidden, torch.finfo(memory.dtype).min
+        )
+        # Contiguous, or every step of a batch would copy them again before its matrix products.
+        self._memory_rows: list[tuple[Tensor, Tensor]] = []
+        for _, cross_attention, _ in self._layers:
+            keys, values = _keys_and_values(cross_attention.EncDecAttention, memory)
+            self._memory_rows.append((keys.contiguous(), values.contiguous()))
+        self._past: list[tuple[Tensor, Tensor] | None] = [None] * len(self._layers)
+
+    def step(self, inputs: Tensor, bias: Tensor) -> Tensor:
+        """Decode `n` more rows after the `k` rows before them.
+
+        Args:
+            inputs: embeddings `[b, n, d]`.
+            bias: `[1, heads, n, k + n]`, added to the self-attention scores: relative bias, and a
+                large negative number where a row must not look.
+
+        Returns:
+            `[b, n, d]`, after the final norm.
+        """
+        with self._steps:
+            return self._step(inputs, bias)
+
+    def _step(self, inputs: Tensor, bias: Tensor) -> Tensor:
+        hidden = self._decoder.dropout(inputs)
+        for index, (self_attention, cross_attention, feed_forward) in enumerate(self._layers):
+            normed = self_attention.layer_norm(hidden)
+            keys, values = _keys_and_values(self_attention.SelfAttention, normed)
+            past = self._past[index]
+            if past is not None:
+                keys, values = torch.cat((past[0], keys), 2), torch.cat((past[1], values), 2)
+            self._past[index] = keys, values
+            attended, self.attention_weights = _attend(self_attention.SelfAttention, normed, keys, values, bias)
+            hidden = hidden + self_attention.dropout(attended)
+
+            normed = cross_attention.layer_norm(hidden)
+            keys, values = self._memory_rows[index]
+            attended, _ = _attend(cross_attention.EncDecAttention, normed, keys, values, self._memory_bias)
+            hidden = hidden + cross_attention.dropout(attended)
+
+            hidden = feed_forward(hidden)
+        return self._decoder.final_layer_norm(hidden)
+
+    def forget(self) -> None:
+        """Drop the past rows; the next step sees only itself and the memory."""
+        self._past = [None] * len(self._past)
+
+
+def relative_bias(decoder: T5Stack, length: int) -> Tensor:
+    """The decoder's relative position bias `[1, heads, length, length]`, with gradient.
+
+    T5 gives all rows that come later the bias of distance 0, which is what rows of one step see.
+    """
+    first: Any = decoder.block[0]
+    return first.layer[0].SelfAttention.compute_bias(length, length)
+
+
+def _keys_and_values(attention: T5Attention, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """`[b, n, d]` → keys and values, each `[b, heads, n, d_kv]`."""
+    keys, values = attention.k(hidden), attention.v(hidden)
+    return _split_heads(attention, keys), _split_heads(attention, values)
+
+
+def _split_heads(attention: T5Attention, rows: Tensor) -> Tensor:
+    return rows.unflatten(-1, (attention.n_heads, -1)).transpose(1, 2)
+
+
+def _attend(
+    attention: T5Attention, hidden: Tensor, keys: Tensor, values: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """T5 attention (unscaled scores) of `[b, n, d]` to `[b, heads, k, d_kv]`, projected to `d`; and its weights.
+
+    Plain matrix products: a handful of queries leaves a fused kernel little to save, and the
+    relative bias needs gradient.
+    """
+    queries = _split_heads(attention, attention.q(hidden))
+    weights = F.softmax(queries @ keys.transpose(-1, -2) + bias, dim=-1).type_as(values)
+    dropped = F.dropout(weights, attention.dropout, attention.training)
+    return attention.o((dropped @ values).transpose(1, 2).flatten(2)), weights

@@ -1,0 +1,327 @@
+"""The hypernetwork: demonstrations in, row blocks and a memory out, in one pass (§2.2, §3.1).
+
+A T5 encoder reads the demonstrations; the first N layers of a T5 decoder, run by a generation
+scheme, turn them into layer states; the heads turn those into row blocks. "We only keep the first
+8 decoder layers (out of 24) in the hypernetwork for training efficiency" (§4.1). The encoder's
+output also goes to the main model's decoder (fusion-in-decoder, App. 8.1.3).
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel, T5Config, T5ForConditionalGeneration
+from transformers.models.t5.modeling_t5 import T5Stack
+
+from hart.errors import HartError
+from hart.hypernetwork.heads import BlockHead, RowBlockHeads
+from hart.hypernetwork.schemes import STACK_INDEX, GenerationScheme, build_scheme
+from hart.hypernetwork.schemes.bidirectional import Bidirectional
+from hart.hypernetwork.step_linear import step_linears
+from hart.peft import Blocks, MainShape, RowBlock, build_kinds, row_blocks
+from hart.peft.injection import ATTENTION
+
+T5_FIELDS = (
+    "vocab_size",
+    "d_model",
+    "d_kv",
+    "d_ff",
+    "num_heads",
+    "num_layers",
+    "num_decoder_layers",
+    "feed_forward_proj",
+    "relative_attention_num_buckets",
+    "relative_attention_max_distance",
+    "layer_norm_epsilon",
+    "dropout_rate",
+    "initializer_factor",
+    "pad_token_id",
+)
+"""What of a T5 checkpoint's configuration decides its stacks."""
+
+
+class HyperNetworkConfig(PreTrainedConfig):
+    """Everything needed to build a `HyperNetwork`.
+
+    Fields:
+        t5: the `T5_FIELDS` of the checkpoint that the hypernetwork was initialised from.
+        decoder_layers: N, how many decoder layers it keeps.
+        scheme: generation scheme, `{"name": …, options}` (`hart.hypernetwork.schemes`).
+        peft: what is generated, `[{"kind": …, fields}]` (`hart.peft`); may be empty (fusion alone).
+        main: the fields of the main model's `MainShape`.
+        dropout: replaces the checkpoint's dropout rate if not None.
+        tied_encoder: the encoder is the main model's own (HINT), not part of this network; see `HyperNetwork.tie`.
+    """
+
+    model_type = "hart-hypernetwork"
+
+    t5: dict[str, Any] = field(default_factory=dict)
+    decoder_layers: int = 8
+    scheme: dict[str, Any] = field(default_factory=lambda: {"name": "autoregressive"})
+    peft: list[dict[str, Any]] = field(default_factory=lambda: [{"kind": "prefix", "length": 32}])
+    main: dict[str, Any] = field(default_factory=dict)
+    dropout: float | None = None
+    tied_encoder: bool = False
+
+    def stack_config(self, *, decoder: bool) -> T5Config:
+        """Configuration of one of the two T5 stacks."""
+        config = T5Config(**self.t5)
+        config.is_encoder_decoder = False
+        config.use_cache = False
+        # Position bias and mask put together once, not in every layer.
+        config._attn_implementation = ATTENTION["sdpa"]
+        # The same function as one operation on the hidden units instead of eight.
+        if config.dense_act_fn == "gelu_new":
+            config.dense_act_fn = "gelu_pytorch_tanh"
+        if self.dropout is not None:
+            config.dropout_rate = self.dropout
+        if decoder:
+            config.is_decoder = True
+            config.num_layers = self.decoder_layers
+            # The decoder is fed states, never tokens: its table is dropped, so none is allocated.
+            config.vocab_size = 1
+        return config
+
+
+@dataclass
+class HyperOutput:
+    """What one pass over demonstrations yields.
+
+    Attributes:
+        blocks: generated parameters, block name → `[b, layers, rows, width]`.
+        states: layer states `[b, 2, L, m, d]` (axis 1: encoder, decoder), the h of §3.1 that the
+            local consistency loss compares; L = 0 where no parameters are generated.
+        memory: the encoder's output `[b, s, d]`, to be fused.
+        memory_mask: `[b, s]`, 1 for tokens.
+    """
+
+    blocks: Blocks
+    states: Tensor
+    memory: Tensor
+    memory_mask: Tensor
+
+
+class HyperNetwork(PreTrainedModel):
+    """H(d; ξ) of Eq. 2: encoder, truncated decoder, generation scheme and heads.
+
+    `from_base` starts one from a main model's checkpoint; `from_pretrained` loads a trained one.
+    With nothing to generate (`peft: []`), it is the encoder alone.
+
+    Raises:
+        HartError: unknown kind or scheme, or a width other than the main model's.
+    """
+
+    config_class = HyperNetworkConfig
+    config: HyperNetworkConfig
+    main_input_name = "demo_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["T5Block"]
+
+    def __init__(self, config: HyperNetworkConfig) -> None:
+        super().__init__(config)
+        self.shape = MainShape(**config.main)
+        self.kinds = build_kinds(config.peft)
+        blocks = row_blocks(self.kinds, self.shape)
+        encoder_config = config.stack_config(decoder=False)
+        if encoder_config.d_model != self.shape.d_model:
+            raise HartError(
+                f"hypernetwork: d_model {encoder_config.d_model} differs from the main model's "
+                f"{self.shape.d_model}; initialise it from a checkpoint of the same width"
+            )
+        if not config.tied_encoder:
+            self.encoder = T5Stack(encoder_config)
+        self.decoder: T5Stack | None = None
+        self.scheme: GenerationScheme | None = None
+        generated = [block for block in blocks if block.rows]
+        if generated:
+            self.scheme = build_scheme(
+                config.scheme,
+                d_model=self.shape.d_model,
+                layers=max(self.shape.encoder_layers, self.shape.decoder_layers),
+                blocks=generated,
+            )
+        if self.scheme is not None and self.scheme.uses_decoder:
+            self.decoder = T5Stack(config.stack_config(decoder=True))
+            step_linears(self.decoder)
+            self.decoder.set_input_embeddings(None)
+        rows_of = self.scheme.rows_of if self.scheme is not None else _no_rows
+        self.heads = RowBlockHeads(blocks, self.shape.d_model, rows_of)
+        self.post_init()
+
+    @classmethod
+    def from_base(
+        cls,
+        base: T5ForConditionalGeneration,
+        *,
+        source: T5ForConditionalGeneration | None = None,
+        decoder_layers: int = 8,
+        scheme: Mapping[str, Any],
+        peft: Sequence[Mapping[str, Any]],
+        dropout: float | None = None,
+        tied_encoder: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> Self:
+        """A hypernetwork for `base`, initialised from its checkpoint or from another one (§4.1).
+
+        Encoder, embeddings, the first `decoder_layers` decoder blocks (block 0, which owns the
+        relative bias, among them) and the decoder's final norm are copies. The learnable inputs
+        are drawn with the standard deviation of the checkpoint's embeddings, the input the decoder
+        is used to. The heads are drawn so that generated rows have the size each kind asks for
+        (`PeftKind.init_std`, computed from the weights of `base`). With generated parameters alone the
+        first loss is then close to the un-adapted model's; with fusion it is that of a decoder which
+        also sees an encoding of the demonstrations that it was never trained to read.
+
+        Args:
+            base: the main model; it is only read.
+            source: the checkpoint to start from, loaded; None for `base` itself.
+            decoder_layers: N.
+            scheme, peft, dropout, tied_encoder: as in `HyperNetworkConfig`.
+            dtype: of the new weights, whatever the type of the checkpoint's.
+
+        Raises:
+            HartError: too many decoder layers; `source` has another width or vocabulary than `base`;
+                unknown kind or scheme.
+        """
+        source = base if source is None else source
+        _check_source(source, base.config, decoder_layers)
+        shape = MainShape.from_config(base.config)
+        config = HyperNetworkConfig(
+            t5={name: getattr(source.config, name) for name in T5_FIELDS},
+            decoder_layers=decoder_layers,
+            scheme=dict(scheme),
+            peft=[kind.to_config() for kind in build_kinds(peft)],
+            main=dataclasses.asdict(shape),
+            dropout=dropout,
+            tied_encoder=tied_encoder,
+        )
+        # Every weight is filled below; drawing them first would take longer than copying.
+        with torch.device("meta"):
+            network = cls(config)
+        nn.Module.to(network, dtype)
+        network.to_empty(device=base.device)
+        if not tied_encoder:
+            network.encoder.load_state_dict(source.encoder.state_dict())
+        if network.decoder is not None:
+            weights = source.decoder.state_dict()
+            network.decoder.load_state_dict({n: weights[n] for n in network.decoder.state_dict()})
+        if network.scheme is not None:
+            config.scheme = network.scheme.to_config()
+            embeddings = source.get_input_embeddings().weight
+            network.scheme.reset_parameters(embeddings.float().std().item())
+            network.heads.reset_parameters(network._init_std(base))
+        return network
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Self:
+        """As for any model of `transformers`, but incomplete weights are an error, not a warning.
+
+        Raises:
+            HartError: the weights lack a tensor that the configuration needs.
+        """
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        network, loading = loaded
+        wrong = [*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]
+        if wrong:
+            raise HartError(
+                f"{network.name_or_path}: model.safetensors does not fit config.json at "
+                f"{min(wrong)}; get both files from the same model"
+            )
+        return network
+
+    def tie(self, encoder: T5Stack) -> None:
+        """Use `encoder`, the main model's, as this network's own (HINT): one module, not a copy.
+
+        It is not registered here, so it is trained, moved and saved once, as part of the main model.
+        """
+        self.__dict__["encoder"] = encoder
+
+    @torch.no_grad()
+    def attention_maps(self, demo_ids: Tensor, demo_mask: Tensor) -> Tensor:
+        """How the states of layers attend to each other `[b, 2, L, L]` (Fig. 1); see `Bidirectional.attention_maps`.
+
+        Raises:
+            HartError: the generation scheme has no such maps.
+        """
+        if not isinstance(self.scheme, Bidirectional):
+            raise HartError("attention maps between layers need model.scheme {name: bidirectional}")
+        memory = self.encoder(input_ids=demo_ids, attention_mask=demo_mask).last_hidden_state
+        return self.scheme.attention_maps(self.decoder, memory, demo_mask)
+
+    def forward(self, demo_ids: Tensor, demo_mask: Tensor) -> HyperOutput:
+        """Encode demonstrations and generate row blocks from them.
+
+        Args:
+            demo_ids: int64 `[b, s]`.
+            demo_mask: `[b, s]`, 1 for tokens and 0 for padding; no row may be all padding.
+        """
+        memory = self.encoder(input_ids=demo_ids, attention_mask=demo_mask).last_hidden_state
+        if self.scheme is None:
+            states = memory.new_zeros(memory.shape[0], len(STACK_INDEX), 0, 1, memory.shape[2])
+        else:
+            states = self.scheme(self.decoder, memory, demo_mask)
+        return HyperOutput(self.heads(states), states, memory, demo_mask)
+
+    def count_parameters(self) -> dict[str, int]:
+        """Part → number of parameters; the parts add up to the whole network (a tied encoder is none of it).
+
+        `heads.first` and `heads.second` are the shared and the per-layer maps of App. 8.1.2.
+        """
+        heads = self.heads.heads()
+        encoder = None if self.config.tied_encoder else self.encoder
+        embedding = 0 if encoder is None else encoder.embed_tokens.weight.numel()
+        return {
+            "embedding": embedding,
+            "encoder": _size(encoder) - embedding,
+            "decoder": _size(self.decoder),
+            "scheme": _size(self.scheme),
+            "heads.norm": sum(_size(head.norm) for head in heads),
+            "heads.first": sum(_size(head.first) for head in heads),
+            "heads.second": sum(head.second.numel() for head in heads),
+        }
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.encoder.embed_tokens
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Weights of a network built from its configuration alone; the T5 stacks draw their own."""
+        if isinstance(module, GenerationScheme):
+            # T5 draws embeddings with this standard deviation.
+            module.reset_parameters(self.config.stack_config(decoder=False).initializer_factor)
+        elif isinstance(module, BlockHead):
+            module.reset_parameters(self._init_std(None)[module.block.name])
+
+    def _init_std(self, main: T5ForConditionalGeneration | None) -> dict[str, Tensor]:
+        std: dict[str, Tensor] = {}
+        for kind in self.kinds:
+            std.update(kind.init_std(main, self.shape))
+        return std
+
+
+def _no_rows(block: RowBlock) -> slice:
+    return slice(0, 1)
+
+
+def _size(module: nn.Module | None) -> int:
+    return 0 if module is None else sum(p.numel() for p in module.parameters())
+
+
+def _check_source(source: T5ForConditionalGeneration, main: T5Config, decoder_layers: int) -> None:
+    available = source.config.num_decoder_layers or source.config.num_layers
+    if not 1 <= decoder_layers <= available:
+        raise HartError(
+            f"model.decoder_layers is {decoder_layers}; the checkpoint has {available} decoder "
+            f"layers, choose 1 to {available}"
+        )
+    for name, why in (
+        ("d_model", "its memory is fused into the main model"),
+        ("vocab_size", "it reads the main model's tokens"),
+    ):
+        if getattr(source.config, name) != getattr(main, name):
+            raise HartError(
+                f"model.hypernetwork_init: {source.name_or_path} has {name} {getattr(source.config, name)}, the base "
+                f"{getattr(main, name)}; they must be equal because {why}"
+            )

@@ -1,0 +1,94 @@
+"""HINT's scheme: one cross-attention from learned (layer, component) embeddings (§4.1; Ivison et al. 2022).
+
+No decoder: each layer and each component of its parameters has an embedding, which attends once to the encoded
+demonstrations. A component is a row of a prefix, or a whole matrix or bias of another kind. The embedding of a pair
+is the sum of a learned vector of the layer and one of the component, per stack, which keeps them few. Norm, residual
+and heads are those of T5's cross-attention; the paper does not describe them.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.models.t5.modeling_t5 import T5Stack
+
+from hart.errors import HartError
+from hart.hypernetwork.schemes import STACK_INDEX, GenerationScheme, register
+from hart.peft import RowBlock
+
+EPSILON = 1e-6
+
+
+@register
+class Component(GenerationScheme):
+    """States of m rows, one for each component of a layer; a block is made from its own rows alone.
+
+    Args:
+        d_model: width of the encoder's output.
+        layers: L.
+        blocks: what is generated; decides the components.
+        heads: of the cross-attention, each of width d_model / heads.
+
+    Raises:
+        HartError: `heads` does not divide d_model.
+    """
+
+    name = "component"
+    uses_decoder = False
+
+    def __init__(self, d_model: int, layers: int, blocks: Sequence[RowBlock], *, heads: int | None = None) -> None:
+        super().__init__()
+        if heads is not None and (type(heads) is not int or heads < 1 or d_model % heads):
+            raise HartError(f"scheme.component.heads must be a divisor of d_model {d_model} or null, not {heads!r}")
+        self.layers = layers
+        # Heads of width 64 as in T5 from small to XL, where the width allows it.
+        self.heads = heads or (d_model // 64 if d_model % 64 == 0 else 1)
+        self._rows: dict[str, slice] = {}
+        self.state_rows = 0
+        for stack in STACK_INDEX:
+            # The two stacks are told apart by axis 1 of the states, so both count from row 0.
+            used = 0
+            for block in (each for each in blocks if each.stack == stack):
+                count = block.rows if block.name.startswith("prefix.") else 1
+                self._rows[block.name] = slice(used, used + count)
+                used += count
+            self.state_rows = max(self.state_rows, used)
+        self.z = nn.Parameter(torch.empty(len(STACK_INDEX), layers, 1, d_model))
+        self.components = nn.Parameter(torch.empty(len(STACK_INDEX), 1, self.state_rows, d_model))
+        self.norm = nn.Parameter(torch.empty(d_model))
+        self.query, self.key, self.value, self.output = (nn.Linear(d_model, d_model, bias=False) for _ in range(4))
+
+    def rows_of(self, block: RowBlock) -> slice:
+        return self._rows[block.name]
+
+    @torch.no_grad()
+    def reset_parameters(self, std: float) -> None:
+        """Embeddings whose sums have the checkpoint's deviation; projections that keep the variance of their input."""
+        for embedding in (self.z, self.components):
+            nn.init.normal_(embedding, std=std * 0.5**0.5)
+        nn.init.ones_(self.norm)
+        width = self.z.shape[-1]
+        for linear in (self.key, self.value, self.output):
+            nn.init.normal_(linear.weight, std=width**-0.5)
+        # Scores are not divided by the root of the head width, as in T5, whose queries start that much smaller.
+        nn.init.normal_(self.query.weight, std=(width * (width // self.heads)) ** -0.5)
+
+    def forward(self, decoder: T5Stack | None, memory: Tensor, memory_mask: Tensor, *, cached: bool = True) -> Tensor:
+        """As `GenerationScheme.forward`; there is one step, so `cached` makes no difference."""
+        embeddings = (self.z + self.components).flatten(0, 2)
+        normed = F.rms_norm(embeddings, embeddings.shape[-1:], self.norm, EPSILON)
+        queries = self.query(normed).unflatten(-1, (self.heads, -1)).transpose(0, 1)
+        keys, values = (
+            linear(memory).unflatten(-1, (self.heads, -1)).transpose(1, 2) for linear in (self.key, self.value)
+        )
+        attended = F.scaled_dot_product_attention(
+            queries.expand(memory.shape[0], -1, -1, -1),
+            keys,
+            values,
+            attn_mask=memory_mask[:, None, None, :].bool(),
+            scale=1.0,
+        )
+        states = embeddings + self.output(attended.transpose(1, 2).flatten(2))
+        states = F.rms_norm(states, states.shape[-1:], eps=EPSILON)
+        return states.unflatten(1, (len(STACK_INDEX), self.layers, self.state_rows))

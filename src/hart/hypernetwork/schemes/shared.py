@@ -1,0 +1,58 @@
+"""HyperTuning's scheme: one state shared by all layers (§2.2 Eq. 3–4, App. 8.1.2).
+
+One decoder pass over 2p learnable rows with bidirectional self-attention. The first p rows serve
+the encoder of the main model and the last p its decoder, the same for every layer; only the heads'
+second linear maps tell the layers apart. It is the baseline that HART's layer-by-layer states are
+compared with.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers.models.t5.modeling_t5 import T5Stack
+
+from hart.errors import HartError
+from hart.hypernetwork.decoding import DecoderPass, relative_bias
+from hart.hypernetwork.schemes import STACK_INDEX, GenerationScheme, register
+from hart.peft import RowBlock
+
+
+@register
+class Shared(GenerationScheme):
+    """One bidirectional pass over z `[2m, d]`; the states are views that repeat it for each layer.
+
+    Args:
+        d_model: width of the decoder.
+        layers: L, how many layers share the state.
+        blocks: what is generated.
+        rows: m, which must divide the rows of every block; None takes their greatest common divisor, hence the
+            prefix length p where only prefixes are generated, as in the paper.
+
+    Raises:
+        HartError: `rows` is no whole number ≥ 1.
+    """
+
+    name = "shared"
+
+    def __init__(self, d_model: int, layers: int, blocks: Sequence[RowBlock], *, rows: int | None = None) -> None:
+        super().__init__()
+        if rows is not None and (type(rows) is not int or rows < 1):
+            raise HartError(f"scheme.shared.rows must be a whole number ≥ 1 or null, not {rows!r}")
+        self.layers = layers
+        self.rows = rows
+        self.state_rows = rows or math.gcd(*(block.rows for block in blocks))
+        self.z = nn.Parameter(torch.empty(len(STACK_INDEX) * self.state_rows, d_model))
+
+    def reset_parameters(self, std: float) -> None:
+        nn.init.normal_(self.z, std=std)
+
+    def forward(self, decoder: T5Stack | None, memory: Tensor, memory_mask: Tensor, *, cached: bool = True) -> Tensor:
+        """As `GenerationScheme.forward`; there is one step, so `cached` makes no difference."""
+        assert decoder is not None
+        inputs = self.z.expand(memory.shape[0], -1, -1)
+        decoding = DecoderPass(decoder, memory, memory_mask)
+        states = decoding.step(inputs, relative_bias(decoder, inputs.shape[1]))
+        per_stack = states.unflatten(1, (len(STACK_INDEX), 1, self.state_rows))
+        return per_stack.expand(-1, -1, self.layers, -1, -1)

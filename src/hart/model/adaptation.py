@@ -1,0 +1,290 @@
+"""What one forward pass of a hypernetwork leaves behind for a task, and its file format.
+
+An `Adaptation` holds the generated row blocks (§3.1), the hypernetwork's encoder output that the
+main model's decoder also attends to (fusion-in-decoder, §4.1), and where they come from. It has
+one row per task, so adaptations stack into batches that mix tasks.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from hart.data.tasks import Task
+from hart.errors import HartError
+from hart.model.weights import read_tensors
+from hart.peft import Blocks, PeftKind, build_kinds
+from hart.runtime.files import content_of, new_directory, read_json, sha256, write_json
+from hart.runtime.identity import same_base
+
+FIELDS_FILE = "adaptation.json"
+TENSORS_FILE = "adaptation.safetensors"
+FORMAT = 1
+_CHECKSUM = "tensors_sha256"
+"""Field of `FIELDS_FILE` with the SHA-256 of `TENSORS_FILE`."""
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@dataclass
+class Adaptation:
+    """Generated parameters for n tasks.
+
+    Attributes:
+        blocks: block name → `[n, layers, rows, width]`; empty without generated parameters.
+        memory: `[n, s, d_model]`, prepended to the main encoder's output; None without fusion.
+        memory_mask: `[n, s]`, 1 for tokens and 0 for padding on the right; None without fusion.
+        peft: configuration of each PEFT kind, as `PeftKind.to_config` gives it.
+        base: name of the main model, as it was given to `MainModel.from_pretrained`.
+        base_revision: its revision on the hub, if it has one.
+        base_fingerprint: `MainModel.fingerprint`; a main model with other weights or another tokenizer refuses the
+            adaptation.
+        tasks: for each row the task it was generated from, JSON-ready.
+        in_context: where the main model itself reads the demonstrations of `tasks` before each query (the baselines
+            without a hypernetwork): the keyword arguments of `encode_in_context`; None where it does not.
+        input_eos: whether a query ends with the end-of-sequence token.
+        max_query_length, max_target_length: tokens of a query and of an answer that the model was
+            trained with; `MainModel.generate` keeps to them.
+        model: name of the hypernetwork model.
+        created: time of generation, ISO 8601.
+        kept: keys and values of the memory in every layer of the main model's decoder, each
+            `[layers, n, heads, s, d_kv]`, if `MainModel.keep_memory` has put them there; never saved.
+
+    Raises:
+        HartError: the parts disagree about n, or `peft` names an unknown kind.
+    """
+
+    blocks: Blocks
+    memory: Tensor | None
+    memory_mask: Tensor | None
+    peft: list[dict[str, Any]]
+    base: str
+    base_revision: str | None
+    base_fingerprint: str
+    tasks: list[dict[str, Any]]
+    in_context: dict[str, Any] | None = None
+    input_eos: bool = True
+    max_query_length: int = 384
+    max_target_length: int = 128
+    model: str = ""
+    created: str = field(default_factory=_now)
+    kept: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self.kinds: tuple[PeftKind, ...] = build_kinds(self.peft)
+        if not self.tasks:
+            raise HartError("adaptation: tasks is empty; an adaptation belongs to at least one task")
+        if (self.memory is None) != (self.memory_mask is None):
+            raise HartError("adaptation: memory and memory_mask must be given together")
+        for name, tensor in self._tensors().items():
+            if tensor.shape[:1] != (len(self.tasks),):
+                raise HartError(f"adaptation: {name} has shape {list(tensor.shape)} for {len(self.tasks)} tasks")
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def read_tasks(self) -> list[Task]:
+        """The tasks it was generated from, without instances.
+
+        Raises:
+            HartError: a row's task is no task.
+        """
+        return [
+            Task.from_dict(row, source="adaptation", name=str(row.get("name", "")), needs_definition=False)
+            for row in self.tasks
+        ]
+
+    def __getitem__(self, row: int) -> Self:
+        """The adaptation of one row; negative rows count from the end."""
+        return self.select([range(len(self))[row]])
+
+    def select(self, rows: Sequence[int]) -> Self:
+        """The given rows in the given order, repeated where a row is named again.
+
+        Memory columns that are padding in every selected row are dropped, so that a row taken out
+        of a stack equals what was put into it.
+        """
+        memory, mask, kept = self.memory, self.memory_mask, self.kept
+        if memory is not None and mask is not None:
+            mask = mask[list(rows)]
+            used = mask.bool().any(dim=0).nonzero()
+            length = int(used.max()) + 1 if len(used) else 0
+            memory, mask = memory[list(rows), :length], mask[:, :length]
+            kept = kept and _of_both(kept, lambda part: part[:, list(rows), :, :length])
+        return replace(
+            self,
+            blocks={name: values[list(rows)] for name, values in self.blocks.items()},
+            memory=memory,
+            memory_mask=mask,
+            kept=kept,
+            tasks=[self.tasks[row] for row in rows],
+        )
+
+    @classmethod
+    def stack(cls, adaptations: Sequence[Self]) -> Self:
+        """All rows of `adaptations`, in order; memory is padded on the right to the longest.
+
+        Raises:
+            HartError: nothing to stack, or they differ in base, PEFT kinds or fusion.
+        """
+        if not adaptations:
+            raise HartError("adaptation: nothing to stack")
+        first = adaptations[0]
+        for other in adaptations[1:]:
+            if not same_base(other.base_fingerprint, first.base_fingerprint):
+                raise HartError(
+                    f"adaptation: cannot stack adaptations of different bases, {first.base} and {other.base}"
+                )
+            if other.kinds != first.kinds or (other.memory is None) != (first.memory is None):
+                raise HartError("adaptation: cannot stack different PEFT kinds, or with and without memory")
+            if (other.in_context, other.input_eos) != (first.in_context, first.input_eos):
+                raise HartError("adaptation: cannot stack adaptations whose main models read different inputs")
+        memories = [a.memory for a in adaptations if a.memory is not None]
+        masks = [a.memory_mask for a in adaptations if a.memory_mask is not None]
+        length = max((memory.shape[1] for memory in memories), default=0)
+        return replace(
+            first,
+            blocks={name: torch.cat([a.blocks[name] for a in adaptations]) for name in first.blocks},
+            memory=torch.cat([F.pad(m, (0, 0, 0, length - m.shape[1])) for m in memories]) if memories else None,
+            memory_mask=torch.cat([F.pad(m, (0, length - m.shape[1])) for m in masks]) if masks else None,
+            tasks=[task for a in adaptations for task in a.tasks],
+            model=first.model if len({a.model for a in adaptations}) == 1 else "",
+            created=max(a.created for a in adaptations),
+            kept=_stacked([a.kept for a in adaptations], length),
+        )
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """A copy on `device` with blocks and memory in `dtype`; None leaves either as it is."""
+        return replace(
+            self,
+            blocks={name: values.to(device, dtype) for name, values in self.blocks.items()},
+            memory=None if self.memory is None else self.memory.to(device, dtype),
+            memory_mask=None if self.memory_mask is None else self.memory_mask.to(device),
+            kept=self.kept and _of_both(self.kept, lambda part: part.to(device, dtype)),
+        )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `adaptation.safetensors` and `adaptation.json` into `folder`, all or nothing.
+
+        A folder that is empty, or holds an earlier adaptation of the same tasks by the same model,
+        is replaced.
+
+        Raises:
+            HartError: `folder` exists with other content, or cannot be written.
+        """
+        folder = Path(folder)
+        fields = self._fields()
+        _refuse_other(folder, fields)
+        with new_directory(folder, replaces=FIELDS_FILE) as partial:
+            tensors = {k: v.detach().cpu().contiguous() for k, v in self._tensors().items()}
+            save_file(tensors, partial / TENSORS_FILE)
+            write_json(partial / FIELDS_FILE, {**fields, _CHECKSUM: sha256(partial / TENSORS_FILE)}, indent=1)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """Read what `save_pretrained` wrote; tensors are on the CPU.
+
+        Raises:
+            HartError: a missing, truncated, damaged or foreign file, a missing field, an unknown PEFT kind.
+        """
+        folder = Path(folder)
+        fields, checksum = _read_fields(folder)
+        path = folder / TENSORS_FILE
+        tensors = read_tensors(path, again="save the adaptation again")
+        if checksum is not None and sha256(path) != checksum:
+            raise HartError(f"{path}: damaged, its checksum is not that of {FIELDS_FILE}; save the adaptation again")
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() == (name == "memory_mask"):
+                raise HartError(f"{path}: {name} has dtype {tensor.dtype}; save the adaptation again")
+        memory, memory_mask = tensors.pop("memory", None), tensors.pop("memory_mask", None)
+        try:
+            return cls(
+                blocks={name.removeprefix("blocks."): tensor for name, tensor in tensors.items()},
+                memory=memory,
+                memory_mask=memory_mask,
+                **fields,
+            )
+        except HartError as error:
+            raise HartError(f"{folder}: {error}") from error
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {f"blocks.{name}": values for name, values in self.blocks.items()}
+        if self.memory is not None and self.memory_mask is not None:
+            tensors |= {"memory": self.memory, "memory_mask": self.memory_mask}
+        return tensors
+
+    def _fields(self) -> dict[str, Any]:
+        return {"format": FORMAT, **{name: getattr(self, name) for name in _FIELD_TYPES}}
+
+
+def _of_both(kept: tuple[Tensor, Tensor], change: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    keys, values = kept
+    return change(keys), change(values)
+
+
+def _stacked(every: Sequence[tuple[Tensor, Tensor] | None], length: int) -> tuple[Tensor, Tensor] | None:
+    """Kept keys and values side by side, padded to `length`; None if one of them has none."""
+    present = [kept for kept in every if kept is not None]
+    if len(present) < len(every):
+        return None
+    padded = [_of_both(kept, lambda part: F.pad(part, (0, 0, 0, length - part.shape[3]))) for kept in present]
+    keys, values = zip(*padded, strict=True)
+    return torch.cat(keys, dim=1), torch.cat(values, dim=1)
+
+
+_FIELD_TYPES: dict[str, type | tuple[type, ...]] = {
+    "model": str,
+    "base": str,
+    "base_revision": (str, type(None)),
+    "base_fingerprint": str,
+    "peft": list,
+    "tasks": list,
+    "in_context": (dict, type(None)),
+    "input_eos": bool,
+    "max_query_length": int,
+    "max_target_length": int,
+    "created": str,
+}
+
+
+def _read_fields(folder: Path) -> tuple[dict[str, Any], str | None]:
+    """The checked content of `adaptation.json`, and the checksum of the tensors, which old files lack."""
+    path = folder / FIELDS_FILE
+    missing = f"{folder}: no adaptation here ({FIELDS_FILE} is missing)"
+    content = read_json(path, "the file of an adaptation", missing=missing)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise HartError(f"{path}: format is not {FORMAT}; it was written by another version of hart")
+    fields = {}
+    for name, types in _FIELD_TYPES.items():
+        if name not in content:
+            raise HartError(f"{path}: field {name} is missing; save the adaptation again")
+        if not isinstance(content[name], types):
+            raise HartError(f"{path}: field {name} has the wrong type; save the adaptation again")
+        fields[name] = content[name]
+    for name in ("peft", "tasks"):
+        if not all(isinstance(item, dict) for item in fields[name]):
+            raise HartError(f"{path}: field {name} must be a list of objects")
+    return fields, content.get(_CHECKSUM)
+
+
+def _refuse_other(folder: Path, fields: dict[str, Any]) -> None:
+    """Raise `HartError` if `folder` holds something else than an earlier adaptation with the same fields."""
+    if not folder.is_dir() or not content_of(folder):
+        return
+    refusal = HartError(f"{folder}: exists with other content; give a new folder")
+    if content_of(folder) != {FIELDS_FILE, TENSORS_FILE}:
+        raise refusal
+    try:
+        found, _ = _read_fields(folder)
+    except HartError:
+        raise refusal from None
+    if any(found[name] != fields[name] for name in found if name != "created"):
+        raise refusal

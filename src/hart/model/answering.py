@@ -1,0 +1,120 @@
+"""Answers of a main model to one batch, and the options that they are decoded with."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedTokenizerBase, T5ForConditionalGeneration
+
+from hart.data.prompts import Lengths
+from hart.errors import HartError
+from hart.model.adaptation import Adaptation
+
+_DEFAULTS = {"max_new_tokens": Lengths.target, "max_query_length": Lengths.query, "max_target_length": Lengths.target}
+_LEAST = {"max_new_tokens": 1, "max_query_length": 2, "max_target_length": 2}
+"""An input or a target has room for a token beside the end of sequence; an answer may be one token."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was generated for one query.
+
+    Attributes:
+        text: without special tokens.
+        tokens: how many were generated, the end-of-sequence token among them.
+        finished: whether it ended by that token, and not at `max_new_tokens`.
+        query_tokens: how many the model read, demonstrations in its own input among them.
+    """
+
+    text: str
+    tokens: int
+    finished: bool
+    query_tokens: int
+
+
+def answer_batch(
+    model: T5ForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Tensor,
+    mask: Tensor,
+    **options: Any,
+) -> list[Answer]:
+    """One answer for each row of `ids` `[b, t]`; `options` are those of `transformers`' `generate`."""
+    if options.get("use_cache", True):
+        # Left to itself, generate gives cross-attention's cache as many layers as the encoder has.
+        options["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    tokens: Any = model.generate(  # type: ignore[misc]
+        encoder_outputs=model.get_encoder()(input_ids=ids, attention_mask=mask),
+        attention_mask=mask,
+        # Processes of one run answer different queries.
+        synced_gpus=False,
+        **options,
+    )
+    texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    answers = []
+    # The first token is what the decoder starts with.
+    for text, row, read in zip(texts, tokens[:, 1:].tolist(), mask.sum(dim=1).tolist(), strict=True):
+        finished = tokenizer.eos_token_id in row
+        count = row.index(tokenizer.eos_token_id) + 1 if finished else len(row)
+        answers.append(Answer(text, count, finished, read))
+    return answers
+
+
+def decoding_options(num_beams: int, temperature: float, top_p: float, more: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of `transformers`' `generate`.
+
+    Raises:
+        HartError: a value out of range, or values that contradict each other.
+    """
+    if more.get("num_return_sequences", 1) != 1:
+        raise HartError("num_return_sequences must be 1: generate returns one answer per query")
+    if type(num_beams) is not int or num_beams < 1:
+        raise HartError(f"num_beams must be a whole number of at least 1, not {num_beams!r}")
+    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 <= temperature < math.inf:
+        raise HartError(f"temperature must be a number of at least 0, not {temperature!r}")
+    if isinstance(top_p, bool) or not isinstance(top_p, int | float) or not 0 < top_p <= 1:
+        raise HartError(f"top_p must be a number above 0 and at most 1, not {top_p!r}")
+    sampled = temperature > 0 or bool(more.get("do_sample"))
+    if top_p < 1 and not sampled:
+        raise HartError("top_p acts on sampling, and temperature is 0; set a temperature, or leave top_p out")
+    if num_beams > 1 and sampled:
+        raise HartError("num_beams: beams are searched without a temperature; set one of the two")
+    options = {"num_beams": num_beams, "do_sample": sampled, **more}
+    if sampled:
+        options |= {"temperature": float(temperature) or 1.0, "top_p": float(top_p), "top_k": more.get("top_k", 0)}
+    return options
+
+
+def limit(name: str, value: int | None, default: int | None) -> int:
+    """A number of tokens: `value`, or the default of the adaptation, or that of the paper (App. 8.1.3).
+
+    Raises:
+        HartError: it is no whole number, or too small.
+    """
+    if value is None:
+        return _DEFAULTS[name] if default is None else default
+    if type(value) is not int or value < _LEAST[name]:
+        raise HartError(f"{name} must be a whole number of at least {_LEAST[name]}, not {value!r}")
+    return value
+
+
+def query_limit(value: int | None, adaptation: Adaptation | None) -> int:
+    """The limit of a query's tokens; refused where demonstrations and query are read together, which have their own.
+
+    Raises:
+        HartError: as `limit`, or an adaptation whose main model reads the demonstrations.
+    """
+    if value is not None and adaptation is not None and adaptation.in_context is not None:
+        raise HartError(
+            "max_query_length: this model reads demonstrations and query together, at most "
+            f"{adaptation.in_context['max_length']} tokens; leave it out"
+        )
+    return limit("max_query_length", value, adaptation.max_query_length if adaptation else None)
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise `HartError` unless it is a whole number of at least 1."""
+    if type(batch_size) is not int or batch_size < 1:
+        raise HartError(f"batch_size must be a whole number of at least 1, not {batch_size!r}")

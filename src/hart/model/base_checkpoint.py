@@ -1,0 +1,123 @@
+"""A T5 checkpoint and its tokenizer, loaded whole and checked to be able to work: what a main model starts from."""
+
+import threading
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5ForConditionalGeneration
+
+from hart.errors import HartError
+from hart.model.bundled import resolve_base
+from hart.model.weights import check_model_files
+
+LEAST_VOCABULARY = 3
+"""Pieces beside special tokens. Without its files transformers builds a tokenizer that knows one, the space."""
+
+# While transformers loads, it changes defaults of the whole process for a moment (dtype, initialisation).
+_loading = threading.Lock()
+
+
+class BaseCheckpoint(NamedTuple):
+    """`commit` is that of the hub's revision which was found, None for a folder."""
+
+    model: T5ForConditionalGeneration
+    tokenizer: PreTrainedTokenizerBase
+    commit: str | None
+
+
+def load_base(name: str, *, revision: str | None = None, dtype: torch.dtype | str | None = None) -> BaseCheckpoint:
+    """The checkpoint in a folder, on the hub or in the package (`mini-base`), in eval mode.
+
+    Args:
+        revision: branch, tag or commit on the hub, None for the default branch.
+        dtype: of the weights in memory, None or "auto" as stored.
+
+    Raises:
+        HartError: no such checkpoint, one that is not a T5, incomplete or damaged files, a tokenizer that is missing
+            or another model's, or float16, in which T5 overflows.
+    """
+    wanted = _dtype(dtype)
+    source = resolve_base(name)
+    if Path(source).is_dir():
+        check_model_files(Path(source))
+    at_revision: dict[str, Any] = {} if revision is None or Path(source).is_dir() else {"revision": revision}
+    with _loading:
+        try:
+            config = AutoConfig.from_pretrained(source, **at_revision)
+        except (OSError, ValueError) as error:
+            raise HartError(f"{name}: no T5 checkpoint there ({_line(error)})") from error
+        if not isinstance(config, T5Config) or config.model_type != "t5":
+            raise HartError(f"{name}: config.json has model_type {config.model_type!r}; give a T5 checkpoint")
+        commit = _commit(source, revision)
+        if commit is not None:
+            at_revision = {"revision": commit}  # a branch may move between two files
+        try:
+            loaded: Any = T5ForConditionalGeneration.from_pretrained(
+                source, dtype=wanted or "auto", output_loading_info=True, **at_revision
+            )
+        except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+            raise HartError(f"{name}: cannot be loaded ({_line(error)})") from error
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, **at_revision)
+        except Exception as error:  # the parsers of its files raise bare ones, too
+            raise HartError(
+                f"{name}: its tokenizer cannot be loaded ({_line(error)}); is tokenizer.json or spiece.model complete?"
+            ) from error
+    model, loading = loaded
+    for what, problem in (("missing_keys", "lacks"), ("mismatched_keys", "has another shape of")):
+        if loading[what]:
+            key = min(each if isinstance(each, str) else each[0] for each in loading[what])
+            raise HartError(f"{name}: the checkpoint {problem} {key}; download it again")
+    if model.dtype == torch.float16:
+        raise HartError(f"{name}: is stored in float16, in which T5 overflows; load it with dtype float32 or bfloat16")
+    _check_tokenizer(name, tokenizer, model)
+    if model.config.decoder_start_token_id is None:
+        model.config.decoder_start_token_id = tokenizer.pad_token_id  # as every T5 has it
+    return BaseCheckpoint(model.eval(), tokenizer, commit)
+
+
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """A floating type that T5 can be computed in; None for what is stored."""
+    if dtype is None or dtype == "auto":
+        return None
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if found not in (torch.float32, torch.bfloat16, torch.float64):
+        why = ", T5 overflows in float16" if found == torch.float16 else ""
+        raise HartError(f"dtype must be float32 or bfloat16, not {str(dtype).removeprefix('torch.')}{why}")
+    return found
+
+
+def _commit(source: str, revision: str | None) -> str | None:
+    """The commit of the files that the hub's cache has for a revision."""
+    if Path(source).is_dir():
+        return None
+    found = try_to_load_from_cache(source, "config.json", revision=revision)
+    # …/snapshots/COMMIT/config.json
+    return Path(found).parent.name if isinstance(found, str) else revision
+
+
+def _check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, model: T5ForConditionalGeneration) -> None:
+    special = set(tokenizer.all_special_tokens)
+    if len([piece for piece in tokenizer.get_vocab() if piece not in special]) < LEAST_VOCABULARY:
+        raise HartError(
+            f"{name}: has no tokenizer (tokenizer.json or spiece.model is missing), every word would be unknown; "
+            "get the files of the same model"
+        )
+    for field in ("pad_token_id", "eos_token_id"):
+        if getattr(tokenizer, field) is None:
+            raise HartError(f"{name}: its tokenizer has no {field}, which a T5 needs; get the files of the same model")
+    rows = model.get_input_embeddings().weight.shape[0]
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= rows:
+        raise HartError(
+            f"{name}: its tokenizer counts to {largest} and the model has {rows} embeddings; "
+            "get the files of the same model"
+        )
+
+
+def _line(error: Exception) -> str:
+    """The first line of a library's message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,35 @@
+"""The files that come with the package: the bundled base, and the model trained for it."""
+
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from hart.errors import HartError
+
+BASES = ("mini-base",)
+MODELS = ("mini",)
+
+
+def resolve_base(name: str) -> str:
+    """The folder of a bundled base (`mini-base`); any other name is returned as it is.
+
+    Raises `HartError` if this installation lacks the bundled files.
+    """
+    return _bundled(name) if name in BASES else name
+
+
+def resolve_model(name: str) -> str:
+    """The folder of a bundled model (`mini`); any other name is returned as it is.
+
+    Raises `HartError` if this installation lacks the bundled files.
+    """
+    return _bundled(name) if name in MODELS else name
+
+
+def _bundled(name: str) -> str:
+    # The package is installed as plain files, as transformers needs a folder, so the path outlives
+    # the context.
+    with as_file(files("hart.model.bundled") / name) as folder:
+        path = Path(folder)
+    if not (path / "config.json").is_file():
+        raise HartError(f"{name}: the bundled files are missing from this installation; reinstall hart")
+    return str(path)

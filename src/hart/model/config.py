@@ -1,0 +1,84 @@
+"""The `model` section of a configuration: the main model and what adapts it."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from hart.runtime.section import Section, number
+
+
+@dataclass(frozen=True)
+class ModelConfig(Section):
+    """The main model and what adapts it: every system of the paper is a choice of these fields."""
+
+    section: ClassVar[str] = "model"
+
+    #: Main model, a hub name or folder: "the LM-adapted T5 models (version 1.1)" (§4.1).
+    base: str = "google/t5-large-lm-adapt"
+    #: Revision of the main model on the hub; None is its newest.
+    base_revision: str | None = None
+    #: Where the PEFT parameters come from: a hypernetwork, one learned set for all tasks (the Prefix-Tuning and
+    #: LoRA baselines), or nowhere (full fine-tuning).
+    weights: Literal["generated", "learned", "none"] = "generated"
+    #: Train the main model too: full fine-tuning, and HINT, whose networks "are jointly fine-tuned" (§4.1).
+    train_main: bool = False
+    #: The hypernetwork's encoder is the main model's own, one module (HINT: "share weights").
+    tied_encoder: bool = False
+    #: Folder of a trained model whose trained weights this run starts from (pre-training, then fine-tuning).
+    init_from: str | None = None
+    #: Checkpoint of the hypernetwork; None: the base ("initialize both ... with", §4.1).
+    hypernetwork_init: str | None = None
+    #: "We only keep the first 8 decoder layers (out of 24) in the hypernetwork" (§4.1).
+    decoder_layers: int = number(8, least=1)
+    #: How layer states are generated, by name, with the scheme's own fields (§3.1).
+    scheme: dict[str, Any] = field(default_factory=lambda: {"name": "autoregressive"})
+    #: What is generated; "the length of the prefix ... p, which is set to be 32" (§8.1.2).
+    #: An empty list leaves fusion alone (ablation).
+    peft: list[dict[str, Any]] = field(default_factory=lambda: [{"kind": "prefix", "length": 32}])
+    #: Fusion-in-decoder: "prepend the hypernetwork's encoder output to the main model's" (§8.1.3).
+    fusion: bool = True
+    #: Dropout of the hypernetwork (open); None keeps its checkpoint's. A frozen main model has none.
+    dropout: float | None = number(None, least=0, below=1)
+    #: Attention kernel of the main model; both give the same numbers.
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    #: Type in which a frozen main model is stored; T5 overflows in float16.
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    #: Recompute activations in the backward pass: less memory, more time, the same gradients.
+    gradient_checkpointing: bool = False
+
+    def _check(self) -> None:
+        if not self.base.strip():
+            self._refuse("base", "is empty; give a hub name, a folder or mini-base")
+        if not isinstance(self.scheme.get("name"), str):
+            self._refuse("scheme", "needs a name, e.g. {name: autoregressive}")
+        for index, kind in enumerate(self.peft):
+            if not isinstance(kind.get("kind"), str):
+                self._refuse(f"peft.{index}", "needs a kind, e.g. {kind: prefix, length: 32}")
+        if self.weights == "generated":
+            self._check_generated()
+        else:
+            self._check_without_hypernetwork()
+        if self.train_main and self.dtype != "float32":
+            self._refuse(
+                "dtype", "must be float32 where the main model is trained (training.bf16 computes in bfloat16)"
+            )
+
+    def _check_generated(self) -> None:
+        if not self.peft and not self.fusion:
+            self._refuse("peft", "is empty while fusion is off: demonstrations would have no effect")
+        if self.tied_encoder and not self.train_main:
+            self._refuse("tied_encoder", "needs model.train_main: a frozen encoder cannot learn to read tasks")
+        if self.tied_encoder and self.hypernetwork_init is not None:
+            self._refuse("hypernetwork_init", "must be null where model.tied_encoder shares the main model's encoder")
+
+    def _check_without_hypernetwork(self) -> None:
+        if self.fusion:
+            self._refuse("fusion", f"needs a hypernetwork, and model.weights is {self.weights}; set it to false")
+        for name in ("tied_encoder", "hypernetwork_init"):
+            if getattr(self, name):
+                self._refuse(name, f"belongs to a hypernetwork, and model.weights is {self.weights}; remove it")
+        if self.weights == "learned" and not self.peft:
+            self._refuse("peft", "is empty, and model.weights is learned: there is nothing to learn; name a kind")
+        if self.weights == "none" and self.peft:
+            self._refuse("peft", "must be [] where model.weights is none")
+        if self.weights == "none" and not self.train_main:
+            self._refuse("weights", "is none and the main model is frozen: nothing would be trained")

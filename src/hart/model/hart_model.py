@@ -1,0 +1,466 @@
+"""The whole system: a main model, and what adapts it to a task (Fig. 2; the systems of Tables 2 to 7).
+
+In HART a hypernetwork reads the task and generates PEFT parameters for a frozen main model. The baselines are the same
+class with other parts: learned parameters instead of generated ones, a main model that is trained, demonstrations in
+its input, an encoder that both networks share. `adapt` turns a task into an `Adaptation` in one forward pass;
+`generate` and `score` use one. `forward` is the training pass: demonstrations and queries in, logits and layer states
+out. `hart.model.folder` says what a saved system consists of.
+"""
+
+import dataclasses
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from transformers.models.t5.modeling_t5 import T5Stack
+
+from hart.data.config import DataConfig
+from hart.data.input_format import InputFormat
+from hart.data.prompts import Cuts, encode_task
+from hart.data.tasks import Task
+from hart.errors import HartError
+from hart.hypernetwork.network import HyperNetwork, HyperOutput
+from hart.hypernetwork.schemes import STACK_INDEX
+from hart.model.adaptation import Adaptation
+from hart.model.answering import Answer
+from hart.model.base_checkpoint import load_base
+from hart.model.bundled import resolve_model
+from hart.model.config import ModelConfig
+from hart.model.folder import (
+    MAIN_FOLDER,
+    check_make,
+    fetch,
+    load_adapter,
+    load_weights,
+    read_config,
+    read_input_format,
+    upload,
+    write_folder,
+)
+from hart.model.main_model import MainModel
+from hart.model.modes import evaluating
+from hart.model.scoring import score_choices
+from hart.peft import Blocks, PeftKind
+from hart.peft.learned import LearnedWeights
+from hart.runtime.files import new_directory
+from hart.runtime.identity import difference, same_base
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class HartOutput:
+    """What a training pass yields.
+
+    Attributes:
+        logits: `[b, u, v]`, of the main model, for the shifted labels.
+        states: layer states `[n, 2, L, m, d]` of the hypernetwork; L = 0 without one.
+        blocks: generated or learned parameters, block name → `[n or 1, layers, rows, width]`.
+    """
+
+    logits: Tensor
+    states: Tensor
+    blocks: Blocks
+
+
+class HartModel(nn.Module):
+    """A main model and what adapts it: a hypernetwork, learned PEFT parameters, or nothing but its own training.
+
+    `adapt`, `generate`, `answers`, `score` and what is built on them (evaluation, export) may be called from several
+    threads and asyncio tasks at a time. Training, loading weights and moving to another device are for one.
+
+    Args:
+        main: the main model.
+        adapter: a `HyperNetwork` made for a main model of the same shape, `LearnedWeights`, or None (full
+            fine-tuning).
+        fusion: whether the main decoder also attends to the hypernetwork's encoding (App. 8.1.3).
+        train_main: whether the main model's weights are trained; it is frozen here otherwise.
+        input_format: how tasks and queries are turned into tokens.
+        name: what the model is called in adaptations and model cards.
+        origin: name, revision and fingerprint of the base that `main` was before it was trained.
+
+    Raises:
+        HartError: a hypernetwork that was made for another main model.
+    """
+
+    def __init__(
+        self,
+        main: MainModel,
+        adapter: HyperNetwork | LearnedWeights | None,
+        *,
+        fusion: bool = True,
+        train_main: bool = False,
+        input_format: InputFormat | None = None,
+        name: str = "",
+        origin: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if adapter is not None and adapter.shape != main.shape:
+            raise HartError(
+                f"{name or 'hypernetwork'}: made for a main model of {adapter.shape}, "
+                f"{main.name} has {main.shape}; use the base it was trained with"
+            )
+        self.main = main
+        self.hypernetwork = adapter if isinstance(adapter, HyperNetwork) else None
+        self.learned = adapter if isinstance(adapter, LearnedWeights) else None
+        self.fusion = fusion and self.hypernetwork is not None
+        self.train_main = train_main
+        self.input_format = input_format or InputFormat()
+        self.name = name
+        if self.hypernetwork is not None and self.hypernetwork.config.tied_encoder:
+            self.hypernetwork.tie(main.model.encoder)
+        # Before training: afterwards the weights are others.
+        self._origin = dict(origin) if origin else main.identity
+        if not train_main:
+            main.freeze()
+
+    @classmethod
+    def from_config(cls, model: ModelConfig, data: DataConfig, *, seed: int = 0) -> Self:
+        """A system to be trained: the base as it is, the hypernetwork initialised from a checkpoint (§4.1).
+
+        `seed` decides the new weights (learnable inputs and heads, or learned parameters).
+
+        Raises:
+            HartError: no such base or checkpoint, or parts that do not fit each other.
+        """
+        main = MainModel.from_pretrained(
+            model.base,
+            revision=model.base_revision,
+            dtype=model.dtype,
+            attention=model.attention,
+        )
+        torch.manual_seed(seed)
+        adapter: HyperNetwork | LearnedWeights | None = None
+        if model.weights == "generated":
+            init = model.hypernetwork_init
+            adapter = HyperNetwork.from_base(
+                main.model,
+                source=None if init is None else load_base(init).model,
+                decoder_layers=model.decoder_layers,
+                scheme=model.scheme,
+                peft=model.peft,
+                dropout=model.dropout,
+                tied_encoder=model.tied_encoder,
+            )
+        elif model.weights == "learned":
+            adapter = LearnedWeights(model.peft, main.shape)
+            adapter.reset_parameters(main.model)
+        system = cls(
+            main,
+            adapter,
+            fusion=model.fusion,
+            train_main=model.train_main,
+            input_format=InputFormat.from_config(data),
+        )
+        if model.init_from is not None:
+            system.start_from(model.init_from)
+        if model.gradient_checkpointing:
+            system.enable_gradient_checkpointing()
+        return system
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        base: str | None = None,
+        dtype: torch.dtype | str = "float32",
+        attention: Literal["sdpa", "eager"] = "sdpa",
+        device: str | torch.device | None = None,
+    ) -> Self:
+        """A trained system: what adapts from a folder, the hub or `mini`, and the base that it names.
+
+        Args:
+            name: folder or hub name of a saved `HartModel`, or `mini`.
+            revision: of the saved model on the hub.
+            base: where the base lies, if not where the model says (a copy on a machine without internet). A main
+                model that was trained lies in the saved folder itself.
+            dtype: of both networks' weights: bfloat16 takes half the memory, and less time where the processor
+                multiplies it (docs/performance.md). T5 overflows in float16.
+            attention: `sdpa` or `eager`.
+            device: where everything goes.
+
+        Raises:
+            HartError: nothing there, not a HART model, damaged weights, or a base that differs from the
+                one it was trained with.
+        """
+        folder = fetch(resolve_model(str(name)), revision)
+        config = read_config(folder)
+        info = config["system"]
+        train_main = info.get("train_main", False)
+        if train_main and base is not None:
+            raise HartError(f"{name}: brings its own main model, which was trained; leave out the base {base}")
+        try:
+            main = MainModel.from_pretrained(
+                str(folder / MAIN_FOLDER) if train_main else base or info["base"],
+                revision=None if train_main or base else info["base_revision"],
+                dtype=dtype,
+                attention=attention,
+            )
+        except HartError as error:
+            if train_main or base:
+                raise
+            raise HartError(f"{error}; it is the base of {name}, say where it lies: base=… (--base)") from error
+        if not train_main and not same_base(info["base_fingerprint"], main.fingerprint):
+            raise HartError(
+                f"{folder}: was trained for another {info['base']} than the one found in {main.name}, whose "
+                f"{difference(info['base_fingerprint'], main.fingerprint)}; give the right one as base"
+            )
+        # Frozen also where it was trained: what is loaded is for use.
+        system = cls(
+            main,
+            load_adapter(folder, config, main, dtype),
+            fusion=info["fusion"],
+            input_format=read_input_format(folder, info["input_format"]),
+            name=str(name),
+            origin={key: info[key] for key in main.identity},
+        )
+        system.train_main = train_main
+        return system.eval().to(device) if device is not None else system.eval()
+
+    def save_pretrained(
+        self, directory: str | Path, *, card: str | None = None, weights: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Write config.json, model.safetensors (what was trained beside the main model), main/ and a model card.
+
+        Args:
+            directory: a folder that does not exist yet, is empty, or holds a saved model, which is replaced.
+            card: text of README.md; None writes one from the configuration.
+            weights: as in `write`.
+
+        Raises:
+            HartError: the folder has other content, or cannot be written; nothing is left half-written.
+        """
+        with new_directory(directory, replaces="config.json") as partial:
+            self.write(partial, card=card, weights=weights)
+
+    def write(self, folder: Path, *, card: str | None = None, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Put the files of `save_pretrained` into a folder that exists, for callers that make it appear whole.
+
+        Args:
+            weights: whole values of the trained parameters by name, where the modules have only their share of them.
+        """
+        main = self.main if self.train_main else None
+        write_folder(folder, self.hypernetwork or self.learned, main, self._info(), self.kinds, card, weights)
+
+    def start_from(self, name: str | Path) -> None:
+        """Take over the trained weights of a saved system of the same make: pre-training before fine-tuning (§4.1).
+
+        Raises:
+            HartError: nothing there, or a system of another make.
+        """
+        folder = fetch(str(name), None)
+        check_make(str(name), read_config(folder), self._make())
+        self.load_trained(folder)
+
+    def load_trained(self, folder: Path) -> None:
+        """Copy the trained weights of a saved system or a checkpoint of the same configuration.
+
+        Raises:
+            HartError: files are missing, damaged, or of another make.
+        """
+        adapter = self.hypernetwork or self.learned
+        if adapter is not None:
+            load_weights(adapter, folder)
+        if self.train_main:
+            trained = MainModel.from_pretrained(str(folder / MAIN_FOLDER), dtype=torch.float32)
+            self.main.model.load_state_dict(trained.model.state_dict())
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        revision: str | None = None,
+        card: str | None = None,
+    ) -> str:
+        """Upload what `save_pretrained` writes; returns the address of the commit.
+
+        Raises:
+            HartError: the hub refuses, or cannot be reached.
+        """
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "model"
+            self.save_pretrained(folder, card=card)
+            return upload(folder, repo_id, private=private, revision=revision)
+
+    def _info(self) -> dict[str, Any]:
+        """What a saved model says of the whole system; with at least `hart.model.folder.FIELDS`."""
+        return {
+            **self._origin,
+            "weights": self.weights,
+            "fusion": self.fusion,
+            "train_main": self.train_main,
+            "input_format": dataclasses.asdict(self.input_format),
+        }
+
+    def _make(self) -> dict[str, Any]:
+        """What two systems must share for one to start from the other's weights."""
+        make: dict[str, Any] = {"weights": self.weights, "train_main": self.train_main, "base": self._origin["base"]}
+        if self.hypernetwork is not None:
+            config = self.hypernetwork.config.to_dict()
+            make |= {key: config[key] for key in ("scheme", "decoder_layers", "tied_encoder")}
+        return make | {"peft": [kind.to_config() for kind in self.kinds]}
+
+    @property
+    def weights(self) -> Literal["generated", "learned", "none"]:
+        """Where the PEFT parameters come from."""
+        if self.hypernetwork is not None:
+            return "generated"
+        return "none" if self.learned is None else "learned"
+
+    @property
+    def kinds(self) -> tuple[PeftKind, ...]:
+        """The PEFT kinds that are generated or learned."""
+        adapter = self.hypernetwork or self.learned
+        return () if adapter is None else adapter.kinds
+
+    @property
+    def device(self) -> torch.device:
+        return self.main.device
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute activations of both networks in the backward pass (less memory, the same gradients)."""
+        # Of the hypernetwork only the encoder: the decoder's steps hold two rows each, and their cache.
+        if self.hypernetwork is not None and not self.hypernetwork.config.tied_encoder:
+            encoder: T5Stack = self.hypernetwork.encoder
+            encoder.activation_checkpointing_enable({"use_reentrant": False})
+        self.main.enable_gradient_checkpointing()
+
+    def forward(
+        self,
+        query_ids: Tensor,
+        query_mask: Tensor,
+        labels: Tensor,
+        demo_ids: Tensor | None = None,
+        demo_mask: Tensor | None = None,
+    ) -> HartOutput:
+        """One training pass (Eq. 5 before its loss): each row of the batch is its own task.
+
+        Args:
+            query_ids, query_mask: `[b, t]`, for the main model; with its demonstrations where it reads them.
+            labels: `[b, u]`, -100 on padding.
+            demo_ids, demo_mask: `[n, s]`, definition and demonstrations, for the hypernetwork; n divides b, and
+                row g serves the queries g·b/n to (g+1)·b/n − 1. None without a hypernetwork.
+
+        Raises:
+            HartError: demonstrations are missing, or nobody reads them, or n does not divide b.
+        """
+        reads = self.hypernetwork is not None
+        if (demo_ids is not None) != reads or (demo_mask is not None) != reads:
+            raise HartError(
+                "demo_ids and demo_mask are what a hypernetwork reads: "
+                + ("give both" if reads else "this system has none, leave them out")
+            )
+        if self.hypernetwork is None or demo_ids is None or demo_mask is None:
+            blocks = {} if self.learned is None else self.learned()
+            logits = self.main(query_ids, query_mask, labels=labels, blocks=blocks, peft=self.kinds).logits
+            return HartOutput(logits, logits.new_zeros(query_ids.shape[0], len(STACK_INDEX), 0, 1, 1), blocks)
+        made = self.hypernetwork(demo_ids, demo_mask)
+        blocks, memory, memory_mask = made.blocks, made.memory, made.memory_mask
+        repeats, rest = divmod(query_ids.shape[0], demo_ids.shape[0])
+        if rest:
+            raise HartError(f"{demo_ids.shape[0]} rows of demo_ids cannot serve {query_ids.shape[0]} queries evenly")
+        if repeats > 1:
+            blocks = {k: v.repeat_interleave(repeats, dim=0) for k, v in blocks.items()}
+            memory = memory.repeat_interleave(repeats, dim=0)
+            memory_mask = memory_mask.repeat_interleave(repeats, dim=0)
+        output = self.main(
+            query_ids,
+            query_mask,
+            labels=labels,
+            blocks=blocks,
+            peft=self.kinds,
+            memory=memory if self.fusion else None,
+            memory_mask=memory_mask if self.fusion else None,
+        )
+        return HartOutput(output.logits, made.states, made.blocks)
+
+    @torch.no_grad()
+    def adapt(self, task: Task | Sequence[Task], *, cuts: Cuts | None = None) -> Adaptation:
+        """Read a task once and return what adapts the main model to it: one forward pass, no gradients.
+
+        With several tasks the adaptation has one entry for each, to be used with one query each or indexed. Without
+        a hypernetwork nothing is computed: the adaptation holds the learned parameters, and the demonstrations
+        that the main model reads before each query. Safe for threads.
+
+        A warning says where a task has more demonstrations, or longer texts, than the model reads.
+
+        Args:
+            cuts: takes note of these instead of the warning.
+
+        Raises:
+            HartError: no task, a task without definition or demonstrations, or weights that are not finite.
+        """
+        tasks = [task] if isinstance(task, Task) else list(task)
+        if not tasks:
+            raise HartError("adapt needs at least one task")
+        form = self.input_format
+        told = Cuts() if cuts is None else cuts
+        blocks: Blocks = {}
+        memory = memory_mask = None
+        for each in tasks:
+            form.note_unread(each, told)
+        if self.hypernetwork is not None:
+            made = self._read(self.hypernetwork, tasks, told)
+            blocks = made.blocks
+            if not all(bool(values.isfinite().all()) for values in (*blocks.values(), made.memory)):
+                raise HartError(
+                    f"{self.name or 'model'}: generates numbers that are not finite; its weights are damaged"
+                )
+            memory, memory_mask = (made.memory, made.memory_mask) if self.fusion else (None, None)
+        elif self.learned is not None:
+            blocks = {name: rows.expand(len(tasks), -1, -1, -1) for name, rows in self.learned().items()}
+        if cuts is None:
+            told.tell(logger)
+        return Adaptation(
+            blocks=blocks,
+            memory=memory,
+            memory_mask=memory_mask,
+            peft=[kind.to_config() for kind in self.kinds],
+            **self.main.identity,
+            in_context=form.in_context,
+            input_eos=form.input_eos,
+            max_query_length=form.max_query_length,
+            max_target_length=form.max_target_length,
+            model=self.name,
+            tasks=[{"name": each.name, **replace(each, instances=()).to_dict()} for each in tasks],
+        )
+
+    def _read(self, hypernetwork: HyperNetwork, tasks: Sequence[Task], cuts: Cuts) -> HyperOutput:
+        form = self.input_format
+        rows = [encode_task(self.main.tokenizer, each, form.lengths, **form.shown, cuts=cuts) for each in tasks]
+        ids, mask = self.main.pad(rows)
+        # The main model too: its encoder may be the hypernetwork's.
+        with evaluating(hypernetwork, self.main):
+            return hypernetwork(ids, mask)
+
+    def generate(self, queries: str | Sequence[str], adaptation: Adaptation | None = None, **options: Any) -> list[str]:
+        """Answers of the adapted main model; options as in `MainModel.answers`. Safe for threads.
+
+        `adaptation` serves all queries, or holds one entry for each (a batch that mixes tasks), or for each group of
+        as many neighbouring ones; None asks the un-adapted base.
+        """
+        return [answer.text for answer in self.answers(queries, adaptation, **options)]
+
+    def answers(
+        self, queries: str | Sequence[str], adaptation: Adaptation | None = None, **options: Any
+    ) -> list[Answer]:
+        """As `generate`, with the number of tokens of each answer, and whether it is finished."""
+        texts = [queries] if isinstance(queries, str) else list(queries)
+        return self.main.answers(texts, adaptation, **options)
+
+    def score(
+        self, query: str, choices: Sequence[str], adaptation: Adaptation | None = None, **options: Any
+    ) -> list[float]:
+        """Log-probability of each choice as the answer, in nats; options as in `hart.model.scoring.score_choices`.
+
+        Safe for threads. Many queries at once: `score_choices`.
+        """
+        return score_choices(self.main, [query], [choices], adaptation, **options)[0]

@@ -1,0 +1,424 @@
+"""The main model M(x; θ, φ): a stock transformers T5 with seams for generated parameters.
+
+Eq. 5 feeds it the query x and the generated φ; fusion-in-decoder (§4.1, App. 8.1.3) prepends the
+hypernetwork's encoder output to its own, and the decoder attends to both. Weights, tokenizer and
+generation are those of the checkpoint; nothing of the model is copied or subclassed.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import GenerationConfig, PreTrainedTokenizerBase, T5ForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
+from transformers.models.t5.modeling_t5 import T5Attention
+
+from hart.data.prompts import Cuts, Lengths, encode_in_context, encode_query
+from hart.errors import HartError
+from hart.model.adaptation import Adaptation
+from hart.model.answering import Answer, answer_batch, check_batch_size, decoding_options, limit, query_limit
+from hart.model.base_checkpoint import load_base
+from hart.model.modes import evaluating
+from hart.peft import Blocks, MainShape, PeftKind, check_blocks
+from hart.peft.injection import Binding, KeyValueRows, attach, binding, checkpoint_contexts
+from hart.peft.injection import sites as sites_of
+from hart.runtime.identity import difference, fingerprint, same_base, trace
+
+logger = logging.getLogger(__name__)
+
+
+class MainModel(nn.Module):
+    """A T5 that takes generated parameters and fused memory with any forward pass.
+
+    Several threads and asyncio tasks may use one model at a time, each with an adaptation of its own: what is bound
+    is bound for the thread. Training and moving it to another device are for one thread.
+
+    Attributes:
+        model: the stock model, switched to attention functions that accept prefixes.
+        tokenizer: its tokenizer.
+        shape: the sizes that decide the shapes of generated parameters.
+        name, revision: where it was loaded from; of the hub the commit.
+        frozen: whether `freeze` was called.
+        stock_generation_config: the checkpoint's own. It does not decide how answers are decoded here: what
+            `generate` is not told is greedy decoding without further rules.
+    """
+
+    def __init__(
+        self,
+        model: T5ForConditionalGeneration,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str,
+        revision: str | None = None,
+        attention: str = "sdpa",
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.shape = MainShape.from_config(model.config)
+        self.name = name
+        self.revision = revision
+        self.frozen = False
+        self._identified: tuple[Any, str] | None = None
+        self._kept: str | None = None
+        self.stock_generation_config = model.generation_config
+        model.generation_config = GenerationConfig(
+            decoder_start_token_id=model.config.decoder_start_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        attach(model, attention)
+        self.train(model.training)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str,
+        *,
+        revision: str | None = None,
+        dtype: torch.dtype | str | None = None,
+        attention: str = "sdpa",
+        device: torch.device | str | None = None,
+    ) -> Self:
+        """Load a T5 checkpoint: a folder, a name on the hub, or a bundled base (`mini-base`).
+
+        Args:
+            revision: branch, tag or commit on the hub, None for the default branch; the commit that
+                was found is kept as the attribute `revision`.
+            dtype: of the weights in memory, None as stored: bfloat16 or float32, as T5 overflows in float16.
+            attention: `sdpa` or `eager`.
+
+        Raises:
+            HartError: no such checkpoint, one that is not a T5, incomplete or damaged files, or a tokenizer
+                that is not the model's.
+        """
+        base = load_base(name_or_path, revision=revision, dtype=dtype)
+        main = cls(base.model, base.tokenizer, name=name_or_path, revision=base.commit, attention=attention)
+        return main.to(device)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def fingerprint(self) -> str:
+        """`hart.runtime.identity.fingerprint` of these weights, as they are now, and this tokenizer."""
+        if self._kept is not None:
+            return self._kept
+        now = (trace(self.model.parameters()), len(self.tokenizer))
+        known = self._identified
+        if known is None or known[0] != now:
+            known = self._identified = (now, fingerprint(self.model, self.tokenizer))
+        return known[1]
+
+    def keep_fingerprint(self) -> None:
+        """From now on the fingerprint stays what it is: processes will share the weights out, and none can take it."""
+        self._kept = self.fingerprint
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Name, revision and fingerprint, as saved models and adaptations name their base."""
+        return {"base": self.name, "base_revision": self.revision, "base_fingerprint": self.fingerprint}
+
+    def freeze(self) -> None:
+        """Fix the weights for good (§4.1, "We freeze the main model"); gradients flow through.
+
+        Dropout never acts again, also where gradient checkpointing needs training mode.
+        """
+        self.frozen = True
+        self.model.requires_grad_(False)
+        for module in self.model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            elif isinstance(module, T5Attention):
+                module.dropout = 0.0
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """As for any module, but a frozen model stays in eval mode.
+
+        With gradient checkpointing it does enter training mode, because transformers checkpoints
+        nothing otherwise; its dropout is gone by then.
+        """
+        super().train(mode)
+        if self.frozen:
+            self.model.train(mode and self.model.is_activation_checkpointing)
+        return self
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute each layer in the backward pass; it then finds the blocks of its own forward.
+
+        Use this rather than the method of `model`, which does not know about blocks: their
+        gradients would fail to be computed, with an error of `torch.utils.checkpoint`.
+        """
+        self.model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": checkpoint_contexts})
+        self.train(self.training)
+
+    def forward(
+        self,
+        query_ids: Tensor,
+        query_mask: Tensor,
+        labels: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        blocks: Blocks | None = None,
+        peft: Sequence[PeftKind] = (),
+        memory: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+    ) -> Seq2SeqLMOutput:
+        """Logits `[b, u, vocabulary]` under teacher forcing (Eq. 5), without a loss.
+
+        Args:
+            query_ids, query_mask: `[b, t]`, padded on the right, mask 0 there.
+            labels: `[b, u]`, -100 where padded; shifted right they are the decoder's input.
+            decoder_input_ids: `[b, u]`, instead of labels.
+            blocks: generated parameters for each row, or one for all rows.
+            peft: the kinds that `blocks` belong to.
+            memory: `[b or 1, s, d_model]`, prepended to the encoder's output.
+            memory_mask: `[b or 1, s]`.
+
+        Raises:
+            HartError: `blocks` do not fit `peft`, this model or the batch.
+        """
+        if labels is not None:
+            decoder_input_ids = self.model.prepare_decoder_input_ids_from_labels(labels)
+        with self.binding(blocks, peft, batch=query_ids.shape[0]):
+            states, mask = self.encode(query_ids, query_mask, memory, memory_mask)
+            return self.model(
+                encoder_outputs=BaseModelOutput(last_hidden_state=states),
+                attention_mask=mask,
+                decoder_input_ids=decoder_input_ids,
+                use_cache=False,
+            )
+
+    def generate(
+        self, queries: Sequence[str] | Sequence[list[int]], adaptation: Adaptation | None = None, **options: Any
+    ) -> list[str]:
+        """The texts of `answers`, with its options."""
+        return [answer.text for answer in self.answers(queries, adaptation, **options)]
+
+    @torch.no_grad()
+    def answers(
+        self,
+        queries: Sequence[str] | Sequence[list[int]],
+        adaptation: Adaptation | None = None,
+        *,
+        max_new_tokens: int | None = None,
+        num_beams: int = 1,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        batch_size: int = 32,
+        max_query_length: int | None = None,
+        cuts: Cuts | None = None,
+        **generate_kwargs: Any,
+    ) -> list[Answer]:
+        """The answer to each query, in the order of `queries`. Safe for threads.
+
+        Args:
+            queries: texts, of which longer ones than `max_query_length` tokens are cut from the end, which a warning
+                says; or token ids, which are used as they are.
+            adaptation: one row for all queries, or n rows, each for as many neighbouring queries (one, in a batch that
+                mixes tasks); None is the bare base. Its memory's keys and values are computed once per call, or taken
+                from `keep_memory`.
+            max_new_tokens, max_query_length: in tokens; None: those that the adaptation was made with,
+                128 and 384 without one (App. 8.1.3).
+            num_beams: 1 is greedy decoding, or sampling.
+            temperature: 0 takes the likeliest token, above it tokens are sampled.
+            top_p: sampling is among the likeliest tokens that have this share together.
+            batch_size: queries of similar length answered together.
+            cuts: takes note of cut queries instead of the warning.
+            generate_kwargs: further ones of `transformers`' `generate`, e.g. `streamer`.
+
+        Raises:
+            HartError: an empty query, an adaptation of another base or number of rows, or an option out of range.
+        """
+        if isinstance(queries, str):
+            raise HartError("queries is one text; give a list of texts")
+        options = decoding_options(num_beams, temperature, top_p, generate_kwargs)
+        check_batch_size(batch_size)
+        adaptation = self.ready(adaptation, rows=len(queries))
+        new_tokens = limit("max_new_tokens", max_new_tokens, adaptation.max_target_length if adaptation else None)
+        query_length = query_limit(max_query_length, adaptation)
+        encoded = self.encode_queries(queries, adaptation, query_length, cuts)
+        answers: list[Any] = [None] * len(queries)
+        longest_first = sorted(range(len(queries)), key=lambda i: -len(encoded[i]))
+        with self.evaluating():
+            # A part of several rows is projected with its batch, so that only one batch's is in memory.
+            if adaptation is not None and len(adaptation) == 1:
+                adaptation = self.keep_memory(adaptation)
+            for start in range(0, len(queries), batch_size):
+                rows, part = parts_of(adaptation, longest_first[start : start + batch_size], len(queries))
+                ids, mask = self.pad([encoded[i] for i in rows])
+                with self.adapted(part, batch=len(rows)):
+                    made = answer_batch(self.model, self.tokenizer, ids, mask, max_new_tokens=new_tokens, **options)
+                for i, answer in zip(rows, made, strict=True):
+                    answers[i] = answer
+        return answers
+
+    def check_adaptation(self, adaptation: Adaptation) -> None:
+        """Raise `HartError` unless `adaptation` was generated for exactly these weights and this tokenizer."""
+        if not same_base(adaptation.base_fingerprint, self.fingerprint):
+            raise HartError(
+                f"this adaptation belongs to the base {adaptation.base} (revision {adaptation.base_revision}), whose "
+                f"{difference(adaptation.base_fingerprint, self.fingerprint)} from {self.name}; "
+                "load that base or adapt again"
+            )
+
+    def ready(self, adaptation: Adaptation | None, rows: int) -> Adaptation | None:
+        """The adaptation on this device, checked to have one row, or as many as divide `rows`."""
+        if adaptation is None:
+            return None
+        self.check_adaptation(adaptation)
+        if rows % len(adaptation):
+            raise HartError(
+                f"an adaptation of {len(adaptation)} rows cannot serve {rows} queries; "
+                "give one row, one for each query, or one for each group of as many neighbouring queries"
+            )
+        return adaptation.to(self.device)
+
+    def encode_queries(
+        self,
+        queries: Sequence[str] | Sequence[list[int]],
+        adaptation: Adaptation | None,
+        max_length: int,
+        cuts: Cuts | None = None,
+    ) -> list[list[int]]:
+        """Tokens of each query, behind its task's demonstrations where the adaptation says so.
+
+        A warning says which queries are longer than `max_length`, or `cuts` takes note of them.
+        """
+        told = Cuts() if cuts is None else cuts
+        reads = None if adaptation is None else adaptation.in_context
+        tasks = [] if adaptation is None or reads is None else adaptation.read_tasks()
+        eos = adaptation is None or adaptation.input_eos
+        lengths = Lengths(query=max_length)
+        encoded: list[list[int]] = []
+        for number, query in enumerate(queries):
+            name = f"query {number + 1} of {len(queries)}"
+            if not (query.strip() if isinstance(query, str) else query):
+                raise HartError(f"{name} is empty; give it a text")
+            if not isinstance(query, str):
+                encoded.append(query)  # type: ignore[arg-type]
+            elif reads is None:
+                encoded.append(encode_query(self.tokenizer, query, lengths, eos=eos, cuts=told, name=name))
+            else:
+                task = tasks[number * len(tasks) // len(queries)]
+                encoded.append(encode_in_context(self.tokenizer, task, query, **reads, cuts=told))
+        if cuts is None:
+            told.tell(logger)
+        return encoded
+
+    def encode(
+        self,
+        query_ids: Tensor,
+        query_mask: Tensor,
+        memory: Tensor | None,
+        memory_mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """States that the decoder attends to, `[b, s + t, d]`, and their mask; memory first."""
+        if (memory is None) != (memory_mask is None):
+            raise HartError("memory and memory_mask must be given together")
+        encoder = self.model.get_encoder()
+        states = encoder(input_ids=query_ids, attention_mask=query_mask).last_hidden_state
+        if memory is None or memory_mask is None:
+            return states, query_mask
+        batch = query_ids.shape[0]
+        memory = memory.to(states.dtype).expand(batch, -1, -1)
+        memory_mask = memory_mask.to(query_mask.dtype).expand(batch, -1)
+        return torch.cat([memory, states], dim=1), torch.cat([memory_mask, query_mask], dim=1)
+
+    @torch.no_grad()
+    def keep_memory(self, adaptation: Adaptation) -> Adaptation:
+        """The adaptation with its memory's keys and values in every layer of the decoder, for all later queries.
+
+        `generate` and `score_choices` then need not compute them. They take 2 · layers · s · inner numbers for each
+        row: 192 MiB for T5-Large, 1024 tokens and float32, where the memory itself takes 4 MiB. They stay in
+        this process; `save_pretrained` leaves them out. Without memory the adaptation is returned as it is.
+
+        Raises:
+            HartError: an adaptation of another base.
+        """
+        adaptation = self.ready(adaptation, rows=len(adaptation))  # type: ignore[assignment]
+        if adaptation.memory is None or adaptation.kept is not None:
+            return adaptation
+        with self.binding(adaptation.blocks, adaptation.kinds, batch=len(adaptation)):
+            return replace(adaptation, kept=self._memory_rows(adaptation.memory))
+
+    def _memory_rows(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-attention's keys and values of `[n, s, d]`, each `[layers, n, heads, s, d_kv]`."""
+        memory = memory.to(self.model.dtype)
+        sites: Any = sites_of(self.model, "decoder", "cross_attention")
+        shape = self.shape
+        size = (len(sites), memory.shape[0], shape.num_heads, memory.shape[1], shape.d_kv)
+        keys, values = memory.new_empty(size), memory.new_empty(size)
+        for layer, site in enumerate(sites):
+            for rows, projection in ((keys, site.k), (values, site.v)):
+                rows[layer] = projection(memory).unflatten(-1, (shape.num_heads, -1)).transpose(1, 2)
+        return keys, values
+
+    @contextmanager
+    def adapted(self, adaptation: Adaptation | None, batch: int) -> Iterator[None]:
+        """Within, the model is adapted for this thread: blocks and memory act on every forward pass and `generate`.
+
+        The memory comes in as rows in front of cross-attention's keys and values, so it is projected once
+        and read once for all batch rows that share it. For use without gradients.
+        """
+        if adaptation is None:
+            yield
+            return
+        with self.binding(adaptation.blocks, adaptation.kinds, batch):
+            rows: dict[nn.Module, Binding] = {}
+            if adaptation.memory is not None:
+                keys, values = adaptation.kept or self._memory_rows(adaptation.memory)
+                for layer, site in enumerate(sites_of(self.model, "decoder", "cross_attention")):
+                    rows[site] = KeyValueRows(keys[layer], values[layer], adaptation.memory_mask)
+            with binding(rows):
+                yield
+
+    @contextmanager
+    def binding(self, blocks: Blocks | None, peft: Sequence[PeftKind], batch: int) -> Iterator[None]:
+        """Blocks act on the model within, for this thread; they are for every row, or one for each of `batch`."""
+        if not blocks:
+            yield
+            return
+        check_blocks(peft, self.shape, blocks)
+        for name, values in blocks.items():
+            if batch % values.shape[0]:
+                raise HartError(f"block {name} has {values.shape[0]} rows for a batch of {batch}")
+        with binding(*(kind.bindings(self.model, blocks) for kind in peft)):
+            yield
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Eval mode within: no dropout, and no checkpointing, which would refuse the cache. Safe for threads."""
+        return evaluating(self)
+
+    def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Token ids `[b, longest]`, padded on the right, and their mask, on this model's device."""
+        tensors = [torch.tensor(row, device=self.device) for row in rows]
+        masks = [torch.ones_like(tensor) for tensor in tensors]
+        padding = self.tokenizer.pad_token_id
+        return (
+            pad_sequence(tensors, batch_first=True, padding_value=padding),
+            pad_sequence(masks, batch_first=True),
+        )
+
+
+def parts_of(adaptation: Adaptation | None, queries: Sequence[int], total: int) -> tuple[list[int], Adaptation | None]:
+    """Some of `total` queries, ordered so that those of one row of the adaptation lie together, and the part for them.
+
+    The part has a row for each of the queries, or, where its rows serve equally many of them, each row once.
+    """
+    if adaptation is None or len(adaptation) == 1:
+        return list(queries), adaptation
+    each = total // len(adaptation)
+    ordered = sorted(queries, key=lambda i: i // each)
+    rows = [i // each for i in ordered]
+    counts = Counter(rows)
+    if len(set(counts.values())) == 1:
+        rows = list(counts)
+    return ordered, adaptation if rows == list(range(len(adaptation))) else adaptation.select(rows)

@@ -1,0 +1,130 @@
+"""Log-probabilities of given answers, which rank classification compares (§4.2, "multiple-choice scoring").
+
+The encoder reads each query once, whatever the number of its choices; one decoder pass serves all choices of a batch of
+queries, of different number and length. A choice's score is the sum over its tokens, end of sequence included, without
+length normalisation (T0's protocol), or the mean per token.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutput
+
+from hart.data.prompts import Cuts, Lengths, encode_target
+from hart.errors import HartError
+from hart.model.adaptation import Adaptation
+from hart.model.answering import check_batch_size, limit, query_limit
+from hart.model.main_model import MainModel, parts_of
+
+logger = logging.getLogger(__name__)
+
+Normalisation = Literal["sum", "mean"]
+
+
+@torch.no_grad()
+def score_choices(
+    main: MainModel,
+    queries: Sequence[str] | Sequence[list[int]],
+    choices: Sequence[Sequence[str]],
+    adaptation: Adaptation | None = None,
+    *,
+    normalisation: Normalisation = "sum",
+    batch_size: int = 16,
+    max_query_length: int | None = None,
+    max_target_length: int | None = None,
+    cuts: Cuts | None = None,
+) -> list[list[float]]:
+    """The score of every choice of every query, in nats. Safe for threads.
+
+    Equal choices get equal scores. Which of several best ones is the answer is the caller's decision.
+
+    Args:
+        main: the main model.
+        queries: texts, of which longer ones than `max_query_length` tokens are cut from the end; or lists of tokens,
+            which are taken as they are.
+        choices: for each query its choices, at least one; their number may differ.
+        adaptation: one row for all queries, or n rows, each for as many neighbouring queries; None is the bare base.
+        normalisation: `sum` or `mean` of the log-probabilities of a choice's tokens.
+        batch_size: queries encoded together.
+        max_query_length, max_target_length: in tokens; None: those that the adaptation was made with, 384 and 128
+            without one (App. 8.1.3). A warning says which queries and choices are longer.
+        cuts: takes note of these instead of the warning.
+
+    Raises:
+        HartError: an empty query, a query without choices, choices that are one text, an adaptation of another base or
+            number of rows, or an option out of range.
+    """
+    if isinstance(queries, str):
+        raise HartError("queries is one text; give a list of texts")
+    if normalisation not in get_args(Normalisation):
+        raise HartError(f"normalisation must be one of {', '.join(get_args(Normalisation))}, not {normalisation!r}")
+    if len(choices) != len(queries):
+        raise HartError(f"there are {len(queries)} queries and choices for {len(choices)}; give choices for each query")
+    for number, own in enumerate(choices, start=1):
+        if isinstance(own, str):
+            raise HartError(f"the choices of query {number} of {len(queries)} are one text; give a list of texts")
+        if not own:
+            raise HartError(f"query {number} of {len(queries)} has no choices to score")
+    check_batch_size(batch_size)
+    adaptation = main.ready(adaptation, rows=len(queries))
+    query_length = query_limit(max_query_length, adaptation)
+    target = limit("max_target_length", max_target_length, adaptation.max_target_length if adaptation else None)
+    lengths = Lengths(target=target)
+    told = Cuts() if cuts is None else cuts
+    if adaptation is not None and len(adaptation) == 1:
+        adaptation = main.keep_memory(adaptation)
+    encoded = main.encode_queries(queries, adaptation, query_length, told)
+    targets = [
+        [encode_target(main.tokenizer, text, lengths, cuts=told, name=f"choice {text[:40]!r}") for text in own]
+        for own in choices
+    ]
+    if cuts is None:
+        told.tell(logger)
+    scores: list[list[float]] = [[] for _ in queries]
+    longest_first = sorted(range(len(queries)), key=lambda i: -len(encoded[i]))
+    with main.evaluating():
+        for start in range(0, len(queries), batch_size):
+            rows, part = parts_of(adaptation, longest_first[start : start + batch_size], len(queries))
+            found = _score_batch(main, [encoded[i] for i in rows], [targets[i] for i in rows], part, normalisation)
+            for i, values in zip(rows, found, strict=True):
+                scores[i] = values
+    return scores
+
+
+def _score_batch(
+    main: MainModel,
+    queries: list[list[int]],
+    targets: list[list[list[int]]],
+    part: Adaptation | None,
+    normalisation: Normalisation,
+) -> list[list[float]]:
+    ids, mask = main.pad(queries)
+    if part is not None:
+        part = main.keep_memory(part)
+    with main.adapted(part, batch=len(queries)):
+        states = main.model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+    # From here on a row is a choice, beside the query that it answers.
+    owner = torch.tensor([row for row, own in enumerate(targets) for _ in own], device=states.device)
+    labels, label_mask = main.pad([target for own in targets for target in own])
+    if part is not None and len(part) > 1 and len({len(own) for own in targets}) > 1:
+        part = part.select((owner * len(part) // len(queries)).tolist())
+    with main.adapted(part, batch=len(owner)):
+        logits = main.model(
+            encoder_outputs=BaseModelOutput(states[owner]),
+            attention_mask=mask[owner],
+            decoder_input_ids=main.model.prepare_decoder_input_ids_from_labels(labels),
+            use_cache=False,
+        ).logits
+    sums = _log_probabilities(logits, labels, label_mask)
+    if normalisation == "mean":
+        sums = sums / label_mask.sum(dim=1)
+    return [part.tolist() for part in sums.split([len(own) for own in targets])]
+
+
+def _log_probabilities(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    """Sum over the tokens of each row: `[n, u, v]`, `[n, u]`, `[n, u]` → `[n]` in float32."""
+    chosen = logits.float().log_softmax(dim=-1).gather(2, labels.unsqueeze(2)).squeeze(2)
+    return (chosen * mask).sum(dim=1)

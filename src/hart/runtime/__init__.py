@@ -1,0 +1,1 @@
+"""What everything stands on: files, strict reading, devices, processes and their ranks, fingerprints."""

@@ -1,0 +1,65 @@
+"""Where hart keeps what belongs to no command, also for a user whom the system does not know."""
+
+import logging
+import os
+import stat
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import platformdirs
+
+from hart.errors import HartError
+from hart.runtime.files.writing import nearest, reason
+
+logger = logging.getLogger(__name__)
+
+
+def cache_folder() -> Path:
+    """Where hart keeps what it need not compute twice: HART_CACHE, or the platform's place for caches.
+
+    A user without a home, or with one that cannot be written to, has a private folder among the temporary files.
+
+    Raises:
+        HartError: that folder is not the user's alone.
+    """
+    given = os.environ.get("HART_CACHE")
+    if given:
+        return Path(given)
+    try:
+        usual = Path(platformdirs.user_cache_dir("hart"))
+    except RuntimeError:  # no home
+        return _private_home() / ".cache" / "hart"
+    if sys.platform == "win32" or (usual.is_absolute() and os.access(nearest(usual), os.W_OK | os.X_OK)):
+        return usual
+    return _private_home() / ".cache" / "hart"
+
+
+def ensure_home() -> None:
+    """Give this process a home (HOME) if its user has none; for a command, before it imports other libraries.
+
+    Some of them look for a home or a name of the user when they are imported, and fail, or make a folder called `~`.
+
+    Raises:
+        HartError: there is no place for one.
+    """
+    if not os.path.isabs(os.path.expanduser("~")):
+        os.environ["HOME"] = str(_private_home())
+        os.environ.setdefault("USER", str(os.getuid()))
+
+
+@cache
+def _private_home() -> Path:
+    folder = Path(tempfile.gettempdir()) / f"hart-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise HartError(
+            f"{folder}: cannot be written ({reason(error)}); set HOME and HART_CACHE to folders of yours"
+        ) from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise HartError(f"{folder}: is not yours alone; set HOME and HART_CACHE to folders of yours")
+    logger.warning("no home to write to: the cache is in %s; set HART_CACHE to keep it elsewhere", folder)
+    return folder

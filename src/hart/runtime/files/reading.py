@@ -1,0 +1,98 @@
+"""Reading JSON, and telling what is no content at all."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from hart.errors import HartError
+from hart.runtime.files.writing import reason
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How a file begins that Git LFS put in the place of another."""
+
+
+def read_json(path: str | Path, what: str, *, missing: str | None = None) -> Any:
+    """The value in a JSON file, with or without a byte order mark.
+
+    Args:
+        what: the file should be, for messages: "a task file".
+        missing: the message where there is no such file; None says that.
+
+    Raises:
+        HartError: as `parse_json`, or the file is missing or cannot be read.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise HartError(missing or f"{path}: no such file; give {what}") from None
+    except (OSError, ValueError) as error:  # ValueError: no file can have such a name
+        raise HartError(f"{path}: cannot be read ({reason(error)}); give {what}") from None
+    return parse_json(content, str(path), what)
+
+
+def parse_json(content: bytes | str, source: str, what: str) -> Any:
+    """The value that a JSON text describes.
+
+    Args:
+        source: where the text comes from, to begin a message with: "tasks.jsonl, line 3".
+        what: it should be, for messages: "a task".
+
+    Raises:
+        HartError: not UTF-8 or not JSON, a number of thousands of digits, brackets in brackets without end, or half a
+            character (a lone surrogate), which no tokenizer and no file takes.
+    """
+    wrong = f"{source}: not {what}"
+    try:
+        text = content.decode("utf-8-sig") if isinstance(content, bytes) else content.removeprefix("\ufeff")
+    except UnicodeDecodeError:
+        raise HartError(f"{wrong}, the text is not UTF-8") from None
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        if text.startswith(LFS_POINTER.decode()):
+            raise HartError(_lfs_message(source)) from None
+        raise HartError(f"{wrong}, the text is not JSON ({error})") from None
+    except ValueError:
+        raise HartError(f"{wrong}, a number has more than {sys.get_int_max_str_digits()} digits") from None
+    except RecursionError:
+        raise HartError(f"{wrong}, its brackets are nested too deeply") from None
+    # UTF-8 has no surrogates, so an escape is the only way for half a character to come in.
+    if "\\ud" in text or "\\uD" in text:
+        half = _half_character(value)
+        if half is not None:
+            raise HartError(f"{wrong}, {half} holds half of a character; write the whole one, or leave it out")
+    return value
+
+
+def _half_character(value: Any) -> str | None:
+    """The place of the first text that cannot be written as UTF-8; None if there is none."""
+    waiting: list[tuple[str, Any]] = [("", value)]
+    while waiting:
+        place, item = waiting.pop()
+        if isinstance(item, str):
+            try:
+                item.encode()
+            except UnicodeEncodeError:
+                return place.removeprefix(".") or "the text"
+        elif isinstance(item, dict):
+            waiting += [(f"{place} (a name in it)", key) for key in reversed(item)]
+            waiting += [(f"{place}.{key}", each) for key, each in reversed(item.items())]
+        elif isinstance(item, list):
+            waiting += [(f"{place}[{index}]", each) for index, each in reversed(list(enumerate(item)))]
+    return None
+
+
+def refuse_lfs_pointer(path: str | Path) -> None:
+    """Raise `HartError` if a file is what Git LFS puts in its place; any other, or none, passes."""
+    try:
+        with open(path, "rb") as file:
+            begins = file.read(len(LFS_POINTER))
+    except OSError:
+        return
+    if begins == LFS_POINTER:
+        raise HartError(_lfs_message(str(path)))
+
+
+def _lfs_message(source: str) -> str:
+    return f"{source}: is a Git LFS pointer, not the file itself; run 'git lfs pull' in its repository"

@@ -1,0 +1,253 @@
+"""The folder of a run: config.yaml, run.json, metrics.jsonl, checkpoints/, best/ and final/."""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import filelock
+import yaml
+
+from hart.errors import HartError
+from hart.runtime.files import damage, write_json, write_text
+from hart.training.config import RunConfig
+from hart.training.run_record import NAMED, read_record
+
+logger = logging.getLogger(__name__)
+
+# Fields that may change between the start of a run and its continuation: they change no number of it.
+FREE_FIELDS = frozenset(
+    f"training.{name}"
+    for name in (
+        "output_dir", "log_every", "save_every", "keep_checkpoints", "num_workers", "tensorboard",
+        "resume", "num_threads", "micro_batch_size",
+        # `hart.training.sharding.check_layout` says what of these can change.
+        "deepspeed", "fsdp",
+    )
+) | {"model.attention", "model.gradient_checkpointing", "data.dir"}  # fmt: skip
+
+_GONE = {"training.consistency_pairing": "slots"}
+"""Fields that earlier versions had, and the value that this version computes with."""
+
+LOCK_FILE = ".lock"
+
+
+@contextmanager
+def holding(folder: Path, what: str = "training.output_dir") -> Iterator[None]:
+    """Within, no other process of this or any other command may hold `folder`, which is made if it is missing.
+
+    The operating system holds the lock and drops it when the process ends in any way; the file that stays says nothing.
+    Where an error ends the block, a folder that was new or empty is so again.
+
+    Args:
+        what: the option that names the folder.
+
+    Raises:
+        HartError: another process holds it, or it cannot be written.
+    """
+    lock, new = filelock.FileLock(str(folder / LOCK_FILE)), False
+    try:
+        new = not folder.exists()
+        if folder.is_symlink() and new:
+            raise HartError(f"{folder}: is a link to nothing; make its target, or choose another {what}")
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise HartError(
+            f"{folder}: another process is at work in it; wait for its end, or choose another {what}"
+        ) from None
+    except NotImplementedError:  # a file system without locks
+        logger.warning("%s: its file system knows no locks; see to it that no other process works in it", folder)
+    except OSError as error:
+        raise HartError(f"{folder}: cannot be {'created' if new else 'written'} ({error.strerror})") from error
+    try:
+        yield
+    finally:
+        lock.release()
+        if not _occupied(folder):
+            with suppress(OSError):  # somebody else has just come
+                (folder / LOCK_FILE).unlink(missing_ok=True)
+                if new:
+                    folder.rmdir()
+
+
+@contextmanager
+def undone_on_error(folder: Path) -> Iterator[None]:
+    """An empty folder is so again after an error, so that a corrected command can take it. To be held meanwhile."""
+    occupied = _occupied(folder)
+    try:
+        yield
+    except BaseException:
+        if not occupied:
+            for path in folder.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                elif path.name != LOCK_FILE:
+                    path.unlink(missing_ok=True)
+        raise
+
+
+def _occupied(folder: Path) -> bool:
+    """Whether there is anything but an empty folder, or one that was held only.
+
+    Raises:
+        HartError: nobody can tell.
+    """
+    try:
+        return folder.exists() and (not folder.is_dir() or any(each.name != LOCK_FILE for each in folder.iterdir()))
+    except OSError as error:
+        raise HartError(f"{folder}: cannot be read ({error.strerror})") from error
+
+
+class RunFolder:
+    """Opens the folder of a run, new or to be continued.
+
+    A folder is taken if it is new, empty, or holds the config.yaml of the same run.
+
+    Attributes:
+        record: what the run is made of, as `hart.training.run_record` keeps it.
+
+    Args:
+        config: the run's configuration, which is written there.
+        owner: False in all processes of a run but the first: they look at nothing and write nothing.
+
+    Raises:
+        HartError: the folder has other content, belongs to a run with another configuration, or cannot be made.
+    """
+
+    def __init__(self, config: RunConfig, *, owner: bool = True) -> None:
+        self.path = Path(config.training.output_dir)
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.final = self.path / "final"
+        self.best = self.path / "best"
+        self.record: dict[str, Any] = {}
+        if not owner:
+            return
+        occupied = self.check_free(self.path)
+        if occupied and not config.training.resume:
+            raise HartError(
+                f"{self.path}: holds a run already and training.resume is false; "
+                "choose another training.output_dir or delete the folder"
+            )
+        saved = self.path / "config.yaml"
+        if occupied:
+            self._check_same(saved, config)
+        else:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise HartError(f"{self.path}: cannot be created ({error.strerror})") from error
+        config.save(saved)
+
+    @staticmethod
+    def check_free(path: Path) -> bool:
+        """Whether `path` holds a run already; False if it is new or empty.
+
+        Raises:
+            HartError: it has other content, or cannot be read.
+        """
+        occupied = _occupied(path)
+        if occupied and not (path / "config.yaml").is_file():
+            raise HartError(f"{path}: exists with other content; choose another training.output_dir")
+        return occupied
+
+    @staticmethod
+    def _check_same(saved: Path, config: RunConfig) -> None:
+        try:
+            earlier = yaml.safe_load(saved.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise HartError(f"{saved}: cannot be read; choose another training.output_dir") from error
+        old, new = _flatten(earlier), _flatten(config.to_dict())
+        if isinstance(earlier, dict) and earlier.keys() == RunConfig().to_dict().keys():
+            # A field that the run's version did not have had today's default.
+            old = _flatten(RunConfig().to_dict()) | old
+        record = read_record(saved.parent)
+        if record and new["training.optimizer"] == record["optimizer"]:
+            old["training.optimizer"] = record["optimizer"]  # what it fell back to may be asked for by name
+        old = {key: value for key, value in old.items() if _GONE.get(key) != value}
+        changed = [
+            f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key) and key not in FREE_FIELDS
+        ]
+        if changed:
+            more = f" and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
+            raise HartError(
+                f"{saved.parent}: holds a run with another configuration ({'; '.join(changed[:NAMED])}{more}); "
+                "choose another training.output_dir or restore the value"
+            )
+
+    def last_checkpoint(self, *, before: int | None = None) -> Path | None:
+        """The newest undamaged checkpoint (of a step less than `before`); what an interrupted save left is removed.
+
+        A damaged one is named in a warning and left where it is.
+        """
+        shutil.rmtree(self.checkpoints / ".partial", ignore_errors=True)
+        found = {int(p.name[11:]): p for p in self.checkpoints.glob("checkpoint-*") if p.name[11:].isdigit()}
+        for step in sorted(found, reverse=True):
+            if before is not None and step >= before:
+                continue
+            wrong = damage(found[step])
+            if wrong is None:
+                return found[step]
+            logger.warning("%s: damaged (%s), going back to the checkpoint before it", found[step], wrong)
+        return None
+
+    def note_excluded(self, excluded: Mapping[str, float], max_average_length: int) -> None:
+        """Say which tasks are too long to be trained on, and list them in excluded.json."""
+        logger.warning(
+            "%d tasks of more than %d tokens on average are left out, see %s",
+            len(excluded),
+            max_average_length,
+            self.path / "excluded.json",
+        )
+        write_json(self.path / "excluded.json", {"max_average_length": max_average_length, "tasks": dict(excluded)})
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        """Add a line to metrics.jsonl.
+
+        Raises:
+            HartError: it cannot be written.
+        """
+        try:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise HartError(
+                f"{self.metrics}: cannot be written ({error.strerror}); see to that and start the command again, "
+                "it goes on from its last checkpoint"
+            ) from error
+
+    def rewind_metrics(self, step: int) -> None:
+        """Forget what was logged after `step`, before training goes on from there."""
+        if self.metrics.exists():
+            kept = [row for row in self.read_metrics() if row["step"] <= step]
+            write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl; a last line cut short by a crash is left out."""
+        return read_metrics(self.metrics)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; a line cut short by a crash is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat

@@ -1,0 +1,147 @@
+"""What a run was made of, kept in its folder: the base, the data, and the optimizer that was really used.
+
+config.yaml says what was asked for. Other files may lie under the same names when a run goes on, and 8-bit Adam may be
+there or not; run.json is what such differences are found with.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hart.data.segments import PATTERNS
+from hart.data.tasks import Instance, Task
+from hart.errors import HartError
+from hart.runtime.files import write_json
+from hart.runtime.identity import difference, same_base
+from hart.training.config import RunConfig
+
+RECORD_FILE = "run.json"
+SAMPLED_ROWS = 64
+"""Rows that stand for all of a task whose rows stay on the disk."""
+NAMED = 3
+"""Differences that a message names."""
+
+
+def record_of(
+    config: RunConfig, base: dict[str, Any], tasks: Sequence[Task] | None, validation: Sequence[Task], optimizer: str
+) -> dict[str, Any]:
+    """What a run is made of, as JSON.
+
+    Args:
+        base: `MainModel.identity` before the run.
+        tasks: None where it pre-trains on text.
+        optimizer: `hart.training.arguments.optimizer_used`.
+    """
+    data: dict[str, Any] = {"text": text_digests(config)} if tasks is None else {"tasks": task_digests(tasks)}
+    if validation:
+        data["validation"] = task_digests(validation)
+    return {"base": base, "optimizer": optimizer, "data": data}
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    write_json(folder / RECORD_FILE, record)
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """What `write_record` wrote; None in a folder of an earlier version.
+
+    Raises:
+        HartError: it cannot be read.
+    """
+    path = folder / RECORD_FILE
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise HartError(f"{path}: cannot be read ({error}); choose another training.output_dir") from None
+    if not isinstance(found, dict) or not {"base", "optimizer", "data"} <= found.keys():
+        raise HartError(f"{path}: is no record of a run; choose another training.output_dir")
+    return found
+
+
+def check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse to go on with another base or other data than a run began with.
+
+    Raises:
+        HartError: what differs, named.
+    """
+    instead = "restore it, or start anew in another training.output_dir"
+    old, new = (record["base"]["base_fingerprint"] for record in (before, now))
+    if not same_base(old, new):
+        raise HartError(
+            f"{folder}: the run was begun with another base than {now['base']['base']} is now (model.base), whose "
+            f"{difference(old, new)}; {instead}"
+        )
+    # The optimizer belongs to the states of a checkpoint (`hart.training.sharding.check_layout`).
+    changed = [line for part in ("text", "tasks", "validation") for line in _differences(part, before, now)]
+    if changed:
+        more = f" and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
+        raise HartError(
+            f"{folder}: the data are not those that the run was begun with (data.dir or data.hub_name): "
+            f"{'; '.join(changed[:NAMED])}{more}; {instead}"
+        )
+
+
+def _differences(part: str, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    old, new = before["data"].get(part, {}), now["data"].get(part, {})
+    what = {"text": "file", "tasks": "task", "validation": "validation task"}[part]
+    lines = [f"{what} {name} is missing" for name in old if name not in new]
+    lines += [f"{what} {name} is new" for name in new if name not in old]
+    for name in (name for name in old if name in new and old[name] != new[name]):
+        parts = [key for key in old[name] if old[name][key] != new[name].get(key)]
+        lines.append(f"{what} {name} has another {' and '.join(parts)}")
+    if not lines and list(old) != list(new):
+        lines.append(f"the {what}s are in another order")
+    return lines
+
+
+def task_digests(tasks: Sequence[Task]) -> dict[str, dict[str, str]]:
+    """Name → digests of what the run uses of each task, in the order of the tasks.
+
+    Of rows that stay on the disk their number and an even sample count: reading all of them would take as long as
+    copying the files.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for number, task in enumerate(tasks, start=1):
+        name = task.name or f"number {number}"
+        while name in found:
+            name += "'"
+        found[name] = {
+            "definition": _digest([task.definition]),
+            "demonstrations": _digest(text for d in task.demonstrations for text in (d.input, d.output, d.explanation)),
+            "instances": _digest(_rows(task.instances)),
+        }
+    return found
+
+
+def _rows(instances: Sequence[Instance]) -> Iterable[str]:
+    count = len(instances)
+    yield str(count)
+    wanted: Iterable[int] = range(count)
+    if not isinstance(instances, tuple) and count > SAMPLED_ROWS:
+        wanted = (i * (count - 1) // (SAMPLED_ROWS - 1) for i in range(SAMPLED_ROWS))
+    for at in wanted:
+        row = instances[at]
+        yield from (row.input, str(len(row.references)), *row.references, *row.choices)
+
+
+def text_digests(config: RunConfig) -> dict[str, dict[str, str]]:
+    """Name → size of each file of text; of a hub data set its name alone."""
+    data = config.data
+    if data.dir is None:
+        return {data.hub_name or "the hub's": {}}
+    paths = sorted(path for pattern in PATTERNS for path in Path(data.dir).glob(pattern) if path.is_file())
+    return {path.name: {"size": str(path.stat().st_size)} for path in paths}
+
+
+def _digest(texts: Iterable[str]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for text in texts:
+        # With its length, so that no two lists of texts run into the same bytes.
+        encoded = text.encode("utf-8", "surrogatepass")
+        digest.update(len(encoded).to_bytes(8, "little"))
+        digest.update(encoded)
+    return digest.hexdigest()

@@ -1,0 +1,222 @@
+"""Weights and optimizer states that no single process of a run holds whole, and checkpoints of them.
+
+Layouts. *Replicated*: each process holds everything (one process; DDP). ZeRO (DeepSpeed) divides the optimizer states
+(stage 1), the gradients too (2), the weights too (3). FSDP divides all three. The paper trains with DeepSpeed (§4.1).
+Which one a run has is said by its launcher (`accelerate launch`) or by training.deepspeed and training.fsdp.
+
+Whatever the layout, a checkpoint holds the trained weights whole, as a model folder; only the optimizer states beside
+them are written as the layout has them.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import Tensor, nn
+from transformers.models.t5.modeling_t5 import T5Block
+
+from hart.errors import HartError
+from hart.hypernetwork.heads import BlockHead
+from hart.model.hart_model import HartModel
+from hart.runtime.ranks import rank, world_size
+
+LAYOUT_FILE = "layout.json"
+OPTIMIZER_NAME = "optimizer.pt"
+REPLICATED, FSDP, ZERO = "replicated", "fsdp", "zero"
+EIGHT_BIT = "adamw_8bit"
+
+
+def layout_of(accelerator: Accelerator, *, fsdp: bool) -> str:
+    """`replicated`, `zero-1`, `zero-2`, `zero-3` or `fsdp`."""
+    plugin: Any = getattr(accelerator.state, "deepspeed_plugin", None)
+    if plugin is not None:
+        return f"{ZERO}-{plugin.zero_stage}" if plugin.zero_stage else REPLICATED
+    return FSDP if fsdp and world_size() > 1 else REPLICATED
+
+
+def shard(system: HartModel, *, bf16: bool) -> None:
+    """Divide the weights among the processes with FSDP: each layer on its own, whole only while it is at work.
+
+    The layers of the hypernetwork's decoder and the embeddings are left to the root, which stays whole from the
+    forward to the backward pass: a generation scheme runs the decoder's parts itself, L times
+    (`hart.hypernetwork.decoding`), and FSDP gathers weights where a module is called.
+
+    Args:
+        bf16: gather weights in bfloat16; gradients are summed in float32.
+
+    Raises:
+        HartError: PyTorch is too old for it.
+    """
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+    if not hasattr(FSDPModule, "reset_iter_state"):
+        raise HartError("training.fsdp needs PyTorch 2.13 or newer; training.deepspeed works with this one")
+    system.main.keep_fingerprint()
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    mesh = torch.distributed.init_device_mesh(device, (world_size(),))
+    stacks: list[Any] = [system.main.model.encoder, system.main.model.decoder]
+    if system.hypernetwork is not None:
+        if not system.hypernetwork.config.tied_encoder:
+            stacks.append(system.hypernetwork.encoder)
+        stacks.append(system.hypernetwork.heads)
+    for stack in stacks:
+        for module in list(stack.modules()):
+            if isinstance(module, T5Block | BlockHead):
+                fully_shard(module, mesh=mesh, mp_policy=policy)
+    fully_shard(system, mesh=mesh, mp_policy=policy)
+
+
+def trained_weights(module: nn.Module) -> dict[str, Tensor]:
+    """Name → whole value of each parameter that is trained, on the CPU; in float32 where the optimizer has it so.
+
+    All processes must call it together; where weights are divided, the first one alone gets them. A parameter of two
+    modules has one name.
+    """
+    from torch.distributed.tensor import DTensor
+
+    whole: dict[str, Tensor] = {}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        divided = True
+        if isinstance(parameter, DTensor):
+            value = parameter.full_tensor()
+        elif hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping"):
+            from deepspeed.utils import safe_get_full_fp32_param
+
+            # The optimizer's float32 copy: with bf16, DeepSpeed trains that one.
+            value = safe_get_full_fp32_param(parameter)
+        else:
+            value, divided = parameter, False
+        if not divided or rank() == 0:
+            whole[name] = value.detach().cpu()
+        del value
+    return whole
+
+
+@contextmanager
+def undivided(system: HartModel, engine: Any, layout: str) -> Iterator[None]:
+    """Within, each process holds all weights and can use the system on its own, without gradients.
+
+    All processes must enter and leave together.
+
+    Args:
+        engine: DeepSpeed's, where it is at work.
+    """
+    if layout == FSDP:
+        from torch.distributed.fsdp import FSDPModule
+
+        units = [module for module in system.modules() if isinstance(module, FSDPModule)]
+        for unit in units:
+            unit.set_reshard_after_forward(False, recurse=False)
+            unit.unshard()
+        try:
+            yield
+        finally:
+            for unit in units:
+                # As FSDP sets it itself: the root stays whole until the backward pass.
+                unit.set_reshard_after_forward(unit is not system, recurse=False)
+            # It divides the weights again, and forgets uses that no backward pass follows.
+            units[0].reset_iter_state()
+    elif layout == f"{ZERO}-3":
+        import deepspeed
+
+        offload = engine.optimizer.parameter_offload
+        with deepspeed.zero.GatheredParameters(list(system.parameters())):
+            # Its hooks would give each layer's weights away again after their use.
+            parameter: Any
+            for parameter in system.parameters():
+                parameter.ds_active_sub_modules.clear()
+            for hook in (*offload.forward_hooks, *offload.backward_hooks):
+                hook.remove()
+            offload.forward_hooks, offload.backward_hooks = [], []
+            try:
+                yield
+            finally:
+                offload._register_deepspeed_module(offload.module)
+    else:
+        yield
+
+
+def save_divided_optimizer(trainer: Any, layout: str, folder: Path) -> None:
+    """Write the optimizer states of a layout other than `replicated`; all processes together.
+
+    Args:
+        trainer: a transformers Trainer with its model and optimizer prepared.
+    """
+    if layout == FSDP:
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        states = get_optimizer_state_dict(trainer.model, _plain(trainer.optimizer), options=options)
+        if rank() == 0:
+            torch.save(states, folder / OPTIMIZER_NAME)
+    else:
+        trainer.model_wrapped.save_checkpoint(str(folder), exclude_frozen_parameters=True)
+
+
+def load_divided_optimizer(trainer: Any, layout: str, folder: Path) -> None:
+    """Read what `save_divided_optimizer` wrote."""
+    if layout == FSDP:
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+
+        states = torch.load(folder / OPTIMIZER_NAME, weights_only=True, mmap=True)
+        options = StateDictOptions(full_state_dict=True)
+        set_optimizer_state_dict(trainer.model, _plain(trainer.optimizer), states, options=options)
+    else:
+        # Frozen weights are not in it.
+        trainer.model_wrapped.load_checkpoint(str(folder), load_module_strict=False, load_lr_scheduler_states=False)
+
+
+def _plain(optimizer: Any) -> torch.optim.Optimizer:
+    """Without accelerate's wrapper."""
+    return optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
+
+
+def write_layout(folder: Path, layout: str, optimizer: str) -> None:
+    """Say in a checkpoint how its optimizer states are divided, and of which optimizer they are."""
+    text = json.dumps({"layout": layout, "world_size": world_size(), "optimizer": optimizer})
+    (folder / LAYOUT_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def check_layout(folder: Path, layout: str, optimizer: str) -> str | None:
+    """Whether a run of this layout and optimizer can go on from a checkpoint; what it loses by that, if anything.
+
+    Args:
+        optimizer: the one that is really used, in the words of training.optimizer.
+
+    Raises:
+        HartError: the optimizer states cannot be read, with the reason.
+    """
+    try:
+        saved = json.loads((folder / LAYOUT_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        saved = {"layout": REPLICATED, "world_size": None}  # of an earlier version
+    before, processes, states = saved["layout"], saved["world_size"], saved.get("optimizer", optimizer)
+    instead = "or take a new training.output_dir and the checkpoint as model.init_from"
+    if before != layout:
+        raise HartError(
+            f"{folder}: its optimizer states are divided as {before} and this run has {layout}; start it as it was "
+            f"started before, {instead}"
+        )
+    if states != optimizer:
+        how = {EIGHT_BIT: "install bitsandbytes again", "adamw": "set training.optimizer to adamw"}.get(
+            states, "start it as it was started before"
+        )
+        raise HartError(
+            f"{folder}: its optimizer states are those of {states} and this run has {optimizer}; {how}, {instead}"
+        )
+    if processes in (None, world_size()):
+        return None
+    if layout.startswith(ZERO):
+        raise HartError(
+            f"{folder}: DeepSpeed has divided its optimizer states among {processes} processes and this run has "
+            f"{world_size()}; start it with {processes}, {instead}"
+        )
+    return f"written by {processes} processes and continued by {world_size()}: same examples, other draws of dropout"

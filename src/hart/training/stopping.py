@@ -1,0 +1,77 @@
+"""Ends of a training run that are nobody's mistake: a pre-empted machine, and a memory that is too small."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from hart.errors import HartError
+from hart.runtime.ranks import anywhere
+from hart.training.config import RunConfig
+
+
+class Stopped(Exception):
+    """Training ended early because it was asked to; all of it is saved."""
+
+
+class StopSignal(TrainerCallback):
+    """After SIGTERM, the step in progress is finished, saved, and the last.
+
+    Attributes:
+        signalled: whether the signal has come.
+    """
+
+    def __init__(self) -> None:
+        self.signalled = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # Of several processes one may have been told and another not yet: they stop together.
+        if anywhere(self.signalled):
+            self.signalled = True
+            control.should_save = True
+            control.should_training_stop = True
+
+
+@contextmanager
+def stopping_cleanly() -> Iterator[StopSignal]:
+    """Within, SIGTERM (as schedulers send it before they take a machine away) is left to the callback yielded."""
+    stop = StopSignal()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # only the main thread may handle signals
+        return
+
+    def handle(*_: Any) -> None:
+        stop.signalled = True
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+_SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
+
+
+def memory_error(error: BaseException, config: RunConfig) -> HartError | None:
+    """One line that says what takes less memory, if `error` is about memory."""
+    about_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    if not about_memory and not any(sign in str(error).lower() for sign in _SIGNS):
+        return None
+    advice = []
+    micro = config.training.micro_batch_size or config.training.batch_size
+    if micro > config.training.queries_per_task:
+        advice.append(f"training.micro_batch_size below {micro}")
+    if not config.model.gradient_checkpointing:
+        advice.append("model.gradient_checkpointing true")
+    if not config.training.bf16:
+        advice.append("training.bf16 true")
+    advice.append("shorter data.max_*_length")
+    return HartError(
+        f"out of memory in training; set {', '.join(advice)}, and see hart estimate; "
+        "the same command then goes on from the last checkpoint"
+    )

@@ -1,0 +1,178 @@
+"""Training a system (§3, App. 8.1.3): a transformers Trainer with the two losses of HART.
+
+`train` goes from a configuration to a saved model: tasks, system, data set, trainer, model. A frozen main model stays
+as it is; checkpoints hold what is trained, optimizer, schedule, random states and the states of the previous
+optimizer step, so that a continued run repeats the uninterrupted one.
+"""
+
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from hart.data.collections import load_tasks
+from hart.data.input_format import InputFormat
+from hart.data.lengths import without_long
+from hart.data.p3.names import sampling_size
+from hart.data.sampling import TrainingDataset
+from hart.data.segments import DEFAULT_HUB_NAME as DEFAULT_TEXT
+from hart.data.segments import SegmentDataset
+from hart.data.tasks import Task
+from hart.errors import HartError
+from hart.model.hart_model import HartModel
+from hart.runtime.ranks import from_first, join_to_train, rank, together
+from hart.training.blueprint import check_trains
+from hart.training.config import RunConfig
+from hart.training.run_folder import RunFolder, holding, undone_on_error
+from hart.training.run_record import check_same, read_record, record_of, write_record
+from hart.training.sharding import check_layout
+from hart.training.stopping import Stopped, memory_error, stopping_cleanly
+from hart.training.trainer import HartTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def train(config: RunConfig, *, tasks: Sequence[Task] | None = None, quiet: bool = False) -> Path:
+    """Train a system and return the folder of the saved model (`final/` in the run's folder).
+
+    A run that was interrupted goes on from its newest checkpoint; one that is complete is left as it is.
+
+    Args:
+        tasks: training tasks, instead of those that `config.data` names.
+        quiet: no progress bar.
+
+    Raises:
+        HartError: bad input (tasks, base, configuration, folder), a loss that is not finite, too little memory.
+        hart.training.stopping.Stopped: SIGTERM came; a checkpoint was written and the same call goes on from it.
+    """
+    # Of several processes (torchrun), the first one alone writes to the folder; what one of them cannot do ends all.
+    join_to_train()
+    owner, folder = rank() == 0, Path(config.training.output_dir)
+    with ExitStack() as held:
+        with together():
+            if owner:
+                RunFolder.check_free(folder)  # before a lock is put there
+                held.enter_context(holding(folder))
+        return _train(config, tasks, owner=owner, quiet=quiet)
+
+
+def _train(config: RunConfig, tasks: Sequence[Task] | None, *, owner: bool, quiet: bool) -> Path:
+    folder = Path(config.training.output_dir)
+    with undone_on_error(folder) if owner else nullcontext():
+        with together():
+            run = RunFolder(config, owner=owner)
+        if from_first((run.final / "config.json").exists):
+            logger.info("%s: the run is complete", run.path)
+            return run.final
+        with together():
+            trainer = _trainer(config, tasks, run, owner=owner, quiet=quiet)
+        checkpoint = from_first(lambda: _to_go_on_from(run, trainer))
+    with stopping_cleanly() as stop:
+        trainer.add_callback(stop)
+        try:
+            trainer.go_on(checkpoint)
+        except HartError as error:
+            # From a data worker it comes wrapped in the worker's traceback.
+            raise HartError(
+                str(error).rpartition(f"{HartError.__module__}.{HartError.__name__}: ")[2].strip()
+            ) from error
+        except (RuntimeError, MemoryError) as error:
+            raise memory_error(error, config) or error from error
+    if stop.signalled and trainer.state.global_step < config.training.max_steps:
+        raise Stopped(
+            f"stopped by a signal after step {trainer.state.global_step}, which is saved in {run.checkpoints}"
+        )
+    trainer.save_to(run.final)
+    return run.final
+
+
+def _trainer(
+    config: RunConfig, tasks: Sequence[Task] | None, run: RunFolder, *, owner: bool, quiet: bool
+) -> HartTrainer:
+    """The trainer of a run, with its system and its examples."""
+    data, training = config.data, config.training
+    if training.num_threads:
+        torch.set_num_threads(training.num_threads)
+    if tasks is None and not data.segments:
+        tasks = load_tasks(data, "train")
+    evaluates = training.eval_every > 0
+    if evaluates and not data.validation_tasks and data.collection != "procedural":
+        logger.warning(
+            "data.validation_tasks is 0: all tasks are trained on and there are none for training.eval_every %d; "
+            "nothing is evaluated and there will be no best/",
+            training.eval_every,
+        )
+        evaluates = False
+    validation = load_tasks(data, "validation") if evaluates else []
+
+    system = HartModel.from_config(config.model, data, seed=training.seed)
+    check_trains(config.model, system.main.shape)
+    if data.collection == "p3" and tasks:
+        tasks, excluded = without_long(tasks, system.main.tokenizer, data.max_average_length)
+        if owner and excluded:
+            run.note_excluded(excluded, data.max_average_length)
+    dataset = training_examples(config, tasks, system.main.tokenizer)
+    trainer = HartTrainer(system, dataset, validation, training, run, quiet=quiet)
+    if owner:
+        run.record = record_of(config, system.main.identity, tasks, validation, trainer.optimizer_used)
+    return trainer
+
+
+def _to_go_on_from(run: RunFolder, trainer: HartTrainer) -> Path | None:
+    """The newest whole checkpoint, with the metrics of what comes after it forgotten.
+
+    Raises:
+        HartError: it was made with another base or other data, or its optimizer states cannot be read.
+    """
+    checkpoint, before = run.last_checkpoint(), read_record(run.path)
+    if checkpoint is not None:
+        if before is not None:
+            check_same(run.path, before, run.record)
+        loss = check_layout(checkpoint, trainer.layout, trainer.optimizer_used)
+        if loss is not None:
+            logger.info("%s: %s", checkpoint, loss)
+    write_record(run.path, run.record)
+    run.rewind_metrics(int(checkpoint.name[11:]) if checkpoint else -1)
+    return checkpoint
+
+
+def training_examples(
+    config: RunConfig, tasks: Sequence[Task] | None, tokenizer: PreTrainedTokenizerBase
+) -> TrainingDataset | SegmentDataset:
+    """The examples of a whole run, in the order of its steps: of `tasks`, or of text to pre-train on.
+
+    Raises:
+        HartError: tasks or text that cannot be used.
+    """
+    data, training = config.data, config.training
+    length, lengths = training.max_steps * training.batch_size, InputFormat.from_config(data).lengths
+    if data.segments:
+        return SegmentDataset(
+            tokenizer,
+            directory=None if data.dir is None else Path(data.dir),
+            hub_name=data.hub_name or DEFAULT_TEXT,
+            kind="four" if data.collection == "four_segments" else "three",
+            length=length,
+            seed=training.seed,
+            lengths=lengths,
+            max_document_tokens=data.max_document_tokens,
+        )
+    sizes = [sampling_size(each.name, len(each.instances)) for each in tasks or []] if data.collection == "p3" else None
+    form = InputFormat.from_config(data)
+    return TrainingDataset(
+        tasks or [],
+        tokenizer,
+        length=length,
+        seed=training.seed,
+        lengths=lengths,
+        task_sampling=data.task_sampling,
+        sizes=sizes,
+        demonstrations=data.demonstrations,
+        demonstrations_to=data.demonstrations_to,
+        queries_per_task=training.queries_per_task,
+        input_eos=form.input_eos,
+        **form.shown,
+    )

@@ -1,0 +1,107 @@
+"""HART's scheme against a loop over the stock decoder stack."""
+
+import pytest
+import torch
+
+from hart.errors import HartError
+from hart.hypernetwork.schemes.autoregressive import Autoregressive, layer_order
+
+LAYERS = 4
+
+
+@pytest.fixture
+def decoder(tiny_t5):
+    return tiny_t5.decoder
+
+
+def make(history: str, d_model: int) -> Autoregressive:
+    scheme = Autoregressive(d_model, LAYERS, (), history=history)  # type: ignore[arg-type]
+    scheme.reset_parameters(1.0)
+    return scheme
+
+
+def run_stock(decoder, scheme: Autoregressive, memory, memory_mask) -> torch.Tensor:
+    """§3.1 with `T5Stack.forward`: h_l from the sequence z, h_1, …, h_{l−1} and a mask in blocks
+    of two."""
+    sequence = scheme.z.expand(memory.shape[0], -1, -1)
+    states = []
+    for _ in range(LAYERS):
+        step = torch.arange(sequence.shape[1]) // 2
+        visible = step[:, None] >= step if scheme.history == "all" else step[:, None] == step
+        hidden = decoder(
+            inputs_embeds=sequence,
+            attention_mask=visible[None, None].expand(memory.shape[0], 1, -1, -1),
+            encoder_hidden_states=memory,
+            encoder_attention_mask=memory_mask,
+            use_cache=False,
+        ).last_hidden_state[:, -2:]
+        states.append(hidden)
+        sequence = torch.cat((sequence, hidden), 1)
+    # [b, stack, layer, 1, d]
+    return torch.stack(states, 2)[:, :, :, None]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("history", ["all", "last"])
+def test_equals_a_loop_over_the_stock_decoder(decoder, history: str, cached: bool):
+    scheme = make(history, decoder.config.d_model)
+    memory = torch.randn(2, 7, decoder.config.d_model)
+    memory_mask = torch.tensor([[1] * 7, [1] * 5 + [0] * 2])
+    with torch.no_grad():
+        states = scheme(decoder, memory, memory_mask, cached=cached)
+        expected = run_stock(decoder, scheme, memory, memory_mask)
+    assert states.shape == (2, 2, LAYERS, 1, decoder.config.d_model)
+    torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_state_depends_on_all_earlier_steps_and_on_no_later_one(decoder):
+    """With more layers, the first states are the same; and the last gradient reaches back to z."""
+    d_model = decoder.config.d_model
+    memory, mask = torch.randn(1, 5, d_model), torch.ones(1, 5)
+    scheme = make("all", d_model)
+    shorter = Autoregressive(d_model, LAYERS - 2, ())
+    shorter.z = scheme.z
+    states = scheme(decoder, memory, mask)
+    torch.testing.assert_close(shorter(decoder, memory, mask), states[:, :, : LAYERS - 2])
+    (gradient,) = torch.autograd.grad(states[:, :, -1].sum(), scheme.z)
+    assert gradient.abs().sum(-1).gt(0).all()
+
+
+def test_history_matters(decoder):
+    d_model = decoder.config.d_model
+    memory, mask = torch.randn(1, 5, d_model), torch.ones(1, 5)
+    everything, last = make("all", d_model), make("last", d_model)
+    last.z = everything.z
+    a, b = everything(decoder, memory, mask), last(decoder, memory, mask)
+    torch.testing.assert_close(a[:, :, 0], b[:, :, 0])
+    assert not torch.allclose(a[:, :, 1:], b[:, :, 1:], atol=1e-3)
+
+
+def test_unknown_history_is_refused():
+    with pytest.raises(HartError, match="history must be one of all, last, not 'some'"):
+        make("some", 8)
+
+
+@pytest.mark.parametrize("order", ["top_down", "random"])
+def test_orders_run_the_same_steps_for_other_layers(decoder, order: str):
+    d_model = decoder.config.d_model
+    memory, mask = torch.randn(2, 5, d_model), torch.ones(2, 5)
+    upwards = make("all", d_model)
+    other = Autoregressive(d_model, LAYERS, (), order=order, order_seed=2)  # type: ignore[arg-type]
+    other.z = upwards.z
+    for cached in (True, False):
+        steps, states = (scheme(decoder, memory, mask, cached=cached) for scheme in (upwards, other))
+        for step, layer in enumerate(other.layer_of_step):
+            torch.testing.assert_close(states[:, :, layer], steps[:, :, step], rtol=1e-4, atol=1e-5)
+    assert other.layer_of_step != upwards.layer_of_step
+
+
+def test_orders_are_permutations_that_the_seed_decides():
+    assert layer_order(4, "bottom_up") == [0, 1, 2, 3]
+    assert layer_order(4, "top_down") == [3, 2, 1, 0]
+    drawn = {tuple(layer_order(24, "random", seed)) for seed in range(5)}
+    assert len(drawn) == 5
+    assert all(sorted(order) == list(range(24)) for order in drawn)
+    # Not drawn from torch's generator: every process of a run must agree.
+    torch.manual_seed(1)
+    assert tuple(layer_order(24, "random", 0)) in drawn

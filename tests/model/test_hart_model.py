@@ -1,0 +1,495 @@
+"""The whole system: gradients, adaptation, and what is saved and refused."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hart.data.collate import Collator
+from hart.data.input_format import InputFormat
+from hart.data.prompts import Cuts
+from hart.data.sampling import TrainingDataset
+from hart.data.tasks import Task
+from hart.errors import HartError
+from hart.hypernetwork.network import HyperNetwork
+from hart.model.hart_model import HartModel
+from hart.model.scoring import score_choices
+from hart.training.config import DataConfig, ModelConfig
+from hart.training.losses import prediction_loss
+
+BATCH = 4
+NEW_TOKENS = 6
+ROUNDING = 1e-5
+TASKS = [
+    Task("Write the words in reverse order.", [("one two", "two one"), ("the cat", "cat the")], name="reverse"),
+    Task("Write the first word.", [("cat sat on the mat", "cat")], name="first"),
+    Task("Count.", [("a b c", "3"), ("a", "1"), ("left out", "2")], name="count"),
+]
+QUERIES = ["the mat", "one two three one two three", "in order"]
+
+PREFIX = [{"kind": "prefix", "length": 4}]
+VARIANTS = {
+    "prefix and fusion": {"peft": PREFIX, "fusion": True},
+    "prefix alone": {"peft": PREFIX, "fusion": False},
+    "fusion alone": {"peft": [], "fusion": True},
+}
+
+
+def make(base: Path, *, seed: int = 0, **model: object) -> HartModel:
+    settings: dict = {"decoder_layers": 2, "peft": PREFIX, **model}
+    data = DataConfig(max_demonstrations_length=128, max_query_length=32, max_target_length=NEW_TOKENS)
+    system = HartModel.from_config(ModelConfig(base=str(base), **settings), data, seed=seed)
+    # Prefixes of their initial size hardly change what a random base says; these do.
+    with torch.no_grad():
+        for head in system.hypernetwork.heads.heads():
+            head.second.mul_(10)
+    return system
+
+
+@pytest.fixture
+def system(tiny_base_dir: Path) -> HartModel:
+    return make(tiny_base_dir).eval()
+
+
+@pytest.fixture(params=VARIANTS)
+def variant(request: pytest.FixtureRequest, tiny_base_dir: Path) -> HartModel:
+    return make(tiny_base_dir, **VARIANTS[request.param]).eval()
+
+
+def batch_of(system: HartModel, data_dir: Path) -> dict[str, Tensor]:
+    tasks = [Task.from_file(path) for path in sorted((data_dir / "tasks").glob("*.json"))]
+    lengths = system.input_format.lengths
+    dataset = TrainingDataset(tasks, system.main.tokenizer, length=BATCH, seed=0, lengths=lengths)
+    batch = Collator(system.main.tokenizer.pad_token_id)([dataset[i] for i in range(BATCH)])
+    return {name: values for name, values in batch.items() if name not in ("slots", "task_index")}
+
+
+def gradients(system: HartModel, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    output = system(**batch)
+    total, _ = prediction_loss(output.logits, batch["labels"])
+    (total + output.states.square().sum()).backward()
+    return {name: p.grad for name, p in system.named_parameters() if p.grad is not None}
+
+
+# --- training pass ---------------------------------------------------------------------------------------
+
+
+def test_gradients_reach_all_of_the_hypernetwork_and_nothing_of_the_main_model(variant: HartModel, toy_data_dir: Path):
+    variant.train()
+    found = gradients(variant, batch_of(variant, toy_data_dir))
+    expected = {f"hypernetwork.{name}" for name, _ in variant.hypernetwork.named_parameters()}
+    assert set(found) == expected
+    assert all(gradient.abs().sum() > 0 for gradient in found.values())
+    assert not any(parameter.requires_grad for parameter in variant.main.parameters())
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(tiny_base_dir: Path, toy_data_dir: Path):
+    plain = make(tiny_base_dir, dropout=0.0).train()
+    recomputed = make(tiny_base_dir, dropout=0.0, gradient_checkpointing=True).train()
+    assert recomputed.hypernetwork.encoder.is_activation_checkpointing
+    assert recomputed.main.model.is_activation_checkpointing and recomputed.main.model.training
+    batch = batch_of(plain, toy_data_dir)
+    expected, found = gradients(plain, batch), gradients(recomputed, batch)
+    assert set(found) == set(expected)
+    for name, gradient in expected.items():
+        # Where the parts of a gradient cancel, their rounding stays.
+        rounding = ROUNDING * gradient.abs().max().item()
+        torch.testing.assert_close(
+            found[name], gradient, rtol=0, atol=rounding, msg=lambda text, n=name: f"{n}: {text}"
+        )
+
+
+def test_main_model_has_no_dropout_in_training(tiny_base_dir: Path, toy_data_dir: Path):
+    system = make(tiny_base_dir, dropout=0.0).train()
+    batch = batch_of(system, toy_data_dir)
+    assert torch.equal(system(**batch).logits, system(**batch).logits)
+    dropping = make(tiny_base_dir).train()
+    assert not torch.equal(dropping(**batch).logits, dropping(**batch).logits)
+
+
+def test_seed_decides_the_new_weights(tiny_base_dir: Path):
+    one, same, other = (make(tiny_base_dir, seed=seed).hypernetwork.state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    drawn = {name for name in one if not torch.equal(one[name], other[name])}
+    assert drawn and all(name.startswith(("heads", "scheme")) for name in drawn)
+
+
+# --- adaptation ------------------------------------------------------------------------------------------
+
+
+def test_adapting_a_batch_is_adapting_each_task_alone(variant: HartModel):
+    together = variant.adapt(TASKS)
+    assert len(together) == len(TASKS)
+    for row, task in enumerate(TASKS):
+        one, alone = together[row], variant.adapt(task)
+        assert one.tasks == alone.tasks and one.blocks.keys() == alone.blocks.keys()
+        for name, values in alone.blocks.items():
+            torch.testing.assert_close(one.blocks[name], values)
+        torch.testing.assert_close(one.memory, alone.memory)
+        assert (one.memory_mask is None) == (alone.memory_mask is None)
+
+
+def test_a_batch_that_mixes_tasks_is_answered_like_each_query_alone(variant: HartModel):
+    mixed = variant.generate(QUERIES, variant.adapt(TASKS))
+    alone = [variant.generate(q, variant.adapt(t))[0] for q, t in zip(QUERIES, TASKS, strict=True)]
+    assert mixed == alone
+    swapped = variant.generate(QUERIES, variant.adapt(TASKS[::-1]))
+    assert swapped != mixed, "the adaptation makes no difference, so the test says nothing"
+
+
+def test_adapting_in_training_mode_has_no_dropout_and_keeps_the_mode(system: HartModel):
+    expected = system.adapt(TASKS[0])
+    system.train()
+    found = system.adapt(TASKS[0])
+    assert system.training and system.hypernetwork.training and not system.main.model.training
+    for name, values in expected.blocks.items():
+        assert torch.equal(found.blocks[name], values)
+    assert not any(values.requires_grad for values in found.blocks.values())
+
+
+def test_failed_adaptation_keeps_the_mode(system: HartModel, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(system.hypernetwork, "forward", fail)
+    system.train()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        system.adapt(TASKS[0])
+    assert system.training
+
+
+def test_input_format_decides_what_is_read(tiny_base_dir: Path):
+    system = make(tiny_base_dir).eval()
+    explained = Task(TASKS[0].definition, [("one two", "two one", "The order is turned.")])
+    system.input_format = InputFormat(explanations=True)
+    with_explanation = system.adapt(explained)
+    system.input_format = InputFormat(explanations=False)
+    assert with_explanation.memory is not None
+    assert with_explanation.memory.shape[1] > system.adapt(explained).memory.shape[1]
+
+
+def test_score_has_the_limits_of_the_input_format(system: HartModel):
+    adaptation = system.adapt(TASKS[0])
+    limits = {"max_query_length": system.input_format.max_query_length, "max_target_length": NEW_TOKENS}
+    query, choices = "one two " * 40, ["cat", "the cat sat on the mat in order"]
+    expected = score_choices(system.main, [query], [choices], adaptation, **limits)[0]
+    assert system.score(query, choices, adaptation) == expected
+    assert expected != score_choices(system.main, [query], [choices], adaptation, max_query_length=384)[0]
+
+
+def test_no_task_is_refused(system: HartModel):
+    with pytest.raises(HartError, match="at least one task"):
+        system.adapt([])
+
+
+# --- saving and loading ----------------------------------------------------------------------------------
+
+
+def test_saved_model_adapts_and_answers_identically(variant: HartModel, tmp_path: Path):
+    variant.save_pretrained(tmp_path / "model")
+    loaded = HartModel.from_pretrained(tmp_path / "model")
+    assert loaded.fusion == variant.fusion and loaded.input_format == variant.input_format
+    assert not loaded.training
+    expected, found = variant.adapt(TASKS), loaded.adapt(TASKS)
+    assert found.peft == expected.peft and found.model == str(tmp_path / "model")
+    for name, values in expected.blocks.items():
+        assert torch.equal(found.blocks[name], values)
+    assert loaded.generate(QUERIES, found) == variant.generate(QUERIES, expected)
+    # An adaptation belongs to the base, not to the object that made it.
+    assert loaded.generate(QUERIES, expected) == variant.generate(QUERIES, found)
+
+
+def test_saved_model_holds_the_hypernetwork_alone(system: HartModel, tmp_path: Path):
+    system.save_pretrained(tmp_path / "model")
+    assert {p.name for p in (tmp_path / "model").iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    assert load_file(tmp_path / "model" / "model.safetensors").keys() == system.hypernetwork.state_dict().keys()
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert f"base_model: {system.main.name}" in card and "autoregressive" in card
+
+
+def test_saving_replaces_an_earlier_model_and_nothing_else(system: HartModel, tmp_path: Path):
+    system.save_pretrained(tmp_path / "model")
+    system.save_pretrained(tmp_path / "model", card="my own words")
+    assert (tmp_path / "model" / "README.md").read_text() == "my own words"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").touch()
+    with pytest.raises(HartError, match="other content"):
+        system.save_pretrained(tmp_path / "other")
+    assert [p.name for p in (tmp_path / "other").iterdir()] == ["thesis.tex"]
+
+
+def test_weights_stored_in_bfloat16_compute_in_float32(system: HartModel, tmp_path: Path):
+    system.save_pretrained(tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    halved = {name: values.bfloat16() for name, values in weights.items()}
+    save_file(halved, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    loaded = HartModel.from_pretrained(tmp_path / "model")
+    assert {p.dtype for p in loaded.hypernetwork.parameters()} == {torch.float32}
+
+
+@pytest.fixture
+def saved(system: HartModel, tmp_path: Path) -> Path:
+    system.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_base_found_elsewhere_is_the_same_base(saved: Path, tiny_base_dir: Path, tmp_path: Path):
+    copy = shutil.copytree(tiny_base_dir, tmp_path / "copy")
+    edit_config(saved, base="a/name-that-is-not-here", base_revision="0" * 40)
+    assert HartModel.from_pretrained(saved, base=str(copy)).main.name == str(copy)
+
+
+def test_other_base_is_refused(saved: Path, tiny_base_dir: Path, tmp_path: Path):
+    other = shutil.copytree(tiny_base_dir, tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    weights["encoder.block.1.layer.0.SelfAttention.k.weight"] *= 1.5
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(HartError, match="was trained for another .* whose weights differ"):
+        HartModel.from_pretrained(saved, base=str(other))
+
+
+def test_a_trained_main_model_takes_no_other_base(tiny_base_dir: Path, tmp_path: Path):
+    make(tiny_base_dir, train_main=True).save_pretrained(tmp_path / "model")
+    with pytest.raises(HartError, match="brings its own main model, which was trained; leave out the base"):
+        HartModel.from_pretrained(tmp_path / "model", base=str(tiny_base_dir))
+
+
+def test_hypernetwork_for_another_shape_is_refused(system: HartModel):
+    system.hypernetwork.shape = type(system.main.shape)(**{**vars(system.main.shape), "d_kv": 4})
+    with pytest.raises(HartError, match="use the base it was trained with"):
+        HartModel(system.main, system.hypernetwork)
+
+
+def test_truncated_weights_are_refused(saved: Path):
+    weights = saved / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(HartError, match=r"model.safetensors: truncated .*; download it again") as refused:
+        HartModel.from_pretrained(saved)
+    assert "\n" not in str(refused.value)
+
+
+def test_bad_files_are_named(saved: Path):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2145\nsize 12345\n"
+    config, weights = saved / "config.json", saved / "model.safetensors"
+    config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes())  # a byte order mark is no mistake
+    HartModel.from_pretrained(saved)
+    tensors = load_file(weights)
+    name = min(tensors)
+    save_file(tensors | {name: tensors[name].to(torch.int64)}, weights, metadata={"format": "pt"})
+    with pytest.raises(HartError, match=f"^{weights}: {name} holds I64, not floating-point numbers"):
+        HartModel.from_pretrained(saved)
+    weights.write_bytes(pointer)
+    with pytest.raises(HartError, match=f"^{weights}: is a Git LFS pointer"):
+        HartModel.from_pretrained(saved)
+    for content in (pointer, b"[" * 100_000, b"9" * 5000, b'{"model_type": "\\ud800"}'):
+        config.write_bytes(content)
+        with pytest.raises(HartError, match=f"^{config}: ") as refused:
+            HartModel.from_pretrained(saved)
+        assert "\n" not in str(refused.value)
+
+
+def test_saved_files_have_ordinary_modes(variant: HartModel, tmp_path: Path):
+    """Also the weights, which safetensors makes private."""
+    (tmp_path / "plain").touch()
+    variant.save_pretrained(tmp_path / "model")
+    files = [path for path in (tmp_path / "model").rglob("*") if path.is_file()]
+    assert {path.stat().st_mode for path in files} == {(tmp_path / "plain").stat().st_mode}
+
+
+def test_weights_that_lack_a_tensor_are_refused(saved: Path):
+    weights = load_file(saved / "model.safetensors")
+    del weights["encoder.final_layer_norm.weight"]
+    save_file(weights, saved / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(HartError, match="does not fit config.json at encoder.final_layer_norm"):
+        HartModel.from_pretrained(saved)
+
+
+def edit_config(folder: Path, **system: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["system"] |= system
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_unknown_kind_is_refused(saved: Path):
+    config = json.loads((saved / "config.json").read_text())
+    config["peft"][0]["kind"] = "nonsense"
+    (saved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(HartError, match="nonsense"):
+        HartModel.from_pretrained(saved)
+
+
+def test_foreign_config_files_are_refused(saved: Path, tiny_base_dir: Path):
+    with pytest.raises(HartError, match="model_type is 't5'"):
+        HartModel.from_pretrained(tiny_base_dir)
+    edit_config(saved, input_format={"beams": 3})
+    with pytest.raises(HartError, match="input_format has other fields"):
+        HartModel.from_pretrained(saved)
+    config = json.loads((saved / "config.json").read_text())
+    for broken, reason in (
+        ({**config, "system": {"base": "x"}}, "system.base_revision is missing"),
+        ({k: v for k, v in config.items() if k != "system"}, "system.base is missing"),
+    ):
+        (saved / "config.json").write_text(json.dumps(broken))
+        with pytest.raises(HartError, match=reason):
+            HartModel.from_pretrained(saved)
+    (saved / "config.json").write_bytes(b"\xff{")
+    with pytest.raises(HartError, match=r"config.json: .*the text is not UTF-8"):
+        HartModel.from_pretrained(saved)
+    (saved / "config.json").unlink()
+    with pytest.raises(HartError, match="is .* the folder of a saved HART model"):
+        HartModel.from_pretrained(saved)
+
+
+def test_name_that_is_nowhere_is_refused():
+    for name in ("nobody/nothing-here", "a/b/c"):
+        with pytest.raises(HartError, match=f"{name}: neither a folder nor"):
+            HartModel.from_pretrained(name)
+
+
+def test_disk_full_while_saving_leaves_nothing(system: HartModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from safetensors import SafetensorError
+
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("IoError: No space left on device")
+
+    monkeypatch.setattr(HyperNetwork, "save_pretrained", full)
+    with pytest.raises(HartError, match="model: cannot be written .*No space left"):
+        system.save_pretrained(tmp_path / "model")
+    assert not any(tmp_path.iterdir())
+
+
+def test_upload_sends_what_is_saved(system: HartModel, monkeypatch: pytest.MonkeyPatch):
+    sent: dict[str, list[str]] = {}
+
+    class Hub:
+        def create_repo(self, repo_id: str, **_: object) -> None: ...
+
+        def upload_folder(self, *, repo_id: str, folder_path: Path, **_: object) -> str:
+            sent[repo_id] = sorted(p.name for p in Path(folder_path).iterdir())
+            return "https://hub/commit/1"
+
+    monkeypatch.setattr("hart.model.folder.HfApi", Hub)
+    assert system.push_to_hub("me/mine") == "https://hub/commit/1"
+    assert sent == {"me/mine": ["README.md", "config.json", "model.safetensors"]}
+
+
+def test_upload_without_a_hub_is_one_clear_line(system: HartModel):
+    with pytest.raises(HartError, match="me/mine: upload failed"):
+        system.push_to_hub("me/mine")
+
+
+# --- nothing happens in silence ---------------------------------------------------------------------------
+
+
+def test_a_hypernetwork_without_demonstrations_is_refused(system: HartModel, tiny_base_dir: Path, toy_data_dir: Path):
+    batch = batch_of(system, toy_data_dir)
+    for missing in (("demo_ids",), ("demo_mask",), ("demo_ids", "demo_mask")):
+        given = {name: values for name, values in batch.items() if name not in missing}
+        with pytest.raises(HartError, match="demo_ids and demo_mask are what a hypernetwork reads: give both"):
+            system(**given)
+    plain = HartModel(system.main, None, train_main=True)
+    with pytest.raises(HartError, match="this system has none, leave them out"):
+        plain(**batch)
+    batch["demo_ids"], batch["demo_mask"] = batch["demo_ids"][:3], batch["demo_mask"][:3]
+    with pytest.raises(HartError, match="3 rows of demo_ids cannot serve 4 queries evenly"):
+        system(**batch)
+
+
+def test_memory_and_mask_belong_together(system: HartModel):
+    ids, mask = system.main.pad([[5, 6, 1]])
+    memory = torch.zeros(1, 4, system.main.shape.d_model)
+    for given in ({"memory": memory}, {"memory_mask": torch.ones(1, 4)}):
+        with pytest.raises(HartError, match="memory and memory_mask must be given together"):
+            system.main(ids, mask, labels=ids, **given)
+
+
+def test_one_text_is_no_list_of_choices_or_queries(system: HartModel):
+    adaptation = system.adapt(TASKS[0])
+    with pytest.raises(HartError, match="the choices of query 1 of 1 are one text; give a list of texts"):
+        system.score("the cat", "pear", adaptation)
+    with pytest.raises(HartError, match="the choices of query 2 of 2 are one text"):
+        score_choices(system.main, ["a", "b"], [["x"], "yz"], adaptation)  # type: ignore[list-item]
+    with pytest.raises(HartError, match="queries is one text"):
+        score_choices(system.main, "a", [["x"]], adaptation)  # type: ignore[arg-type]
+    for options, message in (
+        ({"batch_size": -1}, "batch_size must be"),
+        ({"max_query_length": 0}, "max_query_length must be"),
+        ({"max_target_length": 1}, "max_target_length must be a whole number of at least 2, not 1"),
+    ):
+        with pytest.raises(HartError, match=message):
+            system.score("a", ["x", "y"], adaptation, **options)
+
+
+def test_demonstrations_that_are_not_read_are_told(system: HartModel, caplog: pytest.LogCaptureFixture):
+    system.adapt(TASKS[:2])
+    assert not caplog.messages
+    system.adapt(TASKS[2])
+    assert caplog.messages == ["task count: reads 2 of 3 demonstrations"]
+    caplog.clear()
+    long = Task("Do it.", [("one two " * 40, "a"), ("b", "c")], name="long")
+    system.adapt(long)
+    assert caplog.messages == ["task long: left out demonstration 1, 2 of 2 to stay within 128 tokens"]
+    caplog.clear()
+    cuts = Cuts()
+    system.adapt([TASKS[2], long], cuts=cuts)
+    assert cuts and not caplog.messages, "left to the caller"
+
+
+def test_queries_and_choices_that_are_cut_are_told(system: HartModel, caplog: pytest.LogCaptureFixture):
+    adaptation = system.adapt(TASKS[0])
+    long = "one two three " * 20
+    system.generate(["the cat", long, long], adaptation)
+    assert caplog.messages == [
+        "query 2 of 3: cut the end of the query to stay within 32 tokens; the same for query 3 of 3"
+    ]
+    caplog.clear()
+    system.score("the cat", ["a", long], adaptation)
+    assert [message.partition(": ")[2] for message in caplog.messages] == [
+        f"cut the end of the target to stay within {NEW_TOKENS} tokens"
+    ]
+    caplog.clear()
+    system.generate(["the cat", long], adaptation, cuts=Cuts())
+    assert not caplog.messages
+
+
+def test_the_un_adapted_base_can_be_asked(system: HartModel):
+    assert system.generate(QUERIES, max_new_tokens=3) == system.main.generate(QUERIES, max_new_tokens=3)
+    assert system.score(QUERIES[0], ["a", "b"]) == score_choices(system.main, QUERIES[:1], [["a", "b"]])[0]
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ({"demonstrations_to": "nowhere"}, "task count: is not read: this model answers queries without a definition"),
+        ({"prompt_format": "prompts", "num_demonstrations": 3}, "task count: its definition is not read"),
+        ({"num_demonstrations": 1}, "task count: reads 1 of 3 demonstrations"),
+        ({"num_demonstrations": 3}, None),
+    ],
+)
+def test_what_a_format_leaves_unread_is_told(form: dict, message: str | None, caplog: pytest.LogCaptureFixture):
+    cuts = Cuts()
+    InputFormat(**form).note_unread(TASKS[2], cuts)
+    cuts.tell(logging.getLogger("hart"))
+    assert [told.startswith(message or "") for told in caplog.messages] == ([True] if message else [])
+
+
+def test_damaged_weights_do_not_adapt(system: HartModel):
+    with torch.no_grad():
+        next(system.hypernetwork.heads.parameters()).fill_(float("nan"))
+    with pytest.raises(HartError, match="generates numbers that are not finite"):
+        system.adapt(TASKS[0])
+
+
+def test_a_limit_that_would_not_act_is_refused(tiny_base_dir: Path):
+    model = ModelConfig(base=str(tiny_base_dir), weights="none", train_main=True, fusion=False, peft=[])
+    system = HartModel.from_config(model, DataConfig(demonstrations_to="main", max_demonstrations_length=200))
+    adaptation = system.adapt(TASKS[0])
+    with pytest.raises(HartError, match="max_query_length: this model reads .* together, at most 200 tokens"):
+        system.generate("the cat", adaptation, max_query_length=20)
+    with pytest.raises(HartError, match="max_query_length: this model reads"):
+        system.score("the cat", ["a", "b"], adaptation, max_query_length=20)

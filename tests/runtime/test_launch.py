@@ -1,0 +1,227 @@
+"""Several processes of one command: they train together, and fail together."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hart.errors import HartError
+from hart.runtime.launch import cpu_cores, free_port, run_hart, sensible_processes
+from hart.training.config import RunConfig
+from hart.training.run_folder import read_metrics
+from hart.training.train import train
+
+Build = Callable[..., RunConfig]
+
+needs_gloo = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo")
+
+
+@needs_gloo
+def test_two_processes_train_what_one_does(run_config: Build, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    settings = {"alpha": 1.0, "max_steps": 2, "model": {"dropout": 0.0}}
+    one = train(run_config("one", **settings), quiet=True).parent
+    run_config("two", **settings).save(tmp_path / "two.yaml")
+    run_hart(["train", str(tmp_path / "two.yaml"), "--device", "cpu"], 2)
+    expected, found = (read_metrics(run / "metrics.jsonl") for run in (one, tmp_path / "two"))
+    assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in expected], rel=1e-4)
+    assert capfd.readouterr().out.count("trained model:") == 1, "the first process alone speaks"
+
+
+@needs_gloo
+def test_a_failure_in_them_is_one_here(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    with pytest.raises(HartError, match="the reason stands above"):
+        run_hart(["train", str(tmp_path / "none.yaml")], 2)
+    assert "none.yaml: no such configuration file" in capfd.readouterr().err
+
+
+def test_how_many_are_sensible(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("hart.runtime.launch.cpu_cores", lambda: 4)
+    assert sensible_processes(8) == (2 if torch.distributed.is_gloo_available() else 1)
+    assert sensible_processes(7) == 1, "a step cannot be shared out"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert sensible_processes(8) == 1, "this is one of several already"
+    assert cpu_cores() >= 1
+
+
+ENDING = """
+import atexit, sys
+from hart.runtime.launch import end_with
+
+class Taken:
+    def __del__(self):
+        print("taken apart")
+
+def command():
+    import builtins
+    builtins.held = Taken()  # lives until the interpreter takes itself apart
+    atexit.register(print, "handlers run")
+    {end}
+
+end_with(command)
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [
+        ("return 0", 0),
+        ("return", 0),
+        ("return 2", 2),
+        ("sys.exit(143)", 143),
+        ("sys.exit()", 0),
+        ("sys.exit('x')", 1),
+        ("1 / 0", 1),
+    ],
+)
+@pytest.mark.parametrize("launched", [True, False])
+def test_a_launched_process_ends_after_pythons_handlers(
+    end: str, status: int, launched: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if launched:
+        monkeypatch.setenv("WORLD_SIZE", "2")
+    ended = subprocess.run([sys.executable, "-c", ENDING.format(end=end)], capture_output=True, text=True)
+    assert ended.returncode == status
+    assert ended.stdout.split("\n")[:-1] == ["handlers run"] + ["taken apart"] * (not launched)
+    assert ("ZeroDivisionError" in ended.stderr) == (end == "1 / 0")
+
+
+COLLECTIVES = """
+import sys, torch
+from hart.runtime.launch import end_with
+
+def command():
+    torch.distributed.init_process_group("gloo")
+    torch._held = torch.distributed.group.WORLD  # as the gradients' reducer holds it
+    sys.setswitchinterval(100)  # whoever waits for the interpreter waits longer: the collision is more frequent
+    for _ in range(20):
+        torch.distributed.all_gather_into_tensor(torch.empty(128), torch.ones(64), async_op=True).wait()
+    return 0
+
+end_with(command)
+"""
+
+
+@needs_gloo
+def test_a_collective_just_before_the_end_aborts_nobody():
+    """Where the interpreter takes itself apart, about one such process in five dies with all its work done."""
+    for _ in range(3):
+        port = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+        members = [
+            subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-c", COLLECTIVES],
+                env={**os.environ, **port, "WORLD_SIZE": "2", "RANK": str(rank)},
+            )
+            for rank in range(2)
+        ]
+        assert [member.wait(timeout=120) for member in members] == [0, 0]
+
+
+FAILING = """
+import dataclasses, sys
+from pathlib import Path
+import torch
+from hart.training import trainer
+from hart.cli import main
+from hart.data.sampling import TrainingDataset
+from hart.errors import HartError
+from hart.runtime.launch import end_with
+from hart.training.trainer import HartTrainer
+import hart.training.train as training
+
+where, who, config = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+import os
+failing = int(os.environ["RANK"]) == who
+
+def setup(*args, **kwargs):
+    raise HartError("tasks/twice.json: cannot be read")
+
+make = TrainingDataset.__getitem__
+def data(self, index):
+    if index >= 16:  # step 3
+        raise HartError("task twice: row 7 is wrong")
+    return make(self, index)
+
+loss = trainer.prediction_loss
+calls = 0
+def not_finite(logits, labels):
+    global calls
+    calls += 1
+    total, count = loss(logits, labels)
+    return (total * float("nan") if calls == 3 else total), count
+
+def memory(logits, labels):
+    raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+def disk(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+def answers(*args, **kwargs):
+    raise HartError("task first: cannot be answered")
+
+if failing:
+    if where == "setup": training.load_tasks = setup
+    if where == "data": TrainingDataset.__getitem__ = data
+    if where == "loss": trainer.prediction_loss = not_finite
+    if where == "memory": trainer.prediction_loss = memory
+    if where == "disk": torch.save = disk
+    if where == "evaluation":
+        import hart.evaluation.predictors
+        hart.evaluation.predictors.hart_predictor = lambda *_, **__: answers
+end_with(lambda: main(["train", config, "--device", "cpu"]))
+"""
+
+FAILURES = {
+    "setup": "hart: error: tasks/twice.json: cannot be read",
+    "folder": "hart: error: .*two: exists with other content; choose another training.output_dir",
+    "data": "hart: error: task twice: row 7 is wrong",
+    "loss": "hart: error: step 3: the loss is nan on a batch of the tasks ",
+    "memory": "hart: error: .*(out of memory in training|can't allocate memory)",
+    "disk": "hart: error: .*checkpoint-2: cannot be written .*No space left on device.*free some space",
+    "evaluation": "hart: error: task first: cannot be answered",
+}
+
+
+@needs_gloo
+@pytest.mark.parametrize(
+    ("where", "who"),
+    [("setup", 1), ("folder", 0), ("data", 1), ("loss", 1), ("memory", 1), ("disk", 0), ("disk", 1), ("evaluation", 1)],
+)
+def test_a_failure_of_one_process_ends_all_with_its_message(run_config: Build, tmp_path: Path, where: str, who: int):
+    """Nobody kills the others, as under `srun` without --kill-on-bad-exit: they end by themselves."""
+    settings: dict[str, Any] = {"eval_every": 1, "eval_instances": 2} if where == "evaluation" else {}
+    data = {"validation_tasks": 2} if where == "evaluation" else {}
+    run_config("two", num_threads=1, data=data, **settings).save(tmp_path / "two.yaml")
+    if where == "folder":
+        (tmp_path / "two").mkdir()
+        (tmp_path / "two" / "thesis.tex").touch()
+    port = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    members = [
+        subprocess.Popen(
+            [sys.executable, "-c", FAILING, where, str(who), str(tmp_path / "two.yaml")],
+            env={**os.environ, **port, "WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        ended = [member.communicate(timeout=120)[1] for member in members]
+    finally:
+        for member in members:
+            member.kill()
+    assert [member.returncode for member in members] == [2, 2], ended
+    for text in ended:
+        assert "Traceback" not in text
+        (line,) = [line for line in text.splitlines() if line.startswith("hart: error")]
+        assert re.match(FAILURES[where], line), line
+    if where in ("setup", "folder"):
+        left = [path.name for path in (tmp_path / "two").iterdir()] if (tmp_path / "two").exists() else []
+        assert left == ["thesis.tex"] * (where == "folder")

@@ -1,0 +1,307 @@
+"""Every field, every way to get one wrong, and the round trip through a file."""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hart.data.prompts import Lengths
+from hart.errors import HartError
+from hart.training.config import SECTIONS, DataConfig, ModelConfig, RunConfig, TrainingConfig, load
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+# accelerate/ and deepspeed/ hold files of those tools.
+CONFIGS = [
+    path
+    for path in sorted((REPOSITORY / "configs").rglob("*.yaml"))
+    if not {"accelerate", "deepspeed"} & set(path.parts)
+]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text("")
+    return path
+
+
+def from_text(file: Path, text: str, *overrides: str) -> RunConfig:
+    file.write_text(text, encoding="utf-8")
+    return load(file, overrides)
+
+
+def test_an_empty_file_is_the_papers_setting(file: Path) -> None:
+    config = load(file)
+    assert config == RunConfig()
+    # Section 4.1 and appendix 8.1.3, T5-Large.
+    assert (config.training.max_steps, config.training.batch_size) == (10_000, 256)
+    assert config.training.learning_rate == 5e-5
+    assert config.model.decoder_layers == 8
+    assert config.model.peft == [{"kind": "prefix", "length": 32}]
+
+
+def test_default_lengths_are_those_of_the_data_module() -> None:
+    data, lengths = DataConfig(), Lengths()
+    assert data.max_demonstrations_length == lengths.demonstrations
+    assert data.max_query_length == lengths.query
+    assert data.max_target_length == lengths.target
+
+
+# One value per field that differs from its default: a new field must be added here.
+OTHER: dict[str, dict[str, Any]] = {
+    "model": {
+        "base": "mini-base",
+        "base_revision": "2024",
+        "weights": "generated",
+        "train_main": False,
+        "tied_encoder": False,
+        "init_from": "runs/pretraining/final",
+        "hypernetwork_init": "google/flan-t5-large",
+        "decoder_layers": 2,
+        "scheme": {"name": "shared", "order": [1, 2]},
+        "peft": [{"kind": "prefix", "length": 8}, {"kind": "lora", "rank": 2}],
+        "fusion": False,
+        "dropout": 0.25,
+        "attention": "eager",
+        "dtype": "bfloat16",
+        "gradient_checkpointing": True,
+    },
+    "data": {
+        "collection": "procedural",
+        "dir": None,
+        "hub_name": "someone/tâches",
+        "train_subsets": None,
+        "test_subsets": None,
+        "max_average_length": 100,
+        "max_document_tokens": 100,
+        "demonstrations_to": "hypernetwork",
+        "max_train_instances": None,
+        "max_test_instances": 7,
+        "validation_tasks": 5,
+        "num_demonstrations": 0,
+        "explanations": True,
+        "demonstrations": "sampled",
+        "input_eos": False,
+        "task_sampling": "uniform",
+        "max_demonstrations_length": 10,
+        "max_query_length": 11,
+        "max_target_length": 12,
+        "seed": 3,
+    },
+    "training": {
+        "output_dir": "runs/no",
+        "max_steps": 4,
+        "batch_size": 8,
+        "micro_batch_size": 4,
+        "queries_per_task": 2,
+        "learning_rate": 1e-3,
+        "schedule": "cosine",
+        "warmup_steps": 1,
+        "weight_decay": 1e-7,
+        "max_grad_norm": None,
+        "optimizer": "adamw",
+        "adam_beta1": 0.8,
+        "adam_beta2": 0.95,
+        "adam_epsilon": 1e-6,
+        "alpha": 20.0,
+        "seed": 4,
+        "bf16": True,
+        "deepspeed": "zero2.json",
+        "fsdp": False,
+        "log_every": 1,
+        "eval_every": 2,
+        "eval_instances": 3,
+        "save_every": 4,
+        "keep_checkpoints": 5,
+        "num_workers": 6,
+        "tensorboard": False,
+        "resume": False,
+        "num_threads": 1,
+    },
+}
+
+
+def other_config() -> RunConfig:
+    return RunConfig(
+        ModelConfig(**OTHER["model"]),
+        DataConfig(**OTHER["data"]),
+        TrainingConfig(**OTHER["training"]),
+    )
+
+
+def test_the_table_of_values_covers_every_field() -> None:
+    for section in SECTIONS:
+        assert list(OTHER[section.section]) == [f.name for f in dataclasses.fields(section)]  # type: ignore[arg-type]
+    changed, default = other_config().to_dict(), RunConfig().to_dict()
+    same = {
+        f"{section}.{name}"
+        for section in default
+        for name in default[section]
+        if changed[section][name] == default[section][name]
+    }
+    # FSDP excludes DeepSpeed (tested below).
+    # No folder and no subsets with the procedural collection (tested below, and in
+    # tests/training/test_p3_systems.py); the others make other systems (tests/model/test_systems.py).
+    other_systems = {"model.weights", "model.train_main", "model.tied_encoder", "data.demonstrations_to"}
+    assert same == {"training.fsdp", "data.dir", "data.train_subsets", "data.test_subsets", *other_systems}
+
+
+def test_saved_and_loaded_is_the_same(file: Path) -> None:
+    config = dataclasses.replace(other_config(), data=DataConfig(dir="no: such # folder"))
+    config.save(file)
+    assert load(file) == config
+    RunConfig().save(file)
+    assert load(file) == RunConfig()
+    assert set(yaml.safe_load(file.read_text())) == {"model", "data", "training"}
+
+
+def test_overrides_set_every_field(file: Path) -> None:
+    words = []
+    for section, fields in OTHER.items():
+        for name, value in fields.items():
+            text = value if isinstance(value, str) else yaml.safe_dump(value, width=10**6).strip()
+            words += [f"--{section}.{name}", text.removesuffix("\n...")]
+    assert load(file, words) == other_config()
+    joined = [f"{option}={text}" for option, text in zip(words[::2], words[1::2], strict=True)]
+    assert load(file, joined) == other_config()
+
+
+def test_overrides_reach_into_mappings_and_lists(file: Path) -> None:
+    text = "model: {peft: [{kind: prefix, length: 32}, {kind: lora}]}"
+    words = ["--model.peft.1.rank", "4", "--model.scheme.name", "shared", "--model.scheme.x=1e-2"]
+    model = from_text(file, text, *words).model
+    assert model.peft == [{"kind": "prefix", "length": 32}, {"kind": "lora", "rank": 4}]
+    assert model.scheme == {"name": "shared", "x": 0.01}
+    assert RunConfig().model.scheme == {"name": "autoregressive"}
+
+
+def test_the_last_override_wins_over_earlier_ones_and_the_file(file: Path) -> None:
+    words = ["--training.max_steps", "2", "--training.max_steps=3"]
+    assert from_text(file, "training: {max_steps: 1}", *words).training.max_steps == 3
+
+
+@pytest.mark.parametrize("text", ["2024", "no", "~/a: b", "[x", "#1", "-"])
+def test_text_fields_take_the_words_of_the_command_line_as_they_stand(file: Path, text: str) -> None:
+    assert load(file, ["--data.dir", text]).data.dir == text
+    assert load(file, [f"--data.dir={text}"]).data.dir == text
+
+
+def test_null_clears_an_optional_field(file: Path) -> None:
+    assert from_text(file, "data: {dir: x}", "--data.dir", "null").data.dir is None
+    assert from_text(file, "", "--training.max_grad_norm", "null").training.max_grad_norm is None
+
+
+@pytest.mark.parametrize("text", ["5e-5", "5.0e-5", "5E-05", "0.00005", "+5e-5", ".5e-4"])
+def test_every_way_to_write_a_number_is_read_as_one(file: Path, text: str) -> None:
+    config = from_text(file, f"training: {{learning_rate: {text}}}")
+    assert config.training.learning_rate == 5e-5
+    assert from_text(file, "", "--training.learning_rate", text) == config
+
+
+def test_a_whole_number_serves_as_a_float(file: Path) -> None:
+    alpha = from_text(file, "training: {alpha: 10}").training.alpha
+    assert alpha == 10 and type(alpha) is float
+
+
+FILE_MISTAKES = {
+    "a: [": "not valid YAML, line 1",
+    "training: {seed: 1, seed: 2}": "line 1: seed is given twice",
+    "- model": "must hold the sections model, data, training",
+    "training: 3": "training must be a mapping of fields, not 3",
+    "training: !!python/name:os.system": "not valid YAML",
+    "trainin: {seed: 1}": "unknown section trainin; did you mean training?",
+    "learning_rate: 1": "unknown section learning_rate; did you mean training.learning_rate?",
+    "zzz: 1": "unknown section zzz; choose one of model, data, training",
+    "training: {learning_rat: 1}": ("unknown field training.learning_rat; did you mean training.learning_rate?"),
+    "model: {learning_rate: 1}": ("unknown field model.learning_rate; did you mean training.learning_rate?"),
+    "model: {zzz: 1}": "unknown field model.zzz; choose one of base, base_revision",
+    "model: {section: x}": "unknown field model.section",
+    "training: {1: 1}": "unknown field training.1",
+    "training: {learning_rate: fast}": "training.learning_rate: must be a number, not 'fast'",
+    "training: {learning_rate: .nan}": "training.learning_rate: must be a finite number",
+    "training: {learning_rate: 0}": "training.learning_rate: must be greater than 0, not 0",
+    "training: {learning_rate: null}": "training.learning_rate: must be a number, not None",
+    "training: {max_steps: 1.5}": "training.max_steps: must be a whole number, not 1.5",
+    "training: {max_steps: true}": "training.max_steps: must be a whole number, not True",
+    "training: {max_steps: 0}": "training.max_steps: must be at least 1, not 0",
+    "training: {bf16: 'true'}": "training.bf16: must be true or false, not 'true'",
+    "training: {deepspeed: a.json, fsdp: true}": "training.fsdp: and training.deepspeed both divide",
+    "training: {bf16: 1}": "training.bf16: must be true or false, not 1",
+    "training: {schedule: liner}": "training.schedule: must be one of linear, cosine",
+    "training: {output_dir: ' '}": "training.output_dir: is empty",
+    "training: {batch_size: 8, micro_batch_size: 3}": "training.micro_batch_size: 3 does not",
+    "data: {dir: 2024}": "data.dir: must be text, not 2024",
+    "data: {collection: procedural, dir: x}": "data.dir: is for sni",
+    "model: {base: ''}": "model.base: is empty",
+    "model: {dropout: 1.0}": "model.dropout: must be less than 1, not 1.0",
+    "model: {scheme: shared}": "model.scheme: must be a mapping, not 'shared'",
+    "model: {scheme: {kind: shared}}": "model.scheme: needs a name",
+    "model: {scheme: {name: shared, 1: 2}}": "model.scheme: keys must be text, not 1",
+    "model: {peft: {kind: prefix}}": "model.peft: must be a list",
+    "model: {peft: [prefix]}": "model.peft.0: must be a mapping, not 'prefix'",
+    "model: {peft: [{length: 3}]}": "model.peft.0: needs a kind",
+    "model: {peft: [], fusion: false}": "model.peft: is empty while fusion is off",
+}
+
+
+@pytest.mark.parametrize("text", FILE_MISTAKES)
+def test_mistakes_in_the_file_are_named_in_one_line(file: Path, text: str) -> None:
+    with pytest.raises(HartError, match=re.escape(FILE_MISTAKES[text])) as caught:
+        from_text(file, text)
+    assert str(caught.value).startswith(f"{file}: ")
+    assert "\n" not in str(caught.value)
+
+
+OPTION_MISTAKES = {
+    "4": "unexpected argument '4'",
+    "--training.max_steps": "--training.max_steps: the value is missing",
+    "--training.max_steps --data.dir": "--training.max_steps: the value is missing",
+    "--max_steps 4": "unknown option --max_steps; did you mean --training.max_steps?",
+    "--training.max_step 4": ("unknown field --training.max_step; did you mean --training.max_steps?"),
+    "--training 4": "name one of its fields, e.g. --training.output_dir",
+    "--training.max_steps x": "--training.max_steps: must be a whole number, not 'x'",
+    "--training.alpha [1": "--training.alpha: '[1' is not valid YAML",
+    "--model.peft.3.length 8": "--model.peft.3.length: there is no entry '3'",
+    "--model.peft.x 8": "--model.peft.x: there is no entry 'x'",
+    "--model.fusion.x 8": "--model.fusion.x: there is no entry 'x'",
+    "--model.peft.0.kind 8": "--model.peft.0: needs a kind",
+}
+
+
+@pytest.mark.parametrize("words", OPTION_MISTAKES)
+def test_mistakes_on_the_command_line_are_named_in_one_line(file: Path, words: str) -> None:
+    with pytest.raises(HartError, match=re.escape(OPTION_MISTAKES[words])) as caught:
+        load(file, words.split())
+    assert "\n" not in str(caught.value)
+    assert str(file) not in str(caught.value)
+
+
+def test_a_mistake_in_the_file_is_not_blamed_on_the_command_line(file: Path) -> None:
+    with pytest.raises(HartError, match=re.escape(f"{file}: training.max_steps: ")):
+        from_text(file, "training: {max_steps: 0}", "--training.seed", "1")
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(HartError, match=r"missing\.yaml: no such configuration file"):
+        load(tmp_path / "missing.yaml")
+    with pytest.raises(HartError, match="cannot be read"):
+        load(tmp_path)
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(HartError, match="not UTF-8"):
+        load(binary)
+
+
+def test_sections_made_in_python_are_checked_too() -> None:
+    with pytest.raises(HartError, match=r"training\.max_steps: must be at least 1"):
+        TrainingConfig(max_steps=0)
+    with pytest.raises(HartError, match=r"model\.decoder_layers: must be a whole number"):
+        ModelConfig(decoder_layers="8")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
+def test_every_configuration_in_the_repository_is_valid(path: Path) -> None:
+    load(path)

@@ -1,0 +1,134 @@
+"""Runs that are ended from outside: saved, told, and continued as if nothing had been."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hart.cli import main
+from hart.errors import HartError
+from hart.runtime.files import damage
+from hart.training.config import RunConfig
+from hart.training.run_folder import RunFolder, read_metrics
+from hart.training.stopping import Stopped, memory_error, stopping_cleanly
+from hart.training.train import train
+from hart.training.trainer import HartTrainer
+
+Build = Callable[..., RunConfig]
+SETTINGS: dict[str, Any] = {"max_steps": 5, "save_every": 4, "alpha": 1.0, "num_threads": 1}
+
+
+@pytest.fixture
+def terminated_in_step_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    compute = HartTrainer.compute_loss
+
+    def terminate(self: HartTrainer, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return compute(self, *args, **kwargs)
+
+    monkeypatch.setattr(HartTrainer, "compute_loss", terminate)
+
+
+def test_sigterm_saves_and_the_run_goes_on_bit_for_bit(
+    run_config: Build, tmp_path: Path, terminated_in_step_2: None, monkeypatch: pytest.MonkeyPatch
+):
+    handler = signal.getsignal(signal.SIGTERM)
+    config = run_config("cut", **SETTINGS)
+    with pytest.raises(Stopped, match="after step 2"):
+        train(config, quiet=True)
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert (tmp_path / "cut" / "checkpoints" / "checkpoint-2").is_dir() and not (tmp_path / "cut" / "final").exists()
+    monkeypatch.undo()
+    resumed, whole = train(config, quiet=True), train(run_config("whole", **SETTINGS), quiet=True)
+    one, other = (load_file(folder / "model.safetensors") for folder in (resumed, whole))
+    assert all(torch.equal(one[name], other[name]) for name in other)
+    losses = [
+        [row["loss"] for row in read_metrics(f.parent / "metrics.jsonl") if "loss" in row] for f in (resumed, whole)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_the_command_says_so(run_config: Build, tmp_path: Path, terminated_in_step_2: None, capsys):
+    run_config("cut", **SETTINGS).save(tmp_path / "config.yaml")
+    assert main(["train", str(tmp_path / "config.yaml"), "--device", "cpu"]) == 143
+    assert "stopped by a signal after step 2" in capsys.readouterr().err
+
+
+def test_other_threads_leave_signals_alone():
+    import threading
+
+    found: list[Any] = []
+
+    def run() -> None:
+        with stopping_cleanly() as stop:
+            found.append(stop.signalled)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert found == [False]
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+    run_config: Build, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    config = run_config("run", max_steps=6, save_every=2, num_threads=1, keep_checkpoints=3)
+    expected = load_file(train(config, quiet=True) / "model.safetensors")
+    run = tmp_path / "run"
+    for name in ("final/config.json", "final/model.safetensors", "final/README.md"):
+        (run / name).unlink()
+    (run / "final").rmdir()
+    for step, wrong in ((6, "optimizer.pt"), (4, "trainer_state.json")):
+        path = run / "checkpoints" / f"checkpoint-{step}" / wrong
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(bytes(content))
+    again = load_file(train(config, quiet=True) / "model.safetensors")
+    assert all(torch.equal(again[name], expected[name]) for name in expected)
+    told = [record.getMessage() for record in caplog.records if "damaged" in record.getMessage()]
+    assert len(told) == 2 and "checkpoint-6: damaged (optimizer.pt)" in told[0]
+    assert "checkpoint-4: damaged (trainer_state.json)" in told[1]
+
+
+def test_too_little_memory_is_one_line_with_advice(run_config: Build, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"
+        )
+
+    monkeypatch.setattr(HartTrainer, "compute_loss", fail)
+    with pytest.raises(HartError, match="out of memory in training; set training.micro_batch_size below 8, model.grad"):
+        train(run_config(), quiet=True)
+    assert memory_error(RuntimeError("size mismatch"), run_config("other")) is None
+    assert memory_error(torch.OutOfMemoryError("CUDA"), run_config("third")) is not None
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(run_config: Build, tmp_path: Path):
+    """On a real small file system, which only root can make."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no permission to mount a small file system")
+    try:
+        config = run_config("disk/run", max_steps=6, save_every=2, num_threads=1, keep_checkpoints=2)
+        with pytest.raises(HartError, match=r"checkpoint-\d: cannot be written .*free some space and start the comm"):
+            train(config, quiet=True)
+        run = RunFolder(config)
+        kept = run.last_checkpoint()
+        assert kept is not None and damage(kept) is None
+        assert [path.name for path in run.checkpoints.iterdir()] == [kept.name], "nothing half-written is left"
+        subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
+        final = train(config, quiet=True)
+        whole = train(run_config("whole", max_steps=6, save_every=2, num_threads=1), quiet=True)
+        one, other = (load_file(folder / "model.safetensors") for folder in (final, whole))
+        assert all(torch.equal(one[name], other[name]) for name in other)
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=False)

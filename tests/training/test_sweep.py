@@ -1,0 +1,186 @@
+"""A sweep: what it plans, skips, survives and writes."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+import torch
+
+from hart.errors import HartError
+from hart.model.hart_model import HartModel
+from hart.training.config import RunConfig
+from hart.training.sweep import SweepRun, markdown, plan, run_one, sweep
+
+Build = Callable[..., RunConfig]
+
+
+def short(config: RunConfig) -> RunConfig:
+    training = dataclasses.replace(config.training, max_steps=2, batch_size=4, num_threads=1)
+    return dataclasses.replace(config, training=training, data=dataclasses.replace(config.data, max_test_instances=3))
+
+
+@pytest.fixture
+def files(run_config: Build, tmp_path: Path) -> dict[str, Path]:
+    """hart and a fine-tuned system, as YAML."""
+    tuned = {"weights": "none", "train_main": True, "fusion": False, "peft": []}
+    configs = {
+        "hart": run_config(),
+        "tuned": run_config(model=tuned, data={"demonstrations_to": "main"}, alpha=0.0),
+    }
+    for name, config in configs.items():
+        short(config).save(tmp_path / "configs" / f"{name}.yaml")
+    return {name: tmp_path / "configs" / f"{name}.yaml" for name in configs}
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without the seconds that a new process takes to import torch."""
+
+    class InThisProcess:
+        def __init__(self, command: list[str], *, stdout: IO[str], **_: Any) -> None:
+            with redirect_stdout(stdout):
+                self.status = run_one(*command[3:])
+
+        def wait(self) -> int:
+            return self.status
+
+        def kill(self) -> None:
+            pass
+
+    monkeypatch.setattr("hart.training.sweep.subprocess.Popen", InThisProcess)
+
+
+def test_a_run_has_a_process_of_its_own(files: dict[str, Path], tmp_path: Path):
+    (row,) = sweep(tmp_path / "sweep", plan(tmp_path / "sweep", [files["hart"]], [0]))
+    assert row["runs"] == 1 and row["rouge_l"] is not None and 0.05 < row["peak_memory_gib"] < 8
+
+
+def test_sigterm_is_handed_on_and_waited_for(files: dict[str, Path], tmp_path: Path):
+    """The run saves, nobody is left behind, and the same command goes on."""
+    out = tmp_path / "sweep"
+    # Steps enough not to be over when the signal comes.
+    words = [sys.executable, "-m", "hart", "sweep", str(out), str(files["hart"]), "--training.max_steps", "100000"]
+    command = subprocess.Popen([*words, "--training.save_every", "1000000"], stderr=subprocess.PIPE, text=True)
+    run = out / "hart" / "seed-0" / "run"
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    children = Path(f"/proc/{command.pid}/task/{command.pid}/children")
+    (child,) = (int(pid) for pid in children.read_text().split()) if children.exists() else (None,)
+    other = subprocess.run(words, capture_output=True, text=True)
+    assert other.returncode == 2 and other.stderr.count("\n") == 1
+    assert "sweep: another process is at work in it; wait for its end, or choose another folder" in other.stderr
+    command.send_signal(signal.SIGTERM)
+    assert command.wait(timeout=60) == 143, command.communicate()
+    assert [path.name.split("-")[0] for path in (run / "checkpoints").iterdir()] == ["checkpoint"]
+    assert "stopped by a signal after step" in (run.parent / "log.txt").read_text()
+    if child:
+        with pytest.raises(ProcessLookupError):
+            os.kill(child, 0)
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_trains_scores_and_compares_and_does_nothing_twice(files: dict[str, Path], tmp_path: Path):
+    out = tmp_path / "sweep"
+    runs = plan(out, list(files.values()), [0, 1])
+    assert [(run.name, run.seed, run.config.training.seed) for run in runs] == [
+        ("hart", 0, 0), ("hart", 1, 1), ("tuned", 0, 0), ("tuned", 1, 1),
+    ]  # fmt: skip
+    said: list[str] = []
+    rows = sweep(out, runs[:1] + runs[2:3], say=said.append)
+    assert [row["runs"] for row in rows] == [1, 1] and not any("failed" in line for line in said), said
+    said.clear()
+    rows = sweep(out, runs, say=said.append)
+    assert [line.split(": ")[1] for line in said if "done before" in line] == ["done before"] * 2
+    assert [row["runs"] for row in rows] == [2, 2]
+    hart, tuned = rows
+    assert tuned["trained_parameters"] > 0 and hart["loss_end"] > 0 and hart["peak_memory_gib"] > 0.05
+    assert hart["difference"] is None and tuned["difference"] == pytest.approx(tuned["rouge_l"] - hart["rouge_l"])
+    assert hart["rouge_l_deviation"] is not None
+    assert json.loads((out / "table.json").read_text()) == rows
+    assert (out / "table.md").read_text() == markdown(rows)
+    assert "| tuned | 2 |" in markdown(rows)
+    # Another configuration is another run, though it has the same name.
+    (changed,) = plan(out, [files["hart"]], [0], ["--training.alpha", "2"])
+    assert changed.results() is None and runs[0].results() is not None
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_failed_run_is_told_and_stops_nobody(files: dict[str, Path], tmp_path: Path):
+    bad = tmp_path / "configs" / "bad.yaml"
+    bad.write_text(files["hart"].read_text().replace("decoder_layers: 2", "decoder_layers: 9"))
+    said: list[str] = []
+    rows = sweep(tmp_path / "out", plan(tmp_path / "out", [bad, files["hart"]], [0]), say=said.append)
+    assert any("bad, seed 0: failed: model.decoder_layers is 9" in line for line in said)
+    assert [row["runs"] for row in rows] == [0, 1]
+    assert "| bad | 0 | – |" in markdown(rows)
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_fine_tuning_starts_from_the_pre_training_of_the_sweep(run_config: Build, tmp_path: Path):
+    (tmp_path / "text").mkdir()
+    line = json.dumps({"text": " ".join(["the cat sat on the mat one two three"] * 6)})
+    (tmp_path / "text" / "a.json").write_text("\n".join([line] * 10))
+    shared = {"scheme": {"name": "shared"}, "fusion": False}
+    folder = tmp_path / "configs"
+    tasks = short(run_config(model=shared, alpha=0.0))
+    text = dataclasses.replace(tasks.data, collection="four_segments", dir=None, max_document_tokens=60)
+    dataclasses.replace(tasks, data=text).save(folder / "pt_pretrain.yaml")
+    start = {**shared, "init_from": "runs/mini/pt_pretrain/final"}
+    short(run_config(model=start, alpha=0.0)).save(folder / "pt.yaml")
+    out = tmp_path / "out"
+    paths = [folder / "pt_pretrain.yaml", folder / "pt.yaml"]
+    runs = plan(out, paths, [3], text_dir=str(tmp_path / "text"))
+    assert runs[1].config.model.init_from == str(out / "pt_pretrain" / "seed-3" / "run" / "final")
+    said: list[str] = []
+    pretrained, tuned = sweep(out, runs, say=said.append)
+    assert not any("failed" in line for line in said), said
+    assert pretrained["rouge_l"] is None and tuned["rouge_l"] is not None
+    with pytest.raises(HartError, match="pt starts from pt_pretrain; name pt_pretrain before it"):
+        plan(out, paths[::-1], [3])
+
+
+def test_mistakes(files: dict[str, Path], tmp_path: Path):
+    with pytest.raises(HartError, match="two configurations are called hart"):
+        plan(tmp_path / "out", [files["hart"], files["hart"]], [0])
+    with pytest.raises(HartError, match="no such configuration file"):
+        plan(tmp_path / "out", [tmp_path / "none.yaml"], [0])
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    runs: list[SweepRun] = plan(tmp_path / "other", [files["hart"]], [0])
+    with pytest.raises(HartError, match="exists with other content"):
+        sweep(tmp_path / "other", runs)
+
+
+def test_why_a_run_failed_is_told_in_any_locale(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    said: list[str] = []
+    runs = plan(tmp_path / "sweep", [files["hart"]], [0], ["--model.base", "任务"])
+    sweep(tmp_path / "sweep", runs, say=said.append)
+    assert "failed: 任务: no T5 checkpoint there" in said[-1]
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_the_test_tasks_are_scored_on_the_device_of_training(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    chosen = torch.device("cpu", 0)
+    monkeypatch.setattr("hart.runtime.devices.select_device", lambda: chosen)
+    devices: list[object] = []
+    load = HartModel.from_pretrained
+    monkeypatch.setattr(
+        HartModel, "from_pretrained", lambda name, device=None: devices.append(device) or load(name, device=device)
+    )
+    sweep(tmp_path / "sweep", plan(tmp_path / "sweep", [files["hart"]], [0]))
+    assert devices == [chosen]
