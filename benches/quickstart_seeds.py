@@ -29,12 +29,12 @@ SYSTEMS = ("HART", "HART, prefixes only", "HART, fusion only")
 
 def configuration(system: str, seed: int, base: str, folder: Path) -> RunConfig:
     config = quickstart_config(str(folder), seed=seed)
-    model = dataclasses.replace(config.model, base=base)
+    model = config.model.changed(base=base)
     if system == "HART, prefixes only":
-        model = dataclasses.replace(model, fusion=False)
+        model = model.changed(fusion=False)
     if system == "HART, fusion only":
-        model = dataclasses.replace(model, peft=[])
-    return dataclasses.replace(config, model=model)
+        model = model.changed(peft=[])
+    return config.changed(model=model)
 
 
 def run_one(system: str, seed: int, base: str, directory: Path, console: Console) -> None:
@@ -44,7 +44,7 @@ def run_one(system: str, seed: int, base: str, directory: Path, console: Console
         return
     config = configuration(system, seed, base, folder)
     model = HartModel.from_pretrained(train(config, quiet=True))
-    tasks = load_tasks(dataclasses.replace(config.data, max_test_instances=INSTANCES), "test")
+    tasks = load_tasks(config.data.changed(max_test_instances=INSTANCES), "test")
     if system == "HART" and seed == 0:
         results = evaluate_systems(model, tasks, console)
         results[-1] = dataclasses.replace(results[-1], system=system)

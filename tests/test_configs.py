@@ -1,6 +1,5 @@
 """Every configuration in the repository: it loads, it fits together, and it is documented."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -47,7 +46,7 @@ def test_pre_training_and_fine_tuning_make_the_same_system(path: Path) -> None:
         return
     first = load(path.parent / f"{Path(config.model.init_from).parent.name}.yaml")
     assert first.training.output_dir + "/final" == config.model.init_from and first.data.segments
-    assert dataclasses.replace(config.model, init_from=None) == first.model
+    assert config.model.changed(init_from=None) == first.model
 
 
 def test_systems_are_documented(path: Path) -> None:
@@ -58,7 +57,7 @@ def test_systems_are_documented(path: Path) -> None:
 @pytest.mark.parametrize("path", MINI, ids=named)
 def test_mini_files_make_real_systems(path: Path) -> None:
     config = load(path)
-    model = dataclasses.replace(config.model, init_from=None)
+    model = config.model.changed(init_from=None)
     system = HartModel.from_config(model, config.data)
     trained = sum(parameter.numel() for parameter in system.parameters() if parameter.requires_grad)
     assert trained == estimate(config).trained
@@ -94,7 +93,7 @@ def test_parameter_counts_of_the_appendix(scale: str, first: int, second: int) -
 def test_known_bases_have_their_published_sizes() -> None:
     sizes = {"small": 77, "base": 248, "large": 783, "xl": 2850, "xxl": 11135}
     for size, millions in sizes.items():
-        config = RunConfig(dataclasses.replace(RunConfig().model, base=f"google/t5-{size}-lm-adapt", decoder_layers=8))
+        config = RunConfig().changed(model={"base": f"google/t5-{size}-lm-adapt"})
         counts = estimate(config).parameters
         main = sum(count for name, count in counts.items() if name.startswith("main"))
         assert round(main / 1e6) == millions

@@ -1,7 +1,6 @@
 """What the documentation names must exist: fields, defaults, files, functions, modules, texts of the models."""
 
 import ast
-import dataclasses
 import re
 from pathlib import Path
 
@@ -79,7 +78,7 @@ def test_every_field_is_documented_with_its_default() -> None:
         for section, values in RunConfig().to_dict().items()
         for name, value in values.items()
     }
-    fields = {f"{section.section}.{field.name}" for section in SECTIONS for field in dataclasses.fields(section)}
+    fields = {f"{section.section}.{name}" for section in SECTIONS for name in section.model_fields}
     rows = FIELD_ROW.findall(read("configuration.md"))
     assert len(rows) == len({name for name, _ in rows})
     documented = {name: yaml.safe_load(default) for name, default in rows}

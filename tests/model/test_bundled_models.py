@@ -1,6 +1,5 @@
 """The models that come with the package: sizes, tokenizer, and that they do what their cards say."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -71,7 +70,7 @@ def test_the_trained_model_solves_more_unseen_tasks_than_its_base(mini: HartMode
 def test_the_first_loss_with_generated_prefixes_is_near_the_unadapted_one(base: MainModel) -> None:
     """A tenth of the way from the un-adapted loss to that of a uniform guess; fusion is left out (see from_base)."""
     config = quickstart_config("unused")
-    model: ModelConfig = dataclasses.replace(config.model, fusion=False)
+    model: ModelConfig = config.model.changed(fusion=False)
     system = HartModel.from_config(model, config.data).eval()
     dataset = TrainingDataset(
         load_procedural("train", max_instances=INSTANCES),

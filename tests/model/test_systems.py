@@ -18,7 +18,7 @@ from hart.model.adaptation import Adaptation
 from hart.model.hart_model import HartModel
 from hart.model.main_model import MainModel
 from hart.model.scoring import score_choices
-from hart.runtime.strict import FieldError
+from hart.runtime.sections import FieldError
 from hart.training.config import RunConfig
 from hart.training.losses import prediction_loss
 from hart.training.train import train, training_examples

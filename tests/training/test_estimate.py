@@ -1,6 +1,5 @@
 """Costs: parameters against real networks, arithmetic and memory against what must follow from the sizes."""
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ from hart.training.losses import prediction_loss
 
 Build = Callable[..., RunConfig]
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 TUNED = {"weights": "none", "train_main": True, "fusion": False, "peft": []}
 LEARNED = {"weights": "learned", "fusion": False}
@@ -73,14 +72,12 @@ def test_memory_follows_the_settings(run_config: Build):
     assert whole.memory["optimizer"] == pytest.approx(whole.trained * 8 / 2**30)
 
     def changed(**training: object) -> float:
-        return estimate(dataclasses.replace(config, training=dataclasses.replace(config.training, **training))).memory[
-            "activations"
-        ]
+        return estimate(config.changed(training=training)).memory["activations"]
 
     assert changed(micro_batch_size=8) == pytest.approx(whole.memory["activations"] / 4)
     assert changed(bf16=True) < whole.memory["activations"]
-    model = dataclasses.replace(config.model, gradient_checkpointing=True)
-    assert estimate(dataclasses.replace(config, model=model)).memory["activations"] < whole.memory["activations"]
+    checkpointed = estimate(config.changed(model={"gradient_checkpointing": True}))
+    assert checkpointed.memory["activations"] < whole.memory["activations"]
     shared = [estimate(config, devices=4, zero_stage=stage).memory for stage in range(4)]
     for part, stage in (("optimizer", 1), ("gradients", 2), ("weights, adapter", 3), ("weights, main model", 3)):
         assert shared[stage][part] == pytest.approx(shared[stage - 1][part] / 4)

@@ -1,6 +1,5 @@
 """P3 end to end: every kind of system trains on it and is judged by rank classification."""
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from hart.data.p3.subsets import load_p3
 from hart.errors import HartError
 from hart.evaluation.choices import evaluate_choices
 from hart.evaluation.predictors import base_scorer, hart_scorer
-from hart.runtime.strict import FieldError
+from hart.runtime.sections import FieldError
 from hart.training.config import DataConfig, RunConfig
 from hart.training.run_folder import read_metrics
 from hart.training.sweep import run_one
@@ -143,4 +142,4 @@ def test_configurations_that_p3_cannot_serve(values: dict, message: str):
     with pytest.raises(FieldError, match=message):
         DataConfig(**{"collection": "p3", **values})
     assert DataConfig(collection="p3", demonstrations_to="nowhere").prompt_format == "prompts"
-    assert dataclasses.replace(DataConfig(), input_eos=False).input_eos is False
+    assert DataConfig().changed(input_eos=False).input_eos is False

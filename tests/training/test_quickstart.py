@@ -1,6 +1,5 @@
 """The quickstart end to end on the bundled base, cut to a few steps and tasks."""
 
-import dataclasses
 import io
 import json
 from pathlib import Path
@@ -16,7 +15,7 @@ from hart.training import quickstart as module
 from hart.training.config import DataConfig, load
 from hart.training.quickstart import NEW_TASK, quickstart, quickstart_config
 
-CONFIG = Path(__file__).parents[1] / "configs" / "mini" / "hart_procedural.yaml"
+CONFIG = Path(__file__).parents[2] / "configs" / "mini" / "hart_procedural.yaml"
 TASKS, INSTANCES = 2, 2
 
 
@@ -46,8 +45,7 @@ def test_it_trains_evaluates_plots_and_adapts(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(module, "load_tasks", load_few)
     config = quickstart_config(str(tmp_path / "run"))
-    training = dataclasses.replace(config.training, max_steps=2, batch_size=8, tensorboard=False)
-    config = dataclasses.replace(config, training=training)
+    config = config.changed(training={"max_steps": 2, "batch_size": 8, "tensorboard": False})
     text = io.StringIO()
     chosen = torch.device("cpu", 0)
     monkeypatch.setattr(module, "select_device", lambda: chosen)

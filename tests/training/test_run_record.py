@@ -1,6 +1,5 @@
 """What a run was made of: found again, or told apart, when it goes on."""
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -86,7 +85,7 @@ def test_a_missing_and_a_new_task_are_named(run_config: Build, data: Path):
 @pytest.mark.parametrize("what", ["weights", "tokenizer"])
 def test_another_base_under_the_same_name_is_refused(run_config: Build, base: Path, what: str):
     config = run_config()
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, base=str(base)))
+    config = config.changed(model={"base": str(base)})
     unfinished(config)
     if what == "weights":
         tensors = load_file(base / "model.safetensors")

@@ -1,6 +1,5 @@
 """A sweep: what it plans, skips, survives and writes."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -24,8 +23,8 @@ Build = Callable[..., RunConfig]
 
 
 def short(config: RunConfig) -> RunConfig:
-    training = dataclasses.replace(config.training, max_steps=2, batch_size=4, num_threads=1)
-    return dataclasses.replace(config, training=training, data=dataclasses.replace(config.data, max_test_instances=3))
+    training = {"max_steps": 2, "batch_size": 4, "num_threads": 1}
+    return config.changed(training=training, data={"max_test_instances": 3})
 
 
 @pytest.fixture
@@ -133,8 +132,8 @@ def test_fine_tuning_starts_from_the_pre_training_of_the_sweep(run_config: Build
     shared = {"scheme": {"name": "shared"}, "fusion": False}
     folder = tmp_path / "configs"
     tasks = short(run_config(model=shared, alpha=0.0))
-    text = dataclasses.replace(tasks.data, collection="four_segments", dir=None, max_document_tokens=60)
-    dataclasses.replace(tasks, data=text).save(folder / "pt_pretrain.yaml")
+    text = {"collection": "four_segments", "dir": None, "max_document_tokens": 60}
+    tasks.changed(data=text).save(folder / "pt_pretrain.yaml")
     start = {**shared, "init_from": "runs/mini/pt_pretrain/final"}
     short(run_config(model=start, alpha=0.0)).save(folder / "pt.yaml")
     out = tmp_path / "out"

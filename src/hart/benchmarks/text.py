@@ -95,7 +95,7 @@ def data_pipeline(settings: Settings) -> Iterator[Figure]:
     training = TrainingConfig(max_steps=steps, batch_size=BATCH, queries_per_task=QUERIES_PER_TASK)
     model = HartModel.from_config(model_config, data).to(settings.device)
     tasks = load_tasks(data, "train")
-    config = RunConfig(model_config, data, training)
+    config = RunConfig(model=model_config, data=data, training=training)
     dataset = training_examples(config, tasks, model.main.tokenizer)
     collator = Collator(model.main.tokenizer.pad_token_id, queries_per_task=QUERIES_PER_TASK)
     batches = iter(DataLoader(dataset, batch_size=BATCH, collate_fn=collator))

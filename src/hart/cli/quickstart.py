@@ -30,7 +30,6 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import dataclasses
 
     from hart.runtime.launch import sensible_processes
     from hart.training.quickstart import quickstart, quickstart_config
@@ -38,8 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
     config = quickstart_config(args.output_dir, seed=args.seed)
     if args.steps is not None:
-        training = dataclasses.replace(config.training, max_steps=args.steps)
-        config = dataclasses.replace(config, training=training)
+        config = config.changed(training={"max_steps": args.steps})
     groups = config.training.batch_size // config.training.queries_per_task
     try:
         quickstart(config, console(), processes=args.processes or sensible_processes(groups))

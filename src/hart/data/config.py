@@ -1,65 +1,68 @@
 """The `data` section of a configuration: the tasks, and how they become inputs of both networks."""
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from hart.runtime.section import Section, number
+from pydantic import Field, model_validator
+
+from hart.runtime.sections import LIMIT, NaturalInt, PositiveInt, Section
+
+Length = Annotated[int, Field(ge=2, lt=LIMIT)]
 
 
-@dataclass(frozen=True)
 class DataConfig(Section):
     """The tasks, and how they are turned into the inputs of both networks."""
 
     section: ClassVar[str] = "data"
 
-    #: Super-NaturalInstructions (§4.1), the Public Pool of Prompts (§4.2), the bundled procedural collection, or text
-    #: to pre-train on, cut into four segments (HyperTuning-PT) or three (HINT).
     collection: Literal["sni", "p3", "procedural", "four_segments", "three_segments"] = "sni"
-    #: Folder in the layout of the official repository, of P3's subsets, or of C4's files for segments; None loads
-    #: `hub_name`.
+    """Super-NaturalInstructions (§4.1), the Public Pool of Prompts (§4.2), the bundled procedural collection, or text
+    to pre-train on, cut into four segments (HyperTuning-PT) or three (HINT)."""
     dir: str | None = None
-    #: Hub data set that stands in for a folder; None: the collection's own (for segments allenai/c4).
+    """Folder in the layout of the official repository, of P3's subsets, or of C4's files for segments; null loads
+    `hub_name`."""
     hub_name: str | None = None
-    #: P3 subsets to train on, names or patterns; None: T0's training mixture of 38 data sets (§8.1.3).
+    """Hub data set that stands in for a folder; null: the collection's own (for segments allenai/c4)."""
     train_subsets: list[str] | None = None
-    #: P3 subsets to test on; None: the eight held-out tasks, in all templates that state the original task and have
-    #: answer choices (§4.2; for COPA all 12 of them, T0's own code has 8).
+    """P3 subsets to train on, names or patterns; null: T0's training mixture of 38 data sets (§8.1.3)."""
     test_subsets: list[str] | None = None
-    #: "We exclude tasks with average sequence lengths longer than 320 tokens" (P3, §8.1.3); here input and target
-    #: together, measured on 1000 rows of each subset.
-    max_average_length: int = number(320, least=1)
-    #: Tokens of a document that segments are cut from (HINT: 512).
-    max_document_tokens: int = number(512, least=16)
-    #: Who reads definition and demonstrations: the hypernetwork, the main model before its query (FT-Few-Shot,
-    #: Tk-Instruct, Prefix-Tuning, LoRA), or nobody (FT-Zero-Shot).
+    """P3 subsets to test on; null: the eight held-out tasks, in all templates that state the original task and have
+    answer choices (§4.2; for COPA all 12 of them, T0's own code has 8)."""
+    max_average_length: PositiveInt = 320
+    """Tokens on average above which a P3 subset is not trained on (§8.1.3); here input and target together, measured
+    on 1000 rows of each subset."""
+    max_document_tokens: Annotated[int, Field(ge=16, lt=LIMIT)] = 512
+    """Tokens of a document that segments are cut from (HINT: 512)."""
     demonstrations_to: Literal["hypernetwork", "main", "nowhere"] = "hypernetwork"
-    #: Instances kept per training task, after a shuffle (Tk-Instruct; open in the paper).
-    max_train_instances: int | None = number(100, least=1)
-    #: First instances kept per test task (the S-NI benchmark); commands have --max-instances.
-    max_test_instances: int | None = number(100, least=1)
-    #: Training tasks set aside to choose hyper-parameters on (open); of P3 whole data sets, with all their templates.
-    validation_tasks: int = number(0, least=0)
-    #: "the concatenation of the task definition and two fixed positive demonstrations" (§4.1); P3: 16 (§4.2).
-    num_demonstrations: int = number(2, least=0)
-    #: Follow each demonstration by its explanation, as Tk-Instruct does (§4.1).
+    """Who reads definition and demonstrations: the hypernetwork, the main model before its query (FT-Few-Shot,
+    Tk-Instruct, Prefix-Tuning, LoRA), or nobody (FT-Zero-Shot)."""
+    max_train_instances: PositiveInt | None = 100
+    """Instances kept per training task, after a shuffle (Tk-Instruct; open in the paper)."""
+    max_test_instances: PositiveInt | None = 100
+    """First instances kept per test task (the S-NI benchmark); commands have --max-instances."""
+    validation_tasks: NaturalInt = 0
+    """Training tasks set aside to choose hyper-parameters on (open); of P3 whole data sets, in all their templates."""
+    num_demonstrations: NaturalInt = 2
+    """Demonstrations behind the definition: "two fixed positive demonstrations" (§4.1); P3: 16 (§4.2)."""
     explanations: bool = False
-    #: Two fixed ones (§4.1), or "randomly sample K shot demonstration examples" (§8.1.3).
+    """Follow each demonstration by its explanation, as Tk-Instruct does (§4.1)."""
     demonstrations: Literal["fixed", "sampled"] = "fixed"
-    #: Whether the main model's input ends with the end-of-sequence token; None: it does, but for P3 (T0's inputs have
-    #: none, its targets do).
+    """The first ones of the task (§4.1), or "randomly sample K shot demonstration examples" (§8.1.3)."""
     input_eos: bool | None = None
-    #: By (capped) size (§2.1), or "first randomly sample a task" with equal chances (§8.1.3).
+    """Whether the main model's input ends with the end-of-sequence token; null: it does, but for P3 (T0's inputs have
+    none, its targets do)."""
     task_sampling: Literal["proportional", "uniform"] = "proportional"
-    #: Tokens; "maximum input sequence length for the hypernetwork as 1024" (§8.1.3).
-    max_demonstrations_length: int = number(1024, least=2)
-    #: Tokens; "for the main model, ... maximum input ... as 384" (§8.1.3).
-    max_query_length: int = number(384, least=2)
-    #: Tokens; "... and target sequence length as ... 128" (§8.1.3).
-    max_target_length: int = number(128, least=2)
-    #: Which S-NI instances are kept and which tasks are set aside; training.seed draws the examples.
-    seed: int = number(0, least=0)
+    """How a training task is drawn: by (capped) size (§2.1), or all with equal chances (§8.1.3)."""
+    max_demonstrations_length: Length = 1024
+    """Tokens of the hypernetwork's input: "maximum input sequence length ... as 1024" (§8.1.3)."""
+    max_query_length: Length = 384
+    """Tokens of the main model's input: "maximum input ... as 384" (§8.1.3)."""
+    max_target_length: Length = 128
+    """Tokens of a target: "... and target sequence length as ... 128" (§8.1.3)."""
+    seed: NaturalInt = 0
+    """Which S-NI instances are kept and which tasks are set aside; training.seed draws the examples."""
 
-    def _check(self) -> None:
+    @model_validator(mode="after")
+    def _check(self) -> Self:
         if self.collection == "p3":
             self._check_p3()
         else:
@@ -74,6 +77,7 @@ class DataConfig(Section):
             )
         if self.segments and self.validation_tasks:
             self._refuse("validation_tasks", f"must be 0 with {self.collection}, which has no tasks")
+        return self
 
     def _check_p3(self) -> None:
         if self.demonstrations_to != "nowhere" and self.demonstrations != "sampled":

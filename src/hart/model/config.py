@@ -1,51 +1,52 @@
 """The `model` section of a configuration: the main model and what adapts it."""
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from hart.runtime.section import Section, number
+from pydantic import model_validator
+
+from hart.runtime.sections import Fraction, PositiveInt, Section
 
 
-@dataclass(frozen=True)
 class ModelConfig(Section):
     """The main model and what adapts it: every system of the paper is a choice of these fields."""
 
     section: ClassVar[str] = "model"
 
-    #: Main model, a hub name or folder: "the LM-adapted T5 models (version 1.1)" (§4.1).
     base: str = "google/t5-large-lm-adapt"
-    #: Revision of the main model on the hub; None is its newest.
+    """Main model, a hub name or folder: "the LM-adapted T5 models (version 1.1)" (§4.1)."""
     base_revision: str | None = None
-    #: Where the PEFT parameters come from: a hypernetwork, one learned set for all tasks (the Prefix-Tuning and
-    #: LoRA baselines), or nowhere (full fine-tuning).
+    """Revision of the main model on the hub; null is its newest."""
     weights: Literal["generated", "learned", "none"] = "generated"
-    #: Train the main model too: full fine-tuning, and HINT, whose networks "are jointly fine-tuned" (§4.1).
+    """Where the PEFT parameters come from: a hypernetwork, one learned set for all tasks (the Prefix-Tuning and
+    LoRA baselines), or nowhere (full fine-tuning)."""
     train_main: bool = False
-    #: The hypernetwork's encoder is the main model's own, one module (HINT: "share weights").
+    """Train the main model too: full fine-tuning, and HINT, whose networks "are jointly fine-tuned" (§4.1)."""
     tied_encoder: bool = False
-    #: Folder of a trained model whose trained weights this run starts from (pre-training, then fine-tuning).
+    """The hypernetwork's encoder is the main model's own, one module (HINT: "share weights")."""
     init_from: str | None = None
-    #: Checkpoint of the hypernetwork; None: the base ("initialize both ... with", §4.1).
+    """Folder of a trained model whose trained weights this run starts from (pre-training, then fine-tuning)."""
     hypernetwork_init: str | None = None
-    #: "We only keep the first 8 decoder layers (out of 24) in the hypernetwork" (§4.1).
-    decoder_layers: int = number(8, least=1)
-    #: How layer states are generated, by name, with the scheme's own fields (§3.1).
-    scheme: dict[str, Any] = field(default_factory=lambda: {"name": "autoregressive"})
-    #: What is generated; "the length of the prefix ... p, which is set to be 32" (§8.1.2).
-    #: An empty list leaves fusion alone (ablation).
-    peft: list[dict[str, Any]] = field(default_factory=lambda: [{"kind": "prefix", "length": 32}])
-    #: Fusion-in-decoder: "prepend the hypernetwork's encoder output to the main model's" (§8.1.3).
+    """Checkpoint of the hypernetwork; null: the base ("initialize both ... with", §4.1)."""
+    decoder_layers: PositiveInt = 8
+    """Decoder layers of the hypernetwork, from the bottom: "the first 8 decoder layers (out of 24)" (§4.1)."""
+    scheme: dict[str, Any] = {"name": "autoregressive"}
+    """How layer states are generated, by name, with the scheme's own fields (§3.1)."""
+    peft: list[dict[str, Any]] = [{"kind": "prefix", "length": 32}]
+    """What is generated; "the length of the prefix ... p, which is set to be 32" (§8.1.2).
+    An empty list leaves fusion alone (ablation)."""
     fusion: bool = True
-    #: Dropout of the hypernetwork (open); None keeps its checkpoint's. A frozen main model has none.
-    dropout: float | None = number(None, least=0, below=1)
-    #: Attention kernel of the main model; both give the same numbers.
+    """Fusion-in-decoder: "prepend the hypernetwork's encoder output to the main model's" (§8.1.3)."""
+    dropout: Fraction | None = None
+    """Dropout of the hypernetwork (open); null keeps its checkpoint's. A frozen main model has none."""
     attention: Literal["sdpa", "eager"] = "sdpa"
-    #: Type in which a frozen main model is stored; T5 overflows in float16.
+    """Attention kernel of the main model; both give the same numbers."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    #: Recompute activations in the backward pass: less memory, more time, the same gradients.
+    """Type in which a frozen main model is stored; T5 overflows in float16."""
     gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time, the same gradients."""
 
-    def _check(self) -> None:
+    @model_validator(mode="after")
+    def _check(self) -> Self:
         if not self.base.strip():
             self._refuse("base", "is empty; give a hub name, a folder or mini-base")
         if not isinstance(self.scheme.get("name"), str):
@@ -61,6 +62,7 @@ class ModelConfig(Section):
             self._refuse(
                 "dtype", "must be float32 where the main model is trained (training.bf16 computes in bfloat16)"
             )
+        return self
 
     def _check_generated(self) -> None:
         if not self.peft and not self.fusion:

@@ -115,8 +115,7 @@ def with_advice(config: RunConfig, found: Estimate) -> Estimate:
     options: dict[str, tuple[RunConfig, int, int]] = {}
 
     def option(text: str, *, zero: int = found.zero_stage, **changes: Mapping[str, Any]) -> None:
-        changed = {name: dataclasses.replace(getattr(config, name), **values) for name, values in changes.items()}
-        options[text] = dataclasses.replace(config, **changed), found.devices, zero
+        options[text] = config.changed(**changes), found.devices, zero
 
     micro = training.micro_batch_size or training.batch_size // found.devices
     smaller = micro // 2

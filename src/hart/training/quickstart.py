@@ -4,7 +4,6 @@ Everything used is in the package: a small pre-trained T5 (`mini-base`) and the 
 and the copying of a demonstration stand beside the trained system, so that its score can be read.
 """
 
-import dataclasses
 import functools
 import time
 from dataclasses import dataclass
@@ -111,7 +110,7 @@ def _after_training(
 ) -> QuickstartResult:
     folder, started = final.parent, time.monotonic()
     model = HartModel.from_pretrained(final, device=select_device())
-    tasks = load_tasks(dataclasses.replace(config.data, max_test_instances=instances), "test")
+    tasks = load_tasks(config.data.changed(max_test_instances=instances), "test")
     results = evaluate_systems(model, tasks, console)
     seconds["evaluation"] = time.monotonic() - started
 

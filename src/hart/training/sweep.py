@@ -4,7 +4,6 @@ Each run has a process of its own, so that its peak memory is its own and a fail
 not done again: a sweep that was interrupted goes on with the same command.
 """
 
-import dataclasses
 import json
 import resource
 import signal
@@ -79,7 +78,7 @@ def plan(
         loaded = configuration.load(path, overrides)
         data = loaded.data
         if data.segments:
-            data = dataclasses.replace(data, dir=text_dir)
+            data = data.changed(dir=text_dir)
         for seed in seeds:
             folder = out / name / f"seed-{seed}"
             model, start = loaded.model, loaded.model.init_from
@@ -87,9 +86,9 @@ def plan(
             if source in names:
                 if names.index(source) >= names.index(name):
                     raise HartError(f"{name} starts from {source}; name {source} before it")
-                model = dataclasses.replace(model, init_from=str(out / source / f"seed-{seed}" / RUN_FOLDER / "final"))
-            training = dataclasses.replace(loaded.training, seed=seed, output_dir=str(folder / RUN_FOLDER))
-            runs.append(SweepRun(name, seed, RunConfig(model, data, training), folder))
+                model = model.changed(init_from=str(out / source / f"seed-{seed}" / RUN_FOLDER / "final"))
+            training = loaded.training.changed(seed=seed, output_dir=str(folder / RUN_FOLDER))
+            runs.append(SweepRun(name, seed, RunConfig(model=model, data=data, training=training), folder))
     return runs
 
 

@@ -51,7 +51,7 @@ def parse_json(content: bytes | str, source: str, what: str) -> Any:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         if text.startswith(LFS_POINTER.decode()):
-            raise HartError(_lfs_message(source)) from None
+            raise HartError(lfs_message(source)) from None
         raise HartError(f"{wrong}, the text is not JSON ({error})") from None
     except ValueError:
         raise HartError(f"{wrong}, a number has more than {sys.get_int_max_str_digits()} digits") from None
@@ -59,13 +59,13 @@ def parse_json(content: bytes | str, source: str, what: str) -> Any:
         raise HartError(f"{wrong}, its brackets are nested too deeply") from None
     # UTF-8 has no surrogates, so an escape is the only way for half a character to come in.
     if "\\ud" in text or "\\uD" in text:
-        half = _half_character(value)
+        half = half_character(value)
         if half is not None:
             raise HartError(f"{wrong}, {half} holds half of a character; write the whole one, or leave it out")
     return value
 
 
-def _half_character(value: Any) -> str | None:
+def half_character(value: Any) -> str | None:
     """The place of the first text that cannot be written as UTF-8; None if there is none."""
     waiting: list[tuple[str, Any]] = [("", value)]
     while waiting:
@@ -91,8 +91,9 @@ def refuse_lfs_pointer(path: str | Path) -> None:
     except OSError:
         return
     if begins == LFS_POINTER:
-        raise HartError(_lfs_message(str(path)))
+        raise HartError(lfs_message(str(path)))
 
 
-def _lfs_message(source: str) -> str:
+def lfs_message(source: str) -> str:
+    """What to say of a file that begins with `LFS_POINTER`."""
     return f"{source}: is a Git LFS pointer, not the file itself; run 'git lfs pull' in its repository"
