@@ -121,3 +121,5 @@ def test_mistakes(run_config: Build, tmp_path):
         estimate(run_config(batch_size=8), devices=3)
     with pytest.raises(HartError, match="model.decoder_layers is 9"):
         estimate(run_config(model={"decoder_layers": 9}))
+    # A scheme without a decoder does not ask for its layers.
+    assert estimate(run_config(model={"decoder_layers": 9, "scheme": {"name": "component"}})).trained

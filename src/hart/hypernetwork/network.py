@@ -18,7 +18,7 @@ from transformers.models.t5.modeling_t5 import T5Stack
 
 from hart.errors import HartError
 from hart.hypernetwork.heads import BlockHead, RowBlockHeads
-from hart.hypernetwork.schemes import STACK_INDEX, GenerationScheme, build_scheme
+from hart.hypernetwork.schemes import STACK_INDEX, GenerationScheme, build_scheme, uses_decoder
 from hart.hypernetwork.schemes.bidirectional import Bidirectional
 from hart.hypernetwork.step_linear import step_linears
 from hart.peft import Blocks, MainShape, RowBlock, build_kinds, row_blocks
@@ -187,7 +187,7 @@ class HyperNetwork(PreTrainedModel):
                 unknown kind or scheme.
         """
         source = base if source is None else source
-        _check_source(source, base.config, decoder_layers)
+        _check_source(source, base.config, decoder_layers if uses_decoder(scheme) else 1)
         shape = MainShape.from_config(base.config)
         config = HyperNetworkConfig(
             t5={name: getattr(source.config, name) for name in T5_FIELDS},

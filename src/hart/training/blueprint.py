@@ -8,6 +8,7 @@ from transformers import AutoConfig, T5Config, T5ForConditionalGeneration
 
 from hart.errors import HartError
 from hart.hypernetwork.network import T5_FIELDS, HyperNetwork, HyperNetworkConfig
+from hart.hypernetwork.schemes import uses_decoder
 from hart.model.bundled import resolve_base
 from hart.model.weights import check_model_files, tensor_names
 from hart.peft import MainShape, build_kinds, row_blocks
@@ -91,8 +92,9 @@ def build(config: RunConfig) -> Parts:
         main = T5ForConditionalGeneration(t5)
         adapter: HyperNetwork | LearnedWeights | None = None
         if config.model.weights == "generated":
-            if config.model.decoder_layers > (t5.num_decoder_layers or t5.num_layers):
-                raise HartError(f"model.decoder_layers is {config.model.decoder_layers}; {config.model.base} has fewer")
+            layers = config.model.decoder_layers
+            if layers > (t5.num_decoder_layers or t5.num_layers) and uses_decoder(config.model.scheme):
+                raise HartError(f"model.decoder_layers is {layers}; {config.model.base} has fewer")
             adapter = HyperNetwork(
                 HyperNetworkConfig(
                     t5={name: getattr(t5, name) for name in T5_FIELDS},

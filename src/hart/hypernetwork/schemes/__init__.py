@@ -84,6 +84,12 @@ def register(scheme: SchemeT) -> SchemeT:
     return scheme
 
 
+def uses_decoder(config: Mapping[str, Any]) -> bool:
+    """Whether the scheme of a configuration runs the hypernetwork's decoder; an unknown one might."""
+    scheme = SCHEMES.get(config.get("name", ""))
+    return scheme is None or scheme.uses_decoder
+
+
 def build_scheme(
     config: Mapping[str, Any], *, d_model: int, layers: int, blocks: Sequence[RowBlock]
 ) -> GenerationScheme:
