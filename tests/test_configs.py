@@ -1,16 +1,19 @@
 """Every configuration in the repository: it loads, it fits together, and it is documented."""
 
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from hart.hypernetwork.network import HyperNetwork
 from hart.model.hart_model import HartModel
 from hart.training.blueprint import base_config, build
-from hart.training.config import RunConfig, load
+from hart.training.config import RunConfig, json_schema, load
 from hart.training.estimate import estimate
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+SCHEMA = CONFIGS / "schema.json"
 # accelerate/ and deepspeed/ hold files of those tools.
 FILES = sorted(p for p in CONFIGS.rglob("*.yaml") if not {"accelerate", "deepspeed"} & set(p.parts))
 MINI = [path for path in FILES if path.parent.name == "mini"]
@@ -52,6 +55,64 @@ def test_pre_training_and_fine_tuning_make_the_same_system(path: Path) -> None:
 def test_systems_are_documented(path: Path) -> None:
     if path.stem not in ("hart_procedural", "hart_mini"):
         assert f"`{path.stem}`" in DOCUMENTATION
+
+
+def without_effect(config: RunConfig) -> set[str]:
+    """Fields that change nothing in such a system, whatever their value."""
+    model, data = config.model, config.data
+    reader, collection = data.demonstrations_to, data.collection
+    table = {
+        "decoder_layers": model.weights != "generated" or model.scheme["name"] == "component",
+        "scheme": model.weights != "generated",
+        "dropout": model.weights != "generated",
+        "num_demonstrations": reader == "nowhere" or data.segments,
+        "demonstrations": reader == "nowhere" or data.segments,
+        "explanations": reader == "nowhere" or data.segments,
+        "max_demonstrations_length": reader == "nowhere",
+        "max_query_length": reader == "main",
+        "max_average_length": collection != "p3",
+        "max_document_tokens": not data.segments,
+        "hub_name": collection == "procedural",
+        "max_train_instances": data.segments,
+        "max_test_instances": data.segments,
+        "task_sampling": data.segments,
+        "eval_instances": not config.training.eval_every,
+        "eval_every": not data.validation_tasks and collection != "procedural",
+    }
+    return {name for name, idle in table.items() if idle}
+
+
+def test_no_file_has_a_field_without_effect(path: Path) -> None:
+    config = load(path)
+    given = config.model.model_fields_set | config.data.model_fields_set | config.training.model_fields_set
+    assert not given & without_effect(config)
+
+
+def test_editors_find_the_schema(path: Path) -> None:
+    first, *_ = path.read_text(encoding="utf-8").splitlines()
+    assert first == "# yaml-language-server: $schema=../schema.json"
+    assert SCHEMA == path.parent.parent / "schema.json"
+
+
+def test_the_schema_takes_it(path: Path) -> None:
+    validator = pytest.importorskip("jsonschema_rs").validator_for(json.loads(json_schema()))
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert [str(error) for error in validator.iter_errors(content)] == []
+    for wrong in (
+        {"trainin": {}},
+        {"training": {"max_step": 1}},
+        {"training": {"max_steps": 0}},
+        {"model": {"peft": [{"kind": "prefx"}]}},
+        {"model": {"peft": [{"kind": "prefix", "rank": 1}]}},
+        {"model": {"scheme": {"name": "shared", "row": 1}}},
+    ):
+        assert not validator.is_valid({**content, **wrong})
+
+
+def test_the_schema_is_that_of_the_fields() -> None:
+    assert SCHEMA.read_text(encoding="utf-8") == json_schema(), "run hart config schema --output configs/schema.json"
+    for section in json.loads(json_schema())["$defs"].values():
+        assert all(field.get("description") for field in section["properties"].values())
 
 
 @pytest.mark.parametrize("path", MINI, ids=named)

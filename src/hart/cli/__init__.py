@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
-from hart.cli import adapt, bench, estimate, evaluate, export, predict, quickstart, serve, sweep, train
+from hart.cli import adapt, bench, config, estimate, evaluate, export, predict, quickstart, serve, sweep, train
 from hart.cli.options import keep_texts, split_overrides
 from hart.cli.printing import finish, prepare, tell
 from hart.errors import HartError
@@ -26,8 +26,13 @@ from hart.runtime.files import ensure_home
 from hart.runtime.launch import end_with
 
 DISTRIBUTION = "hart-hypernet"
-COMMANDS = (quickstart, train, evaluate, adapt, predict, export, serve, estimate, sweep, bench)
-CONFIGURED = {"train": train.OWN_OPTIONS, "sweep": sweep.OWN_OPTIONS, "estimate": estimate.OWN_OPTIONS}
+COMMANDS = (quickstart, train, evaluate, adapt, predict, export, serve, estimate, config, sweep, bench)
+CONFIGURED = {
+    "train": train.OWN_OPTIONS,
+    "sweep": sweep.OWN_OPTIONS,
+    "estimate": estimate.OWN_OPTIONS,
+    "config": config.OWN_OPTIONS,
+}
 """Commands that take fields of a configuration, and the options that are none."""
 TEXTS = {"adapt": adapt.TEXTS, "predict": predict.TEXTS, "serve": serve.TEXTS}
 """Commands with options whose values are any text, and the number of texts of each."""
@@ -78,7 +83,10 @@ def _run(words: list[str]) -> int:
     args.overrides = overrides
     with _own_messages():
         ensure_home()
-        silence_libraries()
+        if "read" in args:
+            args.read(args)  # a mistake in a configuration is told before torch is imported
+        if "light" not in args:
+            silence_libraries()
         return args.run(args) or 0
 
 

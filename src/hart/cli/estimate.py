@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from hart.cli.options import positive
+from hart.cli.options import positive, read_configuration
 from hart.cli.printing import say, show
 from hart.errors import HartError
 
@@ -41,16 +41,15 @@ examples:
     )
     parser.add_argument("--gpu-memory", metavar="GIB", type=float, help="memory of one device")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    parser.set_defaults(run=run)
+    parser.set_defaults(read=read_configuration, run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    from hart.training import config as configuration
     from hart.training.estimate import estimate, with_advice, zero_stage_of
 
     if args.gpu_memory is not None and not args.gpu_memory > 0:
         raise HartError(f"--gpu-memory: must be a number of GiB above 0, not {args.gpu_memory}")
-    config = configuration.load(args.config, args.overrides)
+    config = args.configuration
     stage = zero_stage_of(config) if args.zero_stage is None else args.zero_stage
     found = estimate(config, devices=args.devices, zero_stage=stage)
     fits = args.gpu_memory is None or found.total_memory <= args.gpu_memory

@@ -38,6 +38,13 @@ def split_overrides(words: Sequence[str], own: Sequence[str]) -> tuple[list[str]
     return kept, overrides
 
 
+def read_configuration(args: argparse.Namespace) -> None:
+    """Put the configuration that `args` name into them, before anything that takes seconds to import."""
+    from hart.training.config import load
+
+    args.configuration = load(args.config, args.overrides)
+
+
 def keep_texts(words: Sequence[str], options: Mapping[str, int]) -> list[str]:
     """The words of a command, in which the values of `options` are texts whatever they begin with.
 

@@ -5,7 +5,7 @@ import os
 import sys
 from typing import Any
 
-from hart.cli.options import positive, select_device
+from hart.cli.options import positive, read_configuration, select_device
 from hart.cli.printing import say, tell
 from hart.runtime.launch import TERMINATED, is_one_of_several, run_hart
 
@@ -44,18 +44,13 @@ examples:
         default=1,
         help="train in N processes on the CPU cores of this machine (GPUs: use torchrun or accelerate)",
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(read=read_configuration, run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     if args.device == "cpu":
         # The Trainer takes every GPU that it sees.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-
-    from hart.training import config as configuration
-
-    # A mistake in it is told at once: what trains takes seconds to import.
-    config = configuration.load(args.config, args.overrides)
 
     from hart.training.stopping import Stopped
     from hart.training.train import train
@@ -67,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
             run_hart(["train", args.config, *args.overrides, "--device", "cpu"], args.processes)
             return 0
         # A bar that is drawn anew each second has no place in a log file.
-        final = train(config, quiet=not sys.stderr.isatty())
+        final = train(args.configuration, quiet=not sys.stderr.isatty())
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command goes on from the last checkpoint") from None
     except Stopped as stop:
