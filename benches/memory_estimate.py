@@ -91,27 +91,27 @@ def peak() -> int:
 
 def train_and_measure(config_path: str, result: str) -> None:
     """In a process of its own: write the peak of two steps to a file."""
+    from hart.training import loop
     from hart.training.config import load
     from hart.training.train import train
-    from hart.training.trainer import HartTrainer
 
     found: dict[str, int] = {}
-    go_on, step = HartTrainer.go_on, HartTrainer.training_step
+    fit, first_loss = loop.Loop.fit, loop.Loop.loss
 
-    def loaded(self: HartTrainer, checkpoint: Path | None) -> None:
+    def loaded(self: loop.Loop, *args: Any) -> None:
         weights = sum(p.numel() * p.element_size() for p in self.system.parameters())
         if os.environ.get("ZERO"):
             import deepspeed  # noqa: F401 - its own memory is not the model's
         found["before"] = resident() - weights
-        self._save_checkpoint = lambda *_: found.update(peak=peak())  # type: ignore[method-assign]
-        go_on(self, checkpoint)
+        fit(self, *args)
 
-    def first_step(self: HartTrainer, *args: Any, **kwargs: Any) -> Any:
+    def loss(self: loop.Loop, *args: Any) -> Any:
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: preparing is not training
-        HartTrainer.training_step = step  # type: ignore[method-assign]
-        return step(self, *args, **kwargs)
+        loop.Loop.loss = first_loss  # type: ignore[method-assign]
+        return first_loss(self, *args)
 
-    HartTrainer.go_on, HartTrainer.training_step = loaded, first_step  # type: ignore[method-assign]
+    loop.Loop.fit, loop.Loop.loss = loaded, loss  # type: ignore[method-assign]
+    loop.save_checkpoint = lambda _: found.update(peak=peak())
     train(load(config_path), quiet=True)
     if os.environ.get("RANK", "0") == "0":
         Path(result).write_text(str(found["peak"] - found["before"]))
@@ -129,7 +129,7 @@ def run_case(name: str, folder: Path, base: str) -> tuple[float, float]:
         "training.eval_every": 0,
         "training.max_steps": 2,
         "training.save_every": 2,
-        "training.tensorboard": False,
+        "training.trackers": [],
         "training.num_threads": 1,
         "training.micro_batch_size": None,
         **changes,

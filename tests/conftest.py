@@ -196,7 +196,7 @@ def build_config(tiny_base_dir: Path, toy_data_dir: Path) -> Callable[..., RunCo
         output_dir: Path, *, model: dict[str, Any] | None = None, data: dict[str, Any] | None = None, **training: Any
     ) -> RunConfig:
         small = {"decoder_layers": 2, "peft": [{"kind": "prefix", "length": 4}]}
-        run = {"max_steps": 4, "batch_size": 8, "learning_rate": 1e-3, "optimizer": "adamw", "tensorboard": False}
+        run = {"max_steps": 4, "batch_size": 8, "learning_rate": 1e-3, "optimizer": "adamw", "trackers": []}
         intervals = {"log_every": 1, "save_every": 2}
         lengths = {"max_demonstrations_length": 128, "max_query_length": 32, "max_target_length": 32}
         return RunConfig(

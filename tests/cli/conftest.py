@@ -117,7 +117,7 @@ def config_file(tmp_path: Path, sni_dir: Path, tiny_base_dir: Path) -> Path:
             "optimizer": "adamw",
             "log_every": 1,
             "save_every": 2,
-            "tensorboard": False,
+            "trackers": [],
         },
     }
     path = tmp_path / "config.yaml"

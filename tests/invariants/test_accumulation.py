@@ -12,9 +12,9 @@ from hart.data.collections import load_tasks
 from hart.data.sampling import TrainingDataset
 from hart.model.hart_model import HartModel
 from hart.training.config import RunConfig
+from hart.training.loop import Loop
 from hart.training.run_folder import RunFolder, read_metrics
 from hart.training.train import train
-from hart.training.trainer import HartTrainer
 
 Build = Callable[..., RunConfig]
 
@@ -51,7 +51,7 @@ def test_accumulated_passes_equal_one_pass(run_config: Build, model: dict, train
     assert moved > 0 if model.get("peft", True) else moved == 0
 
 
-def trainer_for(config: RunConfig) -> HartTrainer:
+def loop_of(config: RunConfig) -> Loop:
     system = HartModel.from_config(config.model, config.data)
     dataset = TrainingDataset(
         load_tasks(config.data, "train"),
@@ -60,18 +60,18 @@ def trainer_for(config: RunConfig) -> HartTrainer:
         seed=config.training.seed,
         lengths=system.input_format.lengths,
     )
-    return HartTrainer(system, dataset, [], config.training, RunFolder(config), quiet=True)
+    return Loop(system, dataset, [], config.training, RunFolder(config), quiet=True)
 
 
 def labels(config: RunConfig) -> list[list[int]]:
-    dataset = trainer_for(config).train_dataset
+    dataset = loop_of(config).dataset
     assert isinstance(dataset, TrainingDataset)
     return [dataset[i]["labels"] for i in range(BATCH)]
 
 
 def passes(config: RunConfig) -> list[dict[str, Tensor]]:
     """The batches of a run as the training loop gets them."""
-    return [dict(batch) for batch in trainer_for(config).get_train_dataloader()]
+    return [dict(batch) for batch in loop_of(config).batches()]
 
 
 def test_number_of_workers_does_not_change_the_batches(run_config: Build):

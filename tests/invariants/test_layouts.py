@@ -6,6 +6,7 @@ itself, uninterrupted: none.
 """
 
 import importlib.util
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,7 @@ from hart.model.hart_model import HartModel
 from hart.runtime.launch import run_hart
 from hart.training.config import RunConfig
 from hart.training.run_folder import read_metrics
-from hart.training.sharding import check_layout, write_layout
+from hart.training.sharding import FORMAT, check_layout, write_layout
 from hart.training.train import train
 
 Build = Callable[..., RunConfig]
@@ -114,6 +115,7 @@ def test_equals_one_process_and_goes_on(
     run = run_two(config)
     checkpoint = run / "checkpoints" / f"checkpoint-{STEPS}"
     assert yaml.safe_load((checkpoint / "layout.json").read_text()) == {
+        "format": FORMAT,
         "layout": layout,
         "world_size": 2,
         "optimizer": "adamw",
@@ -191,8 +193,14 @@ def test_a_checkpoint_of_another_layout_is_refused(tmp_path: Path, monkeypatch: 
     write_layout(tmp_path, "fsdp", "adamw")
     monkeypatch.setattr("hart.training.sharding.world_size", lambda: 4)
     assert "written by 1 processes and continued by 4" in (check_layout(tmp_path, "fsdp", "adamw") or "")
-    (tmp_path / "layout.json").unlink()
-    assert check_layout(tmp_path, "replicated", "adamw") is None, "checkpoints of earlier versions are of this layout"
+
+
+@pytest.mark.parametrize("written", [None, {"layout": "replicated", "world_size": 1, "optimizer": "adamw"}])
+def test_a_checkpoint_of_an_earlier_version_is_refused(tmp_path: Path, written: dict[str, Any] | None):
+    if written is not None:
+        (tmp_path / "layout.json").write_text(json.dumps(written))
+    with pytest.raises(HartError, match="a checkpoint of another version of hart, .* take a new training.output_dir"):
+        check_layout(tmp_path, "replicated", "adamw")
 
 
 def test_the_evaluation_command_shares_out_tasks(

@@ -7,21 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import debug_launcher
-from accelerate.state import AcceleratorState, PartialState
 from safetensors.torch import load_file
 
+from hart.training.checkpoints import CONSISTENCY_FILE
 from hart.training.config import RunConfig
 from hart.training.run_folder import read_metrics
 from hart.training.train import train
-from hart.training.trainer import CONSISTENCY_FILE
 
 BATCH, STEPS = 8, 4
 
 
 def in_this_process(config: RunConfig) -> None:
-    # A forked process begins with what the tests before have set up for one process.
-    AcceleratorState._reset_state()
-    PartialState._reset_state()
     train(config, quiet=True)
 
 

@@ -13,11 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hart.training import trainer
+from hart.training import checkpoints, loop
+from hart.training.checkpoints import CONSISTENCY_FILE
 from hart.training.config import RunConfig
+from hart.training.loop import Loop
 from hart.training.run_folder import RunFolder, read_metrics
 from hart.training.train import train
-from hart.training.trainer import CONSISTENCY_FILE, HartTrainer
 
 Build = Callable[..., RunConfig]
 
@@ -30,15 +31,15 @@ KILLED_AFTER_A_CHECKPOINT = f"""
 import os, signal, sys
 import torch
 from hart.training.config import load
-from hart.training.trainer import HartTrainer
+from hart.training import loop
 from hart.training.train import train
 
-save = HartTrainer._save_checkpoint
-def save_and_die(self, *args):
-    save(self, *args)
-    if self.state.global_step == {SAVED}:
+save = loop.save_checkpoint
+def save_and_die(running):
+    save(running)
+    if running.step == {SAVED}:
         os.kill(os.getpid(), signal.SIGKILL)
-HartTrainer._save_checkpoint = save_and_die
+loop.save_checkpoint = save_and_die
 train(load(sys.argv[1]), quiet=True)
 """
 
@@ -96,22 +97,22 @@ def test_killed_after_a_checkpoint(run_config: Build, whole: Path, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("owner", "name", "newest"),
-    [(trainer, "prediction_loss", KILLED), (trainer, "save_file", SAVED), (trainer.os, "replace", SAVED)],
+    [(loop, "prediction_loss", KILLED), (checkpoints, "save_file", SAVED), (checkpoints.os, "replace", SAVED)],
     ids=["in a step", "while a checkpoint is written", "before it is moved to its place"],
 )
 def test_stopped_at_a_bad_moment(run_config: Build, whole: Path, monkeypatch, owner: Any, name: str, newest: int):
     original = getattr(owner, name)
-    calls: list[HartTrainer] = []
-    begin = HartTrainer.train
+    calls: list[Loop] = []
+    begin = Loop.prepare
 
     def stop(*args: Any, **kwargs: Any) -> Any:
         # The step that is being computed, or has just been.
-        if calls and calls[-1].state.global_step == KILLED:
+        if calls and calls[-1].step == KILLED:
             raise Stopped
         return original(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(HartTrainer, "train", lambda self, **kwargs: calls.append(self) or begin(self, **kwargs))
+        patch.setattr(Loop, "prepare", lambda self, checkpoint: calls.append(self) or begin(self, checkpoint))
         patch.setattr(owner, name, stop)
         with pytest.raises(Stopped):
             train(run_config("stopped", **SETTINGS), quiet=True)
@@ -140,14 +141,14 @@ def test_complete_run_is_left_as_it_is(run_config: Build):
 def test_intervals_of_the_continued_command_count(run_config: Build, monkeypatch: pytest.MonkeyPatch):
     first = run_config(max_steps=STEPS, save_every=2, keep_checkpoints=9)
     with monkeypatch.context() as patch:
-        step = HartTrainer.training_step
+        loss = Loop.loss
 
-        def stop(self: HartTrainer, *args: Any, **kwargs: Any) -> Any:
-            if self.state.global_step == 2:
+        def stop(self: Loop, *args: Any) -> Any:
+            if self.step == 2:
                 raise Stopped
-            return step(self, *args, **kwargs)
+            return loss(self, *args)
 
-        patch.setattr(HartTrainer, "training_step", stop)
+        patch.setattr(Loop, "loss", stop)
         with pytest.raises(Stopped):
             train(first, quiet=True)
     final = train(run_config(max_steps=STEPS, save_every=3, log_every=2, keep_checkpoints=9), quiet=True)

@@ -128,12 +128,11 @@ FAILING = """
 import dataclasses, sys
 from pathlib import Path
 import torch
-from hart.training import trainer
+from hart.training import checkpoints, loop
 from hart.cli import main
 from hart.data.sampling import TrainingDataset
 from hart.errors import HartError
 from hart.runtime.launch import end_with
-from hart.training.trainer import HartTrainer
 import hart.training.train as training
 
 where, who, config = sys.argv[1], int(sys.argv[2]), sys.argv[3]
@@ -149,7 +148,7 @@ def data(self, index):
         raise HartError("task twice: row 7 is wrong")
     return make(self, index)
 
-loss = trainer.prediction_loss
+loss = loop.prediction_loss
 calls = 0
 def not_finite(logits, labels):
     global calls
@@ -169,9 +168,9 @@ def answers(*args, **kwargs):
 if failing:
     if where == "setup": training.load_tasks = setup
     if where == "data": TrainingDataset.__getitem__ = data
-    if where == "loss": trainer.prediction_loss = not_finite
-    if where == "memory": trainer.prediction_loss = memory
-    if where == "disk": torch.save = disk
+    if where == "loss": loop.prediction_loss = not_finite
+    if where == "memory": loop.prediction_loss = memory
+    if where == "disk": checkpoints.save_file = disk
     if where == "evaluation":
         import hart.evaluation.predictors
         hart.evaluation.predictors.hart_predictor = lambda *_, **__: answers

@@ -110,7 +110,7 @@ OTHER: dict[str, dict[str, Any]] = {
         "save_every": 4,
         "keep_checkpoints": 5,
         "num_workers": 6,
-        "tensorboard": False,
+        "trackers": [],
         "resume": False,
         "num_threads": 1,
     },

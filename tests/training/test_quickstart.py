@@ -45,7 +45,7 @@ def test_it_trains_evaluates_plots_and_adapts(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(module, "load_tasks", load_few)
     config = quickstart_config(str(tmp_path / "run"))
-    config = config.changed(training={"max_steps": 2, "batch_size": 8, "tensorboard": False})
+    config = config.changed(training={"max_steps": 2, "batch_size": 8, "trackers": []})
     text = io.StringIO()
     chosen = torch.device("cpu", 0)
     monkeypatch.setattr(module, "select_device", lambda: chosen)

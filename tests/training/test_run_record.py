@@ -168,7 +168,7 @@ def test_what_the_optimizer_fell_back_to_is_written_and_states_of_another_kind_a
     run_config: Build, monkeypatch: pytest.MonkeyPatch
 ):
     pytest.importorskip("bitsandbytes")
-    from hart.training import arguments as module
+    from hart.training import optimizer as module
 
     with monkeypatch.context() as patch:
         patch.setattr(module.importlib.util, "find_spec", lambda _: None)
@@ -186,7 +186,7 @@ def test_what_the_optimizer_fell_back_to_is_written_and_states_of_another_kind_a
 
 def test_8_bit_states_need_their_library_again(run_config: Build, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("bitsandbytes")
-    from hart.training import arguments as module
+    from hart.training import optimizer as module
 
     unfinished(run_config(optimizer="adamw_8bit"))
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda _: None)

@@ -15,10 +15,10 @@ from hart.cli import main
 from hart.errors import HartError
 from hart.runtime.files import damage
 from hart.training.config import RunConfig
+from hart.training.loop import Loop
 from hart.training.run_folder import RunFolder, read_metrics
 from hart.training.stopping import Stopped, memory_error, stopping_cleanly
 from hart.training.train import train
-from hart.training.trainer import HartTrainer
 
 Build = Callable[..., RunConfig]
 SETTINGS: dict[str, Any] = {"max_steps": 5, "save_every": 4, "alpha": 1.0, "num_threads": 1}
@@ -26,14 +26,14 @@ SETTINGS: dict[str, Any] = {"max_steps": 5, "save_every": 4, "alpha": 1.0, "num_
 
 @pytest.fixture
 def terminated_in_step_2(monkeypatch: pytest.MonkeyPatch) -> None:
-    compute = HartTrainer.compute_loss
+    compute = Loop.loss
 
-    def terminate(self: HartTrainer, *args: Any, **kwargs: Any) -> Any:
-        if self.state.global_step == 1:
+    def terminate(self: Loop, *args: Any) -> Any:
+        if self.step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        return compute(self, *args, **kwargs)
+        return compute(self, *args)
 
-    monkeypatch.setattr(HartTrainer, "compute_loss", terminate)
+    monkeypatch.setattr(Loop, "loss", terminate)
 
 
 def test_sigterm_saves_and_the_run_goes_on_bit_for_bit(
@@ -85,7 +85,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     for name in ("final/config.json", "final/model.safetensors", "final/README.md"):
         (run / name).unlink()
     (run / "final").rmdir()
-    for step, wrong in ((6, "optimizer.pt"), (4, "trainer_state.json")):
+    for step, wrong in ((6, "optimizer.pt"), (4, "state.json")):
         path = run / "checkpoints" / f"checkpoint-{step}" / wrong
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
@@ -94,7 +94,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     assert all(torch.equal(again[name], expected[name]) for name in expected)
     told = [record.getMessage() for record in caplog.records if "damaged" in record.getMessage()]
     assert len(told) == 2 and "checkpoint-6: damaged (optimizer.pt)" in told[0]
-    assert "checkpoint-4: damaged (trainer_state.json)" in told[1]
+    assert "checkpoint-4: damaged (state.json)" in told[1]
 
 
 def test_too_little_memory_is_one_line_with_advice(run_config: Build, monkeypatch: pytest.MonkeyPatch):
@@ -103,7 +103,7 @@ def test_too_little_memory_is_one_line_with_advice(run_config: Build, monkeypatc
             "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"
         )
 
-    monkeypatch.setattr(HartTrainer, "compute_loss", fail)
+    monkeypatch.setattr(Loop, "loss", fail)
     with pytest.raises(HartError, match="out of memory in training; set training.micro_batch_size below 8, model.grad"):
         train(run_config(), quiet=True)
     assert memory_error(RuntimeError("size mismatch"), run_config("other")) is None

@@ -1,6 +1,7 @@
 """Training: against a loop written out by hand, what it leaves, and how it stops."""
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import TrainingArguments
 
 from hart.data.collate import Collator
 from hart.data.collections import load_tasks
@@ -20,12 +21,12 @@ from hart.data.sampling import TrainingDataset
 from hart.data.tasks import Task
 from hart.errors import HartError
 from hart.model.hart_model import HartModel
-from hart.training import trainer
+from hart.training import loop as module
 from hart.training.config import RunConfig
 from hart.training.estimate import estimate
+from hart.training.loop import Loop
 from hart.training.run_folder import RunFolder, read_metrics
 from hart.training.train import train, training_examples
-from hart.training.trainer import HartTrainer
 
 Build = Callable[..., RunConfig]
 
@@ -111,17 +112,16 @@ def test_averages_over_devices_are_those_of_the_whole_batch(run_config: Build, m
     dataset = training_examples(config, load_tasks(config.data, "train"), system.main.tokenizer)
     collate = Collator(system.main.tokenizer.pad_token_id)
     processes = 1
-    monkeypatch.setattr(TrainingArguments, "world_size", property(lambda _: processes))
+    monkeypatch.setattr(Accelerator, "num_processes", property(lambda _: processes))
 
     def gradient(rows: range) -> list[Tensor]:
         """Of a second step of these rows, as one process has it; the first step was on other examples."""
-        one = HartTrainer(system, dataset, [], config.training, RunFolder(config), quiet=True)
-        one.current_gradient_accumulation_steps = 1
+        one = Loop(system, dataset, [], config.training, RunFolder(config), quiet=True)
         steps = [[dataset[step * 8 + row] for row in range(8)] for step in range(2)]
         for step in steps:
             tokens = torch.tensor(sum(len(example["labels"]) for example in step))
             batch = collate([step[row] for row in rows])
-            loss = one.compute_loss(system, dict(batch), num_items_in_batch=tokens)
+            loss = one.loss(batch, tokens)
             one.consistency.advance()
         weights = list(system.hypernetwork.parameters())
         return list(torch.autograd.grad(loss, weights))
@@ -191,11 +191,11 @@ def test_gradient_checkpointing_changes_no_loss(run_config: Build):
 
 
 def test_folder_of_a_run(run_config: Build):
-    final = train(run_config(tensorboard=True, keep_checkpoints=1), quiet=True)
+    final = train(run_config(trackers=["tensorboard"], keep_checkpoints=1), quiet=True)
     names = {path.name for path in final.parent.iterdir()}
     assert names == {".lock", "config.yaml", "run.json", "metrics.jsonl", "checkpoints", "final", "tensorboard"}
     assert [path.name for path in (final.parent / "checkpoints").iterdir()] == [f"checkpoint-{STEPS}"]
-    assert any(path.name.startswith("events") for path in (final.parent / "tensorboard").iterdir())
+    assert any(path.name.startswith("events") for path in (final.parent / "tensorboard").rglob("*"))
 
 
 def test_evaluation_logs_scores_and_keeps_the_best_model(run_config: Build, monkeypatch: pytest.MonkeyPatch):
@@ -206,7 +206,7 @@ def test_evaluation_logs_scores_and_keeps_the_best_model(run_config: Build, monk
         asked.append([len(task.instances) for task in tasks])
         return SimpleNamespace(summary={"rouge_l": next(scores), "exact_match": 0.0})
 
-    monkeypatch.setattr(trainer, "evaluate_model", evaluated_by)
+    monkeypatch.setattr(module, "evaluate_model", evaluated_by)
     config = run_config(eval_every=1, eval_instances=3, save_every=1, keep_checkpoints=9, data={"validation_tasks": 1})
     run = train(config, quiet=True).parent
     evaluated = [row for row in rows(run) if "eval_rouge_l" in row]
@@ -224,7 +224,7 @@ def test_equal_rouge_is_decided_by_exact_match_also_after_going_on(run_config: B
     def evaluated_by(_: HartModel, tasks: list[Task], **__: object) -> SimpleNamespace:
         return SimpleNamespace(summary=dict(zip(("rouge_l", "exact_match"), next(scores), strict=True)))
 
-    monkeypatch.setattr(trainer, "evaluate_model", evaluated_by)
+    monkeypatch.setattr(module, "evaluate_model", evaluated_by)
     config = run_config(eval_every=1, save_every=1, keep_checkpoints=9, data={"validation_tasks": 1})
     run = train(config, quiet=True).parent
 
@@ -248,10 +248,35 @@ def test_no_validation_tasks_mean_no_evaluation(run_config: Build, caplog: pytes
     assert len(told) == 1 and "training.eval_every 1; nothing is evaluated" in told[0]
 
 
-def test_progress_bar_shows_the_losses(run_config: Build, capsys: pytest.CaptureFixture[str]):
+def test_progress_bar_shows_the_losses(run_config: Build, capsys: pytest.CaptureFixture[str], monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     train(run_config(), quiet=False)
     shown = capsys.readouterr().err
     assert "L_pred=" in shown and "L_cst=" in shown and f"{STEPS}/{STEPS}" in shown
+
+
+def test_without_a_terminal_a_start_line_and_a_line_per_interval(run_config: Build, capsys: pytest.CaptureFixture[str]):
+    config = run_config(log_every=2)
+    train(config, quiet=False)
+    start, *lines = capsys.readouterr().err.splitlines()
+    assert start.startswith("training ") and f"for the base {config.model.base}: 4 steps of 8 queries, float32" in start
+    assert "3 tasks" in start and start.endswith("1 × cpu (replicated)")
+    assert [line.partition(":")[0] for line in lines] == ["step 1/4", "step 2/4", "step 4/4"]
+    assert all("loss " in line and "L_pred " in line and "L_cst " in line for line in lines)
+
+
+def test_rows_say_what_their_means_are_over(run_config: Build):
+    each, pairs = (rows(train(run_config(f"in-{n}", log_every=n), quiet=True).parent) for n in (1, 2))
+    assert [row["steps"] for row in each] == [1] * STEPS and [row["steps"] for row in pairs] == [1, 1, 2]
+    assert pairs[-1]["tokens"] == each[-1]["tokens"] + each[-2]["tokens"] > 0
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio", "mlflow"])
+def test_a_tracker_that_is_missing_is_named(run_config: Build, tmp_path: Path, monkeypatch, name: str):
+    monkeypatch.setattr("hart.training.reporting.importlib.util.find_spec", lambda _: None)
+    with pytest.raises(HartError, match=f"^training.trackers: {name} is not installed; pip install {name}, or leave"):
+        train(run_config(trackers=[name]), quiet=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_8_bit_adam_trains_and_goes_on_where_it_was(run_config: Build):
@@ -296,14 +321,14 @@ def test_a_prefix_of_no_rows_beside_something_to_train_is_taken(run_config: Buil
 
 def test_adams_constants_are_those_of_the_configuration(run_config: Build, monkeypatch: pytest.MonkeyPatch):
     seen: list[dict[str, Any]] = []
-    begin = HartTrainer.create_optimizer
+    begin = module.make_optimizer
 
-    def keep(self: HartTrainer, *args: Any, **kwargs: Any) -> Any:
-        optimizer = begin(self, *args, **kwargs)
+    def keep(*args: Any) -> Any:
+        optimizer = begin(*args)
         seen.extend(optimizer.param_groups)
         return optimizer
 
-    monkeypatch.setattr(HartTrainer, "create_optimizer", keep)
+    monkeypatch.setattr(module, "make_optimizer", keep)
     train(run_config(max_steps=1, adam_beta1=0.8, adam_beta2=0.95, adam_epsilon=1e-6), quiet=True)
     assert seen and all(group["betas"] == (0.8, 0.95) and group["eps"] == 1e-6 for group in seen)
 
@@ -313,15 +338,15 @@ def test_adams_constants_are_those_of_the_configuration(run_config: Build, monke
 
 def spoil(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
     """Sets a weight to `value` when step `POISONED` begins."""
-    step = HartTrainer.training_step
+    loss = Loop.loss
 
-    def spoilt(self: HartTrainer, *args: Any, **kwargs: Any) -> Any:
-        if self.state.global_step == POISONED - 1:
+    def spoilt(self: Loop, *args: Any) -> Any:
+        if self.step == POISONED - 1:
             with torch.no_grad():
                 self.system.hypernetwork.encoder.final_layer_norm.weight.fill_(value)
-        return step(self, *args, **kwargs)
+        return loss(self, *args)
 
-    monkeypatch.setattr(HartTrainer, "training_step", spoilt)
+    monkeypatch.setattr(Loop, "loss", spoilt)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -343,7 +368,7 @@ def test_absurd_learning_rate_stops_the_run_before_it_has_a_checkpoint(run_confi
 
 @pytest.mark.parametrize("clipped", [1.0, None])
 def test_gradient_that_is_not_finite_spoils_no_weight(run_config: Build, monkeypatch, clipped: float | None):
-    original = trainer.prediction_loss
+    original = module.prediction_loss
     calls = iter(range(STEPS))
 
     def steep(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -351,7 +376,7 @@ def test_gradient_that_is_not_finite_spoils_no_weight(run_config: Build, monkeyp
         # The square root is 0 at 0, its slope there is infinite.
         return total + ((logits[0, 0, 0] * 0).abs().sqrt() if next(calls) == POISONED - 1 else 0), count
 
-    monkeypatch.setattr(trainer, "prediction_loss", steep)
+    monkeypatch.setattr(module, "prediction_loss", steep)
     message = rf"^step {POISONED}: the norm of the gradient is nan on a batch of the tasks .*checkpoint-2;"
     with pytest.raises(HartError, match=message):
         train(run_config(max_grad_norm=clipped), quiet=True)
@@ -360,8 +385,8 @@ def test_gradient_that_is_not_finite_spoils_no_weight(run_config: Build, monkeyp
 @pytest.mark.parametrize(
     ("place", "error"),
     [
-        ("hart.training.trainer.save_file", SafetensorError("IoError: No space left on device")),
-        ("hart.training.trainer.os.replace", OSError(28, "No space left on device")),
+        ("hart.training.checkpoints.save_file", SafetensorError("IoError: No space left on device")),
+        ("hart.training.checkpoints.os.replace", OSError(28, "No space left on device")),
         ("hart.model.hart_model.Path.write_text", OSError(28, "No space left on device")),
         ("torch.save", RuntimeError("PytorchStreamWriter failed writing file: No space left on device")),
     ],
@@ -370,16 +395,16 @@ def test_failed_save_keeps_the_checkpoints_before(run_config: Build, monkeypatch
     def full(*_: Any, **__: Any) -> None:
         raise error
 
-    save = HartTrainer._save_checkpoint
+    save = module.save_checkpoint
 
-    def save_on_full_disk(self: HartTrainer, *args: Any) -> None:
+    def save_on_full_disk(loop: Loop) -> None:
         with monkeypatch.context() as patch:
-            if self.state.global_step == POISONED:
+            if loop.step == POISONED:
                 patch.setattr(place, full)
-            save(self, *args)
+            save(loop)
 
     with monkeypatch.context() as patch:
-        patch.setattr(HartTrainer, "_save_checkpoint", save_on_full_disk)
+        patch.setattr(module, "save_checkpoint", save_on_full_disk)
         with pytest.raises(HartError, match="checkpoint-4: cannot be written .*No space left.*checkpoint before"):
             train(run_config(), quiet=True)
     run = RunFolder(run_config())

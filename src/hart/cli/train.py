@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import sys
 from typing import Any
 
 from hart.cli.options import positive, read_configuration, select_device
@@ -49,7 +48,7 @@ examples:
 
 def run(args: argparse.Namespace) -> int:
     if args.device == "cpu":
-        # The Trainer takes every GPU that it sees.
+        # accelerate takes a GPU where it sees one.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
     from hart.training.stopping import Stopped
@@ -61,8 +60,7 @@ def run(args: argparse.Namespace) -> int:
         if args.processes > 1 and not is_one_of_several():
             run_hart(["train", args.config, *args.overrides, "--device", "cpu"], args.processes)
             return 0
-        # A bar that is drawn anew each second has no place in a log file.
-        final = train(args.configuration, quiet=not sys.stderr.isatty())
+        final = train(args.configuration)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command goes on from the last checkpoint") from None
     except Stopped as stop:

@@ -54,8 +54,8 @@ def joining() -> Iterator[None]:
 def join_to_train() -> None:
     """Join the group that this process's launcher has announced, if any, and stay in it.
 
-    Before anything is read or written, so that a failure of any process can be told to all (`together`). The Trainer
-    takes a group that there is.
+    Before anything is read or written, so that a failure of any process can be told to all (`together`).
+    accelerate takes a group that there is.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _joined():
         return

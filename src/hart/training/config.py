@@ -72,8 +72,7 @@ class TrainingConfig(Section):
     bf16: bool = False
     """Compute in bfloat16 (autocast); the hypernetwork's weights stay in float32."""
     deepspeed: str | None = None
-    """DeepSpeed's configuration, a JSON file: optimizer states, gradients and weights are divided among the processes.
-    DeepSpeed's configuration, a JSON file: optimizer states, gradients and weights are divided among the processes."""
+    """DeepSpeed's configuration, a JSON file: optimizer states, gradients and weights are divided among the processes."""
     fsdp: bool = False
     """Divide weights, gradients and optimizer states among the processes with PyTorch's FSDP."""
     log_every: PositiveInt = 10
@@ -88,8 +87,8 @@ class TrainingConfig(Section):
     """Checkpoints kept, besides the best one; older ones are deleted."""
     num_workers: NaturalInt = 0
     """Processes that prepare batches; the batches do not depend on it."""
-    tensorboard: bool = True
-    """Write TensorBoard files beside metrics.jsonl."""
+    trackers: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = ["tensorboard"]
+    """Where the rows of metrics.jsonl go besides; TensorBoard's files are in the run's folder."""
     resume: bool = True
     """Go on from the newest checkpoint in `output_dir`."""
     num_threads: PositiveInt | None = None

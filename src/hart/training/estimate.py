@@ -27,9 +27,9 @@ from transformers import T5Config
 
 from hart.errors import HartError
 from hart.hypernetwork.network import HyperNetwork
-from hart.training.arguments import read_deepspeed
 from hart.training.blueprint import Parts, build
 from hart.training.config import RunConfig
+from hart.training.zero import read_deepspeed
 
 GIB = 2**30
 OVERHEAD = 1.05

@@ -22,15 +22,15 @@ logger = logging.getLogger(__name__)
 FREE_FIELDS = frozenset(
     f"training.{name}"
     for name in (
-        "output_dir", "log_every", "save_every", "keep_checkpoints", "num_workers", "tensorboard",
+        "output_dir", "log_every", "save_every", "keep_checkpoints", "num_workers", "trackers",
         "resume", "num_threads", "micro_batch_size",
         # `hart.training.sharding.check_layout` says what of these can change.
         "deepspeed", "fsdp",
     )
 ) | {"model.attention", "model.gradient_checkpointing", "data.dir"}  # fmt: skip
 
-_GONE = {"training.consistency_pairing": "slots"}
-"""Fields that earlier versions had, and the value that this version computes with."""
+_GONE = {"training.consistency_pairing": ("slots",), "training.tensorboard": (True, False)}
+"""Fields that earlier versions had, and the values whose numbers this version computes."""
 
 LOCK_FILE = ".lock"
 
@@ -168,7 +168,7 @@ class RunFolder:
         record = read_record(saved.parent)
         if record and new["training.optimizer"] == record["optimizer"]:
             old["training.optimizer"] = record["optimizer"]  # what it fell back to may be asked for by name
-        old = {key: value for key, value in old.items() if _GONE.get(key) != value}
+        old = {key: value for key, value in old.items() if value not in _GONE.get(key, ())}
         changed = [
             f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
             for key in sorted(old.keys() | new.keys())

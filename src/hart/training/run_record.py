@@ -32,7 +32,7 @@ def record_of(
     Args:
         base: `MainModel.identity` before the run.
         tasks: None where it pre-trains on text.
-        optimizer: `hart.training.arguments.optimizer_used`.
+        optimizer: `hart.training.optimizer.optimizer_used`.
     """
     data: dict[str, Any] = {"text": text_digests(config)} if tasks is None else {"tasks": task_digests(tasks)}
     if validation:

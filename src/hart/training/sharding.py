@@ -9,33 +9,48 @@ them are written as the layout has them.
 """
 
 import json
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from transformers.models.t5.modeling_t5 import T5Block
 
 from hart.errors import HartError
 from hart.hypernetwork.heads import BlockHead
 from hart.model.hart_model import HartModel
 from hart.runtime.ranks import rank, world_size
+from hart.training.config import TrainingConfig
+from hart.training.optimizer import EIGHT_BIT
 
 LAYOUT_FILE = "layout.json"
-OPTIMIZER_NAME = "optimizer.pt"
+FORMAT = 2
+"""Number of what a checkpoint holds under which names; 1 had none, and was that of transformers' Trainer."""
+OPTIMIZER_FILE = "optimizer.pt"
 REPLICATED, FSDP, ZERO = "replicated", "fsdp", "zero"
-EIGHT_BIT = "adamw_8bit"
+_FSDP_ASKED = "HART_USE_FSDP"
+
+
+def wants_fsdp(config: TrainingConfig) -> bool:
+    """Whether the configuration or `accelerate launch` asks for FSDP.
+
+    hart divides the weights itself (`shard`), so accelerate is not told: its own way of doing so would divide layers
+    that a generation scheme runs in parts, and knows no CPU.
+    """
+    if os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        os.environ[_FSDP_ASKED] = "true"
+    return config.fsdp or _FSDP_ASKED in os.environ
 
 
 def layout_of(accelerator: Accelerator, *, fsdp: bool) -> str:
-    """`replicated`, `zero-1`, `zero-2`, `zero-3` or `fsdp`."""
-    plugin: Any = getattr(accelerator.state, "deepspeed_plugin", None)
-    if plugin is not None:
-        return f"{ZERO}-{plugin.zero_stage}" if plugin.zero_stage else REPLICATED
+    """`replicated`, `zero-0` to `zero-3` or `fsdp`."""
+    if accelerator.deepspeed_plugin is not None:
+        return f"{ZERO}-{accelerator.deepspeed_plugin.zero_stage}"
     return FSDP if fsdp and world_size() > 1 else REPLICATED
 
 
@@ -124,65 +139,56 @@ def undivided(system: HartModel, engine: Any, layout: str) -> Iterator[None]:
                 unit.set_reshard_after_forward(unit is not system, recurse=False)
             # It divides the weights again, and forgets uses that no backward pass follows.
             units[0].reset_iter_state()
-    elif layout == f"{ZERO}-3":
-        import deepspeed
-
-        offload = engine.optimizer.parameter_offload
-        with deepspeed.zero.GatheredParameters(list(system.parameters())):
-            # Its hooks would give each layer's weights away again after their use.
-            parameter: Any
-            for parameter in system.parameters():
-                parameter.ds_active_sub_modules.clear()
-            for hook in (*offload.forward_hooks, *offload.backward_hooks):
-                hook.remove()
-            offload.forward_hooks, offload.backward_hooks = [], []
-            try:
-                yield
-            finally:
-                offload._register_deepspeed_module(offload.module)
     else:
-        yield
+        whole: Any = nullcontext()
+        if layout == f"{ZERO}-3":
+            import deepspeed
+
+            whole = deepspeed.zero.unwrap_model_for_generation(engine)
+        with whole:
+            yield
 
 
-def save_divided_optimizer(trainer: Any, layout: str, folder: Path) -> None:
-    """Write the optimizer states of a layout other than `replicated`; all processes together.
+def save_optimizer(model: Any, optimizer: Optimizer, layout: str, folder: Path) -> None:
+    """Write the optimizer's states; all processes together.
 
     Args:
-        trainer: a transformers Trainer with its model and optimizer prepared.
+        model: as `Accelerator.prepare` has given it: DeepSpeed's engine, where it is at work.
+        optimizer: without accelerate's wrapper.
     """
+    if layout.startswith(ZERO):
+        model.save_checkpoint(str(folder), exclude_frozen_parameters=True)
+        return
     if layout == FSDP:
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        states = get_optimizer_state_dict(trainer.model, _plain(trainer.optimizer), options=options)
-        if rank() == 0:
-            torch.save(states, folder / OPTIMIZER_NAME)
+        states = get_optimizer_state_dict(model, optimizer, options=options)
     else:
-        trainer.model_wrapped.save_checkpoint(str(folder), exclude_frozen_parameters=True)
+        states = optimizer.state_dict()
+    if rank() == 0:
+        torch.save(states, folder / OPTIMIZER_FILE)
 
 
-def load_divided_optimizer(trainer: Any, layout: str, folder: Path) -> None:
-    """Read what `save_divided_optimizer` wrote."""
+def load_optimizer(model: Any, optimizer: Optimizer, layout: str, folder: Path) -> None:
+    """Read what `save_optimizer` wrote."""
+    if layout.startswith(ZERO):
+        # Frozen weights are not in it.
+        model.load_checkpoint(str(folder), load_module_strict=False, load_lr_scheduler_states=False)
+        return
+    states = torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True, mmap=layout == FSDP)
     if layout == FSDP:
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 
-        states = torch.load(folder / OPTIMIZER_NAME, weights_only=True, mmap=True)
-        options = StateDictOptions(full_state_dict=True)
-        set_optimizer_state_dict(trainer.model, _plain(trainer.optimizer), states, options=options)
+        set_optimizer_state_dict(model, optimizer, states, options=StateDictOptions(full_state_dict=True))
     else:
-        # Frozen weights are not in it.
-        trainer.model_wrapped.load_checkpoint(str(folder), load_module_strict=False, load_lr_scheduler_states=False)
-
-
-def _plain(optimizer: Any) -> torch.optim.Optimizer:
-    """Without accelerate's wrapper."""
-    return optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
+        optimizer.load_state_dict(states)
 
 
 def write_layout(folder: Path, layout: str, optimizer: str) -> None:
     """Say in a checkpoint how its optimizer states are divided, and of which optimizer they are."""
-    text = json.dumps({"layout": layout, "world_size": world_size(), "optimizer": optimizer})
-    (folder / LAYOUT_FILE).write_text(text + "\n", encoding="utf-8")
+    said = {"format": FORMAT, "layout": layout, "world_size": world_size(), "optimizer": optimizer}
+    (folder / LAYOUT_FILE).write_text(json.dumps(said) + "\n", encoding="utf-8")
 
 
 def check_layout(folder: Path, layout: str, optimizer: str) -> str | None:
@@ -197,9 +203,14 @@ def check_layout(folder: Path, layout: str, optimizer: str) -> str | None:
     try:
         saved = json.loads((folder / LAYOUT_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        saved = {"layout": REPLICATED, "world_size": None}  # of an earlier version
-    before, processes, states = saved["layout"], saved["world_size"], saved.get("optimizer", optimizer)
+        saved = {}
     instead = "or take a new training.output_dir and the checkpoint as model.init_from"
+    if saved.get("format") != FORMAT:
+        raise HartError(
+            f"{folder}: a checkpoint of another version of hart, with which this one cannot go on; go on with that "
+            f"version, {instead}"
+        )
+    before, processes, states = saved["layout"], saved["world_size"], saved["optimizer"]
     if before != layout:
         raise HartError(
             f"{folder}: its optimizer states are divided as {before} and this run has {layout}; start it as it was "
@@ -212,7 +223,7 @@ def check_layout(folder: Path, layout: str, optimizer: str) -> str | None:
         raise HartError(
             f"{folder}: its optimizer states are those of {states} and this run has {optimizer}; {how}, {instead}"
         )
-    if processes in (None, world_size()):
+    if processes == world_size():
         return None
     if layout.startswith(ZERO):
         raise HartError(

@@ -4,13 +4,12 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
 
 from hart.errors import HartError
-from hart.runtime.ranks import anywhere
 from hart.training.config import RunConfig
 
 
@@ -18,27 +17,20 @@ class Stopped(Exception):
     """Training ended early because it was asked to; all of it is saved."""
 
 
-class StopSignal(TrainerCallback):
+@dataclass
+class StopSignal:
     """After SIGTERM, the step in progress is finished, saved, and the last.
 
     Attributes:
         signalled: whether the signal has come.
     """
 
-    def __init__(self) -> None:
-        self.signalled = False
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # Of several processes one may have been told and another not yet: they stop together.
-        if anywhere(self.signalled):
-            self.signalled = True
-            control.should_save = True
-            control.should_training_stop = True
+    signalled: bool = False
 
 
 @contextmanager
 def stopping_cleanly() -> Iterator[StopSignal]:
-    """Within, SIGTERM (as schedulers send it before they take a machine away) is left to the callback yielded."""
+    """Within, SIGTERM (as schedulers send it before they take a machine away) is left to what is yielded."""
     stop = StopSignal()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # only the main thread may handle signals

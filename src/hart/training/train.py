@@ -1,13 +1,13 @@
-"""Training a system (§3, App. 8.1.3): a transformers Trainer with the two losses of HART.
+"""Training a system (§3, App. 8.1.3): from a configuration to a saved model.
 
-`train` goes from a configuration to a saved model: tasks, system, data set, trainer, model. A frozen main model stays
-as it is; checkpoints hold what is trained, optimizer, schedule, random states and the states of the previous
-optimizer step, so that a continued run repeats the uninterrupted one.
+`train` gets tasks, system and examples, runs the loop (`hart.training.loop`) and saves. A frozen main model stays as
+it is; checkpoints hold what is trained, optimizer, schedule, random states and the states of the previous optimizer
+step, so that a continued run repeats the uninterrupted one.
 """
 
 import logging
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 
 import torch
@@ -26,11 +26,11 @@ from hart.model.hart_model import HartModel
 from hart.runtime.ranks import from_first, join_to_train, rank, together
 from hart.training.blueprint import check_trains
 from hart.training.config import RunConfig
+from hart.training.loop import Loop
 from hart.training.run_folder import RunFolder, holding, undone_on_error
 from hart.training.run_record import check_same, read_record, record_of, write_record
 from hart.training.sharding import check_layout
 from hart.training.stopping import Stopped, memory_error, stopping_cleanly
-from hart.training.trainer import HartTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def train(config: RunConfig, *, tasks: Sequence[Task] | None = None, quiet: bool
 
     Args:
         tasks: training tasks, instead of those that `config.data` names.
-        quiet: no progress bar.
+        quiet: no progress bar; without a terminal, no lines instead.
 
     Raises:
         HartError: bad input (tasks, base, configuration, folder), a loss that is not finite, too little memory.
@@ -68,12 +68,11 @@ def _train(config: RunConfig, tasks: Sequence[Task] | None, *, owner: bool, quie
             logger.info("%s: the run is complete", run.path)
             return run.final
         with together():
-            trainer = _trainer(config, tasks, run, owner=owner, quiet=quiet)
-        checkpoint = from_first(lambda: _to_go_on_from(run, trainer))
-    with stopping_cleanly() as stop:
-        trainer.add_callback(stop)
+            loop = _set_up(config, tasks, run, owner=owner, quiet=quiet)
+        checkpoint = from_first(lambda: _to_go_on_from(run, loop))
+    with stopping_cleanly() as stop, closing(loop.report):
         try:
-            trainer.go_on(checkpoint)
+            loop.fit(checkpoint, stop)
         except HartError as error:
             # From a data worker it comes wrapped in the worker's traceback.
             raise HartError(
@@ -81,18 +80,14 @@ def _train(config: RunConfig, tasks: Sequence[Task] | None, *, owner: bool, quie
             ) from error
         except (RuntimeError, MemoryError) as error:
             raise memory_error(error, config) or error from error
-    if stop.signalled and trainer.state.global_step < config.training.max_steps:
-        raise Stopped(
-            f"stopped by a signal after step {trainer.state.global_step}, which is saved in {run.checkpoints}"
-        )
-    trainer.save_to(run.final)
+    if loop.step < config.training.max_steps:
+        raise Stopped(f"stopped by a signal after step {loop.step}, which is saved in {run.checkpoints}")
+    loop.save_to(run.final)
     return run.final
 
 
-def _trainer(
-    config: RunConfig, tasks: Sequence[Task] | None, run: RunFolder, *, owner: bool, quiet: bool
-) -> HartTrainer:
-    """The trainer of a run, with its system and its examples."""
+def _set_up(config: RunConfig, tasks: Sequence[Task] | None, run: RunFolder, *, owner: bool, quiet: bool) -> Loop:
+    """The loop of a run, with its system and its examples."""
     data, training = config.data, config.training
     if training.num_threads:
         torch.set_num_threads(training.num_threads)
@@ -115,13 +110,13 @@ def _trainer(
         if owner and excluded:
             run.note_excluded(excluded, data.max_average_length)
     dataset = training_examples(config, tasks, system.main.tokenizer)
-    trainer = HartTrainer(system, dataset, validation, training, run, quiet=quiet)
+    loop = Loop(system, dataset, validation, training, run, quiet=quiet)
     if owner:
-        run.record = record_of(config, system.main.identity, tasks, validation, trainer.optimizer_used)
-    return trainer
+        run.record = record_of(config, system.main.identity, tasks, validation, loop.optimizer_used)
+    return loop
 
 
-def _to_go_on_from(run: RunFolder, trainer: HartTrainer) -> Path | None:
+def _to_go_on_from(run: RunFolder, loop: Loop) -> Path | None:
     """The newest whole checkpoint, with the metrics of what comes after it forgotten.
 
     Raises:
@@ -131,7 +126,7 @@ def _to_go_on_from(run: RunFolder, trainer: HartTrainer) -> Path | None:
     if checkpoint is not None:
         if before is not None:
             check_same(run.path, before, run.record)
-        loss = check_layout(checkpoint, trainer.layout, trainer.optimizer_used)
+        loss = check_layout(checkpoint, loop.layout, loop.optimizer_used)
         if loss is not None:
             logger.info("%s: %s", checkpoint, loss)
     write_record(run.path, run.record)

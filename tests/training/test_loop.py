@@ -1,49 +1,67 @@
-"""What the Trainer is told: the optimizer that there is, and batches that can be cut as asked for."""
+"""What the loop is set up with: the optimizer that there is, batches that can be cut, DeepSpeed's configuration."""
 
 import logging
 import os
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from hart.errors import HartError
-from hart.training import arguments as module
-from hart.training.arguments import optimizer_name, training_arguments, wants_fsdp
+from hart.training import optimizer as module
+from hart.training import zero
 from hart.training.config import TrainingConfig
+from hart.training.loop import cut
+from hart.training.optimizer import make_optimizer, optimizer_used
+from hart.training.sharding import wants_fsdp
+from hart.training.zero import deepspeed_plugin
+
+EIGHT_BIT, PLAIN = TrainingConfig(optimizer="adamw_8bit"), TrainingConfig(optimizer="adamw")
 
 
 def test_optimizer_of_the_paper_where_it_is_installed():
     pytest.importorskip("bitsandbytes")
-    assert optimizer_name("adamw_8bit") == "adamw_bnb_8bit"
+    assert optimizer_used(EIGHT_BIT, None, fsdp=False) == "adamw_8bit"
 
 
 def test_optimizer_falls_back_aloud(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda _: None)
     with caplog.at_level(logging.WARNING):
-        assert optimizer_name("adamw_8bit") == "adamw_torch"
+        assert optimizer_used(EIGHT_BIT, None, fsdp=False) == "adamw"
     assert "bitsandbytes is not installed: using plain AdamW" in caplog.text
     caplog.clear()
-    assert optimizer_name("adamw") == "adamw_torch" and not caplog.text
+    assert optimizer_used(PLAIN, None, fsdp=False) == "adamw" and not caplog.text
+
+
+def test_biases_and_norms_are_not_decayed():
+    names = ["layer_norm", "proj", "table", "first"]
+    model = nn.ModuleDict(
+        {"layer_norm": nn.RMSNorm(4), "proj": nn.Linear(4, 4), "table": nn.Embedding(3, 4), "first": nn.LayerNorm(4)}
+    )
+    model["frozen"] = nn.Linear(4, 4).requires_grad_(False)
+    decayed, others = make_optimizer(model, TrainingConfig(weight_decay=0.1), "adamw").param_groups
+    assert [decayed["weight_decay"], others["weight_decay"]] == [0.1, 0.0]
+    expected = [model["proj"].weight, model["table"].weight]
+    assert list(map(id, decayed["params"])) == list(map(id, expected))
+    assert len(others["params"]) == sum(len(list(model[name].parameters())) for name in names) - len(expected)
 
 
 @pytest.mark.parametrize(("micro", "accumulated"), [(None, 1), (8, 1), (2, 4)])
-def test_batch_is_cut_into_passes(tmp_path: Path, micro: int | None, accumulated: int):
+def test_batch_is_cut_into_passes(micro: int | None, accumulated: int):
     config = TrainingConfig(batch_size=8, micro_batch_size=micro)
-    arguments = training_arguments(config, tmp_path, evaluate=False, quiet=True)
-    assert arguments.gradient_accumulation_steps == accumulated
-    assert arguments.per_device_train_batch_size * accumulated == config.batch_size
+    queries, passes = cut(config, 1)
+    assert passes == accumulated and queries * passes == config.batch_size
 
 
-def test_batch_that_processes_cannot_share_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("WORLD_SIZE", "3")
+def test_batch_that_processes_cannot_share_is_refused():
     with pytest.raises(HartError, match="batch_size: 8 is not divisible by 3 processes times micro_batch_size 3"):
-        training_arguments(TrainingConfig(batch_size=8), tmp_path, evaluate=False, quiet=True)
+        cut(TrainingConfig(batch_size=8), 3)
 
 
-def test_queries_of_a_task_stay_in_one_pass(tmp_path: Path):
+def test_queries_of_a_task_stay_in_one_pass():
     config = TrainingConfig(batch_size=8, micro_batch_size=2, queries_per_task=4)
     with pytest.raises(HartError, match="queries_per_task: 4 does not divide the 2 queries of one pass"):
-        training_arguments(config, tmp_path, evaluate=False, quiet=True)
+        cut(config, 1)
 
 
 @pytest.mark.parametrize(
@@ -65,18 +83,16 @@ def test_mistakes_in_deepspeeds_file(
         path.write_text(content)
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("hart.training.arguments.announce_alone", lambda: None)
+    monkeypatch.setattr(zero, "announce_alone", lambda: None)
     with pytest.raises(HartError, match=message) as refused:
-        training_arguments(TrainingConfig(deepspeed=str(path)), tmp_path, evaluate=False, quiet=True)
+        deepspeed_plugin(TrainingConfig(deepspeed=str(path)), 1)
     assert "\n" not in str(refused.value)
 
 
-def test_deepspeed_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_deepspeed_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(HartError, match="pip install 'hart-hypernet.deepspeed.'"):
-        training_arguments(
-            TrainingConfig(deepspeed="zero.json", optimizer="adamw"), tmp_path, evaluate=False, quiet=True
-        )
+        deepspeed_plugin(TrainingConfig(deepspeed="zero.json"), 1)
 
 
 def test_fsdp_is_asked_for_by_field_or_launcher(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
@@ -86,5 +102,5 @@ def test_fsdp_is_asked_for_by_field_or_launcher(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.delenv("HART_USE_FSDP")
     assert wants_fsdp(TrainingConfig()) and wants_fsdp(TrainingConfig()), "also when asked again"
     assert "ACCELERATE_USE_FSDP" not in os.environ
-    assert optimizer_name("adamw_8bit", fsdp=True) == "adamw_torch"
+    assert optimizer_used(EIGHT_BIT, None, fsdp=True) == "adamw"
     assert "FSDP cannot divide" in caplog.text

@@ -1,0 +1,128 @@
+"""Checkpoints of a run: written beside their place, sealed with checksums, and moved there whole or not at all.
+
+`checkpoint-STEP/` is a model folder (the trained weights, whole whatever the layout) and, to go on bit for bit:
+the optimizer's states as the layout has them (`hart.training.sharding`), scheduler.pt, the random states of each
+process, consistency.safetensors (the layer states of the last step) and state.json (the step and the best scores).
+"""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from hart.errors import HartError
+from hart.runtime.files import seal
+from hart.runtime.ranks import rank, together
+from hart.training.run_folder import RunFolder
+from hart.training.sharding import REPLICATED, load_optimizer, save_optimizer, trained_weights, write_layout
+
+if TYPE_CHECKING:
+    from hart.training.loop import Loop
+
+CONSISTENCY_FILE = "consistency.safetensors"
+SCHEDULER_FILE = "scheduler.pt"
+STATE_FILE = "state.json"
+
+
+def save_checkpoint(loop: "Loop") -> None:
+    """Write a checkpoint of the step that has just ended, and delete those that are too many; all processes together.
+
+    Raises:
+        HartError: it cannot be written; those before it are there still.
+    """
+    run, first = loop.run, rank() == 0
+    partial, checkpoint = run.checkpoints / ".partial", run.checkpoints / f"checkpoint-{loop.step}"
+    # Each process has the states of its own rows; a row finds its partner by its slot, whoever kept it.
+    gather = loop.accelerator.gather
+    rows = {name: gather(values).cpu().contiguous() for name, values in loop.consistency.state_dict().items()}
+    weights = None if loop.layout == REPLICATED else trained_weights(loop.system)
+    try:
+        with _writing(checkpoint):
+            partial.mkdir(parents=True, exist_ok=True)
+            save_file(_random_states(), partial / _random_file(rank()))
+            if first:
+                loop.system.write(partial, weights=weights)
+                torch.save(loop.schedule.state_dict(), partial / SCHEDULER_FILE)
+                save_file(
+                    {name: values.cpu().contiguous() for name, values in rows.items()}, partial / CONSISTENCY_FILE
+                )
+                (partial / STATE_FILE).write_text(json.dumps({"step": loop.step, "best": loop.best}) + "\n")
+                write_layout(partial, loop.layout, loop.optimizer_used)
+        with _writing(checkpoint):
+            save_optimizer(loop.model, loop.optimizer.optimizer, loop.layout, partial)
+        with _writing(checkpoint):
+            if first:
+                seal(partial)
+                shutil.rmtree(checkpoint, ignore_errors=True)
+                os.replace(partial, checkpoint)
+                _rotate(run, loop.config.keep_checkpoints)
+    finally:
+        if first:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def load_weights(loop: "Loop", checkpoint: Path) -> None:
+    """Take up the weights of a checkpoint, and what is not in processes' hands; before anything is divided."""
+    loop.system.load_trained(checkpoint)
+    loop.consistency.load_state_dict(load_file(checkpoint / CONSISTENCY_FILE))
+    state = json.loads((checkpoint / STATE_FILE).read_text())
+    loop.step, loop.best = state["step"], state["best"]
+
+
+def load_states(loop: "Loop", checkpoint: Path) -> None:
+    """Take up the states of optimizer, schedule and random numbers; after all is prepared, right before the step."""
+    load_optimizer(loop.model, loop.optimizer.optimizer, loop.layout, checkpoint)
+    loop.schedule.load_state_dict(torch.load(checkpoint / SCHEDULER_FILE, weights_only=True))
+    own = checkpoint / _random_file(rank())
+    if own.exists():  # not where there are more processes than before
+        states = load_file(own)
+        torch.set_rng_state(states["cpu"])
+        if "cuda" in states and torch.cuda.is_available():
+            torch.cuda.set_rng_state(states["cuda"])
+
+
+def _random_file(number: int) -> str:
+    return f"random_{number}.safetensors"
+
+
+def _random_states() -> dict[str, torch.Tensor]:
+    """Of torch, on the CPU and on this process's GPU: nothing else draws in training."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _rotate(run: RunFolder, keep: int) -> None:
+    found = sorted(run.checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    for old in found[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _writing(checkpoint: Path) -> Iterator[None]:
+    """Within, a part of a checkpoint is written; all processes together, and a failure of one is one of all.
+
+    What a full disk raises becomes one line; torch and safetensors say it in their own ways.
+    """
+    with together():
+        try:
+            yield
+        except (OSError, RuntimeError, SafetensorError, HartError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            # torch names no cause; most often the disk is full.
+            cause = error.__cause__ if isinstance(error, HartError) else error
+            full = getattr(cause, "errno", None) in (None, errno.ENOSPC, errno.EDQUOT)
+            advice = "free some space" if full and checkpoint.parent.is_dir() else "see to that"
+            raise HartError(
+                f"{checkpoint}: cannot be written ({reason}); {advice} and start the command again, "
+                "it goes on from the checkpoint before"
+            ) from error

@@ -1,0 +1,300 @@
+"""The training loop (§3, App. 8.1.3), from top to bottom in the order in which it runs.
+
+Examples come in the order of the data set, so that the global batch of step t is examples t·B to (t+1)·B − 1 however
+it is cut into processes and passes. accelerate places, wraps and averages; what the processes of a run hold together
+is the matter of `hart.training.sharding`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DeepSpeedPlugin, GradientAccumulationPlugin, ProjectConfiguration, send_to_device, set_seed
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from hart.data.collate import Collator
+from hart.data.sampling import TrainingDataset
+from hart.data.segments import SegmentDataset
+from hart.data.tasks import Task
+from hart.errors import HartError
+from hart.evaluation.predictors import evaluate_model
+from hart.model.hart_model import HartModel
+from hart.runtime.ranks import anywhere, rank, together, world_size
+from hart.training.checkpoints import load_states, load_weights, save_checkpoint
+from hart.training.config import TrainingConfig
+from hart.training.losses import IGNORED, ConsistencyState, prediction_loss
+from hart.training.optimizer import make_optimizer, make_schedule, optimizer_used, schedule_of_deepspeed
+from hart.training.reporting import Report, check_trackers
+from hart.training.run_folder import RunFolder
+from hart.training.sharding import FSDP, REPLICATED, ZERO, layout_of, shard, trained_weights, undivided, wants_fsdp
+from hart.training.stopping import StopSignal
+from hart.training.zero import agree, deepspeed_plugin, refusals
+
+
+class Loop:
+    """Trains a system with L_pred + α·L_cst.
+
+    Args:
+        system: what is trained.
+        dataset: examples of the whole run.
+        validation: tasks for evaluation during training.
+        config: the `training` section.
+        run: where metrics, checkpoints and the best model go.
+        quiet: neither progress bar nor lines.
+
+    Attributes:
+        step: optimizer steps that are done.
+        best: scores of the model in `best/`, by their order; None before the first evaluation.
+        layout: how the processes divide weights and states, see `hart.training.sharding`.
+        optimizer_used: in the words of training.optimizer.
+
+    Raises:
+        HartError: the batch cannot be cut as asked for, a library is missing, or DeepSpeed refuses its configuration.
+    """
+
+    def __init__(
+        self,
+        system: HartModel,
+        dataset: TrainingDataset | SegmentDataset,
+        validation: Sequence[Task],
+        config: TrainingConfig,
+        run: RunFolder,
+        *,
+        quiet: bool = False,
+    ) -> None:
+        self.system, self.dataset, self.validation, self.config, self.run = system, dataset, validation, config, run
+        self.micro, self.passes = cut(config, world_size())
+        check_trackers(config.trackers)
+        fsdp, plugin = wants_fsdp(config), deepspeed_plugin(config, self.passes)
+        self.optimizer_used = optimizer_used(config, plugin, fsdp=fsdp)
+        self.accelerator = _accelerator(config, plugin, self.passes, run.path)
+        if plugin is not None:
+            agree(self.accelerator, config, self.micro, self.passes)
+        self.layout = layout_of(self.accelerator, fsdp=fsdp)
+        self.report = Report(self.accelerator, config, run, quiet=quiet)
+        self.consistency = ConsistencyState()
+        self.step = 0
+        self.best: list[float] | None = None
+        self.model: Any = system
+        self.optimizer: Any
+        self.schedule: Any
+        self._seen: list[Tensor] = []
+
+    def fit(self, checkpoint: Path | None, stop: StopSignal) -> None:
+        """Train to the end or to a signal, from a checkpoint that `check_layout` lets pass or from the start."""
+        config, accelerator = self.config, self.accelerator
+        batches = self.prepare(checkpoint)
+        while self.step < config.max_steps and not stop.signalled:
+            with together():  # one process that cannot make its examples ends all, before they wait for each other
+                passes = send_to_device(list(islice(batches, self.passes)), accelerator.device)
+            tokens = accelerator.reduce(sum((each["labels"] != IGNORED).sum() for each in passes))
+            for batch in passes:
+                with accelerator.accumulate(self.model):  # processes exchange gradients in the last pass alone
+                    self.exchange()
+                    accelerator.backward(self.loss(batch, tokens))
+            norm = self.clip()
+            self.optimizer.step()
+            rate = self.schedule.get_last_lr()[0]
+            if not accelerator.optimizer_step_was_skipped:
+                self.schedule.step()
+            self.optimizer.zero_grad()
+            self.end_step(tokens)
+
+            # Of several processes one may have been told to stop and another not yet: they stop together.
+            stop.signalled = anywhere(stop.signalled)
+            if self.step == 1 or self.step % config.log_every == 0:
+                self.report.losses(self.step, grad_norm=norm, learning_rate=rate)
+            if self.validation and self.due(config.eval_every):
+                self.evaluate()
+            if self.due(config.save_every) or stop.signalled:
+                save_checkpoint(self)
+                self.report.start_clock()
+
+    def due(self, every: int) -> bool:
+        """Whether what happens every so many steps, and at the end, happens now."""
+        return self.step % every == 0 or self.step == self.config.max_steps
+
+    def batches(self) -> DataLoader[Any]:
+        """The passes of this process, from the next step to the last: the processes take turns at the examples."""
+        stride = self.micro * world_size()
+        first = self.step * self.config.batch_size + rank() * self.micro
+        return DataLoader(
+            self.dataset,
+            batch_sampler=[list(range(at, at + self.micro)) for at in range(first, len(self.dataset), stride)],
+            collate_fn=Collator(self.system.main.tokenizer.pad_token_id, queries_per_task=self.config.queries_per_task),
+            num_workers=self.config.num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def prepare(self, checkpoint: Path | None) -> Iterator[dict[str, Tensor]]:
+        """Place and divide all that a step needs, and go on where a checkpoint ended; the batches to come."""
+        config, accelerator = self.config, self.accelerator
+        line = self.description()
+        if checkpoint is not None:
+            load_weights(self, checkpoint)  # here, while they are whole
+        set_seed(config.seed)
+        if self.layout == FSDP:
+            shard(self.system, bf16=config.bf16)
+        optimizer = make_optimizer(self.system, config, self.optimizer_used)
+        schedule = schedule_of_deepspeed(optimizer, config, accelerator.deepspeed_plugin)
+        if self.layout == FSDP:  # divided already: wrapped in nothing but autocast
+            self.model = accelerator.prepare_model(self.system, device_placement=False, evaluation_mode=True)
+            self.optimizer = accelerator.prepare(optimizer)
+        elif schedule is not None:
+            self.model, self.optimizer, self.schedule = accelerator.prepare(self.system, optimizer, schedule)
+        else:
+            with refusals(config) if accelerator.deepspeed_plugin else nullcontext():
+                self.model, self.optimizer = accelerator.prepare(self.system, optimizer)
+        if schedule is None:
+            self.schedule = make_schedule(config)(self.optimizer)
+        self.model.train()
+        batches = iter(self.batches())  # draws a random number
+        if checkpoint is not None:
+            load_states(self, checkpoint)
+        self.report.begin(self.step, line)
+        return batches
+
+    def exchange(self) -> None:
+        """FSDP sums gradients over the processes in the last pass of a step, as the others do by `accumulate`."""
+        if self.layout == FSDP:
+            self.model.set_requires_gradient_sync(self.accelerator.sync_gradients)
+
+    def loss(self, batch: dict[str, Tensor], tokens: Tensor) -> Tensor:
+        """L_pred + α·L_cst of one pass, scaled so that the mean over all passes and processes is that of the step.
+
+        Args:
+            tokens: target tokens of the global batch.
+
+        Raises:
+            HartError: here or in another process, the loss is not finite or, where weights are not divided, anything
+                else went wrong.
+        """
+        # Where processes give each other weights in the pass, one that fails in it cannot tell; its launcher does.
+        apart = self.layout in (FSDP, f"{ZERO}-3")
+        made = self._pass_loss(dict(batch), tokens) if apart else None
+        with together():
+            loss = self._pass_loss(dict(batch), tokens) if made is None else made
+            if not torch.isfinite(loss):
+                self._stop_at_bad(float(loss), "loss", self._seen[-1:])
+        return loss
+
+    def _pass_loss(self, batch: dict[str, Tensor], tokens: Tensor) -> Tensor:
+        # Rows of the consistency loss are hypernetwork passes: one for each group of queries of a task.
+        shared = self.config.queries_per_task
+        slots = batch.pop("slots")[::shared] % self.config.batch_size // shared
+        self._seen.append(batch.pop("task_index"))
+        output = self.model(**batch)
+        total, _ = prediction_loss(output.logits, batch["labels"])
+        # The mean over the tokens of the global batch, of which a pass has a share; over rows all passes are equal.
+        prediction = total / tokens * (self.accelerator.num_processes * self.passes)
+        # Recorded also with α = 0: the value shows how far the states move without regularisation (Fig. 5).
+        consistency = self.consistency.loss(output.states, slots)
+        loss = prediction + self.config.alpha * consistency
+        self.report.add_pass(loss=loss, prediction_loss=prediction, consistency_loss=consistency)
+        return loss
+
+    def clip(self) -> float:
+        """The norm of the whole gradient, of all processes; larger ones are cut to training.max_grad_norm.
+
+        Before the optimizer's step, so that a gradient that is not finite spoils no weight. DeepSpeed has taken its
+        step by the time it tells the norm; the run ends with it, and nothing of it is saved.
+        """
+        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm or math.inf))
+        if not math.isfinite(norm):
+            self._stop_at_bad(norm, "norm of the gradient", self._seen)
+        return norm
+
+    def end_step(self, tokens: Tensor) -> None:
+        """The states of this step become the previous ones."""
+        self.consistency.advance()
+        self.report.add_step(tokens)
+        self._seen = []
+        self.step += 1
+
+    def evaluate(self) -> None:
+        """Scores on the validation tasks; the best model so far goes to `best/`.
+
+        By ROUGE-L, where it is equal by exact match (the answers may be in a script that ROUGE-L does not see), or by
+        accuracy.
+        """
+        count = self.config.eval_instances
+        shortened = [dataclasses.replace(task, instances=task.instances[:count]) for task in self.validation]
+        with undivided(self.system, self.model, self.layout):
+            summary = evaluate_model(self.system, shortened, quiet=self.best is not None).summary
+        self.model.train()
+        self.report.scores(self.step, summary)
+        scores = list(summary.values())
+        if self.best is None or scores > self.best:
+            self.best = scores
+            self.save_to(self.run.best)
+        self.report.start_clock()
+
+    def save_to(self, folder: Path) -> None:
+        """Save the model as it is now; all processes together, the first one writes."""
+        weights = None if self.layout == REPLICATED else trained_weights(self.system)
+        with together():
+            if rank() == 0:
+                self.system.save_pretrained(folder, weights=weights)
+
+    def description(self) -> str:
+        """One line: base, tasks, parameters, devices, precision."""
+        sizes = [(each.numel(), each.requires_grad) for each in self.system.parameters()]
+        trained, all_of_them = sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
+        return (
+            f"training {trained:,} of {all_of_them:,} parameters on {len(self.dataset.tasks)} tasks for the base "
+            f"{self.system.main.identity['base']}: {self.config.max_steps} steps of {self.config.batch_size} queries, "
+            f"{'bfloat16' if self.config.bf16 else 'float32'}, {world_size()} × {self.accelerator.device.type} "
+            f"({self.layout})"
+        )
+
+    def _stop_at_bad(self, value: float, what: str, task_index: Sequence[Tensor]) -> None:
+        names = sorted({self.dataset.tasks[i].label for part in task_index for i in part.tolist()})
+        # A checkpoint of the step before holds the very weights that gave this value.
+        checkpoint = self.run.last_checkpoint(before=self.step)
+        raise HartError(
+            f"step {self.step + 1}: the {what} is {value} on a batch of the tasks "
+            f"{', '.join(names)}; last good checkpoint: {checkpoint or 'none yet'}; look at these tasks, or start "
+            "in a new training.output_dir with a lower training.learning_rate"
+        )
+
+
+def cut(config: TrainingConfig, processes: int) -> tuple[int, int]:
+    """Queries of a pass, and passes of a step.
+
+    Raises:
+        HartError: the batch cannot be cut into passes as asked for.
+    """
+    micro = config.micro_batch_size or math.ceil(config.batch_size / processes)
+    if config.batch_size % (micro * processes):
+        raise HartError(
+            f"training.batch_size: {config.batch_size} is not divisible by {processes} processes times "
+            f"micro_batch_size {micro}; choose sizes that divide it"
+        )
+    if micro % config.queries_per_task:
+        raise HartError(
+            f"training.queries_per_task: {config.queries_per_task} does not divide the {micro} queries "
+            "of one pass; choose micro_batch_size or batch_size accordingly"
+        )
+    return micro, config.batch_size // (micro * processes)
+
+
+def _accelerator(config: TrainingConfig, plugin: DeepSpeedPlugin | None, passes: int, folder: Path) -> Accelerator:
+    # accelerate keeps one state for the whole process; another run of it (a sweep) may be of another kind.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState(cpu=not torch.cuda.is_available())
+    with refusals(config) if plugin else nullcontext():
+        return Accelerator(
+            mixed_precision="bf16" if config.bf16 else "no",
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=passes, sync_with_dataloader=False),
+            deepspeed_plugin=plugin,
+            log_with=[*config.trackers] or None,
+            project_config=ProjectConfiguration(str(folder), logging_dir=str(folder / "tensorboard")),
+        )

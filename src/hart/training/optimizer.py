@@ -1,0 +1,103 @@
+"""The optimizer and the schedule of its learning rate: (8-bit) AdamW with decoupled weight decay (§4.1, App. 8.1.3)."""
+
+import functools
+import importlib.util
+import logging
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate.utils import DeepSpeedPlugin, DummyOptim, DummyScheduler
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import get_scheduler
+
+from hart.training.config import TrainingConfig
+
+logger = logging.getLogger(__name__)
+
+EIGHT_BIT = "adamw_8bit"
+
+_NOT_DECAYED = re.compile(r"bias|layernorm|rmsnorm|(^|\.)norm($|\.)|_norm($|\.)")
+"""Names of parameters that no weight decay is applied to: biases and the gains of norms."""
+
+
+def optimizer_used(config: TrainingConfig, plugin: DeepSpeedPlugin | None, *, fsdp: bool) -> str:
+    """The optimizer that a run really has, in the words of training.optimizer; one of DeepSpeed's file by its type.
+
+    Plain AdamW, said aloud, where 8-bit states cannot be had.
+    """
+    if plugin is not None and "optimizer" in plugin.deepspeed_config:
+        return f"DeepSpeed's {plugin.deepspeed_config['optimizer'].get('type')}"
+    if config.optimizer == EIGHT_BIT and fsdp:
+        logger.warning(
+            "training.optimizer is adamw_8bit, whose states FSDP cannot divide: using plain AdamW (DeepSpeed can)"
+        )
+    elif config.optimizer == EIGHT_BIT:
+        if importlib.util.find_spec("bitsandbytes"):
+            return EIGHT_BIT
+        logger.warning(
+            "training.optimizer is adamw_8bit but bitsandbytes is not installed: using plain AdamW "
+            "(pip install 'hart-hypernet[bnb]' for the paper's 8-bit Adam)"
+        )
+    return "adamw"
+
+
+def make_optimizer(model: nn.Module, config: TrainingConfig, used: str) -> Optimizer | DummyOptim:
+    """AdamW of the parameters that are trained; a placeholder where DeepSpeed's file has its own.
+
+    Args:
+        used: as `optimizer_used` says.
+    """
+    norms = {id(p) for module in model.modules() if isinstance(module, nn.LayerNorm) for p in module.parameters()}
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            exempt = id(parameter) in norms or _NOT_DECAYED.search(name.lower())
+            (others if exempt else decayed).append(parameter)
+    if used not in (EIGHT_BIT, "adamw"):
+        return DummyOptim(decayed + others, lr=config.learning_rate, weight_decay=config.weight_decay)
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    settings: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": (config.adam_beta1, config.adam_beta2),
+        "eps": config.adam_epsilon,
+    }
+    if used == "adamw":
+        return torch.optim.AdamW(groups, **settings)
+    return _eight_bit(model, groups, settings)
+
+
+def _eight_bit(model: nn.Module, groups: list[dict[str, Any]], settings: dict[str, Any]) -> Optimizer:
+    import bitsandbytes as bnb
+
+    optimizer: Optimizer = bnb.optim.AdamW(groups, optim_bits=8, **settings)
+    manager = bnb.optim.GlobalOptimManager.get_instance()
+    for module in model.modules():
+        # Rows of rare tokens have gradients that 8 bits hold badly.
+        if isinstance(module, nn.Embedding):
+            manager.register_module_override(module, "weight", {"optim_bits": 32})
+    return optimizer
+
+
+def make_schedule(config: TrainingConfig) -> Callable[[Optimizer], LRScheduler]:
+    """From an optimizer to the schedule of its learning rate."""
+    return functools.partial(
+        get_scheduler,
+        config.schedule,
+        num_warmup_steps=config.warmup_steps,
+        num_training_steps=config.max_steps,
+    )
+
+
+def schedule_of_deepspeed(
+    optimizer: Optimizer | DummyOptim, config: TrainingConfig, plugin: DeepSpeedPlugin | None
+) -> DummyScheduler | None:
+    """A placeholder for the schedule where DeepSpeed makes or steps it: its file has a schedule or an optimizer."""
+    if plugin is None or not {"optimizer", "scheduler"} & plugin.deepspeed_config.keys():
+        return None
+    own = None if "scheduler" in plugin.deepspeed_config else make_schedule(config)
+    return DummyScheduler(optimizer, lr_scheduler_callable=own)

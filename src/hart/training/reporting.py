@@ -1,0 +1,133 @@
+"""What a run tells while it trains: rows of metrics.jsonl, trackers, and a progress bar or, without a terminal, lines.
+
+A row of losses holds means: `prediction_loss` over the target tokens of each step's global batch, `consistency_loss`
+over its rows and the elements of their states, `loss` their sum with α, and each of them, with `seconds_per_step`,
+over the steps since the row before, whose number is `steps` and whose target tokens are `tokens`. `grad_norm` (before
+clipping) and `learning_rate` are those of the row's step. A row of scores (`eval_…`) is over the validation tasks.
+"""
+
+import importlib.util
+import sys
+import time
+from contextlib import suppress
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
+from hart.errors import HartError
+from hart.runtime.ranks import rank, together
+from hart.training.config import TrainingConfig
+from hart.training.run_folder import RunFolder
+
+PROJECT = "hart"
+"""The name under which trackers keep runs together."""
+
+SHORT = {
+    "prediction_loss": "L_pred",
+    "consistency_loss": "L_cst",
+    "eval_rouge_l": "ROUGE-L",
+    "eval_exact_match": "exact match",
+    "eval_accuracy": "accuracy",
+}
+
+
+def check_trackers(names: list[Any]) -> None:
+    """Refuse trackers that are not installed, before anything is done.
+
+    Raises:
+        HartError: one of them is not.
+    """
+    for name in names:
+        if not importlib.util.find_spec(name):
+            raise HartError(f"training.trackers: {name} is not installed; pip install {name}, or leave it out")
+
+
+class Report:
+    """Collects the losses of passes and steps, and says them.
+
+    All processes make one and call it together; the first one alone writes.
+
+    Args:
+        accelerator: with its trackers.
+        run: where metrics.jsonl is.
+        quiet: neither bar nor lines.
+    """
+
+    def __init__(self, accelerator: Accelerator, config: TrainingConfig, run: RunFolder, *, quiet: bool) -> None:
+        self.accelerator, self.config, self.run = accelerator, config, run
+        self._shown = not quiet and rank() == 0
+        self._bar: Any = None
+        self._sums: dict[str, Any] = {}
+        self._passes = self._steps = 0
+        self._tokens: Any = 0
+        self._seconds, self._since = 0.0, time.monotonic()
+
+    def begin(self, step: int, line: str) -> None:
+        """Open the trackers and say what is going to be trained, as a line where no terminal shows a bar."""
+        name = self.run.path.name
+        own = {"wandb": {"name": name, "dir": str(self.run.path)}, "trackio": {"name": name}}
+        self.accelerator.init_trackers(PROJECT, init_kwargs={**own, "mlflow": {"run_name": name}})
+        if self._shown and sys.stderr.isatty():
+            self._bar = tqdm(total=self.config.max_steps, initial=step, dynamic_ncols=True)
+        else:
+            self._say(line)
+        self.start_clock()
+
+    def close(self) -> None:
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        if self._bar is not None:
+            self._bar.close()
+
+    def start_clock(self) -> None:
+        """Time spent before the first step, or in evaluation and saving, belongs to no step."""
+        self._since = time.monotonic()
+
+    def add_pass(self, **losses: Tensor) -> None:
+        for name, value in losses.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.detach()
+        self._passes += 1
+
+    def add_step(self, tokens: Tensor) -> None:
+        """End a step, whose global batch had `tokens` target tokens."""
+        now = time.monotonic()
+        self._seconds += now - self._since
+        self._since = now
+        self._steps += 1
+        self._tokens = self._tokens + tokens
+        if self._bar is not None:
+            self._bar.update()
+
+    def losses(self, step: int, **last: float) -> None:
+        """Say the means since the last call, and values of the last step."""
+        means = {
+            name: self.accelerator.reduce(total, "mean").item() / self._passes for name, total in self._sums.items()
+        }
+        over = {"steps": self._steps, "tokens": int(self._tokens)}
+        self._row(step, {**means, **last, "seconds_per_step": self._seconds / self._steps, **over})
+        self._sums, self._passes, self._steps, self._tokens, self._seconds = {}, 0, 0, 0, 0.0
+
+    def scores(self, step: int, scores: dict[str, float]) -> None:
+        """Say the scores on the validation tasks."""
+        self._row(step, {f"eval_{name}": value for name, value in scores.items()})
+
+    def _row(self, step: int, row: dict[str, Any]) -> None:
+        with together():
+            if rank() == 0:
+                self.run.append_metrics({"step": step, **row})
+        group = {name: ("eval/" if name.startswith("eval_") else "train/") + name.removeprefix("eval_") for name in row}
+        self.accelerator.log({group[name]: value for name, value in row.items()}, step=step)
+        if self._bar is not None:
+            self._bar.set_postfix({SHORT[name]: f"{value:.3f}" for name, value in row.items() if name in SHORT})
+            return
+        said = (
+            f"{SHORT.get(name, name)} {value:.4g}" for name, value in row.items() if name not in ("steps", "tokens")
+        )
+        self._say(f"step {step}/{self.config.max_steps}: {', '.join(said)}")
+
+    def _say(self, line: str) -> None:
+        if self._shown:
+            with suppress(OSError):  # nobody reads any more
+                print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,99 @@
+"""DeepSpeed's configuration, from training.deepspeed or from `accelerate launch`, made to agree with the run's.
+
+What DeepSpeed's file leaves "auto" is taken from the `training` section; what it says otherwise must be the same.
+"""
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import DeepSpeedPlugin
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from hart.errors import HartError
+from hart.runtime.files import read_json
+from hart.runtime.launch import announce_alone, is_one_of_several
+from hart.training.config import TrainingConfig
+
+
+def read_deepspeed(path: Path) -> dict[str, Any]:
+    """DeepSpeed's configuration, as a file of training.deepspeed.
+
+    Raises:
+        HartError: no such file, or no JSON object.
+    """
+    settings = read_json(path, "the JSON file that training.deepspeed must be")
+    if not isinstance(settings, dict):
+        raise HartError(f"{path}: training.deepspeed must be a JSON object, see configs/deepspeed")
+    return settings
+
+
+def deepspeed_plugin(config: TrainingConfig, passes: int) -> DeepSpeedPlugin | None:
+    """accelerate's plugin, if training.deepspeed or `accelerate launch` asks for DeepSpeed.
+
+    Args:
+        passes: forward and backward passes of a step.
+
+    Raises:
+        HartError: DeepSpeed is not installed, or refuses its file.
+    """
+    if config.deepspeed is None and os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
+        return None
+    if not importlib.util.find_spec("deepspeed"):
+        raise HartError("training.deepspeed: DeepSpeed is not installed; pip install 'hart-hypernet[deepspeed]'")
+    if config.deepspeed is not None:
+        read_deepspeed(Path(config.deepspeed))
+    if not is_one_of_several():
+        announce_alone()
+    with refusals(config):
+        return DeepSpeedPlugin(
+            hf_ds_config=config.deepspeed,
+            gradient_accumulation_steps=passes,
+            gradient_clipping=config.max_grad_norm or 0.0,
+            zero3_init_flag=False,
+        )
+
+
+def agree(accelerator: Accelerator, config: TrainingConfig, micro: int, passes: int) -> None:
+    """Fill in what DeepSpeed's configuration leaves open, and see that the rest says what the run's says.
+
+    Raises:
+        HartError: they contradict each other.
+    """
+    from deepspeed.utils import logger
+
+    logger.setLevel("WARNING")
+    unset_hf_deepspeed_config()  # transformers would load models in parts; here they are divided by the engine, later
+    with refusals(config):
+        accelerator.deepspeed_plugin.deepspeed_config_process(
+            **{
+                "train_micro_batch_size_per_gpu": micro,
+                "gradient_accumulation_steps": passes,
+                "train_batch_size": config.batch_size,
+                "gradient_clipping": config.max_grad_norm or 0.0,
+                "bf16.enabled": config.bf16,
+                "fp16.enabled": False,
+                "optimizer.params.lr": config.learning_rate,
+                "optimizer.params.betas": [config.adam_beta1, config.adam_beta2],
+                "optimizer.params.eps": config.adam_epsilon,
+                "optimizer.params.weight_decay": config.weight_decay,
+                "scheduler.params.warmup_min_lr": 0,
+                "scheduler.params.warmup_max_lr": config.learning_rate,
+                "scheduler.params.warmup_num_steps": max(1, config.warmup_steps),
+                "scheduler.params.total_num_steps": config.max_steps,
+            }
+        )
+
+
+@contextmanager
+def refusals(config: TrainingConfig) -> Iterator[None]:
+    """Within, what DeepSpeed has against its configuration becomes one line."""
+    try:
+        yield
+    except (ValueError, AssertionError) as error:
+        reason = " ".join(str(error).split())
+        raise HartError(f"{config.deepspeed or 'accelerate launch'}: DeepSpeed refuses it ({reason})") from error
