@@ -72,7 +72,7 @@ class TrainingConfig(Section):
     bf16: bool = False
     """Compute in bfloat16 (autocast); the hypernetwork's weights stay in float32."""
     deepspeed: str | None = None
-    """DeepSpeed's configuration, a JSON file: optimizer states, gradients and weights are divided among the processes."""
+    """DeepSpeed's configuration, a JSON file: optimizer states, gradients and weights are divided among processes."""
     fsdp: bool = False
     """Divide weights, gradients and optimizer states among the processes with PyTorch's FSDP."""
     log_every: PositiveInt = 10
