@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hart.benchmarks.models import SHAPES, main_model, stock_model, t5_config
-from hart.data.prompts import Lengths, encode_target
+from hart.data.input_format import InputFormat
 from hart.model.main_model import MainModel
 from hart.model.scoring import score_choices
 
@@ -28,7 +28,7 @@ def one_by_one(main: MainModel, queries: list[list[int]], choices: list[list[str
     ids, mask = main.pad(queries)
     columns: list[Tensor] = []
     for texts in zip(*choices, strict=True):
-        labels, label_mask = main.pad([encode_target(main.tokenizer, text, Lengths()) for text in texts])
+        labels, label_mask = main.pad([InputFormat().encode_target(main.tokenizer, text) for text in texts])
         logits = main.model(input_ids=ids, attention_mask=mask, labels=labels).logits
         chosen = logits.log_softmax(-1).gather(2, labels.unsqueeze(2)).squeeze(2)
         columns.append((chosen * label_mask).sum(1))

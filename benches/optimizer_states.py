@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from hart.data.collections import load_tasks
-from hart.evaluation.predictors import evaluate_model
+from hart.evaluation.run import evaluate_model
 from hart.model.hart_model import HartModel
 from hart.training import config as configuration
 from hart.training.run_folder import read_metrics

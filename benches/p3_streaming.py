@@ -53,15 +53,15 @@ def measure(folder: Path, examples: int) -> None:
     """In a process of its own: load, measure lengths, draw."""
     from transformers import AutoTokenizer
 
-    from hart.data import p3_rows
+    from hart.data.input_format import InputFormat
     from hart.data.lengths import without_long
+    from hart.data.p3 import rows
     from hart.data.p3.names import sampling_size
     from hart.data.p3.subsets import load_p3
-    from hart.data.prompts import Lengths
     from hart.data.sampling import TrainingDataset
     from hart.model.bundled import resolve_base
 
-    p3_rows.IN_MEMORY_BYTES = 0  # the small subset goes the same way
+    rows.IN_MEMORY_BYTES = 0  # the small subset goes the same way
     import datasets
 
     datasets.disable_progress_bars()
@@ -84,22 +84,23 @@ def measure(folder: Path, examples: int) -> None:
     dataset = TrainingDataset(
         kept,
         tokenizer,
+        InputFormat(num_demonstrations=16, prompt_format="prompts", input_eos=False),
         length=examples,
         seed=0,
-        lengths=Lengths(),
         sizes=sizes,
         demonstrations="sampled",
-        num_demonstrations=16,
-        prompt_format="prompts",
-        input_eos=False,
     )
     for index in range(examples):
         dataset[index]
     end = time.monotonic()
     done.set()
     watcher.join()
-    rows = len(kept[0].instances)
-    result = {"rows": rows, "peak_mib": peak / 1024, "load_s": loaded - start, "ms_per_example": 1000 * (end - loaded)}
+    result = {
+        "rows": len(kept[0].instances),
+        "peak_mib": peak / 1024,
+        "load_s": loaded - start,
+        "ms_per_example": 1000 * (end - loaded),
+    }
     result["ms_per_example"] /= examples
     print(json.dumps(result))
 

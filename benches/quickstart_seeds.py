@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from hart.data.collections import load_tasks
-from hart.evaluation.answers import evaluate_tasks
-from hart.evaluation.predictors import hart_predictor
+from hart.evaluation.answers import ANSWERS
+from hart.evaluation.run import evaluate
+from hart.evaluation.systems import hart_system
 from hart.model.hart_model import HartModel
 from hart.runtime.files import write_json
 from hart.training.config import RunConfig
@@ -49,7 +50,7 @@ def run_one(system: str, seed: int, base: str, directory: Path, console: Console
         results = evaluate_systems(model, tasks, console)
         results[-1] = dataclasses.replace(results[-1], system=system)
     else:
-        results = [evaluate_tasks(hart_predictor(model), tasks, system=system)]
+        results = [evaluate(hart_system(model, name=system), tasks, ANSWERS)]
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     seconds = [row["seconds_per_step"] for row in rows if "seconds_per_step" in row]
     scores = {

@@ -150,7 +150,7 @@ def test_output_is_refused_before_the_work(tmp_path: Path, sni_dir: Path, refuse
 
 def test_a_model_that_reads_definitions_is_not_for_p3(model_dir: Path, toy_p3_dir: Path, hart) -> None:
     result = hart("evaluate", model_dir, *P3, toy_p3_dir)
-    assert result.status == 2 and "give a model trained on P3" in result.err.splitlines()[-1]
+    assert result.status == 2 and "give a model trained on p3" in result.err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("system", ["hart", "base"])
@@ -226,7 +226,7 @@ def test_what_does_not_go_together(model_dir: Path, choice_task: Path, sni_dir: 
     for words, said in (
         ((), "give --data or --task"),
         (("--task", free, "--data", "sni"), "give --data or --task"),
-        (("--task", free, "--subsets", "x"), "--subsets: is for --data p3"),
+        (("--task", free, "--subsets", "x"), "--subsets: is for the subsets of a collection"),
         (("--task", free, "--task", choice_task), "some files have choices and some have none"),
         (("--task", choice_task, "--system", "copy-input"), "the tasks are multiple-choice; take majority or chance"),
         (("--task", free, "--system", "chance"), "the tasks have no choices; take copy-input"),

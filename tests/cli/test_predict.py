@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from hart import Adaptation, HartModel
 from hart.cli import predict
-from hart.data import prompts
+from hart.data.input_format import InputFormat
 from hart.model.main_model import MainModel
 
 
@@ -132,11 +132,11 @@ def test_output_is_refused_before_the_work(asked: Path, tmp_path: Path, refused)
 
 def test_a_query_that_is_nothing_to_the_tokenizer(adaptation_dir: Path, asked: Path, monkeypatch, refused) -> None:
     # As a tokenizer that drops zero-width characters gives it.
-    encode = prompts.encode_query
+    encode = InputFormat.encode_query
     monkeypatch.setattr(
-        prompts,
+        InputFormat,
         "encode_query",
-        lambda t, text, *a, **k: [t.eos_token_id] if "Größe" in text else encode(t, text, *a, **k),
+        lambda f, t, text, *a, **k: [t.eos_token_id] if "Größe" in text else encode(f, t, text, *a, **k),
     )
     monkeypatch.setattr(MainModel, "generate", lambda *_, **__: pytest.fail("answered"))
     line = refused("predict", adaptation_dir, "--input-file", asked)

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from hart.data.collections import PROCEDURAL_INSTANCES, load_tasks
+from hart.data.collections import load_tasks
 from hart.data.procedural import load_procedural
+from hart.data.procedural.collection import INSTANCES
 from hart.data.super_natural_instructions import load_sni
 from hart.errors import HartError
 from hart.training.config import DataConfig
@@ -23,7 +24,7 @@ def test_procedural_tasks_under_the_caps(split: str):
 
 def test_procedural_without_a_cap_has_an_end():
     tasks = load_tasks(procedural(max_test_instances=None, max_train_instances=1), "test")
-    assert {len(task.instances) for task in tasks} == {PROCEDURAL_INSTANCES}
+    assert {len(task.instances) for task in tasks} == {INSTANCES}
 
 
 @pytest.mark.parametrize("wanted", [1, 7, 27])

@@ -11,19 +11,21 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from hart.data.prompts import (
-    Cuts,
-    Lengths,
-    encode_in_context,
-    encode_query,
-    encode_target,
-    encode_task,
-    render_in_context,
-    render_task,
-)
+from hart.data.input_format import InputFormat
+from hart.data.prompts import Cuts, render_in_context, render_task
 from hart.data.tasks import Task
 from hart.errors import HartError
 from hart.model.bundled import resolve_base
+
+
+def encode_task(tokenizer, task: Task, limit: int = 1024, cuts: Cuts | None = None, **form) -> list[int]:
+    return InputFormat(max_demonstrations_length=limit, **form).encode_task(tokenizer, task, cuts)
+
+
+def encode_in_context(tokenizer, task: Task, query: str, limit: int, cuts: Cuts | None = None, **form) -> list[int]:
+    form = InputFormat(max_demonstrations_length=limit, demonstrations_to="main", **form)
+    return form.encode_input(tokenizer, task, query, cuts)
+
 
 TASK = Task(
     definition="  Reverse the words \n",
@@ -105,7 +107,7 @@ def test_as_many_demonstrations_as_fit_one_after_the_other(tiny_tokenizer: PreTr
         task, limit = Task(text(20), demonstrations, name=str(number)), rng.choice([2, 30, 100, 300, 1000])
         for explained in (False, True):
             shown = {"num_demonstrations": 16, "explanations": explained}
-            ids = encode_task(tiny_tokenizer, task, Lengths(limit), **shown)
+            ids = encode_task(tiny_tokenizer, task, limit, **shown)
             assert ids == grown(tiny_tokenizer, task, limit, explanations=explained)
             query = text(12)
             tail = render_in_context(task, query).removeprefix(render_task(task))
@@ -128,7 +130,7 @@ def test_few_tokenisations_find_how_many_fit(tiny_tokenizer: PreTrainedTokenizer
     task = Task("Do it.", [("word " * 20, "answer")] * 16)
     for limit in (400, 700, 100_000):
         asked.clear()
-        encode_task(Counting(), task, Lengths(limit), num_demonstrations=16)
+        encode_task(Counting(), task, limit, num_demonstrations=16)
         assert len(asked) <= (1 if limit == 100_000 else 3)
 
 
@@ -142,12 +144,12 @@ def ids_of(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
 def test_within_the_limits_tokens_are_the_tokenizers_own(
     tiny_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    lengths = Lengths()
-    assert encode_task(tiny_tokenizer, TASK, lengths) == ids_of(tiny_tokenizer, DEF_2POS)
+    form = InputFormat()
+    assert encode_task(tiny_tokenizer, TASK) == ids_of(tiny_tokenizer, DEF_2POS)
     assert encode_in_context(tiny_tokenizer, TASK, "one two", 1024) == ids_of(tiny_tokenizer, DEF_2POS + UNANSWERED)
-    assert encode_query(tiny_tokenizer, " one two\n", lengths) == ids_of(tiny_tokenizer, "one two")
-    assert encode_target(tiny_tokenizer, "two one", lengths) == ids_of(tiny_tokenizer, "two one")
-    assert encode_target(tiny_tokenizer, "", lengths) == [tiny_tokenizer.eos_token_id]
+    assert form.encode_query(tiny_tokenizer, " one two\n") == ids_of(tiny_tokenizer, "one two")
+    assert form.encode_target(tiny_tokenizer, "two one") == ids_of(tiny_tokenizer, "two one")
+    assert form.encode_target(tiny_tokenizer, "") == [tiny_tokenizer.eos_token_id]
 
 
 def test_limit_counts_the_end_of_sequence(
@@ -155,9 +157,9 @@ def test_limit_counts_the_end_of_sequence(
 ) -> None:
     task = replace(TASK, name="exact limit")
     whole, cuts = ids_of(tiny_tokenizer, DEF_2POS), Cuts()
-    assert encode_task(tiny_tokenizer, task, Lengths(demonstrations=len(whole)), cuts=cuts) == whole
+    assert encode_task(tiny_tokenizer, task, len(whole), cuts=cuts) == whole
     assert not cuts
-    shorter = encode_task(tiny_tokenizer, task, Lengths(demonstrations=len(whole) - 1), cuts=cuts)
+    shorter = encode_task(tiny_tokenizer, task, len(whole) - 1, cuts=cuts)
     assert cuts and not caplog.records
     assert shorter == ids_of(tiny_tokenizer, render_task(TASK, num_demonstrations=1))
 
@@ -175,9 +177,9 @@ def test_demonstration_left_out_is_named_once(
     tiny_tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
 ) -> None:
     task = Task("Do it.", [("a", "b"), ("long " * 200, "c"), ("d", "e")], name="left out")
-    lengths, cuts = Lengths(demonstrations=100), Cuts()
+    cuts = Cuts()
     for _ in range(2):
-        ids = encode_task(tiny_tokenizer, task, lengths, num_demonstrations=3, cuts=cuts)
+        ids = encode_task(tiny_tokenizer, task, 100, num_demonstrations=3, cuts=cuts)
         assert ids == ids_of(tiny_tokenizer, render_task(task, num_demonstrations=1))
     assert not caplog.records, "nothing is said before it is told"
     assert told(cuts, caplog) == ["task left out: left out demonstration 2, 3 of 3 to stay within 100 tokens"]
@@ -198,18 +200,18 @@ def test_one_condition_is_one_warning_however_many_tasks_it_meets(
     cuts = Cuts()
     for number in range(count):
         task = Task("Do it.", [("long " * 20, "c")] * (1 + number % 2), name=str(number))
-        encode_task(tiny_tokenizer, task, Lengths(demonstrations=16), cuts=cuts)
+        encode_task(tiny_tokenizer, task, 16, cuts=cuts)
     assert told(cuts, caplog) == [f"task 0: left out demonstration 1 of 1 to stay within 16 tokens{rest}"]
 
 
 def test_queries_and_targets_that_are_cut_are_told(
     tiny_tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
 ) -> None:
-    lengths, cuts, text = Lengths(query=6, target=5), Cuts(), "one two three four five six seven"
+    form, cuts, text = InputFormat(max_query_length=6, max_target_length=5), Cuts(), "one two three four five six seven"
     for number, query in enumerate(["one", text, text, "two"], start=1):
-        encode_query(tiny_tokenizer, query, lengths, cuts=cuts, name=f"query {number}")
+        form.encode_query(tiny_tokenizer, query, cuts=cuts, name=f"query {number}")
     for target in ("one", text, text, text):
-        encode_target(tiny_tokenizer, target, lengths, cuts=cuts)
+        form.encode_target(tiny_tokenizer, target, cuts=cuts)
     assert told(cuts, caplog) == [
         "query 2: cut the end of the query to stay within 6 tokens; the same for query 3",
         "cut the end of the target to stay within 5 tokens; the same for 2 more",
@@ -217,7 +219,8 @@ def test_queries_and_targets_that_are_cut_are_told(
     # Without an end-of-sequence token there is room for one more.
     fitting = tokens_of(tiny_tokenizer, text)
     for eos in (True, False):
-        encode_query(tiny_tokenizer, text, Lengths(query=len(fitting)), eos=eos, cuts=cuts, name=f"{eos}")
+        form = InputFormat(max_query_length=len(fitting), input_eos=eos)
+        form.encode_query(tiny_tokenizer, text, cuts, name=f"{eos}")
     assert told(cuts, caplog) == [f"True: cut the end of the query to stay within {len(fitting)} tokens"]
 
 
@@ -225,7 +228,7 @@ def test_definition_longer_than_the_limit_is_cut_from_the_end(
     tiny_tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
 ) -> None:
     task, cuts = Task("Do it again, " * 30, [("a", "b")], name="cut definition"), Cuts()
-    ids = encode_task(tiny_tokenizer, task, Lengths(demonstrations=20), cuts=cuts)
+    ids = encode_task(tiny_tokenizer, task, 20, cuts=cuts)
     assert ids[:-1] == ids_of(tiny_tokenizer, render_task(task, num_demonstrations=0))[:19]
     assert len(ids) == 20 and ids[-1] == tiny_tokenizer.eos_token_id
     assert told(cuts, caplog) == [
@@ -235,11 +238,11 @@ def test_definition_longer_than_the_limit_is_cut_from_the_end(
 
 def test_query_and_target_are_cut_from_the_end(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     text = "one two three four five six seven"
-    lengths = Lengths(query=6, target=5)
+    form = InputFormat(max_query_length=6, max_target_length=5)
     whole, eos = ids_of(tiny_tokenizer, text), tiny_tokenizer.eos_token_id
     assert len(whole) > 6
-    assert encode_query(tiny_tokenizer, text, lengths) == [*whole[:5], eos]
-    assert encode_target(tiny_tokenizer, text, lengths) == [*whole[:4], eos]
+    assert form.encode_query(tiny_tokenizer, text) == [*whole[:5], eos]
+    assert form.encode_target(tiny_tokenizer, text) == [*whole[:4], eos]
 
 
 def test_demonstrations_give_way_to_a_long_query(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
@@ -257,7 +260,7 @@ def test_demonstrations_give_way_to_a_long_query(tiny_tokenizer: PreTrainedToken
 @pytest.mark.parametrize("query", ["", " \n\t"])
 def test_empty_query_is_refused(tiny_tokenizer: PreTrainedTokenizerFast, query: str) -> None:
     with pytest.raises(HartError, match="the query is empty"):
-        encode_query(tiny_tokenizer, query, Lengths())
+        InputFormat().encode_query(tiny_tokenizer, query)
     with pytest.raises(HartError, match="the query is empty"):
         encode_in_context(tiny_tokenizer, TASK, query, 100)
     with pytest.raises(HartError, match="the query is empty"):
@@ -267,9 +270,9 @@ def test_empty_query_is_refused(tiny_tokenizer: PreTrainedTokenizerFast, query: 
 def test_bad_limits_are_refused() -> None:
     for name in ("demonstrations", "query", "target"):
         with pytest.raises(HartError, match=f"max_{name}_length: must be at least 2"):
-            Lengths(**{name: 1})
+            InputFormat(**{f"max_{name}_length": 1})
     with pytest.raises(HartError, match="num_demonstrations: must be at least 0"):
-        render_task(TASK, num_demonstrations=-1)
+        InputFormat(num_demonstrations=-1)
 
 
 @pytest.mark.parametrize("eos", [True, False])
@@ -283,21 +286,21 @@ def test_no_sequence_is_empty(tiny_tokenizer: PreTrainedTokenizerFast, eos: bool
             return {"input_ids": []}
 
     end, query = [Deaf.eos_token_id], "\u200b\u200d"
-    assert encode_query(Deaf(), query, Lengths(), eos=eos) == end
-    assert encode_target(Deaf(), query, Lengths()) == end
+    assert InputFormat(input_eos=eos).encode_query(Deaf(), query) == end
+    assert InputFormat().encode_target(Deaf(), query) == end
     form = {"prompt_format": "prompts", "input_eos": eos}
     assert encode_in_context(Deaf(), P3_TASK, query, 20, num_demonstrations=0, **form) == end
-    assert encode_task(Deaf(), P3_TASK, Lengths(), num_demonstrations=0, prompt_format="prompts") == end
+    assert encode_task(Deaf(), P3_TASK, num_demonstrations=0, prompt_format="prompts") == end
 
 
 def test_half_of_a_surrogate_pair_is_no_text(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     message = "holds a character that is no text (a lone surrogate, U+D83D, at position 2); replace it"
     for encode, what in (
-        (lambda: encode_query(tiny_tokenizer, "a \ud83d", Lengths()), "the query"),
-        (lambda: encode_query(tiny_tokenizer, "a \ud83d", Lengths(), name="query 7"), "query 7"),
+        (lambda: InputFormat().encode_query(tiny_tokenizer, "a \ud83d"), "the query"),
+        (lambda: InputFormat().encode_query(tiny_tokenizer, "a \ud83d", name="query 7"), "query 7"),
         (lambda: encode_in_context(tiny_tokenizer, TASK, "a \ud83d", 100), "the query"),
         (lambda: encode_in_context(tiny_tokenizer, P3_TASK, "a \ud83d", 100, prompt_format="prompts"), "the query"),
-        (lambda: encode_target(tiny_tokenizer, "a \ud83d", Lengths()), "the answer"),
+        (lambda: InputFormat().encode_target(tiny_tokenizer, "a \ud83d"), "the answer"),
     ):
         with pytest.raises(HartError) as caught:
             encode()
@@ -321,7 +324,7 @@ def test_real_tasks_against_a_plain_reading_of_their_json(
         assert render_task(task) == "\n\n".join(blocks) + "\n\n"
         for tokenizer in (tiny_tokenizer, bundled):
             for limit in (128, 512, 1024):
-                ids = encode_task(tokenizer, task, Lengths(demonstrations=limit), num_demonstrations=16)
+                ids = encode_task(tokenizer, task, limit, num_demonstrations=16)
                 assert ids == grown(tokenizer, task, limit)
 
 
@@ -338,25 +341,25 @@ def test_prompts_are_inputs_and_targets_as_t0_reads_and_writes_them(tiny_tokeniz
         [*tokens_of(tiny_tokenizer, demo.input.strip(), demo.output.strip()), eos] for demo in P3_TASK.demonstrations
     )
     form = {"prompt_format": "prompts", "num_demonstrations": 2}
-    assert encode_task(tiny_tokenizer, P3_TASK, Lengths(), **form) == one + two
-    assert encode_task(tiny_tokenizer, P3_TASK, Lengths(), **{**form, "num_demonstrations": 16}) == one + two + three
+    assert encode_task(tiny_tokenizer, P3_TASK, **form) == one + two
+    assert encode_task(tiny_tokenizer, P3_TASK, **{**form, "num_demonstrations": 16}) == one + two + three
     query = tokens_of(tiny_tokenizer, "on the cat")
     in_context = encode_in_context(tiny_tokenizer, P3_TASK, " on the cat\n", 1024, **form)
     assert in_context == [*one, *two, *query, eos]
     assert encode_in_context(tiny_tokenizer, P3_TASK, "on the cat", 1024, input_eos=False, **form) == one + two + query
     # A definition is not read, and none of the format's is.
-    assert encode_task(tiny_tokenizer, replace(P3_TASK, definition="Do it."), Lengths(), **form) == one + two
+    assert encode_task(tiny_tokenizer, replace(P3_TASK, definition="Do it."), **form) == one + two
 
 
 def test_prompts_show_as_many_demonstrations_as_fit(tiny_tokenizer, caplog):
     form = {"prompt_format": "prompts", "num_demonstrations": 3}
-    whole = encode_task(tiny_tokenizer, P3_TASK, Lengths(), **form)
-    two = encode_task(tiny_tokenizer, P3_TASK, Lengths(), **{**form, "num_demonstrations": 2})
+    whole = encode_task(tiny_tokenizer, P3_TASK, **form)
+    two = encode_task(tiny_tokenizer, P3_TASK, **{**form, "num_demonstrations": 2})
     cuts = Cuts()
-    assert encode_task(tiny_tokenizer, P3_TASK, Lengths(len(whole)), cuts=cuts, **form) == whole
+    assert encode_task(tiny_tokenizer, P3_TASK, len(whole), cuts=cuts, **form) == whole
     assert not cuts
     for task in (P3_TASK, replace(P3_TASK, name="other")):
-        assert encode_task(tiny_tokenizer, task, Lengths(len(whole) - 1), cuts=cuts, **form) == two
+        assert encode_task(tiny_tokenizer, task, len(whole) - 1, cuts=cuts, **form) == two
     said = f"task p3: shows 2 of 3 demonstrations to stay within {len(whole) - 1} tokens; the same for task other"
     assert told(cuts, caplog) == [said]
     # In context the query has the room it needs, and is itself cut where it has to be.
@@ -376,12 +379,12 @@ def test_a_first_demonstration_that_is_too_long_keeps_its_target(tiny_tokenizer,
     task = Task("", [("the cat sat on the mat " * 20, "two three"), ("a", "b")], name="long")
     answer = [*tokens_of(tiny_tokenizer, "two three"), tiny_tokenizer.eos_token_id]
     cuts = Cuts()
-    encoded = encode_task(tiny_tokenizer, task, Lengths(20), prompt_format="prompts", cuts=cuts)
+    encoded = encode_task(tiny_tokenizer, task, 20, prompt_format="prompts", cuts=cuts)
     assert len(encoded) == 20 and encoded[-len(answer) :] == answer
     assert encoded[: 20 - len(answer)] == tokens_of(tiny_tokenizer, task.demonstrations[0].input)[: 20 - len(answer)]
     said = "task long: cut the input of the only demonstration that it shows to stay within 20 tokens"
     assert told(cuts, caplog) == [said]
-    short = encode_task(tiny_tokenizer, task, Lengths(2), prompt_format="prompts", cuts=cuts)
+    short = encode_task(tiny_tokenizer, task, 2, prompt_format="prompts", cuts=cuts)
     assert short == [answer[0], tiny_tokenizer.eos_token_id]
     said = "task long: cut the input and target of the only demonstration that it shows to stay within 2 tokens"
     assert told(cuts, caplog) == [said]
@@ -389,7 +392,7 @@ def test_a_first_demonstration_that_is_too_long_keeps_its_target(tiny_tokenizer,
 
 def test_instructions_need_a_definition(tiny_tokenizer):
     for encode in (
-        lambda: encode_task(tiny_tokenizer, P3_TASK, Lengths()),
+        lambda: encode_task(tiny_tokenizer, P3_TASK),
         lambda: encode_in_context(tiny_tokenizer, P3_TASK, "on", 100),
     ):
         with pytest.raises(HartError, match="task p3: the definition is empty; say what the task asks for"):
@@ -398,5 +401,5 @@ def test_instructions_need_a_definition(tiny_tokenizer):
 
 def test_a_query_may_go_without_its_end(tiny_tokenizer):
     query = tokens_of(tiny_tokenizer, "on the cat")
-    assert encode_query(tiny_tokenizer, " on the cat ", Lengths(), eos=False) == query
-    assert encode_query(tiny_tokenizer, "on the cat", Lengths(query=2), eos=False) == query[:2]
+    assert InputFormat(input_eos=False).encode_query(tiny_tokenizer, " on the cat ") == query
+    assert InputFormat(max_query_length=2, input_eos=False).encode_query(tiny_tokenizer, "on the cat") == query[:2]

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
 from hart.data.collate import Collator
-from hart.data.prompts import Lengths, encode_in_context, encode_task
+from hart.data.input_format import InputFormat
 from hart.data.sampling import TrainingDataset
 from hart.data.tasks import Instance, Task
 from hart.errors import HartError
@@ -41,8 +41,9 @@ EARLIER = [
 @pytest.fixture
 def dataset(tiny_tokenizer: PreTrainedTokenizerFast) -> Any:
     def build(tasks: list[Task] | None = None, **options: Any) -> TrainingDataset:
-        arguments: dict[str, Any] = {"length": DRAWS, "seed": 5, "lengths": Lengths(), **options}
-        return TrainingDataset(TASKS if tasks is None else tasks, tiny_tokenizer, **arguments)
+        own = {name: options.pop(name) for name in list(options) if name in InputFormat.__dataclass_fields__}
+        arguments: dict[str, Any] = {"length": DRAWS, "seed": 5, **options}
+        return TrainingDataset(TASKS if tasks is None else tasks, tiny_tokenizer, InputFormat(**own), **arguments)
 
     return build
 
@@ -66,7 +67,7 @@ def test_example_holds_the_query_an_answer_to_it_and_its_task(
         answer = text(tiny_tokenizer, example["labels"])
         assert answer in instance.references
         assert example["slot"] == index
-        assert example["demo_ids"] == encode_task(tiny_tokenizer, task, Lengths())
+        assert example["demo_ids"] == InputFormat().encode_task(tiny_tokenizer, task)
         seen[answer.split()[1][0]] += 1
     assert min(seen["a"], seen["b"]) > 100  # each of two references is drawn about half the time
 
@@ -151,7 +152,7 @@ def test_main_model_may_read_the_demonstrations(dataset: Any, tiny_tokenizer: Pr
         query = text(tiny_tokenizer, plain[index]["query_ids"])
         example = main[index]
         task = TASKS[example["task_index"]]
-        wanted = encode_in_context(tiny_tokenizer, task, query, 1024, explanations=True)
+        wanted = InputFormat(explanations=True).encode_in_context(tiny_tokenizer, task, query)
         assert example["query_ids"] == wanted
         assert example["labels"] == plain[index]["labels"]
         assert "demo_ids" not in example
@@ -221,10 +222,8 @@ def test_instances_with_an_empty_input_are_left_out_and_counted(
 def test_demonstrations_of_a_group_are_encoded_once(
     to: str, dataset: Any, tiny_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hart.data import sampling
-
-    asked, encode = [], sampling.encode_task
-    monkeypatch.setattr(sampling, "encode_task", lambda *a, **k: asked.append(a[1]) or encode(*a, **k))
+    asked, encode = [], InputFormat.encode_task
+    monkeypatch.setattr(InputFormat, "encode_task", lambda *a, **k: asked.append(a[2]) or encode(*a, **k))
     options = {"demonstrations": "sampled", "queries_per_task": 3, "length": 30, "demonstrations_to": to}
     examples = dataset(**options)
     in_order = [examples[i] for i in range(30)]
@@ -245,10 +244,10 @@ def long_task(name: str, *, queries: int = 0, targets: int = 0, demonstrations: 
 
 
 def test_what_is_cut_is_told_once_and_counted(dataset: Any, caplog: pytest.LogCaptureFixture) -> None:
-    lengths = Lengths(demonstrations=100, query=50, target=40)
+    lengths = {"max_demonstrations_length": 100, "max_query_length": 50, "max_target_length": 40}
     tasks = [long_task("a", queries=3), long_task("b", targets=2, queries=5, demonstrations=2), long_task("c")]
     tasks += [long_task(f"more {number}", demonstrations=2) for number in range(20)]
-    examples = dataset(tasks, lengths=lengths)
+    examples = dataset(tasks, **lengths)
     expected = [
         "task b: left out demonstration 2 of 2 to stay within 100 tokens; the same for task more 0, task more 1 "
         "and 18 more",
@@ -261,7 +260,7 @@ def test_what_is_cut_is_told_once_and_counted(dataset: Any, caplog: pytest.LogCa
     assert caplog.messages == expected, "nothing more during the run"
     caplog.clear()
     many = replace(tasks[0], instances=[each for each in tasks[0].instances for _ in range(50)])
-    dataset([many], lengths=lengths)
+    dataset([many], **lengths)
     assert caplog.messages == [
         "queries: 30 of 100 looked at are longer than 50 tokens and cut from the end, most of them in task a"
     ]
@@ -269,10 +268,10 @@ def test_what_is_cut_is_told_once_and_counted(dataset: Any, caplog: pytest.LogCa
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_is_cut_during_a_run_is_told_of_the_first(workers: int, dataset: Any, capfd: Any, caplog: Any) -> None:
-    lengths = Lengths(demonstrations=30, query=50, target=40)
+    lengths = {"max_demonstrations_length": 30, "max_query_length": 50, "max_target_length": 40}
     form = {**PROMPTS, "num_demonstrations": 3}
     rows = OnDisk([f"{i} {'one ' * 60}" for i in range(100)])
-    examples = dataset([Task("", [("x", "y")], name="disk", instances=rows)], lengths=lengths, length=40, **form)
+    examples = dataset([Task("", [("x", "y")], name="disk", instances=rows)], **lengths, length=40, **form)
     assert not caplog.messages
     handler = logging.StreamHandler()  # of the workers, too
     logging.getLogger("hart.data.sampling").addHandler(handler)

@@ -15,12 +15,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from hart.data import documents, reading
-from hart.data.prompts import Lengths
+from hart.data.input_format import InputFormat
 from hart.data.sampling import Example
 from hart.data.segments import LEAST_TOKENS, SegmentDataset
 from hart.errors import HartError
 
-LENGTHS = Lengths(demonstrations=64, query=24, target=20)
+FORM = InputFormat(max_demonstrations_length=64, max_query_length=24, max_target_length=20)
 DOCUMENTS = 12
 EOS = 1
 Make = Callable[..., SegmentDataset]
@@ -59,7 +59,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def make(folder: Path) -> Make:
     def build(**options) -> SegmentDataset:
-        settings = {"directory": folder, "kind": "four", "length": 100, "seed": 3, "lengths": LENGTHS}
+        settings = {"directory": folder, "kind": "four", "length": 100, "seed": 3, "form": FORM}
         return SegmentDataset(Words(), **{**settings, "max_document_tokens": 80, **options})
 
     return build
@@ -109,8 +109,8 @@ def test_four_chunks_have_predefined_lengths(make: Make):
 
 
 def test_three_segments_cover_a_short_document(make: Make):
-    wide = Lengths(demonstrations=512, query=512, target=512)
-    dataset = make(kind="three", lengths=wide, max_document_tokens=512)
+    wide = InputFormat(max_demonstrations_length=512, max_query_length=512, max_target_length=512)
+    dataset = make(kind="three", form=wide, max_document_tokens=512)
     for i in range(DOCUMENTS):
         assert sum(len(part) for part in parts(dataset[i])) == 16 + 13 * i
 
@@ -170,7 +170,7 @@ def test_a_tokenizer_that_drops_words_leaves_no_empty_segment(tmp_path: Path, ma
             return {"input_ids": []}
 
     write(tmp_path / "odd" / "a.json", ["\u200b " * 20])
-    settings = {"directory": tmp_path / "odd", "length": 3, "seed": 0, "lengths": LENGTHS}
+    settings = {"directory": tmp_path / "odd", "length": 3, "seed": 0, "form": FORM}
     for kind in ("four", "three"):
         assert all(len(part) >= LEAST_TOKENS for part in parts(SegmentDataset(Deaf(), kind=kind, **settings)[2]))
 
@@ -209,7 +209,12 @@ def test_real_text(shared_data: Path):
         pytest.skip("no text/ among the real data")
     tokenizer = AutoTokenizer.from_pretrained(resolve_base("mini-base"))
     dataset = SegmentDataset(
-        tokenizer, directory=shared_data / "text", kind="four", length=200, seed=0, lengths=Lengths(256, 128, 64)
+        tokenizer,
+        InputFormat(max_demonstrations_length=256, max_query_length=128, max_target_length=64),
+        directory=shared_data / "text",
+        kind="four",
+        length=200,
+        seed=0,
     )
     for i in range(200):
         read, query, target = parts(dataset[i])
@@ -224,7 +229,7 @@ def test_real_text(shared_data: Path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([json.dumps({"text": document(3)}), "{"], "line 2: is not JSON"),
+        ([json.dumps({"text": document(3)}), "{"], "line 2: not a document, the text is not JSON"),
         ([json.dumps({"txt": "a"})], 'line 1: must be a JSON object with a text as "text"'),
         ([json.dumps(["a"])], "line 1: must be a JSON object"),
         ([json.dumps({"text": "few words"})], "none of its 1 documents has 16 words; give longer texts"),

@@ -12,15 +12,16 @@ from hart.data.super_natural_instructions import load_sni
 from hart.data.tasks import Instance, Task
 from hart.errors import HartError
 from hart.evaluation.answers import (
-    COPY_BASELINES,
+    ANSWERS,
     UNCATEGORIZED,
     TaskResult,
     comparison_table,
     copy_demonstration,
     copy_input,
-    evaluate_tasks,
 )
+from hart.evaluation.base import System
 from hart.evaluation.metrics import exact_match, rouge_l
+from hart.evaluation.run import evaluate
 
 ECHO = Task(
     "Repeat the input.",
@@ -54,7 +55,7 @@ def rendered(*tables: Table) -> str:
 
 
 def test_means_are_over_instances_by_task_category_and_all() -> None:
-    results = evaluate_tasks(answers, [ECHO, LABEL])
+    results = evaluate(System("model", answers), [ECHO, LABEL], ANSWERS)
     by_task = {task.name: task.score for task in results.tasks}
     # Of the three instances of ECHO two are right, of the one of LABEL none.
     assert by_task["task1_echo"].exact_match == pytest.approx(100 * 2 / 3)
@@ -67,7 +68,7 @@ def test_means_are_over_instances_by_task_category_and_all() -> None:
 
 
 def test_a_task_without_name_and_category_is_listed() -> None:
-    results = evaluate_tasks(copy_demonstration, [BARE])
+    results = evaluate(System("model", copy_demonstration), [BARE], ANSWERS)
     assert list(results.categories) == [UNCATEGORIZED]
     assert results.tasks[0].name == BARE.label
 
@@ -82,7 +83,7 @@ def test_each_task_is_reported_as_soon_as_it_is_done() -> None:
     def on_task(result: TaskResult) -> None:
         events.append(f"scored {result.name}")
 
-    evaluate_tasks(predict, [ECHO, LABEL], on_task=on_task)
+    evaluate(System("model", predict), [ECHO, LABEL], ANSWERS, on_task=on_task)
     assert events == [
         "predict task1_echo",
         "scored task1_echo",
@@ -94,11 +95,11 @@ def test_each_task_is_reported_as_soon_as_it_is_done() -> None:
 def test_copy_baselines() -> None:
     assert copy_input(ECHO) == ["one two", "three", "four"]
     assert copy_demonstration(ECHO) == ["a", "a", "a"]
-    assert set(COPY_BASELINES) == {"copy-input", "copy-demonstration"}
+    assert [system.name for system in ANSWERS.baselines] == ["copy-input", "copy-demonstration"]
 
 
 def test_results_file_holds_the_scores_and_what_they_are_made_of(tmp_path: Path) -> None:
-    results = evaluate_tasks(answers, [ECHO, LABEL], system="mine", details={"seed": 3})
+    results = evaluate(System("mine", answers), [ECHO, LABEL], ANSWERS, details={"seed": 3})
     path = tmp_path / "new" / "results.json"
     results.save(path)
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -115,14 +116,14 @@ def test_results_file_holds_the_scores_and_what_they_are_made_of(tmp_path: Path)
 
 
 def test_tables_show_every_row_and_take_no_text_for_markup() -> None:
-    results = evaluate_tasks(answers, [ECHO, LABEL], system="mine :car: [/b]")
+    results = evaluate(System("mine :car: [/b]", answers), [ECHO, LABEL], ANSWERS)
     text = rendered(results.task_table(), results.category_table())
     for part in ("task1_echo", "66.67", "Easy [/b]", "mine :car: [/b]", "50.00", "all instances"):
         assert part in text
 
 
 def test_systems_are_shown_side_by_side() -> None:
-    systems = [evaluate_tasks(predict, [ECHO, LABEL], system=name) for name, predict in COPY_BASELINES.items()]
+    systems = [evaluate(system, [ECHO, LABEL], ANSWERS) for system in ANSWERS.baselines]
     text = rendered(comparison_table(systems, title="held-out tasks"))
     assert "held-out tasks" in text
     for results in systems:
@@ -133,14 +134,14 @@ def test_systems_are_shown_side_by_side() -> None:
 def test_nothing_to_evaluate_is_said_before_any_generation() -> None:
     empty = Task("d", [("a", "b")], name="task3_empty")
     with pytest.raises(HartError, match="no tasks"):
-        evaluate_tasks(answers, [])
+        evaluate(System("model", answers), [], ANSWERS)
     with pytest.raises(HartError, match="task3_empty: has no Instances"):
-        evaluate_tasks(lambda task: pytest.fail("asked for predictions"), [ECHO, empty])
+        evaluate(System("model", lambda task: pytest.fail("asked for predictions")), [ECHO, empty], ANSWERS)
 
 
 def test_a_predictor_that_loses_instances_is_a_defect() -> None:
     with pytest.raises(ValueError, match="1 predictions for 3 instances"):
-        evaluate_tasks(lambda task: ["x"], [ECHO])
+        evaluate(System("model", lambda task: ["x"]), [ECHO], ANSWERS)
 
 
 def test_copy_baselines_on_real_tasks(shared_data: Path) -> None:
@@ -151,8 +152,9 @@ def test_copy_baselines_on_real_tasks(shared_data: Path) -> None:
     }
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     results = {}
-    for name, predict in COPY_BASELINES.items():
-        results[name] = evaluate_tasks(predict, tasks, system=name)
+    for system in ANSWERS.baselines:
+        name = system.name
+        results[name] = evaluate(system, tasks, ANSWERS)
         expected = [
             scorer.score_multi(instance.references, copied[name](task, instance))["rougeL"].fmeasure
             for task in tasks
@@ -163,5 +165,5 @@ def test_copy_baselines_on_real_tasks(shared_data: Path) -> None:
     # A question put in other words shares more with the question than with another answer. (Over
     # all 119 test tasks copying the answer wins, 28.54 to 14.20, thanks to tasks with few possible
     # answers. The tasks at hand here have none of that kind.)
-    by_category = [results[name].categories["Question Rewriting"] for name in COPY_BASELINES]
+    by_category = [results[name].categories["Question Rewriting"] for name in results]
     assert by_category[0].rouge_l > by_category[1].rouge_l

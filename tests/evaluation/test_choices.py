@@ -11,8 +11,14 @@ from sklearn.metrics import f1_score
 from hart.data.p3.subsets import load_p3
 from hart.data.tasks import Instance, Task
 from hart.errors import HartError
-from hart.evaluation.choices import BASELINES, chance, comparison_table, evaluate_choices, majority
+from hart.evaluation.base import System
+from hart.evaluation.choices import BASELINES, CHOICES, ChoiceResults, chance, comparison_table, majority
 from hart.evaluation.metrics import macro_f1
+from hart.evaluation.run import evaluate
+
+
+def evaluate_choices(score, tasks: list[Task], *, system: str = "model", **options) -> ChoiceResults:
+    return evaluate(System(system, score=score), tasks, CHOICES, **options)
 
 
 def task(name: str, answers: str, choices: str = "abc", category: str = "") -> Task:
@@ -26,7 +32,7 @@ def always(choice: int):
 
 def test_accuracy_counts_right_answers():
     results = evaluate_choices(always(1), [task("t", "abbc")])
-    (template,) = results.templates
+    (template,) = results.tasks
     assert template.accuracy == results.accuracy == 50
     assert [answer.correct for answer in template.instances] == [0, 1, 1, 0]
     assert template.instances[0].choice == 1
@@ -36,7 +42,7 @@ def test_macro_f1_is_that_of_scikit_learn():
     targets, predictions = [0, 0, 1, 2, 2, 2], [0, 1, 1, 2, 0, 0]
     assert macro_f1(targets, predictions) == pytest.approx(f1_score(targets, predictions, average="macro"))
     assert macro_f1([0, 0], [3, 0]) == pytest.approx(f1_score([0, 0], [3, 0], average="macro", zero_division=0))
-    (template,) = evaluate_choices(always(0), [task("t", "aabc")]).templates
+    (template,) = evaluate_choices(always(0), [task("t", "aabc")]).tasks
     assert template.macro_f1 == pytest.approx(100 * f1_score([0, 0, 1, 2], [0] * 4, average="macro"))
     for targets, predictions in (([], []), ([1], [1, 2])):
         with pytest.raises(ValueError, match="one prediction for each"):
@@ -52,7 +58,7 @@ def equal(task: Task) -> list[list[float]]:
 @pytest.mark.parametrize("choices", ["abc", "bac"])
 def test_choices_with_equal_scores_share_what_is_earned_in_any_order(answers: str, choices: str):
     results = evaluate_choices(equal, [task("t", answers, choices), task("u", "c", choices)])
-    tied, clear = results.templates
+    tied, clear = results.tasks
     assert tied.accuracy == 50 and clear.accuracy == 0
     assert tied.macro_f1 is None and tied.tied == len(answers)
     assert all(answer.tied for answer in tied.instances)
@@ -79,7 +85,7 @@ def test_equal_texts_are_one_answer():
 
 def test_macro_f1_needs_the_same_choices_everywhere():
     mixed = Task("", [("x", "y")], name="m", instances=[*task("t", "a").instances, *task("t", "a", "ab").instances])
-    assert evaluate_choices(always(0), [mixed]).templates[0].macro_f1 is None
+    assert evaluate_choices(always(0), [mixed]).tasks[0].macro_f1 is None
 
 
 @pytest.mark.parametrize(("answers", "right"), [("abb", 200 / 3), ("abab", 50), ("cab", 100 / 3)])
@@ -88,7 +94,7 @@ def test_majority_is_the_most_frequent_answer(answers: str, right: float):
 
 
 def test_chance_is_what_guessing_earns():
-    assert BASELINES["chance"] is chance
+    assert BASELINES[1].score is chance
     assert evaluate_choices(chance, [task("t", "abc")]).accuracy == pytest.approx(100 / 3)
     assert evaluate_choices(chance, [task("t", "ab", "aabc")]).accuracy == pytest.approx(100 * 3 / 8)
 
@@ -161,6 +167,6 @@ def test_scores_that_are_no_scores_are_refused():
 
 def test_baselines_on_real_data(shared_data: Path):
     tasks = load_p3(shared_data / "p3", "test", subsets=["super_glue_copa_*", "super_glue_cb_*"])
-    found = {name: evaluate_choices(score, tasks).columns() for name, score in BASELINES.items()}
+    found = {each.name: evaluate(each, tasks, CHOICES).columns() for each in BASELINES}
     assert found["chance"] == {"CB": pytest.approx(100 / 3), "COPA": 50}
     assert found["majority"]["COPA"] >= 50 and found["majority"]["CB"] > 100 / 3

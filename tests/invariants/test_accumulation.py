@@ -56,9 +56,9 @@ def loop_of(config: RunConfig) -> Loop:
     dataset = TrainingDataset(
         load_tasks(config.data, "train"),
         system.main.tokenizer,
+        system.input_format,
         length=config.training.max_steps * config.training.batch_size,
         seed=config.training.seed,
-        lengths=system.input_format.lengths,
     )
     return Loop(system, dataset, [], config.training, RunFolder(config), quiet=True)
 

@@ -22,7 +22,7 @@ from hart.cli import main
 from hart.data.tasks import Task
 from hart.errors import HartError
 from hart.evaluation.answers import Results
-from hart.evaluation.predictors import evaluate_model
+from hart.evaluation.run import evaluate_model
 from hart.model.hart_model import HartModel
 from hart.runtime.launch import run_hart
 from hart.training.config import RunConfig

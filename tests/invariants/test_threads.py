@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from hart.data.tasks import Instance, Task
-from hart.evaluation.predictors import evaluate_model
+from hart.evaluation.run import evaluate_model
 from hart.hypernetwork.step_linear import Steps, step_linears
 from hart.model.adaptation import Adaptation
 from hart.model.export import merge

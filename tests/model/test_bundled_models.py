@@ -10,8 +10,9 @@ from hart.data.collate import Collator
 from hart.data.procedural import load_procedural
 from hart.data.procedural.lexicon import vocabulary
 from hart.data.sampling import TrainingDataset
-from hart.evaluation.answers import evaluate_tasks
-from hart.evaluation.predictors import base_predictor, hart_predictor
+from hart.evaluation.answers import ANSWERS
+from hart.evaluation.run import evaluate
+from hart.evaluation.systems import base_system, hart_system
 from hart.model.bundled import resolve_base, resolve_model
 from hart.model.main_model import MainModel
 from hart.training.config import ModelConfig
@@ -61,8 +62,8 @@ def test_the_base_is_deep_and_bf16() -> None:
 def test_the_trained_model_solves_more_unseen_tasks_than_its_base(mini: HartModel) -> None:
     unseen = load_procedural("test", max_instances=INSTANCES)
     tasks = unseen[:: len(unseen) // TASKS]
-    adapted = evaluate_tasks(hart_predictor(mini), tasks).overall
-    bare = evaluate_tasks(base_predictor(mini.main, mini.input_format, in_context=False), tasks).overall
+    adapted = evaluate(hart_system(mini), tasks, ANSWERS).overall
+    bare = evaluate(base_system(mini.main, mini.input_format, in_context=False), tasks, ANSWERS).overall
     assert adapted.exact_match > bare.exact_match
     assert adapted.rouge_l > bare.rouge_l
 
@@ -75,9 +76,9 @@ def test_the_first_loss_with_generated_prefixes_is_near_the_unadapted_one(base: 
     dataset = TrainingDataset(
         load_procedural("train", max_instances=INSTANCES),
         base.tokenizer,
+        system.input_format,
         length=ROWS,
         seed=0,
-        lengths=system.input_format.lengths,
     )
     batch = Collator(base.tokenizer.pad_token_id)([dataset[i] for i in range(ROWS)])
     query, labels = (batch["query_ids"], batch["query_mask"]), batch["labels"]

@@ -63,8 +63,7 @@ def variant(request: pytest.FixtureRequest, tiny_base_dir: Path) -> HartModel:
 
 def batch_of(system: HartModel, data_dir: Path) -> dict[str, Tensor]:
     tasks = [Task.from_file(path) for path in sorted((data_dir / "tasks").glob("*.json"))]
-    lengths = system.input_format.lengths
-    dataset = TrainingDataset(tasks, system.main.tokenizer, length=BATCH, seed=0, lengths=lengths)
+    dataset = TrainingDataset(tasks, system.main.tokenizer, system.input_format, length=BATCH, seed=0)
     batch = Collator(system.main.tokenizer.pad_token_id)([dataset[i] for i in range(BATCH)])
     return {name: values for name, values in batch.items() if name not in ("slots", "task_index")}
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hart.data.collate import Collator
 from hart.data.collections import load_tasks
-from hart.data.prompts import encode_in_context, encode_query
+from hart.data.input_format import InputFormat
 from hart.data.tasks import Task
 from hart.errors import HartError
 from hart.model.adaptation import Adaptation
@@ -194,12 +194,13 @@ def test_tied_encoder_is_one_module(run_config: Build):
 def test_main_model_reads_the_demonstrations(run_config: Build):
     system = build(run_config(**settings("tk-instruct")))
     adaptation = system.adapt(TASKS[0])
-    assert adaptation.in_context is not None and adaptation.in_context["explanations"]
-    tokens = encode_in_context(system.main.tokenizer, TASKS[0], QUERIES[0], 128, explanations=True)
+    assert adaptation.input_format.in_context and adaptation.input_format.explanations
+    form = InputFormat(max_demonstrations_length=128, explanations=True)
+    tokens = form.encode_in_context(system.main.tokenizer, TASKS[0], QUERIES[0])
     assert system.generate(QUERIES[0], adaptation, max_new_tokens=4) == system.main.generate([tokens], max_new_tokens=4)
     zero = build(run_config("zero", **settings("ft-zero-shot")))
-    tokens = encode_query(zero.main.tokenizer, QUERIES[0], zero.input_format.lengths)
-    assert zero.adapt(TASKS[0]).in_context is None
+    tokens = zero.input_format.encode_query(zero.main.tokenizer, QUERIES[0])
+    assert not zero.adapt(TASKS[0]).input_format.in_context
     assert zero.generate(QUERIES[0], zero.adapt(TASKS[0]), max_new_tokens=4) == zero.main.generate(
         [tokens], max_new_tokens=4
     )

@@ -18,7 +18,6 @@ from starlette.testclient import TestClient
 from tokenizers import Regex, normalizers
 
 from hart import HartError, HartModel, Task
-from hart.data.prompts import encode_query
 from hart.model.export import unbundle
 from hart.serving import engine as engine_module
 from hart.serving.app import create_app
@@ -516,7 +515,7 @@ def test_a_model_of_prompts_needs_no_definition(tiny_base_dir: Path, store: Stor
         expected = model.generate("a mat?", model.adapt(Task("", [(f"a cat {n}?", "yes") for n in range(5)])))
         assert client.post("/v1/generate", json=asked).json()["outputs"] == expected
         (bare,) = model.main.generate(
-            [encode_query(model.main.tokenizer, "a mat?", model.input_format.lengths, eos=False)], max_new_tokens=8
+            [model.input_format.encode_query(model.main.tokenizer, "a mat?")], max_new_tokens=8
         )
         assert client.post("/v1/generate", json={"inputs": ["a mat?"]}).json()["outputs"] == [bare]
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hart.data.prompts import Lengths
+from hart.data.input_format import InputFormat
 from hart.errors import HartError
 from hart.training.config import SECTIONS, DataConfig, ModelConfig, RunConfig, TrainingConfig, load
 
@@ -37,10 +37,7 @@ def test_an_empty_file_is_the_papers_setting(file: Path) -> None:
 
 
 def test_default_lengths_are_those_of_the_data_module() -> None:
-    data, lengths = DataConfig(), Lengths()
-    assert data.max_demonstrations_length == lengths.demonstrations
-    assert data.max_query_length == lengths.query
-    assert data.max_target_length == lengths.target
+    assert InputFormat.from_config(DataConfig()) == InputFormat()
 
 
 # One value per field that differs from its default: a new field must be added here.
@@ -223,7 +220,7 @@ FILE_MISTAKES = {
     "training: {output_dir: ' '}": "training.output_dir: is empty",
     "training: {batch_size: 8, micro_batch_size: 3}": "training.micro_batch_size: 3 does not",
     "data: {dir: 2024}": "data.dir: must be text, not 2024",
-    "data: {collection: procedural, dir: x}": "data.dir: is for sni",
+    "data: {collection: procedural, dir: x}": "data.dir: means nothing where data.collection is procedural",
     "model: {base: ''}": "model.base: is empty",
     "model: {dropout: 1.0}": "model.dropout: must be less than 1, not 1.0",
     "model: {scheme: shared}": "model.scheme: must be a mapping, not 'shared'",

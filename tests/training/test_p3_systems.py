@@ -11,8 +11,9 @@ from hart import HartModel
 from hart.data.collections import load_tasks
 from hart.data.p3.subsets import load_p3
 from hart.errors import HartError
-from hart.evaluation.choices import evaluate_choices
-from hart.evaluation.predictors import base_scorer, hart_scorer
+from hart.evaluation.choices import CHOICES
+from hart.evaluation.run import evaluate
+from hart.evaluation.systems import base_system, hart_system
 from hart.runtime.sections import FieldError
 from hart.training.config import DataConfig, RunConfig
 from hart.training.run_folder import read_metrics
@@ -55,13 +56,13 @@ def test_every_system_trains_and_chooses(name: str, p3_config: Build):
     model = HartModel.from_pretrained(train(config, quiet=True))
     assert not model.input_format.input_eos and model.input_format.prompt_format == "prompts"
     tasks = load_tasks(config.data, "test")
-    results = evaluate_choices(hart_scorer(model, batch_size=4), tasks)
+    results = evaluate(hart_system(model, batch_size=4), tasks, CHOICES)
     assert list(results.columns()) == ["CB", "COPA"]
     # What `model.score` says of one query is what the evaluation compares.
     adaptation = model.adapt(tasks[0])
     query = tasks[0].instances[2]
     scores = model.score(query.input, query.choices, adaptation)
-    assert results.templates[0].instances[2].scores == pytest.approx(scores, abs=1e-4)
+    assert results.tasks[0].instances[2].scores == pytest.approx(scores, abs=1e-4)
     # A saved adaptation reads queries in the same way.
     folder = Path(config.training.output_dir) / "adaptation"
     adaptation.save_pretrained(folder)
@@ -115,9 +116,9 @@ def test_base_scores_in_and_out_of_context(p3_config: Build):
     config = p3_config(max_steps=1)
     model = HartModel.from_config(config.model, config.data).eval()
     (task,) = [t for t in load_tasks(config.data, "test") if "cause" in t.name]
-    alone, shown = (base_scorer(model.main, model.input_format, in_context=c)(task) for c in (False, True))
+    alone, shown = (base_system(model.main, model.input_format, in_context=c).score(task) for c in (False, True))
     assert alone != shown and [len(own) for own in alone] == [2] * 6
-    mean = base_scorer(model.main, model.input_format, in_context=False, normalisation="mean")(task)
+    mean = base_system(model.main, model.input_format, in_context=False, normalisation="mean").score(task)
     tokens = [len(model.main.tokenizer(choice).input_ids) for choice in task.instances[0].choices]
     assert [m * n for m, n in zip(mean[0], tokens, strict=True)] == pytest.approx(alone[0], rel=1e-4)
 
@@ -135,7 +136,10 @@ def test_a_model_of_definitions_refuses_a_task_without(build_config: Build, toy_
         ({}, "data.demonstrations: must be sampled with p3"),
         ({"demonstrations": "sampled", "num_demonstrations": 0}, "data.num_demonstrations: is 0, and p3 has no"),
         ({"demonstrations": "sampled", "explanations": True}, "data.explanations: must be false with p3"),
-        ({"collection": "sni", "train_subsets": ["x"]}, "data.train_subsets: is for p3"),
+        (
+            {"collection": "sni", "train_subsets": ["x"]},
+            "data.train_subsets: means nothing where data.collection is sni",
+        ),
     ],
 )
 def test_configurations_that_p3_cannot_serve(values: dict, message: str):

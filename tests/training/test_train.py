@@ -47,9 +47,9 @@ def by_hand(config: RunConfig, *, with_term: bool) -> tuple[list[tuple[float, fl
     dataset = TrainingDataset(
         load_tasks(config.data, "train"),
         system.main.tokenizer,
+        system.input_format,
         length=options.max_steps * options.batch_size,
         seed=options.seed,
-        lengths=system.input_format.lengths,
     )
     collate = Collator(system.main.tokenizer.pad_token_id)
     weights = list(system.hypernetwork.parameters())

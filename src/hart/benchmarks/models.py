@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, T5Config, T5ForConditionalGeneration
 
+from hart.data.input_format import InputFormat
 from hart.hypernetwork.network import T5_FIELDS, HyperNetwork, HyperNetworkConfig
 from hart.model.adaptation import Adaptation
 from hart.model.main_model import MainModel
@@ -145,7 +146,7 @@ def random_adaptation(
         memory_mask=None if memory is None else torch.ones(tasks, memory_tokens, dtype=torch.long, device=like.device),
         peft=[kind.to_config() for kind in kinds],
         **main.identity,
-        max_target_length=max_target_length,
+        input_format=InputFormat(max_target_length=max_target_length),
         tasks=[{"name": f"task {number}"} for number in range(tasks)],
     )
 

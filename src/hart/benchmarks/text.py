@@ -17,10 +17,11 @@ from hart.benchmarks.measuring import ratios
 from hart.benchmarks.training import step
 from hart.data.collate import Collator
 from hart.data.collections import load_tasks
+from hart.data.input_format import InputFormat
 from hart.evaluation import answers as scores
-from hart.evaluation.answers import evaluate_tasks
-from hart.evaluation.predictors import hart_predictor
-from hart.model import hart_model as system
+from hart.evaluation.answers import ANSWERS
+from hart.evaluation.run import evaluate
+from hart.evaluation.systems import hart_system
 from hart.model.hart_model import HartModel
 from hart.training.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from hart.training.train import training_examples
@@ -44,7 +45,7 @@ def evaluation(settings: Settings) -> Iterator[Figure]:
     parts: dict[str, list[tuple[Any, str]]] = {
         "tokenisation": [
             (model.main, "encode_queries"),
-            (system, "encode_task"),
+            (InputFormat, "encode_task"),
             (model.main, "pad"),
             (model.main.tokenizer, "batch_decode"),
         ],
@@ -56,8 +57,8 @@ def evaluation(settings: Settings) -> Iterator[Figure]:
         ],
         "scoring": [(scores, "rouge_l"), (scores, "exact_match")],
     }
-    predict = hart_predictor(model)
-    evaluate_tasks(predict, tasks[:2])
+    system = hart_system(model)
+    evaluate(system, tasks[:2], ANSWERS)
     times: dict[str, list[float]] = {name: [] for name in (*parts, "whole")}
     for _ in range(settings.repeats):
         with ExitStack() as stack:
@@ -66,7 +67,7 @@ def evaluation(settings: Settings) -> Iterator[Figure]:
                 for name, functions in parts.items()
             }
             start = time.perf_counter()
-            evaluate_tasks(predict, tasks)
+            evaluate(system, tasks, ANSWERS)
             times["whole"].append(time.perf_counter() - start)
         for name, measured in clocks.items():
             times[name].append(sum(map(sum, measured)))

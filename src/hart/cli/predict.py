@@ -4,7 +4,7 @@ import argparse
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -93,11 +93,11 @@ def run(args: argparse.Namespace) -> None:
     for line in lines:
         if not line.content["input"].strip():
             raise _empty(line)
-    rows = [_row(line, args.adaptations) for line in lines]
+    chosen = [_row(line, args.adaptations) for line in lines]
     adaptation = _load(args.adaptations)
     main = load_base(adaptation, args.base, dtype=args.dtype, device=device)
     cuts = Cuts()
-    queries = _encode(main, adaptation, rows, lines, args.max_query_length, cuts)
+    queries = _encode(main, adaptation, chosen, lines, args.max_query_length, cuts)
     cuts.tell(logger)
     plain = args.input_file is None and args.output_file is None
     chunk = CHUNK * args.batch_size
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
                 part = slice(start, start + chunk)
                 texts = main.generate(
                     queries[part],
-                    adaptation if len(adaptation) == 1 else adaptation.select(rows[part]),
+                    adaptation if len(adaptation) == 1 else adaptation.select(chosen[part]),
                     batch_size=args.batch_size,
                     max_new_tokens=args.max_new_tokens,
                 )
@@ -184,7 +184,7 @@ def _empty(line: Line) -> HartError:
 def _encode(
     main: "MainModel",
     adaptation: "Adaptation",
-    rows: Sequence[int],
+    chosen: Sequence[int],
     lines: Sequence[Line],
     max_query_length: int | None,
     cuts: "Cuts",
@@ -192,28 +192,25 @@ def _encode(
     """Tokens of all queries, before the first is answered; `cuts` takes note of those that were cut.
 
     Args:
-        rows: for each line, which row of the adaptation answers it.
+        chosen: for each line, which row of the adaptation answers it.
 
     Raises:
         HartError: a query that the tokenizer turns into nothing.
     """
-    from hart.data.prompts import Lengths, encode_in_context, encode_query
     from hart.model.answering import limit
 
-    lengths = Lengths(query=limit("max_query_length", max_query_length, adaptation.max_query_length))
-    reads = adaptation.in_context
+    form = adaptation.input_format
+    form = replace(form, max_query_length=limit("max_query_length", max_query_length, form.max_query_length))
     tasks = adaptation.read_tasks()
     queries = []
-    for row, line in zip(rows, lines, strict=True):
+    for row, line in zip(chosen, lines, strict=True):
         text = line.content["input"]
-        noted = cuts if reads is None else None
-        query = encode_query(
-            main.tokenizer, text, lengths, eos=adaptation.input_eos, cuts=noted, name=line.where, blank=True
-        )
+        noted = None if form.in_context else cuts
+        query = form.encode_query(main.tokenizer, text, noted, name=line.where, blank=True)
         if not set(query) - {main.tokenizer.eos_token_id}:
             raise _empty(line)
-        if reads is not None:
-            query = encode_in_context(main.tokenizer, tasks[row], text, **reads, cuts=cuts)
+        if form.in_context:
+            query = form.encode_in_context(main.tokenizer, tasks[row], text, cuts)
         queries.append(query)
     return queries
 
@@ -228,19 +225,19 @@ def _read_lines(path: Path) -> list[Line]:
         raise HartError(f"{path}: the text is not UTF-8") from None
     except OSError as error:
         raise HartError(f"{path}: cannot be read ({error.strerror})") from None
-    rows = []
+    lines = []
     # Not splitlines, which would also cut at separators that JSON texts may hold as they are.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
-        row = parse_json(line, where, "a query")
-        if not isinstance(row, dict) or not isinstance(row.get("input"), str):
+        content = parse_json(line, where, "a query")
+        if not isinstance(content, dict) or not isinstance(content.get("input"), str):
             raise HartError(f'{where}: must be a JSON object with a text as "input"')
-        rows.append(Line(where, row))
-    if not rows:
+        lines.append(Line(where, content))
+    if not lines:
         raise HartError(f'{path}: holds no query; write one JSON object with "input" a line')
-    return rows
+    return lines
 
 
 def _load(folders: Sequence[str]) -> "Adaptation":

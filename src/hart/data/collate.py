@@ -23,30 +23,28 @@ class Collator:
     - ``slots`` [b], index of each example in the data set
     - ``task_index`` [b]
 
-    Masks are 1 on tokens and 0 on padding. s, t and u are the longest of the batch, rounded up to
-    a multiple of ``pad_to_multiple_of``.
+    Masks are 1 on tokens and 0 on padding. s, t and u are the longest of the batch.
     """
 
-    def __init__(self, pad_token_id: int, *, queries_per_task: int = 1, pad_to_multiple_of: int = 1) -> None:
+    def __init__(self, pad_token_id: int, *, queries_per_task: int = 1) -> None:
         self.pad_token_id = pad_token_id
         self.queries_per_task = queries_per_task
-        self.pad_to_multiple_of = pad_to_multiple_of
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         batch: dict[str, Tensor] = {}
         if "demo_ids" in examples[0]:
             demos = [example["demo_ids"] for example in examples[:: self.queries_per_task]]
-            batch["demo_ids"] = self._pad(demos, self.pad_token_id)
-            batch["demo_mask"] = self._pad([[1] * len(ids) for ids in demos], 0)
+            batch["demo_ids"] = _pad(demos, self.pad_token_id)
+            batch["demo_mask"] = _pad([[1] * len(ids) for ids in demos], 0)
         queries = [example["query_ids"] for example in examples]
-        batch["query_ids"] = self._pad(queries, self.pad_token_id)
-        batch["query_mask"] = self._pad([[1] * len(ids) for ids in queries], 0)
-        batch["labels"] = self._pad([example["labels"] for example in examples], IGNORED_LABEL)
+        batch["query_ids"] = _pad(queries, self.pad_token_id)
+        batch["query_mask"] = _pad([[1] * len(ids) for ids in queries], 0)
+        batch["labels"] = _pad([example["labels"] for example in examples], IGNORED_LABEL)
         batch["slots"] = torch.tensor([example["slot"] for example in examples])
         batch["task_index"] = torch.tensor([example["task_index"] for example in examples])
         return batch
 
-    def _pad(self, rows: list[list[int]], value: int) -> Tensor:
-        multiple = self.pad_to_multiple_of
-        width = -(-max(len(row) for row in rows) // multiple) * multiple
-        return torch.tensor([row + [value] * (width - len(row)) for row in rows])
+
+def _pad(lists: list[list[int]], value: int) -> Tensor:
+    width = max(map(len, lists))
+    return torch.tensor([ids + [value] * (width - len(ids)) for ids in lists])

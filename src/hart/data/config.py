@@ -4,6 +4,9 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from hart.data.base import Collection
+from hart.data.collections import COLLECTIONS, CollectionName
+from hart.data.prompts import PromptFormat
 from hart.runtime.sections import LIMIT, NaturalInt, PositiveInt, Section
 
 Length = Annotated[int, Field(ge=2, lt=LIMIT)]
@@ -14,7 +17,7 @@ class DataConfig(Section):
 
     section: ClassVar[str] = "data"
 
-    collection: Literal["sni", "p3", "procedural", "four_segments", "three_segments"] = "sni"
+    collection: CollectionName = "sni"
     """Super-NaturalInstructions (§4.1), the Public Pool of Prompts (§4.2), the bundled procedural collection, or text
     to pre-train on, cut into four segments (HyperTuning-PT) or three (HINT)."""
     dir: str | None = None
@@ -63,36 +66,21 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.collection == "p3":
-            self._check_p3()
-        else:
-            for name in ("train_subsets", "test_subsets"):
-                if getattr(self, name) is not None:
-                    self._refuse(name, f"is for p3, and data.collection is {self.collection}; remove it")
-        if self.collection == "procedural" and self.dir is not None:
-            self._refuse("dir", "is for sni, p3 and segments; remove it, or set data.collection to one of them")
-        if self.segments and self.demonstrations_to != "hypernetwork":
-            self._refuse(
-                "demonstrations_to", f"must be hypernetwork with {self.collection}: one segment is what it reads"
-            )
-        if self.segments and self.validation_tasks:
-            self._refuse("validation_tasks", f"must be 0 with {self.collection}, which has no tasks")
+        for field, problem in self.source.problems(self):
+            self._refuse(field, problem)
         return self
 
-    def _check_p3(self) -> None:
-        if self.demonstrations_to != "nowhere" and self.demonstrations != "sampled":
-            self._refuse("demonstrations", "must be sampled with p3, whose tasks have no fixed ones")
-        if self.demonstrations_to != "nowhere" and not self.num_demonstrations:
-            self._refuse("num_demonstrations", "is 0, and p3 has no definitions: nothing would tell the task")
-        if self.explanations:
-            self._refuse("explanations", "must be false with p3, which has none")
+    @property
+    def source(self) -> Collection:
+        """The collection that is named."""
+        return COLLECTIONS[self.collection]
 
     @property
-    def prompt_format(self) -> Literal["instructions", "prompts"]:
-        """How a task is written: P3's rows are whole prompts already, other tasks have a definition."""
-        return "prompts" if self.collection == "p3" else "instructions"
+    def prompt_format(self) -> PromptFormat:
+        """How a task is written."""
+        return self.source.prompt_format
 
     @property
     def segments(self) -> bool:
         """Whether this is text to pre-train on instead of tasks."""
-        return self.collection.endswith("_segments")
+        return self.source.is_text

@@ -22,9 +22,9 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 from hart.data.hub import cached_snapshot, unreachable
-from hart.data.reading import check_file, check_text, open_bytes, parse_json, read_lines
+from hart.data.reading import check_file, check_text, open_bytes, read_lines
 from hart.errors import HartError
-from hart.runtime.files import cache_folder, write_bytes
+from hart.runtime.files import cache_folder, parse_json, write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -277,7 +277,7 @@ class _LineReader:
             text = line.decode("utf-8-sig")
         except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
             raise HartError(f"{self._path}: cannot be read any more ({error}); download it again") from error
-        return _text_of(parse_json(text, f"{self._path}: byte {offset}"), f"{self._path}: byte {offset}")
+        return _text_of(text, f"{self._path}: byte {offset}")
 
 
 class _ParquetReader:
@@ -303,10 +303,11 @@ class _ParquetReader:
 def _line_texts(path: Path) -> Iterator[tuple[str, int, str]]:
     for number, offset, line in read_lines(path):
         where = f"{path}, line {number}"
-        yield where, offset, _text_of(parse_json(line, f"{where}:"), where)
+        yield where, offset, _text_of(line, where)
 
 
-def _text_of(row: Any, where: str) -> str:
+def _text_of(line: str, where: str) -> str:
+    row = parse_json(line, where, "a document", whole=False)
     if not isinstance(row, dict) or not isinstance(row.get("text"), str):
         raise HartError(f'{where}: must be a JSON object with a text as "text"')
     return row["text"]

@@ -1,46 +1,95 @@
-"""How tasks and queries become tokens: what a trained model expects, kept in its folder."""
+"""How tasks, queries and answers become tokens: what a trained model expects, kept in its folder.
 
-import dataclasses
-from dataclasses import dataclass
-from typing import Any, Literal, Self
+Whoever turns text into tokens holds an `InputFormat`: data sets, models, adaptations, the server, evaluations.
 
-from hart.data.config import DataConfig
-from hart.data.prompts import Cuts, Lengths, PromptFormat
+Limits (section 8.1.3): an example is added only while the whole text still fits, the first that does not fit ends the
+list; what is then still too long is cut from the end. No query is ever left out. Every sequence ends with the
+end-of-sequence token, also where it was cut; a query has none where the main model is to read it as T0 did. What did
+not fit is noted in the `cuts` that a caller gives, and not told without them.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import accumulate
+from typing import TYPE_CHECKING, Literal, Self, get_args
+
+from hart.data.prompts import Cuts, PromptFormat, Tokenizer, pieces, query_text, unanswered
+from hart.data.reading import check_text
 from hart.data.tasks import Task
+from hart.errors import HartError
+
+if TYPE_CHECKING:
+    from hart.data.config import DataConfig
+
+DemonstrationsTo = Literal["hypernetwork", "main", "nowhere"]
 
 
 @dataclass(frozen=True)
 class InputFormat:
-    """How a task and a query are turned into tokens; a trained model expects the format of its training."""
+    """How a task, a query and an answer are turned into tokens; a trained model expects the format of its training.
+
+    Attributes:
+        num_demonstrations: how many of a task are shown, the first ones (K of section 2.1).
+        explanations: whether they show their explanation (Tk-Instruct).
+        max_demonstrations_length, max_query_length, max_target_length: in tokens, end of sequence included (section
+            8.1.3). Demonstrations and query together have the limit of the demonstrations (Tk-Instruct: 1024).
+        demonstrations_to: who reads definition and demonstrations. "main" puts them before the query (the in-context
+            baselines), "nowhere" leaves them out (FT-Zero-Shot).
+        prompt_format: how a task is written. "instructions" is `hart.data.prompts.render_task`; "prompts" are the
+            tokens of each demonstration's input and target, with an end of sequence behind each target.
+        input_eos: whether a query (of "prompts": also behind demonstrations) ends with the end-of-sequence token.
+
+    Raises:
+        HartError: an unknown option, or a length that leaves no room for a token beside the end of sequence.
+    """
 
     num_demonstrations: int = 2
     explanations: bool = False
     max_demonstrations_length: int = 1024
     max_query_length: int = 384
     max_target_length: int = 128
-    demonstrations_to: Literal["hypernetwork", "main", "nowhere"] = "hypernetwork"
+    demonstrations_to: DemonstrationsTo = "hypernetwork"
     prompt_format: PromptFormat = "instructions"
     input_eos: bool = True
 
-    @property
-    def in_context(self) -> dict[str, Any] | None:
-        """How the main model reads demonstrations before each query (`Adaptation.in_context`), if it does."""
-        if self.demonstrations_to != "main":
-            return None
-        return {**self.shown, "max_length": self.max_demonstrations_length, "input_eos": self.input_eos}
+    def __post_init__(self) -> None:
+        for name, options in (
+            ("demonstrations_to", get_args(DemonstrationsTo)),
+            ("prompt_format", get_args(PromptFormat)),
+        ):
+            if getattr(self, name) not in options:
+                raise HartError(f"{name}: '{getattr(self, name)}' is not one of {', '.join(options)}")
+        for name in ("max_demonstrations_length", "max_query_length", "max_target_length"):
+            if getattr(self, name) < 2:
+                raise HartError(f"{name}: must be at least 2 tokens, not {getattr(self, name)}")
+        if self.num_demonstrations < 0:
+            raise HartError(f"num_demonstrations: must be at least 0, not {self.num_demonstrations}")
+
+    @classmethod
+    def from_config(cls, data: "DataConfig") -> Self:
+        values = {f.name: getattr(data, f.name) for f in fields(cls)}
+        if values["input_eos"] is None:
+            values["input_eos"] = data.source.input_eos
+        return cls(**values)
 
     @property
-    def shown(self) -> dict[str, Any]:
-        """What is shown of a task, and how: keyword arguments of `encode_task`."""
-        return {
-            "num_demonstrations": self.num_demonstrations,
-            "explanations": self.explanations,
-            "prompt_format": self.prompt_format,
-        }
+    def in_context(self) -> bool:
+        """Whether the main model itself reads demonstrations before each query."""
+        return self.demonstrations_to == "main"
 
     @property
-    def lengths(self) -> Lengths:
-        return Lengths(self.max_demonstrations_length, self.max_query_length, self.max_target_length)
+    def reads_definition(self) -> bool:
+        return self.prompt_format == "instructions" and self.demonstrations_to != "nowhere"
+
+    def check_readable(self, task: Task) -> None:
+        """Raise `HartError` for a task without the definition that the model reads."""
+        if self.reads_definition and not task.definition.strip():
+            raise HartError(f"task {task.label}: the definition is empty, and the model reads it; say what it asks for")
+
+    def shown(self, task: Task) -> Task:
+        """The task with the demonstrations that are shown: the first ones, as the protocols have it."""
+        return replace(task, demonstrations=task.demonstrations[: max(1, self.num_demonstrations)])
 
     def note_unread(self, task: Task, cuts: Cuts) -> None:
         """Note what of a task a model of this format leaves unread, whatever its length."""
@@ -54,9 +103,161 @@ class InputFormat:
         if self.prompt_format == "prompts" and task.definition.strip():
             cuts.note("its definition is not read: this model reads demonstrations alone", where)
 
-    @classmethod
-    def from_config(cls, data: DataConfig) -> Self:
-        values = {f.name: getattr(data, f.name) for f in dataclasses.fields(cls)}
-        if values["input_eos"] is None:
-            values["input_eos"] = data.collection != "p3"
-        return cls(**values)
+    def encode_task(self, tokenizer: Tokenizer, task: Task, cuts: Cuts | None = None) -> list[int]:
+        """Tokens of a task without a query, what the hypernetwork reads.
+
+        A definition, or a first demonstration's input, that alone is too long is cut from the end.
+
+        Raises:
+            HartError: a task without the definition that the format needs.
+        """
+        if self.prompt_format == "prompts":
+            return self._encode_prompts(tokenizer, task, [], cuts)
+        return self._encode_instructions(tokenizer, task, "", cuts)
+
+    def encode_input(
+        self,
+        tokenizer: Tokenizer,
+        task: Task,
+        query: str,
+        cuts: Cuts | None = None,
+        *,
+        name: str = "",
+        blank: bool = False,
+    ) -> list[int]:
+        """Tokens that the main model reads: the query, behind the task where the format says so.
+
+        Args:
+            name: under which a cut of the query alone is noted.
+            blank: whether a query without a word is expected, as of official data; it is refused otherwise.
+
+        Raises:
+            HartError: the query is empty, or a task without the definition that the format needs.
+        """
+        if self.in_context:
+            return self.encode_in_context(tokenizer, task, query, cuts, blank=blank)
+        return self.encode_query(tokenizer, query, cuts, name=name, blank=blank)
+
+    def encode_in_context(
+        self, tokenizer: Tokenizer, task: Task, query: str, cuts: Cuts | None = None, *, blank: bool = False
+    ) -> list[int]:
+        """Tokens of definition, demonstrations and query, all within the limit of the demonstrations.
+
+        Examples give way to the query. Where definition and query alone are too long, the end of the text is cut, as
+        Tk-Instruct does.
+
+        Raises:
+            HartError: as `encode_input`.
+        """
+        if self.prompt_format == "instructions":
+            return self._encode_instructions(tokenizer, task, unanswered(query, blank), cuts)
+        limit = self.max_demonstrations_length
+        read = _tokens(tokenizer, query_text(query, blank=blank))
+        _note_length(read, limit, self.input_eos, "query", cuts, f"task {task.label}")
+        return self._encode_prompts(tokenizer, task, _cut(read, limit, tokenizer, eos=self.input_eos), cuts)
+
+    def encode_query(
+        self, tokenizer: Tokenizer, text: str, cuts: Cuts | None = None, *, name: str = "", blank: bool = False
+    ) -> list[int]:
+        """Tokens of a raw query for the main model, at least one, cut from the end.
+
+        A query of characters that the tokenizer drops is read as the end of sequence alone, and so is a blank one,
+        which is refused unless `blank` says that it is expected, as in official data. A cut is noted under `name`
+        ("query 3").
+
+        Raises:
+            HartError: the query is empty, or holds half of a surrogate pair.
+        """
+        read = _tokens(tokenizer, query_text(text, name, blank))
+        _note_length(read, self.max_query_length, self.input_eos, "query", cuts, name)
+        return _cut(read, self.max_query_length, tokenizer, eos=self.input_eos)
+
+    def encode_target(self, tokenizer: Tokenizer, text: str, cuts: Cuts | None = None, *, name: str = "") -> list[int]:
+        """Tokens of a reference answer, cut from the end; it may be empty. A cut is noted as by `encode_query`."""
+        read = _tokens(tokenizer, check_text(text.strip(), name or "the answer"))
+        _note_length(read, self.max_target_length, True, "target", cuts, name)
+        return _cut(read, self.max_target_length, tokenizer)
+
+    def _encode_instructions(self, tokenizer: Tokenizer, task: Task, tail: str, cuts: Cuts | None) -> list[int]:
+        max_length = self.max_demonstrations_length
+        parts = pieces(task, self.num_demonstrations, self.explanations)
+        kept, tokens = _fitting(tokenizer, parts, tail, max_length)
+        wanted = len(parts) - 1
+        if cuts is not None:
+            limit = f"to stay within {max_length} tokens"
+            numbers = ", ".join(str(number) for number in range(kept + 1, wanted + 1))
+            left_out = f"left out demonstration {numbers} of {wanted}"
+            if len(tokens) >= max_length:
+                kind = f"cut the end of the {'text with its query' if tail else 'definition'} {limit}"
+                cuts.note(kind, f"task {task.label}", f"{left_out} and {kind}" if kept < wanted else kind)
+            elif kept < wanted:
+                cuts.note(f"left out demonstrations {limit}", f"task {task.label}", f"{left_out} {limit}")
+        return _cut(tokens, max_length, tokenizer)
+
+    def _encode_prompts(self, tokenizer: Tokenizer, task: Task, query: list[int], cuts: Cuts | None) -> list[int]:
+        """Demonstrations as many as fit before the query, in order; without a query at least one, cut if it must be."""
+        max_length = self.max_demonstrations_length
+        room = max_length - len(query)
+        chosen = task.demonstrations[: self.num_demonstrations]
+        tokens: list[int] = []
+        for index, demonstration in enumerate(chosen):
+            read = _tokens(tokenizer, demonstration.input.strip())
+            answer = [*_tokens(tokenizer, demonstration.output.strip()), tokenizer.eos_token_id]
+            if len(tokens) + len(read) + len(answer) > room:
+                only = not tokens and not query
+                cut = "input" if len(answer) <= room else "input and target"
+                if only:
+                    answer = [*answer[: room - 1], tokenizer.eos_token_id] if len(answer) > room else answer
+                    tokens = read[: room - len(answer)] + answer
+                if cuts is not None:
+                    limit = f"to stay within {max_length} tokens"
+                    kind = f"left out demonstrations {limit}"
+                    if only:
+                        kind = f"cut the {cut} of the only demonstration that it shows {limit}"
+                    shown = "" if only else f"shows {index} of {len(chosen)} demonstrations {limit}"
+                    cuts.note(kind, f"task {task.label}", shown)
+                break
+            tokens += read + answer
+        return tokens + query if tokens or query else [tokenizer.eos_token_id]
+
+
+def _note_length(tokens: list[int], limit: int, eos: bool, what: str, cuts: Cuts | None, name: str) -> None:
+    if cuts is not None and len(tokens) + eos > limit:
+        cuts.note(f"cut the end of the {what} to stay within {limit} tokens", name)
+
+
+def _fitting(tokenizer: Tokenizer, parts: Sequence[str], tail: str, max_length: int) -> tuple[int, list[int]]:
+    """How many demonstrations fit behind the definition, and the tokens of the text with them.
+
+    Only the tokens of the whole text count, which are not those of its pieces one after the other. A longer list has
+    never fewer of them, so the number is searched for: most often the first try is right, and the one above it.
+    """
+    sizes = list(accumulate(map(len, parts)))
+    tokens: list[int] = []
+    ratio = _CHARACTERS_PER_TOKEN
+    fits, fails = -1, len(parts)
+    while fails - fits > 1:
+        guess = bisect_left(sizes, ratio * max_length - len(tail)) - 1
+        guess = min(max(guess, fits + 1), fails - 1)
+        text = "".join(parts[: guess + 1]) + tail
+        tried = _tokens(tokenizer, text)
+        if len(tried) < max_length or not guess:  # one is left for the end of sequence; without any it is cut
+            fits, tokens = guess, tried
+        else:
+            fails = guess
+        ratio = len(text) / max(len(tried), 1)
+    return fits, tokens
+
+
+_CHARACTERS_PER_TOKEN = 4.0  # of English; the first guess
+
+
+def _tokens(tokenizer: Tokenizer, text: str) -> list[int]:
+    # Without special tokens, so that cutting never touches the end-of-sequence token; not verbose,
+    # because a text longer than what the tokenizer was configured for is expected here.
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def _cut(tokens: list[int], max_length: int, tokenizer: Tokenizer, *, eos: bool = True) -> list[int]:
+    """Never empty, which no model could read."""
+    return [*tokens[: max_length - 1], tokenizer.eos_token_id] if eos or not tokens else tokens[:max_length]

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from hart.data.prompts import Lengths, Tokenizer
+from hart.data.input_format import InputFormat
+from hart.data.prompts import Tokenizer
 from hart.data.tasks import Instance, Task
 from hart.errors import HartError
 from hart.runtime.files import cache_folder, write_json
@@ -27,8 +28,8 @@ def average_length(task: Task, tokenizer: Tokenizer, identity: str | None = None
     `identity` is that of the tokenizer, where a caller has it already. The result is kept in `cache_folder` under a
     name made of the texts and the tokenizer, so it is never out of date.
     """
-    rows = _spread(task, SAMPLE)
-    texts = [text for row in rows for text in (row.input, row.references[0])]
+    sample = _spread(task, SAMPLE)
+    texts = [text for instance in sample for text in (instance.input, instance.references[0])]
     key = hashlib.sha256((identity or tokenizer_identity(tokenizer)).encode())
     for text in texts:
         key.update(b"\0" + text.encode())
@@ -40,7 +41,7 @@ def average_length(task: Task, tokenizer: Tokenizer, identity: str | None = None
     tokens: Any = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]  # type: ignore[arg-type]
     average = 2 * fmean(len(ids) for ids in tokens)
     try:
-        write_json(path, {"task": task.name, "average": average, "instances": len(rows)})
+        write_json(path, {"task": task.name, "average": average, "instances": len(sample)})
     except HartError as error:
         logger.debug("not remembered: %s", error)
     return average
@@ -52,25 +53,26 @@ def _spread(task: Task, most: int) -> Sequence[Instance]:
     return [task.instances[i * count // most] for i in range(most)] if count > most else task.instances
 
 
-def tell_long(tasks: Sequence[Task], tokenizer: Tokenizer, lengths: Lengths, *, queries: bool, query_eos: bool) -> None:
+def tell_long(tasks: Sequence[Task], tokenizer: Tokenizer, form: InputFormat) -> None:
     """Warn once how many queries, and once how many targets, are longer than their limit and will be cut.
 
-    At most `LOOKED_AT` instances of each task that has them in memory are looked at, evenly spaced.
+    Of queries behind demonstrations, which have no limit of their own, nothing is said. At most `LOOKED_AT` instances
+    of each task that has them in memory are looked at, evenly spaced.
     """
-    rows = {task.label: _spread(task, LOOKED_AT) for task in tasks if isinstance(task.instances, tuple)}
-    sampled = any(len(task.instances) > LOOKED_AT for task in tasks if task.label in rows)
-    inputs = {label: [row.input for row in own] for label, own in rows.items()} if queries else {}
-    targets = {label: [text for row in own for text in row.references] for label, own in rows.items()}
+    seen = {task.label: _spread(task, LOOKED_AT) for task in tasks if isinstance(task.instances, tuple)}
+    sampled = any(len(task.instances) > LOOKED_AT for task in tasks if task.label in seen)
+    inputs = {} if form.in_context else {label: [each.input for each in own] for label, own in seen.items()}
+    targets = {label: [text for each in own for text in each.references] for label, own in seen.items()}
     for what, texts, limit in (
-        ("queries", inputs, lengths.query),
-        ("targets", targets, lengths.target),
+        ("queries", inputs, form.max_query_length),
+        ("targets", targets, form.max_target_length),
     ):
         # A text has hardly ever more tokens than bytes, so most need not be cut into tokens to know.
         possible = [(label, text) for label, own in texts.items() for text in own if len(text.encode()) >= limit - 1]
         if not possible:
             continue
         tokens: Any = tokenizer([text.strip() for _, text in possible], add_special_tokens=False, verbose=False)  # type: ignore[arg-type]
-        room = limit - (what == "targets" or query_eos)
+        room = limit - (what == "targets" or form.input_eos)
         long = Counter(label for (label, _), ids in zip(possible, tokens["input_ids"], strict=True) if len(ids) > room)
         if long:
             logger.warning(

@@ -1,15 +1,13 @@
 """Files and texts as users have them: what cannot be read, or is no text, is told in one line that names it."""
 
 import gzip
-import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import BinaryIO, NamedTuple, cast
 
 from hart.errors import HartError
-
-_LFS_POINTER = b"version https://git-lfs"
+from hart.runtime.files import refuse_lfs_pointer
 
 
 def check_text(text: str, where: str) -> str:
@@ -33,12 +31,10 @@ def check_text(text: str, where: str) -> str:
 def check_file(path: Path) -> None:
     """Raise `HartError` if that is a folder, cannot be opened, or is what Git LFS left in place of the file."""
     try:
-        with path.open("rb") as file:
-            beginning = file.read(len(_LFS_POINTER))
+        path.open("rb").close()
     except OSError as error:
         raise HartError(f"{path}: cannot be read ({error.strerror})") from None
-    if beginning == _LFS_POINTER:
-        raise HartError(f"{path}: is a pointer of Git LFS, not the file; fetch it with `git lfs pull`")
+    refuse_lfs_pointer(path)
 
 
 class Line(NamedTuple):
@@ -76,19 +72,3 @@ def read_lines(path: Path) -> Iterator[Line]:
         raise HartError(f"{path}: damaged after line {number} ({error}); download it again") from error
     except OSError as error:
         raise HartError(f"{path}: cannot be read after line {number} ({error.strerror or error})") from error
-
-
-def parse_json(text: str, where: str) -> Any:
-    """The value that a JSON text stands for.
-
-    Raises:
-        HartError: it is not JSON, or has a number or a nesting that Python does not take.
-    """
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise HartError(f"{where} is not JSON ({error})") from None
-    except RecursionError:
-        raise HartError(f"{where} is not usable JSON (nested too deep)") from None
-    except ValueError:
-        raise HartError(f"{where} is not usable JSON (a number has too many digits)") from None

@@ -12,17 +12,9 @@ from typing import Literal, NotRequired, TypedDict, get_args
 import numpy as np
 from torch.utils.data import Dataset, get_worker_info
 
+from hart.data.input_format import InputFormat
 from hart.data.lengths import tell_long
-from hart.data.prompts import (
-    Cuts,
-    Lengths,
-    PromptFormat,
-    Tokenizer,
-    encode_in_context,
-    encode_query,
-    encode_target,
-    encode_task,
-)
+from hart.data.prompts import Cuts, Tokenizer
 from hart.data.tasks import Demonstration, Instance, Task
 from hart.errors import HartError
 
@@ -30,7 +22,6 @@ logger = logging.getLogger(__name__)
 
 TaskSampling = Literal["proportional", "uniform"]
 Demonstrations = Literal["fixed", "sampled"]
-DemonstrationsTo = Literal["hypernetwork", "main", "nowhere"]
 
 
 class Example(TypedDict):
@@ -43,16 +34,25 @@ class Example(TypedDict):
     task_index: int
 
 
-class TrainingDataset(Dataset[Example]):
+class Examples(Dataset[Example]):
+    """What a run trains on, by number; an example's `task_index` points into `tasks`."""
+
+    tasks: tuple[Task, ...]
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+
+class TrainingDataset(Examples):
     """``length`` examples drawn at random from the tasks.
 
     Args:
         tasks: training tasks, each with instances. Instances with an empty input (official tasks have some) are
             left out, which is said once.
+        form: how text becomes tokens, and who reads the demonstrations. A task with fewer other instances than the
+            demonstrations that it shows says so once.
         length: how many examples, for a whole run: steps × global batch size.
         seed: of all draws.
-        lengths: limits in tokens. With ``demonstrations_to="main"`` the whole input of the main
-            model has the limit of the demonstrations (Tk-Instruct: 1024).
         task_sampling: "proportional" to the number of (capped) instances (section 2.1) or
             "uniform" over tasks (the wording of section 8.1.3).
         sizes: what counts as each task's number of instances in that proportion; None: all it has.
@@ -60,16 +60,8 @@ class TrainingDataset(Dataset[Example]):
         demonstrations: "fixed" takes the first demonstrations of the task file (S-NI, section
             4.1); "sampled" draws them from the task's instances, never the query itself (MetaICL,
             section 8.1.3).
-        num_demonstrations: K of section 2.1. A task with fewer other instances shows what it has,
-            which is said once.
-        explanations: whether demonstrations show their explanation (Tk-Instruct).
         queries_per_task: m consecutive examples, ``m·g`` to ``m·(g+1) − 1``, are different queries of
             one task with the same demonstrations, so that one hypernetwork pass can serve them.
-        demonstrations_to: who reads definition and demonstrations. "main" puts them before the
-            query (the in-context baselines), "nowhere" leaves them out (FT-Zero-Shot).
-        prompt_format: how a task is written, see `hart.data.prompts`.
-        input_eos: whether a query (of "prompts": also behind demonstrations) ends with the
-            end-of-sequence token.
 
     Raises:
         HartError: no tasks, a task without instances that can be used or with no other one to show, without the
@@ -84,64 +76,50 @@ class TrainingDataset(Dataset[Example]):
         self,
         tasks: Sequence[Task],
         tokenizer: Tokenizer,
+        form: InputFormat,
         *,
         length: int,
         seed: int,
-        lengths: Lengths,
         task_sampling: TaskSampling = "proportional",
         sizes: Sequence[int] | None = None,
         demonstrations: Demonstrations = "fixed",
-        num_demonstrations: int = 2,
-        explanations: bool = False,
         queries_per_task: int = 1,
-        demonstrations_to: DemonstrationsTo = "hypernetwork",
-        prompt_format: PromptFormat = "instructions",
-        input_eos: bool = True,
     ) -> None:
         for name, value, options in (
             ("task_sampling", task_sampling, get_args(TaskSampling)),
             ("demonstrations", demonstrations, get_args(Demonstrations)),
-            ("demonstrations_to", demonstrations_to, get_args(DemonstrationsTo)),
-            ("prompt_format", prompt_format, get_args(PromptFormat)),
         ):
             if value not in options:
                 raise HartError(f"{name}: '{value}' is not one of {', '.join(options)}")
         if seed < 0:
             raise HartError(f"seed: must be at least 0, not {seed}")
-        if num_demonstrations < 0:
-            raise HartError(f"num_demonstrations: must be at least 0, not {num_demonstrations}")
         if queries_per_task < 1:
             raise HartError(f"queries_per_task: must be at least 1, not {queries_per_task}")
         if not tasks:
             raise HartError("there are no tasks to train on; check the data folder and split")
         cuts = Cuts()
         self.tasks = tuple(_without_blanks(task, cuts) for task in tasks)
-        self._samples = demonstrations == "sampled" and demonstrations_to != "nowhere"
+        self._samples = demonstrations == "sampled" and form.demonstrations_to != "nowhere"
         self._positions = []
         for task in self.tasks:
-            self._positions.append(_check(task, queries_per_task, num_demonstrations if self._samples else 0, cuts))
-            if prompt_format == "instructions" and demonstrations_to != "nowhere" and not task.definition.strip():
-                raise HartError(f"task {task.label}: the definition is empty; say what the task asks for")
+            shots = form.num_demonstrations if self._samples else 0
+            self._positions.append(_check(task, queries_per_task, shots, cuts))
+            form.check_readable(task)
         self._tokenizer = tokenizer
+        self._form = form
         self._length = length
         self._seed = seed
-        self._lengths = lengths
         self._uniform = task_sampling == "uniform"
-        self._num_demonstrations = num_demonstrations
-        self._explanations = explanations
         self._queries_per_task = queries_per_task
-        self._to = demonstrations_to
-        self._prompt_format = prompt_format
-        self._input_eos = input_eos
         self._ends = np.cumsum(sizes or [len(task.instances) for task in self.tasks])
         # Encoded once, here: workers then share the lists.
         self._task_ids = (
-            [self._encode_task(task, cuts) for task in self.tasks]
-            if demonstrations_to == "hypernetwork" and not self._samples
+            [form.encode_task(tokenizer, task, cuts) for task in self.tasks]
+            if form.demonstrations_to == "hypernetwork" and not self._samples
             else []
         )
         cuts.tell(logger)
-        tell_long(self.tasks, tokenizer, lengths, queries=demonstrations_to != "main", query_eos=input_eos)
+        tell_long(self.tasks, tokenizer, form)
         self._said: set[str] = set()
         self._last: tuple[int, _Group] | None = None
 
@@ -161,13 +139,15 @@ class TrainingDataset(Dataset[Example]):
         target = _draw_reference(instance, self._stream(number, member + 1))
         # Of what is in memory the constructor has told how much is too long.
         unknown = cuts if self._positions[group.task_index] is None else None
+        form, name = self._form, f"task {task.label}"
+        noted = cuts if form.in_context else unknown
         example = Example(
-            query_ids=self._encode_query(group.shown, instance.input, cuts if self._to == "main" else unknown),
-            labels=encode_target(self._tokenizer, target, self._lengths, cuts=unknown, name=f"task {task.label}"),
+            query_ids=form.encode_input(self._tokenizer, group.shown, instance.input, noted, name=name),
+            labels=form.encode_target(self._tokenizer, target, unknown, name=name),
             slot=int(index),
             task_index=group.task_index,
         )
-        if self._to == "hypernetwork":
+        if form.demonstrations_to == "hypernetwork":
             example["demo_ids"] = group.demo_ids
         worker = get_worker_info()
         if worker is None or worker.id == 0:  # not each of them
@@ -186,8 +166,9 @@ class TrainingDataset(Dataset[Example]):
             members = self._members(len(task.instances), instance_index, rng)
         shown = self._with_sampled_demonstrations(task_index, members, rng) if self._samples else task
         demo_ids: list[int] = []
-        if self._to == "hypernetwork":
-            demo_ids = self._encode_task(shown, cuts) if self._samples else self._task_ids[task_index]
+        if self._form.demonstrations_to == "hypernetwork":
+            encode = self._form.encode_task
+            demo_ids = encode(self._tokenizer, shown, cuts) if self._samples else self._task_ids[task_index]
         group = _Group(task_index, members, shown, demo_ids)
         self._last = number, group
         return group
@@ -228,43 +209,16 @@ class TrainingDataset(Dataset[Example]):
         # On the disk equal inputs cannot be looked up beforehand; they are left out after the draw.
         taken = np.unique(members) if positions is None else sorted({at for text in queries for at in positions[text]})
         available = len(task.instances) - len(taken)
-        chosen = rng.choice(available, size=min(self._num_demonstrations, available), replace=False)
+        chosen = rng.choice(available, size=min(self._form.num_demonstrations, available), replace=False)
         for at in taken:
             chosen += chosen >= at
         shown = [task.instances[i] for i in chosen]
         demonstrations = tuple(
             Demonstration(each.input, _draw_reference(each, rng)) for each in shown if each.input not in queries
         )
-        if self._num_demonstrations and not demonstrations:
+        if self._form.num_demonstrations and not demonstrations:
             raise HartError(f"task {task.label}: no other row differs from the query; remove the repetitions")
         return replace(task, demonstrations=demonstrations) if demonstrations else task
-
-    def _encode_task(self, task: Task, cuts: Cuts) -> list[int]:
-        return encode_task(
-            self._tokenizer,
-            task,
-            self._lengths,
-            num_demonstrations=self._num_demonstrations,
-            explanations=self._explanations,
-            prompt_format=self._prompt_format,
-            cuts=cuts,
-        )
-
-    def _encode_query(self, task: Task, query: str, cuts: Cuts | None) -> list[int]:
-        if self._to != "main":
-            name = f"task {task.label}"
-            return encode_query(self._tokenizer, query, self._lengths, eos=self._input_eos, cuts=cuts, name=name)
-        return encode_in_context(
-            self._tokenizer,
-            task,
-            query,
-            self._lengths.demonstrations,
-            num_demonstrations=self._num_demonstrations,
-            explanations=self._explanations,
-            prompt_format=self._prompt_format,
-            input_eos=self._input_eos,
-            cuts=cuts,
-        )
 
 
 @dataclass(frozen=True)

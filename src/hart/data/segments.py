@@ -7,17 +7,23 @@ training loop is the one for tasks; only the examples differ.
 """
 
 import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import get_worker_info
 
+from hart.data.base import Collection
 from hart.data.documents import Documents, hub_files, local_files
-from hart.data.prompts import Lengths, Tokenizer
-from hart.data.sampling import Example
+from hart.data.input_format import InputFormat
+from hart.data.prompts import Tokenizer
+from hart.data.sampling import Example, Examples
 from hart.data.tasks import Task
 from hart.errors import HartError
+
+if TYPE_CHECKING:
+    from hart.data.config import DataConfig
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +38,49 @@ LEAST_WORDS = 4 * LEAST_TOKENS
 """Of a document. A word has at least one token, so every segment can have its share."""
 
 
-class SegmentDataset(Dataset[Example]):
+class Segments(Collection):
+    """Text to pre-train on, cut into segments; there are no tasks in it."""
+
+    hub_name = DEFAULT_HUB_NAME
+    is_text = True
+
+    def __init__(self, kind: Kind) -> None:
+        self.name = f"{kind}_segments"
+        self._kind = kind
+
+    def load(self, data: "DataConfig", split: str) -> list[Task]:
+        raise HartError(f"data.collection: {self.name} is text to pre-train on, which has no {split} tasks")
+
+    def problems(self, data: "DataConfig") -> Iterator[tuple[str, str]]:
+        yield from super().problems(data)
+        if data.demonstrations_to != "hypernetwork":
+            yield "demonstrations_to", f"must be hypernetwork with {self.name}: one segment is what it reads"
+        if data.validation_tasks:
+            yield "validation_tasks", f"must be 0 with {self.name}, which has no tasks"
+
+    def examples(
+        self,
+        data: "DataConfig",
+        tasks: Sequence[Task],
+        tokenizer: Tokenizer,
+        *,
+        length: int,
+        seed: int,
+        queries_per_task: int,
+    ) -> Examples:
+        return SegmentDataset(
+            tokenizer,
+            InputFormat.from_config(data),
+            directory=None if data.dir is None else Path(data.dir),
+            hub_name=data.hub_name or self.hub_name,
+            kind=self._kind,
+            length=length,
+            seed=seed,
+            max_document_tokens=data.max_document_tokens,
+        )
+
+
+class SegmentDataset(Examples):
     """`length` examples cut from a stream of documents.
 
     Example i is a pure function of (seed, i): the i-th usable document, cut by a random stream of its own. Documents
@@ -49,13 +97,13 @@ class SegmentDataset(Dataset[Example]):
 
     Args:
         tokenizer: of the main model.
+        form: whose limits the segments have, end-of-sequence token included.
         directory: folder of files in C4's layout: one JSON object with `text` per line, gzipped or not, read in the
             order of their names. None: the hub data set `hub_name`, downloaded file by file when they are due.
         hub_name: stands in for a folder.
         kind: `four` or `three`.
         length: examples of a whole run: steps × global batch size.
         seed: of all cuts.
-        lengths: limits in tokens, end-of-sequence token included.
         max_document_tokens: size of the window.
 
     Raises:
@@ -67,13 +115,13 @@ class SegmentDataset(Dataset[Example]):
     def __init__(
         self,
         tokenizer: Tokenizer,
+        form: InputFormat,
         *,
         directory: Path | None,
         hub_name: str = DEFAULT_HUB_NAME,
         kind: Kind,
         length: int,
         seed: int,
-        lengths: Lengths,
         max_document_tokens: int = 512,
     ) -> None:
         if kind not in get_args(Kind):
@@ -93,7 +141,7 @@ class SegmentDataset(Dataset[Example]):
         self._cut = _cut_four if kind == "four" else _cut_three
         self._length = length
         self._seed = seed
-        self._lengths = lengths
+        self._form = form
         self._window = max_document_tokens
         self._document(0)  # now, so that a wrong folder is told before a run begins
 
@@ -111,7 +159,7 @@ class SegmentDataset(Dataset[Example]):
         tokens = tokens + end * (LEAST_WORDS - len(tokens))
         key = np.array([self._seed, index], dtype=np.uint64)
         rng = np.random.Generator(np.random.Philox(key=key))
-        read, query, target = self._cut(tokens, self._window, self._lengths, rng)
+        read, query, target = self._cut(tokens, self._window, self._form, rng)
         return Example(demo_ids=read + end, query_ids=query + end, labels=target + end, slot=int(index), task_index=0)
 
     def _document(self, index: int) -> str:
@@ -138,14 +186,14 @@ class SegmentDataset(Dataset[Example]):
         return self._documents.skipped
 
 
-Segments = tuple[list[int], list[int], list[int]]
+Cut = tuple[list[int], list[int], list[int]]
 """Tokens for the hypernetwork, of the query and of the target."""
 
 
-def _cut_four(tokens: list[int], window: int, lengths: Lengths, rng: np.random.Generator) -> Segments:
+def _cut_four(tokens: list[int], window: int, form: InputFormat, rng: np.random.Generator) -> Cut:
     size = min(len(tokens), window)
-    b, c = min(size // 4, lengths.query - 1), min(size // 4, lengths.target - 1)
-    rest = min(size - b - c, lengths.demonstrations - 1)
+    b, c = min(size // 4, form.max_query_length - 1), min(size // 4, form.max_target_length - 1)
+    rest = min(size - b - c, form.max_demonstrations_length - 1)
     start = int(rng.integers(len(tokens) - rest - b - c + 1))
     query = start + (rest + 1) // 2
     target = query + b
@@ -154,15 +202,15 @@ def _cut_four(tokens: list[int], window: int, lengths: Lengths, rng: np.random.G
     return read, tokens[query:target], tokens[target:after]
 
 
-def _cut_three(tokens: list[int], window: int, lengths: Lengths, rng: np.random.Generator) -> Segments:
+def _cut_three(tokens: list[int], window: int, form: InputFormat, rng: np.random.Generator) -> Cut:
     start = int(rng.integers(max(0, len(tokens) - window) + 1))
     end = min(len(tokens), start + window)
     # Two places among what the least sizes of the three leave free.
     free = end - start - 3 * LEAST_TOKENS
     first, second = np.sort(rng.integers(free + 1, size=2)).tolist()
     target = start + second + 2 * LEAST_TOKENS
-    query = max(start + first + LEAST_TOKENS, target - (lengths.query - 1))
-    start, end = max(start, query - (lengths.demonstrations - 1)), min(end, target + lengths.target - 1)
+    query = max(start + first + LEAST_TOKENS, target - (form.max_query_length - 1))
+    start, end = max(start, query - (form.max_demonstrations_length - 1)), min(end, target + form.max_target_length - 1)
     return tokens[start:query], tokens[query:target], tokens[target:end]
 
 

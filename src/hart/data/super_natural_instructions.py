@@ -14,18 +14,38 @@ from array import array
 from dataclasses import replace
 from itertools import count, takewhile
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
+from hart.data.base import Collection
 from hart.data.hub import cached_snapshot, unreachable
 from hart.data.reading import check_file
 from hart.data.streams import named_stream
 from hart.data.tasks import Task
 from hart.errors import HartError
 
+if TYPE_CHECKING:
+    from hart.data.config import DataConfig
+
 DEFAULT_HUB_NAME = "jayelm/natural-instructions"
 """The hub copy that keeps the positive examples; the rows of most others have no demonstrations."""
 
 Split = Literal["train", "validation", "test"]
+
+
+class SuperNaturalInstructions(Collection):
+    name = "sni"
+    hub_name = DEFAULT_HUB_NAME
+
+    def load(self, data: "DataConfig", split: str) -> list[Task]:
+        """Validation tasks are `data.validation_tasks` of the training tasks."""
+        return load_sni(
+            data.dir,
+            split,
+            max_instances=data.max_test_instances if split == "test" else data.max_train_instances,
+            seed=data.seed,
+            validation_tasks=data.validation_tasks,
+            hub_name=data.hub_name or self.hub_name,
+        )
 
 
 def load_sni(
@@ -61,20 +81,20 @@ def load_sni(
     if split == "validation" and validation_tasks < 1:
         raise HartError("validation_tasks: is 0, so there is no validation split; set how many")
     official = "test" if split == "test" else "train"
-    collection: _Collection = _Hub(hub_name, official) if data_dir is None else _Folder(Path(data_dir), official)
-    names = collection.names
+    source: _Source = _Hub(hub_name, official) if data_dir is None else _Folder(Path(data_dir), official)
+    names = source.names
     if official == "train":
-        held_out = _validation_names(names, validation_tasks, seed, collection.source)
+        held_out = _validation_names(names, validation_tasks, seed, source.source)
         names = [name for name in names if (name in held_out) == (split == "validation")]
     tasks = []
     for name in names:
-        available = collection.count_instances(name)
+        available = source.count_instances(name)
         if available == 0:
-            raise HartError(f"{collection.source}: task '{name}' has no Instances; add some")
+            raise HartError(f"{source.source}: task '{name}' has no Instances; add some")
         order = range(available)
         if official == "train":
             order = named_stream(seed, "instances", name).permutation(available).tolist()
-        tasks.append(collection.task(name, list(order[:max_instances])))
+        tasks.append(source.task(name, list(order[:max_instances])))
     return tasks
 
 
@@ -90,7 +110,7 @@ def _validation_names(names: list[str], number: int, seed: int, source: str) -> 
     return {ordered[index] for index in chosen}
 
 
-class _Collection(Protocol):
+class _Source(Protocol):
     """The tasks of one official split, wherever they are kept."""
 
     source: str

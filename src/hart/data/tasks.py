@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from hart.data.reading import check_file, check_text, parse_json
+from hart.data.reading import check_text
 from hart.errors import HartError
-from hart.runtime.files import write_json
+from hart.runtime.files import parse_json, write_json
 
 
 @dataclass(frozen=True)
@@ -145,15 +145,12 @@ class Task:
         """
         path = Path(path)
         try:
-            text = path.read_text(encoding="utf-8-sig")
-            check_file(path)
+            text = path.read_bytes()
         except FileNotFoundError:
             raise HartError(f"{path}: no such task file") from None
-        except UnicodeDecodeError:
-            raise HartError(f"{path}: not a task file, the text is not UTF-8") from None
         except OSError as error:
             raise HartError(f"{path}: cannot read the task file ({error.strerror})") from None
-        content = parse_json(text, f"{path}: not a task file, the text")
+        content = parse_json(text, str(path), "a task file", whole=False)
         return cls.from_dict(content, source=str(path), name=path.stem, needs_definition=needs_definition)
 
     @classmethod

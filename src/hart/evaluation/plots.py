@@ -11,7 +11,7 @@ matplotlib.use("Agg")  # a file is written; no screen is needed
 from matplotlib import pyplot as plt  # noqa: E402
 
 from hart.errors import HartError  # noqa: E402
-from hart.evaluation.answers import Results  # noqa: E402
+from hart.evaluation.answers import AnswerResults  # noqa: E402
 
 
 def plot_losses(rows: Sequence[dict[str, Any]], path: Path, *, alpha: float) -> None:
@@ -26,7 +26,7 @@ def plot_losses(rows: Sequence[dict[str, Any]], path: Path, *, alpha: float) -> 
     _save(figure, path)
 
 
-def plot_task_scores(results: Sequence[Results], path: Path) -> None:
+def plot_task_scores(results: Sequence[AnswerResults], path: Path) -> None:
     """Exact match of each task, one marker per system, the tasks sorted by the last system's score."""
     order = sorted(
         range(len(results[-1].tasks)), key=lambda i: (results[-1].tasks[i].score.exact_match, results[-1].tasks[i].name)

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from hart.data.input_format import InputFormat
 from hart.data.tasks import Task
 from hart.errors import HartError
 from hart.model.weights import read_tensors
@@ -48,11 +49,8 @@ class Adaptation:
         base_fingerprint: `MainModel.fingerprint`; a main model with other weights or another tokenizer refuses the
             adaptation.
         tasks: for each row the task it was generated from, JSON-ready.
-        in_context: where the main model itself reads the demonstrations of `tasks` before each query (the baselines
-            without a hypernetwork): the keyword arguments of `encode_in_context`; None where it does not.
-        input_eos: whether a query ends with the end-of-sequence token.
-        max_query_length, max_target_length: tokens of a query and of an answer that the model was
-            trained with; `MainModel.generate` keeps to them.
+        input_format: how queries become tokens; `MainModel.generate` keeps to it. Saved is of it what that needs: how
+            the hypernetwork read the tasks is not.
         model: name of the hypernetwork model.
         created: time of generation, ISO 8601.
         kept: keys and values of the memory in every layer of the main model's decoder, each
@@ -70,10 +68,7 @@ class Adaptation:
     base_revision: str | None
     base_fingerprint: str
     tasks: list[dict[str, Any]]
-    in_context: dict[str, Any] | None = None
-    input_eos: bool = True
-    max_query_length: int = 384
-    max_target_length: int = 128
+    input_format: InputFormat = InputFormat()
     model: str = ""
     created: str = field(default_factory=_now)
     kept: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
@@ -145,7 +140,7 @@ class Adaptation:
                 )
             if other.kinds != first.kinds or (other.memory is None) != (first.memory is None):
                 raise HartError("adaptation: cannot stack different PEFT kinds, or with and without memory")
-            if (other.in_context, other.input_eos) != (first.in_context, first.input_eos):
+            if other._reads() != first._reads():
                 raise HartError("adaptation: cannot stack adaptations whose main models read different inputs")
         memories = [a.memory for a in adaptations if a.memory is not None]
         masks = [a.memory_mask for a in adaptations if a.memory_mask is not None]
@@ -206,11 +201,13 @@ class Adaptation:
                 raise HartError(f"{path}: {name} has dtype {tensor.dtype}; save the adaptation again")
         memory, memory_mask = tensors.pop("memory", None), tensors.pop("memory_mask", None)
         try:
+            own = {name: value for name, value in fields.items() if name not in _FORMAT_FIELDS}
             return cls(
                 blocks={name.removeprefix("blocks."): tensor for name, tensor in tensors.items()},
                 memory=memory,
                 memory_mask=memory_mask,
-                **fields,
+                input_format=_input_format(fields),
+                **own,
             )
         except HartError as error:
             raise HartError(f"{folder}: {error}") from error
@@ -222,7 +219,14 @@ class Adaptation:
         return tensors
 
     def _fields(self) -> dict[str, Any]:
-        return {"format": FORMAT, **{name: getattr(self, name) for name in _FIELD_TYPES}}
+        values = {**vars(self), **vars(self.input_format), **self._reads()}
+        return {"format": FORMAT, **{name: values[name] for name in _FIELD_TYPES}}
+
+    def _reads(self) -> dict[str, Any]:
+        """What the main model reads, as it is saved: `in_context` is None where that is the query alone."""
+        form = self.input_format
+        demonstrations = {name: getattr(form, field) for name, field in _IN_CONTEXT.items()}
+        return {"in_context": demonstrations if form.in_context else None, "input_eos": form.input_eos}
 
 
 def _of_both(kept: tuple[Tensor, Tensor], change: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
@@ -253,6 +257,15 @@ _FIELD_TYPES: dict[str, type | tuple[type, ...]] = {
     "max_target_length": int,
     "created": str,
 }
+_FORMAT_FIELDS = ("in_context", "input_eos", "max_query_length", "max_target_length")
+_IN_CONTEXT = {
+    "num_demonstrations": "num_demonstrations",
+    "explanations": "explanations",
+    "prompt_format": "prompt_format",
+    "max_length": "max_demonstrations_length",
+    "input_eos": "input_eos",
+}
+"""Name in `in_context` → field of `InputFormat`."""
 
 
 def _read_fields(folder: Path) -> tuple[dict[str, Any], str | None]:
@@ -273,6 +286,19 @@ def _read_fields(folder: Path) -> tuple[dict[str, Any], str | None]:
         if not all(isinstance(item, dict) for item in fields[name]):
             raise HartError(f"{path}: field {name} must be a list of objects")
     return fields, content.get(_CHECKSUM)
+
+
+def _input_format(fields: dict[str, Any]) -> InputFormat:
+    """The format that the saved fields describe."""
+    shown = fields["in_context"]
+    values = {name: fields[name] for name in _FORMAT_FIELDS if name != "in_context"}
+    if shown is not None:
+        read = {field: shown[name] for name, field in _IN_CONTEXT.items() if name in shown}
+        values |= {**read, "demonstrations_to": "main"}
+    try:
+        return InputFormat(**values)
+    except TypeError as error:
+        raise HartError(f"adaptation: in_context has a value of the wrong type ({error})") from None
 
 
 def _refuse_other(folder: Path, fields: dict[str, Any]) -> None:

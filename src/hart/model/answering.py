@@ -8,11 +8,15 @@ from typing import Any
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedTokenizerBase, T5ForConditionalGeneration
 
-from hart.data.prompts import Lengths
+from hart.data.input_format import InputFormat
 from hart.errors import HartError
 from hart.model.adaptation import Adaptation
 
-_DEFAULTS = {"max_new_tokens": Lengths.target, "max_query_length": Lengths.query, "max_target_length": Lengths.target}
+_DEFAULTS = {
+    "max_new_tokens": InputFormat.max_target_length,
+    "max_query_length": InputFormat.max_query_length,
+    "max_target_length": InputFormat.max_target_length,
+}
 _LEAST = {"max_new_tokens": 1, "max_query_length": 2, "max_target_length": 2}
 """An input or a target has room for a token beside the end of sequence; an answer may be one token."""
 
@@ -106,12 +110,12 @@ def query_limit(value: int | None, adaptation: Adaptation | None) -> int:
     Raises:
         HartError: as `limit`, or an adaptation whose main model reads the demonstrations.
     """
-    if value is not None and adaptation is not None and adaptation.in_context is not None:
+    if value is not None and adaptation is not None and adaptation.input_format.in_context:
         raise HartError(
             "max_query_length: this model reads demonstrations and query together, at most "
-            f"{adaptation.in_context['max_length']} tokens; leave it out"
+            f"{adaptation.input_format.max_demonstrations_length} tokens; leave it out"
         )
-    return limit("max_query_length", value, adaptation.max_query_length if adaptation else None)
+    return limit("max_query_length", value, adaptation.input_format.max_query_length if adaptation else None)
 
 
 def check_batch_size(batch_size: int) -> None:

@@ -50,7 +50,7 @@ def what_is_lost(adaptation: Adaptation) -> list[str]:
         lost.append("the bias of the decoder's prefixes: 0 here, T5's relative bias of earlier tokens in PEFT")
         if kind.cross:
             lost.append("the prefixes of cross-attention, which PEFT does not have")
-    if adaptation.in_context is not None:
+    if adaptation.input_format.in_context:
         lost.append("the demonstrations that the main model reads before each query; put them there yourself")
     return lost
 

@@ -81,10 +81,12 @@ def read_input_format(folder: Path, fields: Any) -> InputFormat:
     """The input format in a config.json.
 
     Raises:
-        HartError: it has fields that this version does not know.
+        HartError: it has fields or values that this version does not know.
     """
     try:
         return InputFormat(**fields)
+    except HartError as error:
+        raise HartError(f"{folder / CONFIG_FILE}: system.input_format.{error}") from None
     except TypeError as error:
         raise HartError(
             f"{folder / CONFIG_FILE}: system.input_format has other fields than this version of hart knows"

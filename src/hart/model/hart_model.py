@@ -21,7 +21,7 @@ from transformers.models.t5.modeling_t5 import T5Stack
 
 from hart.data.config import DataConfig
 from hart.data.input_format import InputFormat
-from hart.data.prompts import Cuts, encode_task
+from hart.data.prompts import Cuts
 from hart.data.tasks import Task
 from hart.errors import HartError
 from hart.hypernetwork.network import HyperNetwork, HyperOutput
@@ -425,18 +425,13 @@ class HartModel(nn.Module):
             memory_mask=memory_mask,
             peft=[kind.to_config() for kind in self.kinds],
             **self.main.identity,
-            in_context=form.in_context,
-            input_eos=form.input_eos,
-            max_query_length=form.max_query_length,
-            max_target_length=form.max_target_length,
+            input_format=form,
             model=self.name,
             tasks=[{"name": each.name, **replace(each, instances=()).to_dict()} for each in tasks],
         )
 
     def _read(self, hypernetwork: HyperNetwork, tasks: Sequence[Task], cuts: Cuts) -> HyperOutput:
-        form = self.input_format
-        rows = [encode_task(self.main.tokenizer, each, form.lengths, **form.shown, cuts=cuts) for each in tasks]
-        ids, mask = self.main.pad(rows)
+        ids, mask = self.main.pad([self.input_format.encode_task(self.main.tokenizer, each, cuts) for each in tasks])
         # The main model too: its encoder may be the hypernetwork's.
         with evaluating(hypernetwork, self.main):
             return hypernetwork(ids, mask)

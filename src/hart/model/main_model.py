@@ -19,7 +19,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, T5ForConditi
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from hart.data.prompts import Cuts, Lengths, encode_in_context, encode_query
+from hart.data.input_format import InputFormat
+from hart.data.prompts import Cuts
 from hart.errors import HartError
 from hart.model.adaptation import Adaptation
 from hart.model.answering import Answer, answer_batch, check_batch_size, decoding_options, limit, query_limit
@@ -242,7 +243,9 @@ class MainModel(nn.Module):
         options = decoding_options(num_beams, temperature, top_p, generate_kwargs)
         check_batch_size(batch_size)
         adaptation = self.ready(adaptation, rows=len(queries))
-        new_tokens = limit("max_new_tokens", max_new_tokens, adaptation.max_target_length if adaptation else None)
+        new_tokens = limit(
+            "max_new_tokens", max_new_tokens, adaptation.input_format.max_target_length if adaptation else None
+        )
         query_length = query_limit(max_query_length, adaptation)
         encoded = self.encode_queries(queries, adaptation, query_length, cuts)
         answers: list[Any] = [None] * len(queries)
@@ -293,10 +296,8 @@ class MainModel(nn.Module):
         A warning says which queries are longer than `max_length`, or `cuts` takes note of them.
         """
         told = Cuts() if cuts is None else cuts
-        reads = None if adaptation is None else adaptation.in_context
-        tasks = [] if adaptation is None or reads is None else adaptation.read_tasks()
-        eos = adaptation is None or adaptation.input_eos
-        lengths = Lengths(query=max_length)
+        form = replace(InputFormat() if adaptation is None else adaptation.input_format, max_query_length=max_length)
+        tasks = adaptation.read_tasks() if adaptation is not None and form.in_context else []
         encoded: list[list[int]] = []
         for number, query in enumerate(queries):
             name = f"query {number + 1} of {len(queries)}"
@@ -304,11 +305,11 @@ class MainModel(nn.Module):
                 raise HartError(f"{name} is empty; give it a text")
             if not isinstance(query, str):
                 encoded.append(query)  # type: ignore[arg-type]
-            elif reads is None:
-                encoded.append(encode_query(self.tokenizer, query, lengths, eos=eos, cuts=told, name=name))
-            else:
+            elif form.in_context:
                 task = tasks[number * len(tasks) // len(queries)]
-                encoded.append(encode_in_context(self.tokenizer, task, query, **reads, cuts=told))
+                encoded.append(form.encode_in_context(self.tokenizer, task, query, told))
+            else:
+                encoded.append(form.encode_query(self.tokenizer, query, told, name=name))
         if cuts is None:
             told.tell(logger)
         return encoded

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
-from hart.data.prompts import Cuts, Lengths, encode_target
+from hart.data.input_format import InputFormat
+from hart.data.prompts import Cuts
 from hart.errors import HartError
 from hart.model.adaptation import Adaptation
 from hart.model.answering import check_batch_size, limit, query_limit
@@ -71,14 +72,14 @@ def score_choices(
     check_batch_size(batch_size)
     adaptation = main.ready(adaptation, rows=len(queries))
     query_length = query_limit(max_query_length, adaptation)
-    target = limit("max_target_length", max_target_length, adaptation.max_target_length if adaptation else None)
-    lengths = Lengths(target=target)
+    trained = adaptation.input_format.max_target_length if adaptation else None
+    form = InputFormat(max_target_length=limit("max_target_length", max_target_length, trained))
     told = Cuts() if cuts is None else cuts
     if adaptation is not None and len(adaptation) == 1:
         adaptation = main.keep_memory(adaptation)
     encoded = main.encode_queries(queries, adaptation, query_length, told)
     targets = [
-        [encode_target(main.tokenizer, text, lengths, cuts=told, name=f"choice {text[:40]!r}") for text in own]
+        [form.encode_target(main.tokenizer, text, told, name=f"choice {text[:40]!r}") for text in own]
         for own in choices
     ]
     if cuts is None:

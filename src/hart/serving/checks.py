@@ -8,12 +8,12 @@ import asyncio
 from bisect import bisect_left
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
 from hart.data.input_format import InputFormat
-from hart.data.prompts import Lengths, encode_target, encode_task
 from hart.data.tasks import Task
 from hart.errors import HartError
 
@@ -33,6 +33,7 @@ class Checks:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, form: InputFormat) -> None:
         self._tokenizer = tokenizer
         self._form = form
+        self._unlimited = replace(form, max_demonstrations_length=_UNLIMITED, max_target_length=_UNLIMITED)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tokens")
 
     async def aside(self, call: Callable[..., T], *args: Any) -> T:
@@ -89,8 +90,7 @@ class Checks:
 
     def _answer_tokens(self, text: str) -> int:
         """Tokens of an answer, end of sequence included."""
-        return len(encode_target(self._tokenizer, text, Lengths(target=_UNLIMITED)))
+        return len(self._unlimited.encode_target(self._tokenizer, text))
 
     def _encode_task(self, task: Task, count: int) -> list[int]:
-        shown = {**self._form.shown, "num_demonstrations": count}
-        return encode_task(self._tokenizer, task, Lengths(demonstrations=_UNLIMITED), **shown)
+        return replace(self._unlimited, num_demonstrations=count).encode_task(self._tokenizer, task)

@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 import torch
 from transformers import StoppingCriteria, TextStreamer
 
-from hart.data.prompts import Cuts, encode_query
+from hart.data.prompts import Cuts
 from hart.data.tasks import Task
 from hart.errors import HartError
 from hart.model.adaptation import Adaptation
@@ -303,7 +303,7 @@ class Engine:
         main, texts = self.model.main, [query.text for query in queries]
         read: Any = texts
         if adaptation is None:
-            read = [encode_query(main.tokenizer, text, self.form.lengths, eos=self.form.input_eos) for text in texts]
+            read = [self.form.encode_query(main.tokenizer, text) for text in texts]
         if kind == "score":
             choices, rows = [query.choices for query in queries], len(queries)
             return score_choices(main, read, choices, adaptation, normalisation=key[1], batch_size=rows)  # type: ignore[index]

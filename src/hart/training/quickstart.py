@@ -14,9 +14,11 @@ from rich.progress import Progress, TaskID
 
 from hart.data.collections import load_tasks
 from hart.data.tasks import Task
-from hart.evaluation.answers import Predictor, Results, TaskResult, comparison_table, copy_demonstration, evaluate_tasks
+from hart.evaluation.answers import ANSWERS, AnswerResults, TaskResult, comparison_table, copy_demonstration
+from hart.evaluation.base import System
 from hart.evaluation.plots import plot_losses, plot_task_scores
-from hart.evaluation.predictors import base_predictor, hart_predictor
+from hart.evaluation.run import evaluate
+from hart.evaluation.systems import base_system, hart_system
 from hart.model.hart_model import HartModel
 from hart.runtime.devices import select_device
 from hart.runtime.files import write_json
@@ -75,7 +77,7 @@ class QuickstartResult:
     """Where the files are, the scores of all systems, and the seconds that each part took."""
 
     folder: Path
-    results: list[Results]
+    results: list[AnswerResults]
     seconds: dict[str, float]
 
 
@@ -143,22 +145,23 @@ def _train(config: RunConfig, processes: int) -> Path:
     return run.final
 
 
-def evaluate_systems(model: HartModel, tasks: list[Task], console: Console) -> list[Results]:
+def evaluate_systems(model: HartModel, tasks: list[Task], console: Console) -> list[AnswerResults]:
     """The un-adapted base in both forms, the copy baseline and the trained system, on the same tasks."""
     form, main = model.input_format, model.main
-    systems: dict[str, Predictor] = {
-        "base, query only": base_predictor(main, form, in_context=False),
-        "base, definition and demonstrations in its input": base_predictor(main, form, in_context=True),
-        "copy of the first demonstration": copy_demonstration,
-        "HART": hart_predictor(model),
-    }
+    in_its_input = "base, definition and demonstrations in its input"
+    systems = (
+        base_system(main, form, in_context=False, name="base, query only"),
+        base_system(main, form, in_context=True, name=in_its_input),
+        System("copy of the first demonstration", copy_demonstration),
+        hart_system(model, name="HART"),
+    )
     results = []
     with Progress(console=console, transient=True) as progress:
-        for name, predict in systems.items():
-            bar = progress.add_task(name, total=len(tasks))
+        for system in systems:
+            bar = progress.add_task(system.name, total=len(tasks))
             # A partial rather than a lambda: it holds the bar of this turn of the loop.
             advance = functools.partial(_advance, progress, bar)
-            results.append(evaluate_tasks(predict, tasks, system=name, on_task=advance))
+            results.append(evaluate(system, tasks, ANSWERS, on_task=advance))
     return results
 
 
@@ -176,7 +179,7 @@ def _print_new_task(console: Console, answers: list[str], seconds: float) -> Non
         console.print(f"   {query} → [bold]{answer}[/bold]", highlight=False)
 
 
-def _per_task(results: list[Results]) -> list[dict[str, object]]:
+def _per_task(results: list[AnswerResults]) -> list[dict[str, object]]:
     return [
         {
             "name": tasks[0].name,

@@ -180,7 +180,7 @@ def _handing_on(child: "subprocess.Popen[bytes]") -> Iterator[list[int]]:
 def run_one(config_path: str, results_path: str) -> int:
     """Train and score one run in this process; returns its exit status."""
     from hart.data.collections import load_tasks
-    from hart.evaluation.predictors import evaluate_model
+    from hart.evaluation.run import evaluate_model
     from hart.model.hart_model import HartModel
     from hart.runtime.devices import select_device
     from hart.training.stopping import Stopped

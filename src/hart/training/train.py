@@ -14,12 +14,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from hart.data.collections import load_tasks
-from hart.data.input_format import InputFormat
 from hart.data.lengths import without_long
-from hart.data.p3.names import sampling_size
-from hart.data.sampling import TrainingDataset
-from hart.data.segments import DEFAULT_HUB_NAME as DEFAULT_TEXT
-from hart.data.segments import SegmentDataset
+from hart.data.sampling import Examples
 from hart.data.tasks import Task
 from hart.errors import HartError
 from hart.model.hart_model import HartModel
@@ -94,7 +90,7 @@ def _set_up(config: RunConfig, tasks: Sequence[Task] | None, run: RunFolder, *, 
     if tasks is None and not data.segments:
         tasks = load_tasks(data, "train")
     evaluates = training.eval_every > 0
-    if evaluates and not data.validation_tasks and data.collection != "procedural":
+    if evaluates and not data.validation_tasks and not data.source.has_validation:
         logger.warning(
             "data.validation_tasks is 0: all tasks are trained on and there are none for training.eval_every %d; "
             "nothing is evaluated and there will be no best/",
@@ -105,7 +101,7 @@ def _set_up(config: RunConfig, tasks: Sequence[Task] | None, run: RunFolder, *, 
 
     system = HartModel.from_config(config.model, data, seed=training.seed)
     check_trains(config.model, system.main.shape)
-    if data.collection == "p3" and tasks:
+    if data.source.limits_length and tasks:
         tasks, excluded = without_long(tasks, system.main.tokenizer, data.max_average_length)
         if owner and excluded:
             run.note_excluded(excluded, data.max_average_length)
@@ -134,40 +130,18 @@ def _to_go_on_from(run: RunFolder, loop: Loop) -> Path | None:
     return checkpoint
 
 
-def training_examples(
-    config: RunConfig, tasks: Sequence[Task] | None, tokenizer: PreTrainedTokenizerBase
-) -> TrainingDataset | SegmentDataset:
+def training_examples(config: RunConfig, tasks: Sequence[Task] | None, tokenizer: PreTrainedTokenizerBase) -> Examples:
     """The examples of a whole run, in the order of its steps: of `tasks`, or of text to pre-train on.
 
     Raises:
         HartError: tasks or text that cannot be used.
     """
     data, training = config.data, config.training
-    length, lengths = training.max_steps * training.batch_size, InputFormat.from_config(data).lengths
-    if data.segments:
-        return SegmentDataset(
-            tokenizer,
-            directory=None if data.dir is None else Path(data.dir),
-            hub_name=data.hub_name or DEFAULT_TEXT,
-            kind="four" if data.collection == "four_segments" else "three",
-            length=length,
-            seed=training.seed,
-            lengths=lengths,
-            max_document_tokens=data.max_document_tokens,
-        )
-    sizes = [sampling_size(each.name, len(each.instances)) for each in tasks or []] if data.collection == "p3" else None
-    form = InputFormat.from_config(data)
-    return TrainingDataset(
+    return data.source.examples(
+        data,
         tasks or [],
         tokenizer,
-        length=length,
+        length=training.max_steps * training.batch_size,
         seed=training.seed,
-        lengths=lengths,
-        task_sampling=data.task_sampling,
-        sizes=sizes,
-        demonstrations=data.demonstrations,
-        demonstrations_to=data.demonstrations_to,
         queries_per_task=training.queries_per_task,
-        input_eos=form.input_eos,
-        **form.shown,
     )

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Self, overload
 
 from hart.data.prompts import Cuts
-from hart.data.reading import check_file, check_text, parse_json, read_lines
+from hart.data.reading import check_file, check_text, read_lines
 from hart.data.tasks import Instance, check_choices
 from hart.errors import HartError
+from hart.runtime.files import parse_json
 
 INPUT, TARGET, CHOICES = "inputs_pretokenized", "targets_pretokenized", "answer_choices"
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
@@ -117,7 +118,7 @@ def _read(subset: Path, split: str, files: Sequence[Path]) -> Iterator[Any]:
 
 def _read_lines(path: Path, subset: Path, split: str, number: int) -> Iterator[Any]:
     for row, line in enumerate(read_lines(path), start=number):
-        yield parse_json(line.text, f"{_where(subset, split, row)} in {path.name}:")
+        yield parse_json(line.text, f"{_where(subset, split, row)} in {path.name}", "a row", whole=False)
 
 
 def _read_parquet(path: Path) -> list[Any]:

@@ -11,16 +11,23 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hart.data.base import Collection
 from hart.data.procedural.primitives import FINISHERS, SELECTORS, Finisher, Selector, draw_input
 from hart.data.tasks import Demonstration, Instance, Task
 from hart.errors import HartError
 from hart.runtime.files import new_directory
 
+if TYPE_CHECKING:
+    from hart.data.config import DataConfig
+
 SPLITS = ("train", "validation", "test")
 DEMONSTRATIONS = 4
+INSTANCES = 100
+"""Of each task, which is generated and so has no natural end."""
 PHRASINGS = 3
 
 _OPENINGS = (
@@ -157,7 +164,7 @@ def build_task(combination: Combination, instances: int, wording: int = 0) -> Ta
     )
 
 
-def load_procedural(split: str, *, max_instances: int = 100) -> list[Task]:
+def load_procedural(split: str, *, max_instances: int = INSTANCES) -> list[Task]:
     """The tasks of one split, each with `max_instances` instances.
 
     Training combinations come in all three wordings, each as a task: a model that met a primitive in one
@@ -170,7 +177,22 @@ def load_procedural(split: str, *, max_instances: int = 100) -> list[Task]:
     return [build_task(combination, max_instances, w) for combination in combinations(split) for w in wordings]
 
 
-def write_collection(directory: str | Path, *, instances: int = 100) -> None:
+class Procedural(Collection):
+    name = "procedural"
+    hub_name = None
+    has_validation = True
+
+    def load(self, data: "DataConfig", split: str) -> list[Task]:
+        """Of the validation split the first `data.validation_tasks` (0: all) of an even spread over the selectors."""
+        cap = data.max_test_instances if split == "test" else data.max_train_instances
+        tasks = load_procedural(split, max_instances=cap or INSTANCES)
+        wanted = data.validation_tasks
+        if split == "validation" and 0 < wanted < len(tasks):
+            tasks = [tasks[i * len(tasks) // wanted] for i in range(wanted)]
+        return tasks
+
+
+def write_collection(directory: str | Path, *, instances: int = INSTANCES) -> None:
     """Write the collection as a folder in the official Super-NaturalInstructions layout.
 
     `tasks/*.json` hold one task each, `splits/default/` the three lists. The folder appears whole or not at all.

@@ -31,12 +31,13 @@ def read_json(path: str | Path, what: str, *, missing: str | None = None) -> Any
     return parse_json(content, str(path), what)
 
 
-def parse_json(content: bytes | str, source: str, what: str) -> Any:
+def parse_json(content: bytes | str, source: str, what: str, *, whole: bool = True) -> Any:
     """The value that a JSON text describes.
 
     Args:
         source: where the text comes from, to begin a message with: "tasks.jsonl, line 3".
         what: it should be, for messages: "a task".
+        whole: refuse half a character in any text; False where the caller looks at those texts that it uses.
 
     Raises:
         HartError: not UTF-8 or not JSON, a number of thousands of digits, brackets in brackets without end, or half a
@@ -58,7 +59,7 @@ def parse_json(content: bytes | str, source: str, what: str) -> Any:
     except RecursionError:
         raise HartError(f"{wrong}, its brackets are nested too deeply") from None
     # UTF-8 has no surrogates, so an escape is the only way for half a character to come in.
-    if "\\ud" in text or "\\uD" in text:
+    if whole and ("\\ud" in text or "\\uD" in text):
         half = half_character(value)
         if half is not None:
             raise HartError(f"{wrong}, {half} holds half of a character; write the whole one, or leave it out")

@@ -1,4 +1,4 @@
-"""Predictors against the calls that they stand for."""
+"""Systems against the calls that they stand for."""
 
 import dataclasses
 from pathlib import Path
@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from hart.data.input_format import InputFormat
-from hart.data.prompts import Cuts, encode_target, render_in_context
+from hart.data.prompts import render_in_context
 from hart.data.tasks import Instance, Task
 from hart.errors import HartError
-from hart.evaluation import predictors as prediction
-from hart.evaluation.predictors import base_predictor, base_scorer, evaluate_model, hart_predictor, hart_scorer
+from hart.evaluation import systems
+from hart.evaluation.run import evaluate_model
+from hart.evaluation.systems import base_system, hart_system
 from hart.model.hart_model import HartModel
 from hart.training.config import DataConfig, ModelConfig
 
@@ -36,7 +37,7 @@ def test_adapted_model_answers_each_query_with_one_adaptation(system: HartModel,
     adapt = system.adapt
     monkeypatch.setattr(system, "adapt", lambda task, **options: adapted.append(task) or adapt(task, **options))
     more = dataclasses.replace(task, demonstrations=[*task.demonstrations, ("a", "b")])
-    assert hart_predictor(system, batch_size=3)(more) == expected
+    assert hart_system(system, batch_size=3).answer(more) == expected
     assert adapted == [task]  # the two demonstrations that the format shows, so nothing is left out
 
 
@@ -45,7 +46,7 @@ def test_queries_are_read_as_by_the_model_itself(system: HartModel, task: Task, 
     system.input_format = dataclasses.replace(system.input_format, demonstrations_to=to)
     adaptation = system.adapt(task)
     queries = [instance.input for instance in task.instances]
-    assert hart_predictor(system)(task) == system.generate(queries, adaptation)
+    assert hart_system(system).answer(task) == system.generate(queries, adaptation)
 
 
 def choosing(task: Task, choices: tuple[str, ...], queries: tuple[str, ...] = ("a b", "c d")) -> Task:
@@ -64,19 +65,19 @@ def choosing(task: Task, choices: tuple[str, ...], queries: tuple[str, ...] = ("
 def test_choices_of_equal_tokens_have_equal_scores(
     system: HartModel, task: Task, kind: str, choices: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ):
-    real = prediction.score_choices
+    real = systems.score_choices
 
     def rounded(*args: Any, **options: Any) -> list[list[float]]:
         # As if a matrix product rounded a row by its place in the batch.
         return [[score - 1e-6 * place for place, score in enumerate(own)] for own in real(*args, **options)]
 
-    monkeypatch.setattr(prediction, "score_choices", rounded)
+    monkeypatch.setattr(systems, "score_choices", rounded)
     form = system.input_format
     if kind == "hart":
-        score = hart_scorer(system)
+        score = hart_system(system).score
     else:
-        score = base_scorer(system.main, form, in_context=kind == "base-in-context")
-    cuts = [encode_target(system.main.tokenizer, choice, form.lengths) for choice in choices]
+        score = base_system(system.main, form, in_context=kind == "base-in-context").score
+    cuts = [form.encode_target(system.main.tokenizer, choice) for choice in choices]
     assert cuts[0] == cuts[1] != cuts[2]
     for first, second, other in score(choosing(task, choices)):
         assert first == second != other
@@ -87,12 +88,11 @@ def test_a_blank_query_is_read_without_a_word_of_input(
     system: HartModel, task: Task, in_context: bool, monkeypatch: pytest.MonkeyPatch
 ):
     blank = dataclasses.replace(task, instances=[Instance(" ", ("a",), "7"), Instance("one two", ("a",))])
-    cuts = Cuts()
     read: list[list[int]] = []
     tokenizer, generate = system.main.tokenizer, system.main.generate
-    monkeypatch.setattr(system.main, "generate", lambda rows, **options: read.extend(rows) or generate(rows, **options))
-    answers = base_predictor(system.main, InputFormat(), in_context=in_context, cuts=cuts)(blank)
-    assert len(answers) == 2 and cuts
+    monkeypatch.setattr(system.main, "generate", lambda rows, *a, **k: read.extend(rows) or generate(rows, *a, **k))
+    base = base_system(system.main, InputFormat(), in_context=in_context)
+    assert len(base.answer(blank)) == 2 and base.cuts
     if in_context:  # Tk-Instruct ends what has no punctuation with a full stop, be it nothing
         other = render_in_context(blank, "one two").replace("Input: one two.\nOutput: ", "Input: .\nOutput: ")
         assert read[0] == tokenizer(other)["input_ids"]
@@ -117,22 +117,22 @@ def test_what_does_not_fit_is_told_once(system: HartModel, task: Task, caplog: p
 
 
 def test_base_reads_the_query_alone(system: HartModel, task: Task):
-    predict = base_predictor(system.main, system.input_format, in_context=False)
+    base = base_system(system.main, system.input_format, in_context=False)
     queries = [instance.input for instance in task.instances]
-    assert predict(task) == system.main.generate(queries, max_new_tokens=NEW_TOKENS, max_query_length=16)
+    assert base.answer(task) == system.main.generate(queries, max_new_tokens=NEW_TOKENS, max_query_length=16)
 
 
 def read_by_base(system: HartModel, task: Task, form: InputFormat, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """The tokens that the base is given in context."""
     read: list[list[int]] = []
 
-    def generate(rows: list[list[int]], *, max_new_tokens: int, **_: object) -> list[str]:
+    def generate(rows: list[list[int]], _: None, *, max_new_tokens: int, **__: object) -> list[str]:
         assert max_new_tokens == form.max_target_length
         read.extend(rows)
         return [""] * len(rows)
 
     monkeypatch.setattr(system.main, "generate", generate)
-    base_predictor(system.main, form, in_context=True)(task)
+    base_system(system.main, form, in_context=True).answer(task)
     return read
 
 

@@ -1,0 +1,96 @@
+"""What a collection is: the tasks of one benchmark, or text to pre-train on, and how models read them.
+
+A new collection is one file with a subclass, and its row in `hart.data.collections`; the contract tests find it there.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from hart.data.input_format import InputFormat
+from hart.data.prompts import PromptFormat, Tokenizer
+from hart.data.sampling import Examples, TrainingDataset
+from hart.data.tasks import Task
+
+if TYPE_CHECKING:
+    from hart.data.config import DataConfig
+
+
+class Collection(ABC):
+    """What a configuration names as `data.collection`; the attributes are the defaults of most.
+
+    Attributes:
+        name: in configurations and on the command line.
+        hub_name: data set of the hub that stands in for a folder; None: it comes with the package.
+        prompt_format: how its tasks are written (`hart.data.prompts`).
+        input_eos: whether the main model's input ends with the end-of-sequence token.
+        has_demonstrations: whether its tasks have fixed demonstrations; else they are sampled from the instances.
+        has_subsets: whether `data.train_subsets` and `data.test_subsets` choose among its tasks.
+        has_validation: whether it has a validation split of its own; else training tasks are set aside for it.
+        limits_length: whether tasks longer than `data.max_average_length` are left out of training.
+        is_text: whether it is text to pre-train on instead of tasks.
+        test_instances: of each task that an evaluation takes unless it is told how many; None: all.
+    """
+
+    name: str
+    hub_name: str | None
+    prompt_format: PromptFormat = "instructions"
+    input_eos: bool = True
+    has_demonstrations: bool = True
+    has_subsets: bool = False
+    has_validation: bool = False
+    limits_length: bool = False
+    is_text: bool = False
+    test_instances: int | None = 100
+
+    @abstractmethod
+    def load(self, data: "DataConfig", split: str) -> list[Task]:
+        """The tasks of `split` ("train", "validation" or "test") under the caps of `data`, with instances.
+
+        Validation tasks never occur in training.
+
+        Raises:
+            HartError: no such split, missing or malformed files.
+        """
+
+    def problems(self, data: "DataConfig") -> Iterator[tuple[str, str]]:
+        """Fields of `data` that contradict this collection, and what is wrong with each."""
+        if not self.has_subsets:
+            for name in ("train_subsets", "test_subsets"):
+                if getattr(data, name) is not None:
+                    yield name, f"means nothing where data.collection is {self.name}; remove it"
+        if self.hub_name is None and data.dir is not None:
+            yield "dir", f"means nothing where data.collection is {self.name}, which comes with the package; remove it"
+        if not self.has_demonstrations and data.demonstrations_to != "nowhere" and data.demonstrations != "sampled":
+            yield "demonstrations", f"must be sampled with {self.name}, whose tasks have no fixed ones"
+
+    def sampling_size(self, task: Task) -> int:
+        """What counts as the task's size when tasks are drawn in proportion to it."""
+        return len(task.instances)
+
+    def examples(
+        self,
+        data: "DataConfig",
+        tasks: Sequence[Task],
+        tokenizer: Tokenizer,
+        *,
+        length: int,
+        seed: int,
+        queries_per_task: int,
+    ) -> Examples:
+        """The training examples of a whole run, in the order of its steps.
+
+        Raises:
+            HartError: tasks (or text) that cannot be used.
+        """
+        return TrainingDataset(
+            tasks,
+            tokenizer,
+            InputFormat.from_config(data),
+            length=length,
+            seed=seed,
+            task_sampling=data.task_sampling,
+            sizes=[self.sampling_size(task) for task in tasks],
+            demonstrations=data.demonstrations,
+            queries_per_task=queries_per_task,
+        )

@@ -1,0 +1,88 @@
+"""An evaluation: a system answers tasks, a metric judges the answers."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hart.data.tasks import Task
+from hart.errors import HartError
+from hart.evaluation.answers import ANSWERS
+from hart.evaluation.base import Metric, R, Results, System
+from hart.evaluation.choices import CHOICES
+from hart.evaluation.systems import hart_system
+from hart.model.hart_model import HartModel
+from hart.runtime.ranks import shared_out
+
+logger = logging.getLogger(__name__)
+
+
+def metric_of(tasks: Sequence[Task]) -> Metric[Any]:
+    """Accuracy where all tasks are multiple-choice, else the scores of free answers."""
+    return CHOICES if tasks and all(task.multiple_choice for task in tasks) else ANSWERS
+
+
+def evaluate(
+    system: System,
+    tasks: Sequence[Task],
+    metric: Metric[R],
+    *,
+    details: dict[str, Any] | None = None,
+    on_task: Callable[[Any], None] | None = None,
+    beside: bool = False,
+) -> R:
+    """Let a system answer all instances of each task, and judge the answers.
+
+    Of several processes, each works on its share of the tasks, and all get all scores.
+
+    Args:
+        details: provenance to keep in the file, beside the system's own.
+        on_task: called with each task's result, to move a progress bar or a log on.
+        beside: evaluate the metric's own baselines, too.
+
+    Raises:
+        HartError: no tasks, or tasks that the system cannot read or answer, or the metric cannot judge; before the
+            first is answered.
+        ValueError: the system gave another number of outputs than there are instances.
+    """
+    if not tasks:
+        raise HartError("there are no tasks to evaluate on")
+    ask = metric.asked(system)
+    if ask is None:
+        raise HartError(f"{system.name}: {metric.refusal}; take {' or '.join(each.name for each in metric.baselines)}")
+    for task in tasks:
+        if not task.instances:
+            raise HartError(f"{task.label}: has no Instances, nothing to evaluate on")
+        metric.check(task)
+        if system.form is not None:
+            system.form.check_readable(task)
+    ask = shared_out(ask, tasks)
+    judged = []
+    for task in tasks:
+        judged.append(metric.judge(task, ask(task)))
+        if on_task is not None:
+            on_task(judged[-1])
+    others = tuple(evaluate(each, tasks, metric) for each in metric.beside) if beside else ()
+    return metric.results(system.name, tuple(judged), {**(details or {}), **system.details}, others)
+
+
+def evaluate_model(model: HartModel, tasks: Sequence[Task], *, quiet: bool = False) -> Results:
+    """The adapted model's scores, under the metric of the tasks.
+
+    Args:
+        quiet: no warnings of what did not fit and which scores say little, as for the same tasks again.
+
+    Raises:
+        HartError: as `evaluate`.
+    """
+    system = hart_system(model)
+    results: Results = evaluate(system, tasks, metric_of(tasks))
+    if not quiet:
+        warn(system, results)
+    return results
+
+
+def warn(system: System, results: Results) -> None:
+    """Say what a reader of the scores should know, each condition once."""
+    system.cuts.tell(logger)
+    for remark in results.remarks:
+        logger.warning("%s", remark)

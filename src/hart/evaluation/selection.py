@@ -1,0 +1,114 @@
+"""Which tasks an evaluation is about: those of a split of a collection, or of files."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hart.data.collections import COLLECTIONS
+from hart.data.config import DataConfig
+from hart.data.input_format import InputFormat
+from hart.data.tasks import Task
+from hart.errors import HartError
+from hart.evaluation.base import System
+from hart.runtime.strict import FieldError
+
+SHOTS = 16
+"""Demonstrations drawn for each task of a collection without fixed ones."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Tasks of a collection, or of files.
+
+    Attributes:
+        data: name of the collection; None: the tasks are in `task_files`.
+        data_dir: its folder; None: the hub.
+        task_files: with instances, instead of a collection.
+        subsets: names or patterns, where the collection has subsets; None: its default ones.
+        split: "test" or "validation".
+        validation_tasks, data_seed: as `data.validation_tasks` and `data.seed` in training.
+        max_instances: of each task; None: the collection's `test_instances`, of files all.
+        num_demonstrations: drawn for each task of a collection without fixed ones.
+
+    Raises:
+        hart.runtime.strict.FieldError: names the attribute.
+    """
+
+    data: str | None = None
+    data_dir: str | None = None
+    task_files: Sequence[str | Path] | None = None
+    subsets: list[str] | None = None
+    split: str = "test"
+    validation_tasks: int = 0
+    data_seed: int = 0
+    max_instances: int | None = None
+    num_demonstrations: int = SHOTS
+
+    def __post_init__(self) -> None:
+        if (self.data is None) == (not self.task_files):
+            raise HartError("give --data or --task: a collection, or files of your own")
+        if self.data is None and self.subsets is not None:
+            raise FieldError("subsets", "is for the subsets of a collection; leave it out")
+        names = [name for name, collection in COLLECTIONS.items() if not collection.is_text]
+        if self.data is not None and self.data not in names:
+            raise FieldError("data", f"{self.data!r} is not one of {', '.join(names)}")
+
+    def _config(self, data: str) -> DataConfig:
+        collection = COLLECTIONS[data]
+        if self.split == "validation" and not self.validation_tasks and not collection.has_validation:
+            problem = "give the data.validation_tasks of training, to set aside the same tasks"
+            raise FieldError("validation_tasks", problem)
+        cap, testing = self.max_instances or collection.test_instances, self.split == "test"
+        drawn: dict[str, Any] = {"demonstrations": "sampled", "num_demonstrations": self.num_demonstrations}
+        try:
+            return DataConfig(
+                collection=data,
+                dir=self.data_dir,
+                train_subsets=None if testing else self.subsets,
+                test_subsets=self.subsets if testing else None,
+                # Which of the two counts depends on the split.
+                max_train_instances=cap,
+                max_test_instances=cap,
+                validation_tasks=self.validation_tasks,
+                seed=self.data_seed,
+                **({} if collection.has_demonstrations else drawn),
+            )
+        except FieldError as error:
+            own = {"data.dir": "data_dir", "data.train_subsets": "subsets", "data.test_subsets": "subsets"}
+            raise FieldError(own.get(error.field, error.field), error.problem) from None
+
+    @property
+    def form(self) -> InputFormat:
+        """How a model without a format of its own reads these tasks."""
+        return InputFormat() if self.data is None else InputFormat.from_config(self._config(self.data))
+
+    def load(self) -> list[Task]:
+        """The tasks.
+
+        Raises:
+            HartError: files are missing or malformed, a file has no instances, or some have choices and some none.
+        """
+        if self.data is not None:
+            config = self._config(self.data)
+            return config.source.load(config, self.split)
+        files = self.task_files or ()
+        tasks = [Task.from_file(path, needs_definition=False) for path in files]
+        for path, task in zip(files, tasks, strict=True):
+            if not task.instances:
+                raise HartError(f"{path}: has no Instances, nothing to evaluate on")
+        if len({task.multiple_choice for task in tasks}) > 1:
+            raise FieldError("task", "some files have choices and some have none; evaluate them separately")
+        return [replace(task, instances=task.instances[: self.max_instances]) for task in tasks]
+
+    def check_readable(self, system: System, model: str) -> None:
+        """Raise `HartError` for a collection without the definitions that the system of a model reads."""
+        if self.data is None or COLLECTIONS[self.data].prompt_format == "instructions":
+            return
+        if system.form is not None and system.form.reads_definition:
+            problem = f"its tasks have no definitions, which {model} reads; give a model trained on {self.data}"
+            raise FieldError("data", problem)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the details of results."""
+        return {**asdict(self), "task_files": [str(path) for path in self.task_files or ()]}

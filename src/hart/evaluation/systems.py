@@ -1,0 +1,121 @@
+"""The systems that are evaluated: adapted models, and their un-adapted base.
+
+Free answers are generated, multiple-choice ones are scored. All instances are answered: official data has blank ones,
+which are read as the protocol reads them, without a word of input.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig
+
+from hart.data.input_format import InputFormat
+from hart.data.prompts import Cuts
+from hart.data.tasks import Task
+from hart.errors import HartError
+from hart.evaluation.answers import ANSWERS
+from hart.evaluation.base import System
+from hart.evaluation.choices import CHOICES
+from hart.model.adaptation import Adaptation
+from hart.model.bundled import resolve_base, resolve_model
+from hart.model.folder import MODEL_TYPES
+from hart.model.hart_model import HartModel
+from hart.model.main_model import MainModel
+from hart.model.scoring import Normalisation, score_choices
+
+BASELINES = {each.name: each for metric in (ANSWERS, CHOICES) for each in metric.baselines}
+"""Those that need no model."""
+
+
+def hart_system(model: HartModel, *, name: str = "hart", **options: Any) -> System:
+    """The adapted model: one adaptation per task, used for all its instances (§4.1, Inference; §4.2).
+
+    Of a task's demonstrations it gets those that its format shows. `options` are those of `_system`.
+    """
+    form, cuts = model.input_format, Cuts()
+    return _system(name, model.main, form, cuts, lambda task: model.adapt(form.shown(task), cuts=cuts), **options)
+
+
+def base_system(main: MainModel, form: InputFormat, *, in_context: bool, name: str = "base", **options: Any) -> System:
+    """The un-adapted main model, which reads the query alone, or behind definition and demonstrations.
+
+    In context, the whole input has the limit that the hypernetwork's input has (Tk-Instruct's 1024 tokens).
+    """
+    form = replace(form, demonstrations_to="main" if in_context else "nowhere")
+    return _system(name, main, form, Cuts(), lambda task: None, **options)
+
+
+def load_system(
+    name: str,
+    model: str,
+    *,
+    base: str | None,
+    form: InputFormat,
+    device: torch.device | None = None,
+    dtype: str = "float32",
+    **options: Any,
+) -> System:
+    """`hart`, `base` or `base-in-context` of a HART model, or the latter two of a plain T5.
+
+    Args:
+        form: how a plain T5 reads; a HART model has its own format.
+
+    Raises:
+        HartError: no such model, or a base for one that needs none.
+    """
+    try:
+        config, _ = PretrainedConfig.get_config_dict(resolve_base(resolve_model(model)))
+    except (OSError, ValueError):
+        config = {}  # whoever loads it says what is wrong
+    if name == "hart" or config.get("model_type") in MODEL_TYPES:
+        loaded = HartModel.from_pretrained(model, base=base, dtype=dtype, device=device)
+        if name == "hart":
+            return hart_system(loaded, **options)
+        main, form = loaded.main, loaded.input_format
+    elif base is not None:
+        raise HartError(f"--base: {model} is no HART model; give the base itself as MODEL, and leave --base out")
+    else:
+        main = MainModel.from_pretrained(model, dtype=dtype, device=device)
+    return base_system(main, form, in_context=name == "base-in-context", name=name, **options)
+
+
+def _system(
+    name: str,
+    main: MainModel,
+    form: InputFormat,
+    cuts: Cuts,
+    adapt: Callable[[Task], Adaptation | None],
+    *,
+    batch_size: int = 32,
+    normalisation: Normalisation = "sum",
+) -> System:
+    def answer(task: Task) -> list[str]:
+        adaptation = adapt(task)
+        queries = _encode(main, form, task, cuts)
+        return main.generate(queries, adaptation, max_new_tokens=form.max_target_length, batch_size=batch_size)
+
+    def score(task: Task) -> list[list[float]]:
+        """Choices that are the same tokens once cut have the same score, however it was rounded."""
+        adaptation = adapt(task)
+        choices, queries = [instance.choices for instance in task.instances], _encode(main, form, task, cuts)
+        limits: dict[str, Any] = {"batch_size": batch_size, "max_target_length": form.max_target_length, "cuts": cuts}
+        scores = score_choices(main, queries, choices, adaptation, normalisation=normalisation, **limits)
+        tokens = {text: tuple(form.encode_target(main.tokenizer, text)) for own in choices for text in own}
+        return [
+            [found[[tokens[text] for text in own].index(tokens[choice])] for choice in own]
+            for own, found in zip(choices, scores, strict=True)
+        ]
+
+    return System(name, answer, score, form, main.identity, cuts)
+
+
+def _encode(main: MainModel, form: InputFormat, task: Task, cuts: Cuts) -> list[list[int]]:
+    """Tokens of each instance's query; of a blank one the end of sequence alone."""
+    queries, name = [], f"task {task.label}"
+    for number, instance in enumerate(task.instances):
+        queries.append(form.encode_input(main.tokenizer, task, instance.input, cuts, name=name, blank=True))
+        if not instance.input.strip():
+            cuts.note("read a blank instance as it is", f"{name}, instance {instance.id or number}")
+    return queries
