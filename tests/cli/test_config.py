@@ -52,7 +52,7 @@ from hart.cli import main
 for command in ("train", "estimate"):
     assert main([command, {str(file)!r}]) == 2
 assert main(["config", "show", {str(file)!r}, "--training.max_steps", "1"]) == 2
-print(sorted({{"torch", "transformers", "numpy"}} & sys.modules.keys()))
+print(sorted({{"torch", "transformers", "datasets"}} & sys.modules.keys()))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "[]\n"

@@ -10,7 +10,7 @@ from hart.data.collections import COLLECTIONS, load_tasks
 from hart.data.input_format import InputFormat
 from hart.data.tasks import Task
 from hart.errors import HartError
-from hart.runtime.strict import FieldError
+from hart.runtime.sections import FieldError
 from hart.training.config import DataConfig
 
 TASKS = [name for name, collection in COLLECTIONS.items() if not collection.is_text]

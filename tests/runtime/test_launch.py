@@ -172,8 +172,9 @@ if failing:
     if where == "memory": loop.prediction_loss = memory
     if where == "disk": checkpoints.save_file = disk
     if where == "evaluation":
-        import hart.evaluation.predictors
-        hart.evaluation.predictors.hart_predictor = lambda *_, **__: answers
+        import hart.evaluation.run
+        from hart.evaluation.base import System
+        hart.evaluation.run.hart_system = lambda *_, **__: System("hart", answers, answers)
 end_with(lambda: main(["train", config, "--device", "cpu"]))
 """
 

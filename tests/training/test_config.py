@@ -370,7 +370,7 @@ def test_a_configuration_is_read_without_torch(file: Path) -> None:
 import sys
 from hart.training.config import load
 load({str(file)!r})
-print(sorted({{"torch", "transformers", "numpy"}} & sys.modules.keys()))
+print(sorted({{"torch", "transformers", "datasets"}} & sys.modules.keys()))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "[]\n"

@@ -99,7 +99,8 @@ def data_pipeline(settings: Settings) -> Iterator[Figure]:
     config = RunConfig(model=model_config, data=data, training=training)
     dataset = training_examples(config, tasks, model.main.tokenizer)
     collator = Collator(model.main.tokenizer.pad_token_id, queries_per_task=QUERIES_PER_TASK)
-    batches = iter(DataLoader(dataset, batch_size=BATCH, collate_fn=collator))
+    loader: Any = DataLoader(dataset, batch_size=BATCH, collate_fn=collator)  # type: ignore[arg-type]
+    batches = iter(loader)
     train = step(model, training.alpha)
     times: dict[str, list[float]] = {"waiting": [], "step": []}
     for number in range(steps):

@@ -101,7 +101,7 @@ examples:
 
 def run(args: argparse.Namespace) -> None:
     from hart.runtime.ranks import joining, rank
-    from hart.runtime.strict import FieldError
+    from hart.runtime.sections import FieldError
 
     with joining(), open(os.devnull, "w", encoding="utf-8", errors="backslashreplace") as nowhere:
         # Of several processes, the first one speaks and writes.

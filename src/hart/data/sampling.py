@@ -5,12 +5,12 @@ so the examples do not depend on the number of workers or processes, nor on wher
 """
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NotRequired, TypedDict, get_args
 
 import numpy as np
-from torch.utils.data import Dataset, get_worker_info
 
 from hart.data.input_format import InputFormat
 from hart.data.lengths import tell_long
@@ -34,13 +34,19 @@ class Example(TypedDict):
     task_index: int
 
 
-class Examples(Dataset[Example]):
-    """What a run trains on, by number; an example's `task_index` points into `tasks`."""
+class Examples(ABC):
+    """What a run trains on, by number; an example's `task_index` points into `tasks`.
+
+    As torch's data loader takes it, without torch: a configuration names collections, and is read before torch is.
+    """
 
     tasks: tuple[Task, ...]
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Example: ...
 
 
 class TrainingDataset(Examples):
@@ -149,6 +155,8 @@ class TrainingDataset(Examples):
         )
         if form.demonstrations_to == "hypernetwork":
             example["demo_ids"] = group.demo_ids
+        from torch.utils.data import get_worker_info
+
         worker = get_worker_info()
         if worker is None or worker.id == 0:  # not each of them
             cuts.tell_first(logger, self._said)

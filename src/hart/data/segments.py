@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
-from torch.utils.data import get_worker_info
 
 from hart.data.base import Collection
 from hart.data.documents import Documents, hub_files, local_files
@@ -171,6 +170,8 @@ class SegmentDataset(Examples):
             raise HartError(
                 f"{self.source}: none of its {self.skipped} documents has {LEAST_WORDS} words; give longer texts"
             )
+        from torch.utils.data import get_worker_info
+
         worker = get_worker_info()
         if not self._again and (worker is None or worker.id == 0):
             self._again = True

@@ -11,7 +11,7 @@ from hart.data.input_format import InputFormat
 from hart.data.tasks import Task
 from hart.errors import HartError
 from hart.evaluation.base import System
-from hart.runtime.strict import FieldError
+from hart.runtime.sections import FieldError
 
 SHOTS = 16
 """Demonstrations drawn for each task of a collection without fixed ones."""
@@ -32,7 +32,7 @@ class Selection:
         num_demonstrations: drawn for each task of a collection without fixed ones.
 
     Raises:
-        hart.runtime.strict.FieldError: names the attribute.
+        hart.runtime.sections.FieldError: names the attribute.
     """
 
     data: str | None = None

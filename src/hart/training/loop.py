@@ -21,11 +21,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hart.data.collate import Collator
-from hart.data.sampling import TrainingDataset
-from hart.data.segments import SegmentDataset
+from hart.data.sampling import Examples
 from hart.data.tasks import Task
 from hart.errors import HartError
-from hart.evaluation.predictors import evaluate_model
+from hart.evaluation.run import evaluate_model
 from hart.model.hart_model import HartModel
 from hart.runtime.ranks import anywhere, rank, together, world_size
 from hart.training.checkpoints import load_states, load_weights, save_checkpoint
@@ -63,7 +62,7 @@ class Loop:
     def __init__(
         self,
         system: HartModel,
-        dataset: TrainingDataset | SegmentDataset,
+        dataset: Examples,
         validation: Sequence[Task],
         config: TrainingConfig,
         run: RunFolder,
@@ -127,7 +126,7 @@ class Loop:
         stride = self.micro * world_size()
         first = self.step * self.config.batch_size + rank() * self.micro
         return DataLoader(
-            self.dataset,
+            self.dataset,  # type: ignore[arg-type]
             batch_sampler=[list(range(at, at + self.micro)) for at in range(first, len(self.dataset), stride)],
             collate_fn=Collator(self.system.main.tokenizer.pad_token_id, queries_per_task=self.config.queries_per_task),
             num_workers=self.config.num_workers,
