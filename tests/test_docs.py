@@ -26,6 +26,8 @@ PAGES = (
     "scaling.md",
     "systems.md",
     "serving.md",
+    "../README.md",
+    "../CONTRIBUTING.md",
 )
 
 # `src/hart/training/losses.py:ConsistencyState.loss`, or the file alone.
