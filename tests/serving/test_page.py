@@ -1,4 +1,4 @@
-"""The page in Chromium: adapt, ask, download, by keyboard, on a narrow screen. Without a browser: skipped, but for CI."""
+"""The page in Chromium: adapt, ask, download, by keyboard, narrow. Skipped without a browser, in the CI a failure."""
 
 import os
 import shutil
