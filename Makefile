@@ -17,7 +17,7 @@ READY := $(VENV)/.ready
 help:
 	@echo "make quickstart   train, evaluate and plot on this machine (about ten minutes on two cores)"
 	@echo "make test         run the tests"
-	@echo "make check        formatting, lint, types and tests, as the CI runs them"
+	@echo "make check        formatting, lint, types and tests, as .ci/run runs them in a fresh environment"
 	@echo "make format       format the code and fix what lint can fix"
 	@echo "make bench        measure speed beside the alternatives (an hour; hart bench --quick: two minutes)"
 	@echo "make venv         only create $(VENV) and install into it"
@@ -29,7 +29,7 @@ venv: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hart needs Python 3.11 or newer; set PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -c constraints.txt -e '.[bnb,serve,dev]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[bnb,deepspeed,export,figures,serve,dev]'
 	touch $(READY)
 
 quickstart: $(READY)
