@@ -5,11 +5,23 @@ Nothing here needs a network; the hub is switched off before any library reads t
 
 import json
 import os
+import sys
 import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 # What is measured once and remembered goes to a place of these tests' own.
 os.environ["HART_CACHE"] = tempfile.mkdtemp(prefix="hart-tests-")
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+# Before hart is imported: the shapes in the signatures of these modules are checked in every call.
+sys.path.insert(0, os.path.dirname(__file__))
+SHAPED = {
+    "hart.peft": ("attention", "base", "injection"),
+    "hart.hypernetwork": ("decoding", "heads", "network", "schemes", "step_linear"),
+    "hart.model": ("answering", "hart_model", "main_model", "scoring"),
+}
+install_import_hook([f"{package}.{name}" for package, names in SHAPED.items() for name in names], "shape_checks.check")
 
 from collections.abc import Callable, Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402

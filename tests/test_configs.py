@@ -140,7 +140,8 @@ def test_scales_differ_in_size_and_budget_only() -> None:
 @pytest.mark.parametrize(("scale", "first", "second"), [("t5-large", 134, 101), ("t5-xl", 537, 403)])
 def test_parameter_counts_of_the_appendix(scale: str, first: int, second: int) -> None:
     """App. 8.1.2: 4 shared first maps d → p·d and 4L second maps d → d; HyperTuning's first maps are d → d."""
-    hart, hypertuning = (build(load(CONFIGS / scale / f"{name}_sni.yaml")).adapter for name in ("hart", "hypertuning"))
+    paths = (CONFIGS / scale / f"{name}_sni.yaml" for name in ("hart", "hypertuning"))
+    hart, hypertuning = (build(load(path)).peft_source for path in paths)
     assert isinstance(hart, HyperNetwork) and isinstance(hypertuning, HyperNetwork)
     d, p, layers = hart.shape.d_model, 32, 24
     counts, others = hart.count_parameters(), hypertuning.count_parameters()

@@ -10,8 +10,8 @@ import yaml
 from hart import Demonstration, Task
 from hart.data.procedural import load_procedural
 from hart.data.prompts import render_task
-from hart.hypernetwork.schemes import SCHEMES
-from hart.peft import KINDS
+from hart.hypernetwork.schemes.base import SCHEMES
+from hart.peft.base import KINDS
 from hart.training.config import SECTIONS, RunConfig, load
 from hart.training.run_folder import FREE_FIELDS
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from hart.model.adaptation import Adaptation
 from hart.model.main_model import MainModel
-from hart.peft import KINDS, Blocks, build_kinds, row_blocks
+from hart.peft.base import KINDS, Blocks, build_kinds, row_blocks
 
 SIZES = {"prefix": {"length": 4}, "lora": {"rank": 2, "targets": ["q", "v", "o", "cross_q", "cross_k", "wi", "wo"]},
          "adapter": {"bottleneck": 3}, "ia3": {"cross": True}}  # fmt: skip

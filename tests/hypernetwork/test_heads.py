@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from hart.hypernetwork.heads import TANH_SECOND_MOMENT, BlockHead, RowBlockHeads
-from hart.peft import RowBlock
+from hart.peft.base import RowBlock
 
 D_MODEL, WIDTH, BATCH = 16, 10, 3
 ENCODER = RowBlock("prefix.encoder.key", "encoder", layers=4, rows=6, width=WIDTH)
@@ -14,8 +14,8 @@ DECODER = RowBlock("prefix.decoder.value", "decoder", layers=3, rows=6, width=WI
 EMPTY = RowBlock("other.decoder.part", "decoder", layers=2, rows=0, width=WIDTH)
 
 
-def make_heads(state_rows: int, *blocks: RowBlock) -> RowBlockHeads:
-    heads = RowBlockHeads(blocks, D_MODEL, lambda _: slice(0, state_rows))
+def make_heads(state_vectors: int, *blocks: RowBlock) -> RowBlockHeads:
+    heads = RowBlockHeads(blocks, D_MODEL, lambda _: slice(0, state_vectors))
     heads.reset_parameters({block.name: torch.ones(block.layers) for block in blocks})
     with torch.no_grad():
         for head in heads.heads():
@@ -26,24 +26,24 @@ def make_heads(state_rows: int, *blocks: RowBlock) -> RowBlockHeads:
 
 def one_mlp_per_layer(head: BlockHead, states: torch.Tensor) -> torch.Tensor:
     """App. 8.1.2, layer by layer and row by row, with modules of torch. `[b, L, m, d]` → blocks."""
-    batch, _, state_rows, _ = states.shape
+    batch, _, state_vectors, _ = states.shape
     made = torch.empty(batch, head.block.layers, head.block.rows, head.block.width)
-    per_state = head.block.rows // state_rows
+    per_state = head.block.rows // state_vectors
     for layer in range(head.block.layers):
         norm = nn.LayerNorm(D_MODEL)
         norm.weight.data = head.norm.weight[layer, 0, 0]
         norm.bias.data = head.norm.bias[layer, 0, 0]
-        for m in range(state_rows):
+        for m in range(state_vectors):
             hidden = head.first.weight @ norm(states[:, layer, m])[..., None]
             rows = torch.tanh(hidden.reshape(batch, per_state, D_MODEL))
             made[:, layer, m * per_state : (m + 1) * per_state] = rows @ head.second[layer]
     return made
 
 
-@pytest.mark.parametrize("state_rows", [1, 2, 6])
-def test_batched_heads_equal_one_mlp_per_layer(state_rows: int):
-    heads = make_heads(state_rows, ENCODER, DECODER)
-    states = torch.randn(BATCH, 2, ENCODER.layers, state_rows, D_MODEL)
+@pytest.mark.parametrize("state_vectors", [1, 2, 6])
+def test_batched_heads_equal_one_mlp_per_layer(state_vectors: int):
+    heads = make_heads(state_vectors, ENCODER, DECODER)
+    states = torch.randn(BATCH, 2, ENCODER.layers, state_vectors, D_MODEL)
     with torch.no_grad():
         blocks = heads(states)
         for head in heads.heads():
@@ -52,7 +52,7 @@ def test_batched_heads_equal_one_mlp_per_layer(state_rows: int):
             torch.testing.assert_close(blocks[head.block.name], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_block_is_made_from_the_rows_of_the_state_that_serve_it():
+def test_a_block_is_made_from_the_vectors_of_the_state_that_serve_it():
     rows = {ENCODER.name: slice(0, 2), DECODER.name: slice(2, 5)}
     heads = RowBlockHeads([ENCODER, DECODER], D_MODEL, lambda block: rows[block.name])
     heads.reset_parameters({block.name: torch.ones(block.layers) for block in (ENCODER, DECODER)})

@@ -8,8 +8,9 @@ from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5ForConditionalGeneration
 
 from hart.errors import HartError
-from hart.hypernetwork.network import T5_FIELDS, HyperNetwork, HyperNetworkConfig
-from hart.peft import MainShape
+from hart.hypernetwork.config import T5_FIELDS, HyperNetworkConfig
+from hart.hypernetwork.network import HyperNetwork
+from hart.peft.base import MainShape
 
 PREFIX = {"kind": "prefix", "length": 4}
 HART = {"name": "autoregressive"}

@@ -12,10 +12,17 @@ from transformers.models.t5.modeling_t5 import T5Stack
 
 from hart.benchmarks.measuring import count
 from hart.benchmarks.models import hypernetwork, t5_config
+from hart.hypernetwork import decoding
 from hart.hypernetwork.decoding import DecoderPass, relative_bias
-from hart.hypernetwork.step_linear import MOST_FEW_ROWS, StepLinear, Steps, multiply, step_linears
+from hart.hypernetwork.step_linear import MOST_FEW, StepLinear, Steps, multiply, step_linears
 
 STEPS, ROWS = 4, 2
+
+
+@pytest.fixture(autouse=True)
+def maps_as_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass leaves a decoder the maps that the test gave it."""
+    monkeypatch.setattr(decoding, "step_linears", lambda decoder, wanted: None)
 
 
 @pytest.fixture
@@ -33,11 +40,11 @@ def fast(stock: T5Stack) -> T5Stack:
 def run(decoder: T5Stack, inputs: Tensor, memory: Tensor) -> list[Tensor]:
     """Steps of two rows, each fed with the one before, as `Autoregressive` takes them."""
     bias = relative_bias(decoder, STEPS * ROWS)
-    decoding = DecoderPass(decoder, memory, torch.ones(memory.shape[:2]))
+    steps = DecoderPass(decoder, memory, torch.ones(memory.shape[:2]))
     states = [inputs]
     for step in range(STEPS):
         end = (step + 1) * ROWS
-        states.append(decoding.step(states[-1], bias[:, :, end - ROWS : end, :end]))
+        states.append(steps.step(states[-1], bias[:, :, end - ROWS : end, :end]))
     return states[1:]
 
 
@@ -75,9 +82,21 @@ def test_other_numbers_and_autocast_are_left_to_torch() -> None:
 
 def test_a_hypernetworks_decoder_has_the_stock_parameters(stock: T5Stack, fast: T5Stack) -> None:
     assert {n: p.shape for n, p in fast.named_parameters()} == {n: p.shape for n, p in stock.named_parameters()}
-    decoder = hypernetwork(t5_config("tiny", vocabulary=100)).decoder
-    assert decoder is not None
-    assert {type(m) for m in decoder.modules() if isinstance(m, nn.Linear)} == {StepLinear}
+
+
+def test_the_device_decides_the_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU has torch's own modules, whatever the pass before was on; the states are the same."""
+    monkeypatch.undo()
+    network = hypernetwork(t5_config("tiny", vocabulary=100), decoder_layers=2)
+    assert network.decoder is not None and network.scheme is not None
+    memory, states = torch.randn(1, 8, 64), []
+    for on_cpu in (True, False, True):
+        monkeypatch.setattr(decoding, "takes_cpu_paths", lambda tensor, answer=on_cpu: answer)
+        states.append(network.scheme(network.decoder, memory, torch.ones(1, 8)))
+        kinds = {type(module) for module in network.decoder.modules() if isinstance(module, nn.Linear)}
+        assert kinds == {StepLinear if on_cpu else nn.Linear}
+    for other in states[1:]:
+        torch.testing.assert_close(other, states[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3])
@@ -146,15 +165,16 @@ def test_a_frozen_decoder_hands_gradients_on(stock: T5Stack, fast: T5Stack) -> N
 
 def test_a_pass_without_backward_leaves_nothing(fast: T5Stack) -> None:
     inputs, memory = given(fast, 1)
-    decoding = DecoderPass(fast, memory, torch.ones(1, 7))
-    decoding.step(inputs, relative_bias(fast, ROWS))
-    kept: Steps = decoding._steps
+    steps = DecoderPass(fast, memory, torch.ones(1, 7))
+    steps.step(inputs, relative_bias(fast, ROWS))
+    kept = steps._step_context
+    assert isinstance(kept, Steps)
     uses = [weakref.ref(use) for _, use in kept._uses.values()]
     assert uses
     gc.collect()
     gc.disable()
     try:
-        del decoding, kept
+        del steps, kept
         assert all(use() is None for use in uses), "a cycle of references holds the record"
     finally:
         gc.enable()
@@ -165,7 +185,7 @@ def test_an_error_within_a_step_ends_it(fast: T5Stack) -> None:
     with pytest.raises(RuntimeError):
         DecoderPass(fast, memory, torch.ones(1, 7)).step(inputs[..., :-1], relative_bias(fast, ROWS))
     linear = next(m for m in fast.modules() if isinstance(m, StepLinear))
-    out = linear(torch.randn(MOST_FEW_ROWS + 1, linear.in_features))
+    out = linear(torch.randn(MOST_FEW + 1, linear.in_features))
     (gradient,) = torch.autograd.grad(out.sum(), [linear.weight])
     assert gradient.any() and out.grad_fn.name() == "MmBackward0"  # torch's own map again
 
@@ -177,9 +197,7 @@ def test_more_steps_write_no_more_gradients() -> None:
         for layers in (6, 12):
             network = hypernetwork(t5_config("tiny", vocabulary=100, num_layers=layers), decoder_layers=2)
             assert network.decoder is not None and network.scheme is not None
-            for module in network.decoder.modules():
-                if isinstance(module, StepLinear):
-                    module.__class__ = kind
+            step_linears(network.decoder, kind is StepLinear)
             states = network.scheme(network.decoder, torch.randn(1, 8, 64), torch.ones(1, 8))
             made[kind, layers] = count(lambda s=states: s.sum().backward()).allocated
             weights = sum(m.weight.nbytes for m in network.decoder.modules() if isinstance(m, nn.Linear))

@@ -202,9 +202,7 @@ def test_prefixes_add_their_own_products_alone(main: MainModel) -> None:
     ids, labels = torch.randint(3, VOCABULARY, (2, TOKENS)), torch.randint(3, VOCABULARY, (2, ANSWER))
 
     def run(adapted: bool) -> None:
-        main(
-            ids, torch.ones_like(ids), decoder_input_ids=labels, blocks=own.blocks if adapted else None, peft=own.kinds
-        )
+        main(ids, torch.ones_like(ids), labels=labels, blocks=own.blocks if adapted else None, peft=own.kinds)
 
     added = count(lambda: run(True)).flops - count(lambda: run(False)).flops
     assert added == LAYERS * 2 * (TOKENS + ANSWER) * 4 * 32 * INNER

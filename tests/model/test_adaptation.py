@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from hart.errors import HartError
 from hart.model.adaptation import FIELDS_FILE, TENSORS_FILE, Adaptation
-from hart.peft import MainShape, row_blocks
+from hart.peft.base import MainShape, row_blocks
 from hart.peft.prefix import Prefix
 
 SHAPE = MainShape(d_model=48, num_heads=3, d_kv=8, d_ff=64, encoder_layers=3, decoder_layers=2)

@@ -48,9 +48,7 @@ def adapted(tiny_base_dir: Path) -> Callable[..., tuple[HartModel, Adaptation]]:
 @torch.no_grad()
 def logits(model: Any, tokenizer: Any, **options: Any) -> Tensor:
     read = tokenizer(QUERIES, padding=True, return_tensors="pt")
-    return model(
-        read.input_ids, read.attention_mask, decoder_input_ids=torch.arange(2, 23).view(3, 7), **options
-    ).logits
+    return model(read.input_ids, read.attention_mask, labels=torch.arange(2, 23).view(3, 7), **options).logits
 
 
 def ours(model: HartModel, adaptation: Adaptation) -> Tensor:

@@ -4,6 +4,7 @@ import gc
 import weakref
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from torch import Tensor
@@ -11,9 +12,10 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, T5ForConditionalGeneration
 
 from hart.benchmarks.measuring import count
+from hart.benchmarks.models import main_model, random_adaptation
 from hart.hypernetwork.network import HyperNetwork
 from hart.peft import attention, injection
-from hart.peft.injection import KeyValueRows
+from hart.peft.injection import ExtraKeyValues
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 BATCH, HEADS, WIDTH, TOKENS = 4, 3, 8, 7
@@ -28,7 +30,7 @@ def module(tiny_t5: T5ForConditionalGeneration) -> torch.nn.Module:
     return injection.sites(tiny_t5, "decoder", "cross_attention")[0]
 
 
-def make(queries: int, sets: int, rows: int = 6, masked: bool = True) -> tuple[dict[str, Tensor], KeyValueRows]:
+def make(queries: int, sets: int, rows: int = 6, masked: bool = True) -> tuple[dict[str, Tensor], ExtraKeyValues]:
     mask = torch.ones(sets, rows, dtype=torch.long)
     if masked:
         mask[0, 4:] = 0
@@ -42,10 +44,10 @@ def make(queries: int, sets: int, rows: int = 6, masked: bool = True) -> tuple[d
         "position_bias": torch.randn(1, HEADS, queries, TOKENS),
     }
     parts = (torch.randn(sets, HEADS, rows, WIDTH) for _ in range(2))
-    return inputs, KeyValueRows(*parts, mask if masked else None)
+    return inputs, ExtraKeyValues(*parts, mask if masked else None)
 
 
-def plain(inputs: dict[str, Tensor], rows: KeyValueRows) -> Tensor:
+def plain(inputs: dict[str, Tensor], rows: ExtraKeyValues) -> Tensor:
     """One softmax over joined keys, each row of the batch by itself."""
     made = []
     each = BATCH // len(rows.key)
@@ -61,7 +63,7 @@ def plain(inputs: dict[str, Tensor], rows: KeyValueRows) -> Tensor:
     return torch.stack(made).transpose(1, 2)
 
 
-def run(module: torch.nn.Module, inputs: dict[str, Tensor], rows: KeyValueRows) -> Tensor:
+def run(module: torch.nn.Module, inputs: dict[str, Tensor], rows: ExtraKeyValues) -> Tensor:
     with injection.binding({module: rows}):
         return attention.hart_sdpa(module.eval(), **inputs, scaling=1.0)[0]
 
@@ -158,3 +160,47 @@ def test_what_is_kept_for_a_pass_goes_with_it(tiny_t5: T5ForConditionalGeneratio
         assert biases and not [bias for bias in biases if bias() is not None]
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("queries", [1, LONG])
+@pytest.mark.parametrize("sets", [1, 2, BATCH])
+def test_a_gpu_gets_the_stock_function(module, monkeypatch: pytest.MonkeyPatch, queries: int, sets: int) -> None:
+    """Keys and values are joined whatever the number of queries, and nothing is kept with the bias."""
+    inputs, extra = make(queries, sets)
+    expected = run(module, inputs, extra)
+    inputs["position_bias"] = inputs["position_bias"].clone()
+    monkeypatch.setattr(attention, "takes_cpu_paths", lambda tensor: False)
+    seen: list[int] = []
+    stock = attention.sdpa_attention_forward
+
+    def watched(module: Any, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
+        seen.append(key.shape[2])
+        return stock(module, query, key, *args, **kwargs)
+
+    monkeypatch.setattr(attention, "sdpa_attention_forward", watched)
+    torch.testing.assert_close(run(module, inputs, extra), expected, **CLOSE)
+    assert seen == [extra.key.shape[2] + TOKENS]
+    assert not vars(inputs["position_bias"])
+
+
+@torch.no_grad()
+def test_a_compiled_model_gives_the_same_numbers(
+    tiny_t5: T5ForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with what is bound after it was compiled: other prefixes, a memory, changes, nothing again."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the checks of this test run cannot be compiled
+    main = main_model(tiny_t5)
+    ids, labels = torch.randint(3, 200, (2, 5)), torch.randint(3, 200, (2, 3))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": labels}
+    lora = {"kind": "lora", "rank": 2, "targets": ["q", "wo"]}
+    prefixes = [random_adaptation(main, 2, tokens) for tokens in (0, 4)]
+    every = [None, *prefixes, random_adaptation(main, 2, 4, peft=[lora]), None]
+
+    def logits(model: Any, adaptation: Any) -> Tensor:
+        with main.adapted(adaptation, batch=2):
+            return model(**inputs, use_cache=False).logits
+
+    expected = [logits(main.model, adaptation) for adaptation in every]
+    compiled = torch.compile(main.model, backend="eager", fullgraph=False)
+    for adaptation, wanted in zip(every, expected, strict=True):
+        torch.testing.assert_close(logits(compiled, adaptation), wanted, **CLOSE)

@@ -5,7 +5,7 @@ import torch
 from transformers import T5ForConditionalGeneration
 
 from hart.errors import HartError
-from hart.peft import KINDS, MainShape, PeftKind, build_kinds, check_blocks, row_blocks
+from hart.peft.base import KINDS, MainShape, PeftKind, build_kinds, check_blocks, row_blocks
 
 SHAPE = MainShape(d_model=48, num_heads=3, d_kv=8, d_ff=64, encoder_layers=3, decoder_layers=2)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import T5ForConditionalGeneration
 
-from hart.peft import Blocks, MainShape
+from hart.peft.base import Blocks, MainShape
 from hart.peft.injection import attach, binding, checkpoint_contexts
 from hart.peft.prefix import Prefix
 

@@ -9,7 +9,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from hart.errors import HartError
 from hart.model.main_model import MainModel
-from hart.peft import MainShape, build_kinds, row_blocks
+from hart.peft.base import MainShape, build_kinds, row_blocks
 from hart.peft.injection import sites
 
 TARGETS = ["q", "k", "v", "o", "cross_q", "cross_k", "cross_v", "cross_o", "wi", "wo"]

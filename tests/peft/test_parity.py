@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import T5Config, T5ForConditionalGeneration
 
-from hart.peft import Blocks, MainShape, PeftKind, build_kinds, row_blocks
+from hart.peft.base import Blocks, MainShape, PeftKind, build_kinds, row_blocks
 from hart.peft.injection import attach, binding
 
 peft = pytest.importorskip("peft")

@@ -8,8 +8,8 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from hart.errors import HartError
 from hart.model.main_model import MainModel
-from hart.peft import MainShape, build_kinds
-from hart.peft.injection import KeyValueRows, binding, sites
+from hart.peft.base import MainShape, build_kinds
+from hart.peft.injection import ExtraKeyValues, binding, sites
 from hart.peft.prefix import Prefix
 
 # T5 v1.1-small: heads * d_kv = 384 differs from d_model = 512.
@@ -109,9 +109,9 @@ def test_prefixes_of_cross_attention_stand_beside_the_memory(
         memory_mask[-1, 3:] = 0
     ids, mask = main.pad([[5, 6, 7, 8, 1], [9, 1], [10, 11, 12, 1]])
     expected = main(ids, mask, labels=ids, blocks=blocks, peft=[kind], memory=memory, memory_mask=memory_mask).logits
-    keys, values = main._memory_rows(memory)
+    keys, values = main._memory_key_values(memory)
     rows = {
-        site: KeyValueRows(keys[layer], values[layer], memory_mask)
+        site: ExtraKeyValues(keys[layer], values[layer], memory_mask)
         for layer, site in enumerate(sites(main.model, "decoder", "cross_attention"))
     }
     with binding(kind.bindings(main.model, blocks), rows):

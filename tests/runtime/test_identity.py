@@ -14,7 +14,7 @@ from hart.errors import HartError
 from hart.model.adaptation import Adaptation
 from hart.model.hart_model import HartModel
 from hart.model.main_model import MainModel
-from hart.runtime.identity import adapter_digest, difference, fingerprint, same_base, tokenizer_digest, trace
+from hart.runtime.identity import difference, fingerprint, peft_digest, same_base, tokenizer_digest, trace
 from hart.training.config import DataConfig, ModelConfig
 
 TASK = Task("Write the first word.", [("cat sat on the mat", "cat")], name="first")
@@ -119,13 +119,13 @@ def test_a_tokenizer_is_known_by_what_it_does(tiny_base_dir: Path, tmp_path: Pat
 
 def test_the_digest_of_what_adapts(tiny_base_dir: Path) -> None:
     system = trained(tiny_base_dir)
-    digest = adapter_digest(system.hypernetwork, {"fusion": True})
-    assert digest == adapter_digest(system.hypernetwork, {"fusion": True})
-    assert digest != adapter_digest(system.hypernetwork, {"fusion": False})
+    digest = peft_digest(system.hypernetwork, {"fusion": True})
+    assert digest == peft_digest(system.hypernetwork, {"fusion": True})
+    assert digest != peft_digest(system.hypernetwork, {"fusion": False})
     with torch.no_grad():
         next(system.hypernetwork.parameters())[0, 0] += 1
-    assert digest != adapter_digest(system.hypernetwork, {"fusion": True})
-    assert adapter_digest(None, 1) != adapter_digest(None, 2)
+    assert digest != peft_digest(system.hypernetwork, {"fusion": True})
+    assert peft_digest(None, 1) != peft_digest(None, 2)
 
 
 def test_trace_sees_what_versions_do_not() -> None:

@@ -8,7 +8,7 @@ import torch
 from hart.benchmarks import Figure, Settings, compare
 from hart.benchmarks.models import main_model, random_adaptation, stock_model, t5_config, twin
 from hart.errors import HartError
-from hart.peft import Blocks
+from hart.peft.base import Blocks
 
 RANK, TASKS = 16, 16
 

@@ -11,17 +11,20 @@ import platform
 import time
 import weakref
 from collections import Counter as Tally
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry
+
+from hart.runtime.third_party.torch import CPU_ATTENTION, TorchDispatchMode
 
 Run = Callable[[], Any]
+
+# By name. Not torch's FlopCounterMode, whose hooks on modules fail on a parameter that is expanded without gradients.
+FORMULAS: dict[str, Callable[..., int]] = {str(name): made for name, made in {**flop_registry, **CPU_ATTENTION}.items()}
 
 
 def seconds(run: Run, device: str) -> float:
@@ -59,7 +62,7 @@ class Counter(TorchDispatchMode):
 
     Attributes:
         calls: how often each operation ran, by name, e.g. `aten.bmm`.
-        flops: of matrix products and fused attention, two for each multiplication and addition.
+        flops: of matrix products and attention, two for each multiplication and addition, by torch's formulas.
         allocated: bytes of all tensors that operations have made.
         live, peak: bytes of those that exist now, and the most that existed at once. Scratch memory inside an
             operation is not seen; weights and other tensors from before do not count.
@@ -74,24 +77,20 @@ class Counter(TorchDispatchMode):
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        packet = func._overloadpacket
-        name = str(packet)
+        out = func(*args, **(kwargs or {}))
+        name = str(func).rpartition(".")[0]
         self.calls[name] += 1
-        if name in _CPU_ATTENTION:
-            self.flops += _CPU_ATTENTION[name](*args)
-        elif packet in flop_registry:
-            self.flops += flop_registry[packet](*args, **kwargs, out_val=out)
-        given = {id_of(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
-        for each in tree_leaves(out):
-            if isinstance(each, Tensor) and id_of(each) not in given | self._known:
+        if name in FORMULAS:
+            self.flops += FORMULAS[name](*args, **(kwargs or {}), out_val=out)
+        given = {place(each) for each in tensors_in((args, kwargs or {}))}
+        for each in tensors_in(out):
+            if place(each) not in given | self._known:
                 self._note(name, each)
         return out
 
     def _note(self, name: str, made: Tensor) -> None:
         storage = made.untyped_storage()
-        key, size = id_of(made), storage.nbytes()
+        key, size = place(made), storage.nbytes()
         self._known.add(key)
         self.allocated += size
         self.live += size
@@ -104,18 +103,18 @@ class Counter(TorchDispatchMode):
         self.live -= size
 
 
-def id_of(tensor: Tensor) -> int:
+def place(tensor: Tensor) -> int:
     """What two views of the same memory have in common."""
-    return tensor.untyped_storage()._cdata
+    return tensor.untyped_storage().data_ptr()
 
 
-# torch counts the fused kernels of GPUs only.
-_CPU_ATTENTION: dict[str, Callable[..., int]] = {
-    "aten._scaled_dot_product_flash_attention_for_cpu": lambda q, k, v, *_: sdpa_flop_count(q.shape, k.shape, v.shape),
-    "aten._scaled_dot_product_flash_attention_for_cpu_backward": lambda grad, q, k, v, *_: sdpa_backward_flop_count(
-        grad.shape, q.shape, k.shape, v.shape
-    ),
-}
+def tensors_in(values: Any) -> Iterator[Tensor]:
+    """Those among arguments or results of an operation."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, list | tuple | dict):
+        for each in values.values() if isinstance(values, dict) else values:
+            yield from tensors_in(each)
 
 
 def count(run: Run) -> Counter:

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, T5Config, T5ForConditionalGeneration
 
 from hart.data.input_format import InputFormat
-from hart.hypernetwork.network import T5_FIELDS, HyperNetwork, HyperNetworkConfig
+from hart.hypernetwork.config import T5_FIELDS, HyperNetworkConfig
+from hart.hypernetwork.network import HyperNetwork
 from hart.model.adaptation import Adaptation
 from hart.model.main_model import MainModel
-from hart.peft import MainShape, build_kinds, row_blocks
+from hart.peft.base import MainShape, build_kinds, row_blocks
 
 VOCABULARY = 32128
 

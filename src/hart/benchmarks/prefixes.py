@@ -60,7 +60,7 @@ def against_peft(settings: Settings) -> Iterator[Figure]:
     sites = injection.sites(main.model, "decoder", "self_attention")
     keys, values = blocks["prefix.decoder.key"], blocks["prefix.decoder.value"]
     rows: dict[torch.nn.Module, injection.Binding] = {
-        site: injection.KeyValueRows.from_blocks(keys[:, i], values[:, i], main.shape.num_heads)
+        site: injection.ExtraKeyValues.from_blocks(keys[:, i], values[:, i], main.shape.num_heads)
         for i, site in enumerate(sites)
     }
     for batch in settings.batch or (2,):

@@ -1,10 +1,10 @@
-"""Runs the blocks of a stock T5 decoder on embeddings, a few rows at a time.
+"""Runs the blocks of a stock T5 decoder on embeddings, a few positions at a time.
 
-`T5Stack.forward` builds masks and zero biases in every call and only decodes causally, one row
-after the other. A scheme makes tens of calls with two rows each and wants rows of one step to see
+`T5Stack.forward` builds masks and zero biases in every call and only decodes causally, one position
+after the other. A scheme makes tens of calls with two positions each and wants those of one step to see
 each other. So this file calls the sub-modules of the stock blocks (norms, projections,
 feed-forward, dropout) in the stock order and hands them a ready bias; the weights and all of T5's
-arithmetic stay in the stock modules. In a hypernetwork the linear maps are
+arithmetic stay in the stock modules. On a CPU the linear maps are
 `StepLinear`s: the same map, made for many steps.
 
 One deviation: the stock stack ends with dropout. Here the states end with the final norm, because a
@@ -12,36 +12,41 @@ state is fed back through the dropout of the next step's input anyway, and the c
 meant to compare states, not the noise on them.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional as F
-from transformers.models.t5.modeling_t5 import T5Attention, T5Stack
 
-from hart.hypernetwork.step_linear import Steps
+from hart.hypernetwork.step_linear import Steps, step_linears
+from hart.runtime.devices import takes_cpu_paths
+from hart.runtime.third_party.transformers import T5Attention, T5Stack
 
 
 class DecoderPass:
-    """A decoder conditioned on one batch of memories, with the keys and values of its past rows.
+    """A decoder conditioned on the memories of n tasks, with the keys and values of its past positions.
 
     Keys and values of cross-attention are computed once, at construction; those of self-attention
     grow with every `step`. All of it carries gradient.
 
     Args:
         decoder: a stock T5 decoder stack.
-        memory: `[b, s, d]`.
-        memory_mask: `[b, s]`, 1 for tokens and 0 for padding; no row may be all padding.
+        memory: encoded demonstrations.
+        memory_mask: 1 for tokens and 0 for padding; none may be all padding.
 
     Attributes:
-        attention_weights: of the last layer's self-attention in the latest step `[b, heads, n, k + n]`.
+        attention_weights: of the last layer's self-attention in the latest step.
     """
 
-    attention_weights: Tensor
+    attention_weights: Float[Tensor, "n heads x k"]
 
-    def __init__(self, decoder: T5Stack, memory: Tensor, memory_mask: Tensor) -> None:
+    def __init__(self, decoder: T5Stack, memory: Float[Tensor, "n s d"], memory_mask: Shaped[Tensor, "n s"]) -> None:
         self._decoder = decoder
-        self._steps = Steps()
+        on_cpu = takes_cpu_paths(memory)
+        step_linears(decoder, on_cpu)
+        self._step_context: AbstractContextManager = Steps() if on_cpu else nullcontext()
         blocks: Any = decoder.block
         # Self-attention, cross-attention and feed-forward of each block.
         self._layers = [tuple(block.layer) for block in blocks]
@@ -50,24 +55,24 @@ class DecoderPass:
             hidden, torch.finfo(memory.dtype).min
         )
         # Contiguous, or every step of a batch would copy them again before its matrix products.
-        self._memory_rows: list[tuple[Tensor, Tensor]] = []
+        self._of_memory: list[tuple[Tensor, Tensor]] = []
         for _, cross_attention, _ in self._layers:
             keys, values = _keys_and_values(cross_attention.EncDecAttention, memory)
-            self._memory_rows.append((keys.contiguous(), values.contiguous()))
+            self._of_memory.append((keys.contiguous(), values.contiguous()))
         self._past: list[tuple[Tensor, Tensor] | None] = [None] * len(self._layers)
 
-    def step(self, inputs: Tensor, bias: Tensor) -> Tensor:
-        """Decode `n` more rows after the `k` rows before them.
+    def step(self, inputs: Float[Tensor, "n x d"], bias: Float[Tensor, "1 heads x k"]) -> Float[Tensor, "n x d"]:
+        """Decode x more positions after the k − x before them.
 
         Args:
-            inputs: embeddings `[b, n, d]`.
-            bias: `[1, heads, n, k + n]`, added to the self-attention scores: relative bias, and a
-                large negative number where a row must not look.
+            inputs: embeddings.
+            bias: added to the self-attention scores: relative bias, and a large negative number where a position
+                must not look.
 
         Returns:
-            `[b, n, d]`, after the final norm.
+            States, after the final norm.
         """
-        with self._steps:
+        with self._step_context:
             return self._step(inputs, bias)
 
     def _step(self, inputs: Tensor, bias: Tensor) -> Tensor:
@@ -83,7 +88,7 @@ class DecoderPass:
             hidden = hidden + self_attention.dropout(attended)
 
             normed = cross_attention.layer_norm(hidden)
-            keys, values = self._memory_rows[index]
+            keys, values = self._of_memory[index]
             attended, _ = _attend(cross_attention.EncDecAttention, normed, keys, values, self._memory_bias)
             hidden = hidden + cross_attention.dropout(attended)
 
@@ -91,33 +96,37 @@ class DecoderPass:
         return self._decoder.final_layer_norm(hidden)
 
     def forget(self) -> None:
-        """Drop the past rows; the next step sees only itself and the memory."""
+        """Drop the past positions; the next step sees only itself and the memory."""
         self._past = [None] * len(self._past)
 
 
-def relative_bias(decoder: T5Stack, length: int) -> Tensor:
-    """The decoder's relative position bias `[1, heads, length, length]`, with gradient.
+def relative_bias(decoder: T5Stack, length: int) -> Float[Tensor, "1 heads k k"]:
+    """The decoder's relative position bias for k = `length` positions, with gradient.
 
-    T5 gives all rows that come later the bias of distance 0, which is what rows of one step see.
+    T5 gives all positions that come later the bias of distance 0, which is what those of one step see.
     """
     first: Any = decoder.block[0]
     return first.layer[0].SelfAttention.compute_bias(length, length)
 
 
-def _keys_and_values(attention: T5Attention, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """`[b, n, d]` → keys and values, each `[b, heads, n, d_kv]`."""
-    keys, values = attention.k(hidden), attention.v(hidden)
-    return _split_heads(attention, keys), _split_heads(attention, values)
+def _keys_and_values(
+    attention: T5Attention, hidden: Float[Tensor, "n k d"]
+) -> tuple[Float[Tensor, "n heads k d_kv"], Float[Tensor, "n heads k d_kv"]]:
+    return _split_heads(attention, attention.k(hidden)), _split_heads(attention, attention.v(hidden))
 
 
-def _split_heads(attention: T5Attention, rows: Tensor) -> Tensor:
-    return rows.unflatten(-1, (attention.n_heads, -1)).transpose(1, 2)
+def _split_heads(attention: T5Attention, wide: Float[Tensor, "n k inner"]) -> Float[Tensor, "n heads k d_kv"]:
+    return wide.unflatten(-1, (attention.n_heads, -1)).transpose(1, 2)
 
 
 def _attend(
-    attention: T5Attention, hidden: Tensor, keys: Tensor, values: Tensor, bias: Tensor
-) -> tuple[Tensor, Tensor]:
-    """T5 attention (unscaled scores) of `[b, n, d]` to `[b, heads, k, d_kv]`, projected to `d`; and its weights.
+    attention: T5Attention,
+    hidden: Float[Tensor, "n x d"],
+    keys: Float[Tensor, "n heads k d_kv"],
+    values: Float[Tensor, "n heads k d_kv"],
+    bias: Float[Tensor, "#n #heads #x k"],
+) -> tuple[Float[Tensor, "n x d"], Float[Tensor, "n heads x k"]]:
+    """T5 attention (unscaled scores), projected to d; and its weights.
 
     Plain matrix products: a handful of queries leaves a fused kernel little to save, and the
     relative bias needs gradient.

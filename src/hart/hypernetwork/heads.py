@@ -12,25 +12,26 @@ model, which the paper's models have equal to d.
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hart.hypernetwork.schemes import STACK_INDEX
-from hart.peft import Blocks, RowBlock
+from hart.hypernetwork.schemes.base import STACK_INDEX
+from hart.peft.base import Blocks, RowBlock
 
 TANH_SECOND_MOMENT = 0.394294
 """E[tanh²(x)] for x ~ N(0, 1), which is what the second maps receive before training."""
 
 
 class LayerwiseNorm(nn.Module):
-    """LayerNorm whose gain and shift differ per layer: `[layers, b, m, d]` → same shape."""
+    """LayerNorm whose gain and shift differ per layer."""
 
     def __init__(self, layers: int, d_model: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(layers, 1, 1, d_model))
         self.bias = nn.Parameter(torch.zeros(layers, 1, 1, d_model))
 
-    def forward(self, states: Tensor) -> Tensor:
+    def forward(self, states: Float[Tensor, "L n m d"]) -> Float[Tensor, "L n m d"]:
         normed = F.layer_norm(states, states.shape[-1:])
         return torch.addcmul(self.bias, normed, self.weight)
 
@@ -41,30 +42,27 @@ class BlockHead(nn.Module):
     Args:
         block: the family.
         d_model: width of the states.
-        state_rows: m, rows of one state; a divisor of the family's rows.
+        vectors: m, of a state, that the block is made from; a divisor of the family's rows.
 
     Raises:
         ValueError: m does not divide the rows.
     """
 
-    def __init__(self, block: RowBlock, d_model: int, state_rows: int) -> None:
+    def __init__(self, block: RowBlock, d_model: int, vectors: int) -> None:
         super().__init__()
-        if block.rows % state_rows:
-            raise ValueError(f"{block.name}: {block.rows} rows from states of {state_rows} rows")
+        if block.rows % vectors:
+            raise ValueError(f"{block.name}: {block.rows} rows from states of {vectors} rows")
         self.block = block
         self.norm = LayerwiseNorm(block.layers, d_model)
-        self.first = nn.Linear(d_model, block.rows // state_rows * d_model, bias=False)
+        self.first = nn.Linear(d_model, block.rows // vectors * d_model, bias=False)
         self.second = nn.Parameter(torch.empty(block.layers, d_model, block.width))
 
     @torch.no_grad()
-    def reset_parameters(self, std: Tensor) -> None:
+    def reset_parameters(self, std: Float[Tensor, " L"]) -> None:
         """Draw the weights so that generated rows of layer l have standard deviation `std[l]`.
 
         The norm's output has unit variance, so first maps of variance 1/d keep it, and second maps
         of variance std² / (d · E[tanh²]) yield std.
-
-        Args:
-            std: `[layers]`.
         """
         d_model = self.first.in_features
         nn.init.ones_(self.norm.weight)
@@ -74,38 +72,36 @@ class BlockHead(nn.Module):
         for layer, scale in enumerate(scales.tolist()):
             nn.init.normal_(self.second[layer], std=scale)
 
-    def forward(self, states: Tensor) -> Tensor:
-        """`[b, L, m, d]` → `[b, layers, rows, width]`, of which each layer's slice is
-        contiguous."""
+    def forward(self, states: Float[Tensor, "n _L m d"]) -> Float[Tensor, "n L p width"]:
+        """The family's rows, of which each layer's slice is contiguous; of more states than L the first are taken."""
         # Layers first, so that the second maps are one batched product; matmul with the batch first
         # would copy the maps for every row of it.
         states = states[:, : self.block.layers].transpose(0, 1)
         layers, batch, _, d_model = states.shape
-        rows = self.first(self.norm(states))
-        activations = torch.tanh(rows).view(layers, batch * self.block.rows, d_model)
+        activations = torch.tanh(self.first(self.norm(states))).view(layers, batch * self.block.rows, d_model)
         made = torch.bmm(activations, self.second)
         return made.unflatten(1, (batch, self.block.rows)).transpose(0, 1)
 
 
 class RowBlockHeads(nn.Module):
-    """All families of a set of PEFT kinds: layer states `[b, 2, L, m, d]` → `Blocks`.
+    """All families of a set of PEFT kinds.
 
     Blocks of no rows need no head and come out empty.
 
     Args:
         blocks: what to generate, in order.
         d_model: width of the states.
-        rows_of: which rows of a state serve a block (`GenerationScheme.rows_of`).
+        vectors_of: which vectors of a state serve a block (`GenerationScheme.vectors_of`).
     """
 
-    def __init__(self, blocks: Sequence[RowBlock], d_model: int, rows_of: Callable[[RowBlock], slice]) -> None:
+    def __init__(self, blocks: Sequence[RowBlock], d_model: int, vectors_of: Callable[[RowBlock], slice]) -> None:
         super().__init__()
         self.blocks = tuple(blocks)
-        self._rows = {block.name: rows_of(block) for block in blocks if block.rows}
+        self._vectors = {block.name: vectors_of(block) for block in blocks if block.rows}
         # Module names cannot contain dots.
         self.families = nn.ModuleDict(
             {
-                block.name.replace(".", "_"): BlockHead(block, d_model, _length(self._rows[block.name]))
+                block.name.replace(".", "_"): BlockHead(block, d_model, _length(self._vectors[block.name]))
                 for block in blocks
                 if block.rows
             }
@@ -119,9 +115,9 @@ class RowBlockHeads(nn.Module):
     def heads(self) -> list[BlockHead]:
         return [head for head in self.families.values() if isinstance(head, BlockHead)]
 
-    def forward(self, states: Tensor) -> Blocks:
+    def forward(self, states: Float[Tensor, "n 2 L m d"]) -> Blocks:
         made = {
-            head.block.name: head(states[:, STACK_INDEX[head.block.stack], :, self._rows[head.block.name]])
+            head.block.name: head(states[:, STACK_INDEX[head.block.stack], :, self._vectors[head.block.name]])
             for head in self.heads()
         }
         batch = states.shape[0]
@@ -131,5 +127,5 @@ class RowBlockHeads(nn.Module):
         }
 
 
-def _length(rows: slice) -> int:
-    return rows.stop - rows.start
+def _length(vectors: slice) -> int:
+    return vectors.stop - vectors.start

@@ -8,82 +8,21 @@ output also goes to the main model's decoder (fusion-in-decoder, App. 8.1.3).
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel, T5Config, T5ForConditionalGeneration
-from transformers.models.t5.modeling_t5 import T5Stack
+from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration
 
 from hart.errors import HartError
+from hart.hypernetwork.config import T5_FIELDS, HyperNetworkConfig
 from hart.hypernetwork.heads import BlockHead, RowBlockHeads
-from hart.hypernetwork.schemes import STACK_INDEX, GenerationScheme, build_scheme, uses_decoder
+from hart.hypernetwork.schemes.base import STACK_INDEX, GenerationScheme, build_scheme, uses_decoder
 from hart.hypernetwork.schemes.bidirectional import Bidirectional
-from hart.hypernetwork.step_linear import step_linears
-from hart.peft import Blocks, MainShape, RowBlock, build_kinds, row_blocks
-from hart.peft.injection import ATTENTION
-
-T5_FIELDS = (
-    "vocab_size",
-    "d_model",
-    "d_kv",
-    "d_ff",
-    "num_heads",
-    "num_layers",
-    "num_decoder_layers",
-    "feed_forward_proj",
-    "relative_attention_num_buckets",
-    "relative_attention_max_distance",
-    "layer_norm_epsilon",
-    "dropout_rate",
-    "initializer_factor",
-    "pad_token_id",
-)
-"""What of a T5 checkpoint's configuration decides its stacks."""
-
-
-class HyperNetworkConfig(PreTrainedConfig):
-    """Everything needed to build a `HyperNetwork`.
-
-    Fields:
-        t5: the `T5_FIELDS` of the checkpoint that the hypernetwork was initialised from.
-        decoder_layers: N, how many decoder layers it keeps.
-        scheme: generation scheme, `{"name": …, options}` (`hart.hypernetwork.schemes`).
-        peft: what is generated, `[{"kind": …, fields}]` (`hart.peft`); may be empty (fusion alone).
-        main: the fields of the main model's `MainShape`.
-        dropout: replaces the checkpoint's dropout rate if not None.
-        tied_encoder: the encoder is the main model's own (HINT), not part of this network; see `HyperNetwork.tie`.
-    """
-
-    model_type = "hart-hypernetwork"
-
-    t5: dict[str, Any] = field(default_factory=dict)
-    decoder_layers: int = 8
-    scheme: dict[str, Any] = field(default_factory=lambda: {"name": "autoregressive"})
-    peft: list[dict[str, Any]] = field(default_factory=lambda: [{"kind": "prefix", "length": 32}])
-    main: dict[str, Any] = field(default_factory=dict)
-    dropout: float | None = None
-    tied_encoder: bool = False
-
-    def stack_config(self, *, decoder: bool) -> T5Config:
-        """Configuration of one of the two T5 stacks."""
-        config = T5Config(**self.t5)
-        config.is_encoder_decoder = False
-        config.use_cache = False
-        # Position bias and mask put together once, not in every layer.
-        config._attn_implementation = ATTENTION["sdpa"]
-        # The same function as one operation on the hidden units instead of eight.
-        if config.dense_act_fn == "gelu_new":
-            config.dense_act_fn = "gelu_pytorch_tanh"
-        if self.dropout is not None:
-            config.dropout_rate = self.dropout
-        if decoder:
-            config.is_decoder = True
-            config.num_layers = self.decoder_layers
-            # The decoder is fed states, never tokens: its table is dropped, so none is allocated.
-            config.vocab_size = 1
-        return config
+from hart.peft.base import Blocks, MainShape, RowBlock, build_kinds, row_blocks
+from hart.runtime.third_party.transformers import T5Stack
 
 
 @dataclass
@@ -91,17 +30,17 @@ class HyperOutput:
     """What one pass over demonstrations yields.
 
     Attributes:
-        blocks: generated parameters, block name → `[b, layers, rows, width]`.
-        states: layer states `[b, 2, L, m, d]` (axis 1: encoder, decoder), the h of §3.1 that the
-            local consistency loss compares; L = 0 where no parameters are generated.
-        memory: the encoder's output `[b, s, d]`, to be fused.
-        memory_mask: `[b, s]`, 1 for tokens.
+        blocks: generated parameters, n of each block.
+        states: layer states (axis 1: encoder, decoder), the h of §3.1 that the local consistency loss compares;
+            L = 0 where no parameters are generated.
+        memory: the encoder's output, to be fused.
+        memory_mask: 1 for tokens.
     """
 
     blocks: Blocks
-    states: Tensor
-    memory: Tensor
-    memory_mask: Tensor
+    states: Float[Tensor, "n 2 L m d"]
+    memory: Float[Tensor, "n s d"]
+    memory_mask: Shaped[Tensor, "n s"]
 
 
 class HyperNetwork(PreTrainedModel):
@@ -118,7 +57,6 @@ class HyperNetwork(PreTrainedModel):
     config: HyperNetworkConfig
     main_input_name = "demo_ids"
     supports_gradient_checkpointing = True
-    _supports_sdpa = True
     _no_split_modules = ["T5Block"]
 
     def __init__(self, config: HyperNetworkConfig) -> None:
@@ -146,10 +84,9 @@ class HyperNetwork(PreTrainedModel):
             )
         if self.scheme is not None and self.scheme.uses_decoder:
             self.decoder = T5Stack(config.stack_config(decoder=True))
-            step_linears(self.decoder)
             self.decoder.set_input_embeddings(None)
-        rows_of = self.scheme.rows_of if self.scheme is not None else _no_rows
-        self.heads = RowBlockHeads(blocks, self.shape.d_model, rows_of)
+        vectors_of = self.scheme.vectors_of if self.scheme is not None else _no_vectors
+        self.heads = RowBlockHeads(blocks, self.shape.d_model, vectors_of)
         self.post_init()
 
     @classmethod
@@ -240,8 +177,10 @@ class HyperNetwork(PreTrainedModel):
         self.__dict__["encoder"] = encoder
 
     @torch.no_grad()
-    def attention_maps(self, demo_ids: Tensor, demo_mask: Tensor) -> Tensor:
-        """How the states of layers attend to each other `[b, 2, L, L]` (Fig. 1); see `Bidirectional.attention_maps`.
+    def attention_maps(
+        self, demo_ids: Int[Tensor, "n s"], demo_mask: Shaped[Tensor, "n s"]
+    ) -> Float[Tensor, "n 2 L L"]:
+        """How the states of layers attend to each other (Fig. 1); see `Bidirectional.attention_maps`.
 
         Raises:
             HartError: the generation scheme has no such maps.
@@ -251,12 +190,12 @@ class HyperNetwork(PreTrainedModel):
         memory = self.encoder(input_ids=demo_ids, attention_mask=demo_mask).last_hidden_state
         return self.scheme.attention_maps(self.decoder, memory, demo_mask)
 
-    def forward(self, demo_ids: Tensor, demo_mask: Tensor) -> HyperOutput:
+    def forward(self, demo_ids: Int[Tensor, "n s"], demo_mask: Shaped[Tensor, "n s"]) -> HyperOutput:
         """Encode demonstrations and generate row blocks from them.
 
         Args:
-            demo_ids: int64 `[b, s]`.
-            demo_mask: `[b, s]`, 1 for tokens and 0 for padding; no row may be all padding.
+            demo_ids: tokens of n tasks.
+            demo_mask: 1 for tokens and 0 for padding; no task may be all padding.
         """
         memory = self.encoder(input_ids=demo_ids, attention_mask=demo_mask).last_hidden_state
         if self.scheme is None:
@@ -301,7 +240,7 @@ class HyperNetwork(PreTrainedModel):
         return std
 
 
-def _no_rows(block: RowBlock) -> slice:
+def _no_vectors(block: RowBlock) -> slice:
     return slice(0, 1)
 
 

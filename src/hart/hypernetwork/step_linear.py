@@ -1,9 +1,10 @@
-"""Linear maps for decoders that run many steps of a few rows: faster products, and one weight gradient for all steps.
+"""Linear maps, on a CPU, for decoders that run many short steps: faster products, one weight gradient for all steps.
 
-A step of one task is two rows against all weights of the decoder, so it takes as long as moving those weights.
-Forwards, torch's CPU library reads weights two to three times as fast when they stand on the left of a few rows.
+A step of one task is two vectors against all weights of the decoder, so it takes as long as moving those weights.
+Forwards, torch's CPU library reads weights two to three times as fast when they stand on the left of a few vectors.
 Backwards, each step would write a gradient as large as the weights and add it to that of the steps before; here the
-rows and their gradients are kept until the first step has been reached, and one product makes the gradient of all.
+inputs and output gradients are kept until the first step has been reached, and one product makes the gradient of all.
+On a GPU the maps are torch's own.
 """
 
 from contextlib import nullcontext
@@ -11,12 +12,13 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-MOST_FEW_ROWS = 4
-"""Rows up to which weights on the left are faster: two tasks in steps of two rows (docs/performance.md)."""
+MOST_FEW = 4
+"""Vectors up to which weights on the left are faster: two tasks in steps of two (docs/performance.md)."""
 
 
 class StepLinear(nn.Linear):
@@ -29,11 +31,12 @@ class StepLinear(nn.Linear):
         return _Product.apply(input, *steps.uses_of(self))
 
 
-def step_linears(decoder: nn.Module) -> None:
-    """Turn the linear maps of a decoder into `StepLinear`s, with the same parameters under the same names."""
+def step_linears(decoder: nn.Module, wanted: bool = True) -> None:
+    """Make the linear maps of a decoder `StepLinear`s, or torch's own again, with the same parameters and names."""
+    old, new = (nn.Linear, StepLinear) if wanted else (StepLinear, nn.Linear)
     for module in decoder.modules():
-        if type(module) is nn.Linear and module.bias is None:
-            module.__class__ = StepLinear
+        if type(module) is old and module.bias is None:
+            module.__class__ = new
 
 
 class Steps:
@@ -64,7 +67,7 @@ _current: ContextVar[Steps | None] = ContextVar("hart_steps", default=None)
 
 
 class _Uses:
-    """Rows that a map was given in one pass, and the gradients of what it made of them.
+    """What a map was given in one pass, and the gradients of what it made of it.
 
     The weight is asked from the module each time: layouts that share parameters out (ZeRO-3, FSDP) put it there for
     the forward and again for the backward pass.
@@ -73,7 +76,7 @@ class _Uses:
     def __init__(self, module: StepLinear) -> None:
         self._module = module
         self._cast: Tensor | None = None
-        self.rows: list[Tensor] = []
+        self.inputs: list[Tensor] = []
         self.gradients: list[Tensor] = []
 
     def weight(self, dtype: torch.dtype) -> Tensor:
@@ -87,10 +90,10 @@ class _Uses:
 
     def gradient(self) -> Tensor | None:
         """That of the weight `[out, in]`; what it is made of is dropped."""
-        if not self.rows:
+        if not self.inputs:
             return None
-        made = torch.cat(self.gradients).T @ torch.cat(self.rows)
-        self.rows, self.gradients, self._cast = [], [], None
+        made = torch.cat(self.gradients).T @ torch.cat(self.inputs)
+        self.inputs, self.gradients, self._cast = [], [], None
         return made
 
 
@@ -110,47 +113,46 @@ class _Gradient(torch.autograd.Function):
 
 
 class _Product(torch.autograd.Function):
-    """`[…, in]` → `[…, out]`, with the gradient of the rows; that of the weight comes from `_Gradient`."""
+    """`[…, in]` → `[…, out]`, with the gradient of the input; that of the weight comes from `_Gradient`."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, token: Tensor, uses: _Uses) -> Tensor:
         ctx.set_materialize_grads(False)
-        device = inputs.device.type
         # Not left to autocast: it would keep a copy of the weight that has no gradient.
-        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        rows = inputs.to(torch.get_autocast_dtype(device)) if autocast else inputs
+        autocast = torch.is_autocast_enabled("cpu")
         ctx.uses, ctx.given = uses, inputs.dtype
-        ctx.save_for_backward(rows)
-        with torch.autocast(device, enabled=False) if autocast else nullcontext():
-            return multiply(rows, uses.weight(rows.dtype))
+        if autocast:
+            inputs = inputs.to(torch.get_autocast_dtype("cpu"))
+        ctx.save_for_backward(inputs)
+        with torch.autocast("cpu", enabled=False) if autocast else nullcontext():
+            return multiply(inputs, uses.weight(inputs.dtype))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, None, None]:
         if gradient is None:
             return None, None, None
-        (rows,) = ctx.saved_tensors
+        (inputs,) = ctx.saved_tensors
         uses: _Uses = ctx.uses
-        uses.rows.append(rows.flatten(0, -2))
+        uses.inputs.append(inputs.flatten(0, -2))
         uses.gradients.append(gradient.flatten(0, -2))
         if not ctx.needs_input_grad[0]:
             return None, None, None
         return (gradient @ uses.weight(gradient.dtype)).to(ctx.given), None, None
 
 
-def multiply(inputs: Tensor, weight: Tensor) -> Tensor:
-    """`[…, in]` times a weight `[out, in]`; a few rows of float32 on a CPU as (W xᵀ)ᵀ, else `linear`.
+def multiply(inputs: Float[Tensor, "*any x"], weight: Float[Tensor, "y x"]) -> Float[Tensor, "*any y"]:
+    """A linear map; of a few vectors of float32 as (W xᵀ)ᵀ.
 
     The products are the same, the order of their sums may not be.
     """
-    rows = inputs.numel() // max(1, inputs.shape[-1])
+    few = inputs.numel() // max(1, inputs.shape[-1])
     if (
-        not 2 <= rows <= MOST_FEW_ROWS
-        or inputs.device.type != "cpu"
+        not 2 <= few <= MOST_FEW
         or not inputs.dtype == weight.dtype == torch.float32
         or torch.is_autocast_enabled("cpu")
     ):
         return F.linear(inputs, weight)
-    # Contiguous, or the product is a slow one again; the copy is a few rows.
-    left = inputs.reshape(rows, -1).contiguous()
+    # Contiguous, or the product is a slow one again; the copy is small.
+    left = inputs.reshape(few, -1).contiguous()
     return torch.mm(weight, left.T).T.contiguous().unflatten(0, inputs.shape[:-1])

@@ -20,7 +20,7 @@ from hart.data.input_format import InputFormat
 from hart.data.tasks import Task
 from hart.errors import HartError
 from hart.model.weights import read_tensors
-from hart.peft import Blocks, PeftKind, build_kinds
+from hart.peft.base import Blocks, PeftKind, build_kinds
 from hart.runtime.files import content_of, new_directory, read_json, sha256, write_json
 from hart.runtime.identity import same_base
 

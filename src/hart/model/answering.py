@@ -1,10 +1,12 @@
 """Answers of a main model to one batch, and the options that they are decoded with."""
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jaxtyping import Int
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedTokenizerBase, T5ForConditionalGeneration
 
@@ -41,11 +43,11 @@ class Answer:
 def answer_batch(
     model: T5ForConditionalGeneration,
     tokenizer: PreTrainedTokenizerBase,
-    ids: Tensor,
-    mask: Tensor,
+    ids: Int[Tensor, "b t"],
+    mask: Int[Tensor, "b t"],
     **options: Any,
 ) -> list[Answer]:
-    """One answer for each row of `ids` `[b, t]`; `options` are those of `transformers`' `generate`."""
+    """One answer for each query; `options` are those of `transformers`' `generate`."""
     if options.get("use_cache", True):
         # Left to itself, generate gives cross-attention's cache as many layers as the encoder has.
         options["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
@@ -64,6 +66,22 @@ def answer_batch(
         count = row.index(tokenizer.eos_token_id) + 1 if finished else len(row)
         answers.append(Answer(text, count, finished, read))
     return answers
+
+
+def parts_of(adaptation: Adaptation | None, queries: Sequence[int], total: int) -> tuple[list[int], Adaptation | None]:
+    """Some of `total` queries, ordered so that those of one row of the adaptation lie together, and the part for them.
+
+    The part has a row for each of the queries, or, where its rows serve equally many of them, each row once.
+    """
+    if adaptation is None or len(adaptation) == 1:
+        return list(queries), adaptation
+    each = total // len(adaptation)
+    ordered = sorted(queries, key=lambda i: i // each)
+    rows = [i // each for i in ordered]
+    counts = Counter(rows)
+    if len(set(counts.values())) == 1:
+        rows = list(counts)
+    return ordered, adaptation if rows == list(range(len(adaptation))) else adaptation.select(rows)
 
 
 def decoding_options(num_beams: int, temperature: float, top_p: float, more: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from huggingface_hub import ModelCardData
+
 
 def model_card(config: Mapping[str, Any]) -> str:
     """Markdown with the hub's metadata block.
@@ -29,10 +31,11 @@ def model_card(config: Mapping[str, Any]) -> str:
             ("fusion-in-decoder", f"the main model's decoder {fused} given the hypernetwork's encoding"),
         ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    header = ModelCardData(
+        base_model=system["base"], library_name="hart-hypernet", tags=["hypernetwork", "peft", "t5", "hart"]
+    )
     return f"""---
-library_name: hart-hypernet
-base_model: {system["base"]}
-tags: [hypernetwork, peft, t5, hart]
+{header}
 ---
 
 # {_TITLES[weights]} for {system["base"]}

@@ -12,21 +12,23 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from hart.data.input_format import InputFormat
 from hart.errors import HartError
-from hart.hypernetwork.network import HyperNetwork, HyperNetworkConfig
+from hart.hypernetwork.config import HyperNetworkConfig
+from hart.hypernetwork.network import HyperNetwork
+from hart.model.bundled import resolve_model
 from hart.model.card import model_card
 from hart.model.main_model import MainModel
-from hart.model.weights import check_floats, check_model_files, read_tensors
-from hart.peft import PeftKind
+from hart.model.peft_source import CONFIG_FILE, WEIGHTS_FILE, PeftSource, load_peft_source
+from hart.peft.base import PeftKind
 from hart.peft.learned import LearnedWeights
 from hart.runtime.files import read_json
+from hart.runtime.identity import difference, same_base
 
-CONFIG_FILE, WEIGHTS_FILE, MAIN_FOLDER = "config.json", "model.safetensors", "main"
+MAIN_FOLDER = "main"
 PLAIN_MODEL_TYPE = "hart-system"
 """model_type of a system without a hypernetwork."""
 
@@ -35,6 +37,9 @@ MODEL_TYPES = (HyperNetworkConfig.model_type, PLAIN_MODEL_TYPE)
 
 FIELDS = ("base", "base_revision", "base_fingerprint", "fusion", "input_format")
 """What config.json must say under `system`."""
+
+MAKE = ("weights", "train_main", "base", "scheme", "decoder_layers", "tied_encoder", "peft")
+"""What two systems must share for one to start from the other's weights."""
 
 
 def fetch(name: str, revision: str | None) -> Path:
@@ -53,6 +58,47 @@ def fetch(name: str, revision: str | None) -> Path:
             f"{name}: neither a folder nor a model that the hub has or that lies in its cache; "
             "give a folder, a hub name or mini"
         ) from error
+
+
+def load_system(
+    name: str, *, revision: str | None, base: str | None, dtype: torch.dtype | str, attention: str
+) -> tuple[dict[str, Any], bool]:
+    """What `HartModel` is built from (its arguments), and whether its main model was trained.
+
+    Raises:
+        HartError: as `HartModel.from_pretrained`.
+    """
+    folder = fetch(resolve_model(name), revision)
+    config = read_config(folder)
+    info = config["system"]
+    train_main = info.get("train_main", False)
+    if train_main and base is not None:
+        raise HartError(f"{name}: brings its own main model, which was trained; leave out the base {base}")
+    try:
+        main = MainModel.from_pretrained(
+            str(folder / MAIN_FOLDER) if train_main else base or info["base"],
+            revision=None if train_main or base else info["base_revision"],
+            dtype=dtype,
+            attention=attention,
+        )
+    except HartError as error:
+        if train_main or base:
+            raise
+        raise HartError(f"{error}; it is the base of {name}, say where it lies: base=… (--base)") from error
+    if not train_main and not same_base(info["base_fingerprint"], main.fingerprint):
+        raise HartError(
+            f"{folder}: was trained for another {info['base']} than the one found in {main.name}, whose "
+            f"{difference(info['base_fingerprint'], main.fingerprint)}; give the right one as base"
+        )
+    arguments = {
+        "main": main,
+        "peft_source": load_peft_source(folder, config, main, dtype),
+        "fusion": info["fusion"],
+        "input_format": read_input_format(folder, info["input_format"]),
+        "name": name,
+        "origin": {key: info[key] for key in main.identity},
+    }
+    return arguments, train_main
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -94,22 +140,22 @@ def read_input_format(folder: Path, fields: Any) -> InputFormat:
 
 
 def check_make(name: str, saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Raise `HartError` unless the system in a config.json is made as `own` says; what it does not say is equal.
+    """Raise `HartError` unless the system in a config.json is made as `own` says; what either does not say is equal.
 
     Args:
         name: of the saved system, as the user gave it in `model.init_from`.
         saved: its config.json.
-        own: what the system that takes over its weights is made of.
+        own: what the system that takes over its weights would write there.
     """
     said = {**saved, **saved["system"]}
-    for key, value in own.items():
-        if said.get(key, value) != value:
-            raise HartError(f"model.init_from: {name} has {key} {said[key]}, this run {value}; they must be equal")
+    for key in MAKE:
+        if key in said and key in own and said[key] != own[key]:
+            raise HartError(f"model.init_from: {name} has {key} {said[key]}, this run {own[key]}; they must be equal")
 
 
 def write_folder(
     folder: Path,
-    adapter: HyperNetwork | LearnedWeights | None,
+    source: PeftSource | None,
     main: MainModel | None,
     info: Mapping[str, Any],
     kinds: Sequence[PeftKind],
@@ -119,22 +165,22 @@ def write_folder(
     """Put the files of a system into a folder that exists.
 
     Args:
-        adapter: what was trained beside the main model.
+        source: what was trained beside the main model.
         main: the main model, where it was trained; None names the base only.
         info: what config.json says under `system`, with at least `FIELDS`.
-        kinds: the PEFT kinds that the adapter makes.
+        kinds: the PEFT kinds that it makes.
         card: text of README.md; None writes one from config.json.
         weights: trained values of both, under their names in the system; None takes those in the modules.
     """
-    if isinstance(adapter, HyperNetwork):
-        adapter.config.system = dict(info)
-        adapter.save_pretrained(folder, state_dict=_below("hypernetwork.", weights))
-        config = adapter.config.to_dict()
+    if isinstance(source, HyperNetwork):
+        source.config.system = dict(info)
+        source.save_pretrained(folder, state_dict=_below("hypernetwork.", weights))
+        config = source.config.to_dict()
     else:
         config = {"model_type": PLAIN_MODEL_TYPE, "peft": [kind.to_config() for kind in kinds], "system": info}
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    if isinstance(adapter, LearnedWeights):
-        values = _below("learned.", weights) or adapter.state_dict()
+    if isinstance(source, LearnedWeights):
+        values = _below("learned.", weights) or source.state_dict()
         save_file({name: value.contiguous() for name, value in values.items()}, folder / WEIGHTS_FILE)
     if main is not None:
         main.model.save_pretrained(folder / MAIN_FOLDER, state_dict=_below("main.model.", weights))
@@ -146,49 +192,6 @@ def _below(prefix: str, weights: Mapping[str, Tensor] | None) -> dict[str, Tenso
     if weights is None:
         return None
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-
-
-def load_adapter(
-    folder: Path, config: Mapping[str, Any], main: MainModel, dtype: torch.dtype | str
-) -> HyperNetwork | LearnedWeights | None:
-    """What adapts, with its trained weights. Those of a hypernetwork are in `dtype`, however the file holds them.
-
-    Raises:
-        HartError: files are missing or damaged, or do not fit each other.
-    """
-    weights = config["system"].get("weights", "generated")
-    if weights == "none":
-        return None
-    if weights == "learned":
-        learned = LearnedWeights(config["peft"], main.shape)
-        load_weights(learned, folder)
-        return learned
-    check_model_files(folder)
-    for path in folder.glob("*.safetensors"):
-        check_floats(path)
-    try:
-        made = HyperNetworkConfig.from_dict(dict(config))
-        return HyperNetwork.from_pretrained(folder, config=made, dtype=dtype)
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise HartError(f"{folder}: cannot be loaded ({reason}); is the download complete?") from error
-
-
-def load_weights(module: nn.Module, folder: Path) -> None:
-    """Copy model.safetensors of a saved system into `module`, every tensor of it.
-
-    Raises:
-        HartError: the file is missing or damaged, or holds other tensors.
-    """
-    path = folder / WEIGHTS_FILE
-    check_floats(path)
-    found = read_tensors(path)
-    wanted = module.state_dict()
-    wrong = [name for name in wanted if name not in found or found[name].shape != wanted[name].shape]
-    wrong += [name for name in found if name not in wanted]
-    if wrong:
-        raise HartError(f"{path}: does not fit {CONFIG_FILE} at {min(wrong)}; get both files from the same model")
-    module.load_state_dict(found)
 
 
 def upload(folder: Path, repo_id: str, *, private: bool, revision: str | None) -> str:

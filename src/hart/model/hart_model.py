@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
-from transformers.models.t5.modeling_t5 import T5Stack
 
 from hart.data.config import DataConfig
 from hart.data.input_format import InputFormat
@@ -25,30 +25,19 @@ from hart.data.prompts import Cuts
 from hart.data.tasks import Task
 from hart.errors import HartError
 from hart.hypernetwork.network import HyperNetwork, HyperOutput
-from hart.hypernetwork.schemes import STACK_INDEX
+from hart.hypernetwork.schemes.base import STACK_INDEX
 from hart.model.adaptation import Adaptation
 from hart.model.answering import Answer
-from hart.model.base_checkpoint import load_base
-from hart.model.bundled import resolve_model
 from hart.model.config import ModelConfig
-from hart.model.folder import (
-    MAIN_FOLDER,
-    check_make,
-    fetch,
-    load_adapter,
-    load_weights,
-    read_config,
-    read_input_format,
-    upload,
-    write_folder,
-)
+from hart.model.folder import MAIN_FOLDER, check_make, fetch, load_system, read_config, upload, write_folder
 from hart.model.main_model import MainModel
 from hart.model.modes import evaluating
+from hart.model.peft_source import PeftSource, load_weights, new_peft_source
 from hart.model.scoring import score_choices
-from hart.peft import Blocks, PeftKind
+from hart.peft.base import Blocks, PeftKind
 from hart.peft.learned import LearnedWeights
 from hart.runtime.files import new_directory
-from hart.runtime.identity import difference, same_base
+from hart.runtime.third_party.transformers import T5Stack
 
 logger = logging.getLogger(__name__)
 
@@ -58,14 +47,12 @@ class HartOutput:
     """What a training pass yields.
 
     Attributes:
-        logits: `[b, u, v]`, of the main model, for the shifted labels.
-        states: layer states `[n, 2, L, m, d]` of the hypernetwork; L = 0 without one.
-        blocks: generated or learned parameters, block name → `[n or 1, layers, rows, width]`.
+        logits: of the main model, for the shifted labels.
+        states: layer states of the hypernetwork; L = 0 without one.
     """
 
-    logits: Tensor
-    states: Tensor
-    blocks: Blocks
+    logits: Float[Tensor, "b u vocabulary"]
+    states: Float[Tensor, "n 2 L m d"]
 
 
 class HartModel(nn.Module):
@@ -76,8 +63,8 @@ class HartModel(nn.Module):
 
     Args:
         main: the main model.
-        adapter: a `HyperNetwork` made for a main model of the same shape, `LearnedWeights`, or None (full
-            fine-tuning).
+        peft_source: where its PEFT parameters come from: a `HyperNetwork` made for a main model of the same shape,
+            `LearnedWeights`, or None (full fine-tuning).
         fusion: whether the main decoder also attends to the hypernetwork's encoding (App. 8.1.3).
         train_main: whether the main model's weights are trained; it is frozen here otherwise.
         input_format: how tasks and queries are turned into tokens.
@@ -91,7 +78,7 @@ class HartModel(nn.Module):
     def __init__(
         self,
         main: MainModel,
-        adapter: HyperNetwork | LearnedWeights | None,
+        peft_source: PeftSource | None,
         *,
         fusion: bool = True,
         train_main: bool = False,
@@ -100,14 +87,14 @@ class HartModel(nn.Module):
         origin: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if adapter is not None and adapter.shape != main.shape:
+        if peft_source is not None and peft_source.shape != main.shape:
             raise HartError(
-                f"{name or 'hypernetwork'}: made for a main model of {adapter.shape}, "
+                f"{name or 'hypernetwork'}: made for a main model of {peft_source.shape}, "
                 f"{main.name} has {main.shape}; use the base it was trained with"
             )
         self.main = main
-        self.hypernetwork = adapter if isinstance(adapter, HyperNetwork) else None
-        self.learned = adapter if isinstance(adapter, LearnedWeights) else None
+        self.hypernetwork = peft_source if isinstance(peft_source, HyperNetwork) else None
+        self.learned = peft_source if isinstance(peft_source, LearnedWeights) else None
         self.fusion = fusion and self.hypernetwork is not None
         self.train_main = train_main
         self.input_format = input_format or InputFormat()
@@ -129,30 +116,12 @@ class HartModel(nn.Module):
             HartError: no such base or checkpoint, or parts that do not fit each other.
         """
         main = MainModel.from_pretrained(
-            model.base,
-            revision=model.base_revision,
-            dtype=model.dtype,
-            attention=model.attention,
+            model.base, revision=model.base_revision, dtype=model.dtype, attention=model.attention
         )
         torch.manual_seed(seed)
-        adapter: HyperNetwork | LearnedWeights | None = None
-        if model.weights == "generated":
-            init = model.hypernetwork_init
-            adapter = HyperNetwork.from_base(
-                main.model,
-                source=None if init is None else load_base(init).model,
-                decoder_layers=model.decoder_layers,
-                scheme=model.scheme,
-                peft=model.peft,
-                dropout=model.dropout,
-                tied_encoder=model.tied_encoder,
-            )
-        elif model.weights == "learned":
-            adapter = LearnedWeights(model.peft, main.shape)
-            adapter.reset_parameters(main.model)
         system = cls(
             main,
-            adapter,
+            new_peft_source(model, main),
             fusion=model.fusion,
             train_main=model.train_main,
             input_format=InputFormat.from_config(data),
@@ -190,38 +159,10 @@ class HartModel(nn.Module):
             HartError: nothing there, not a HART model, damaged weights, or a base that differs from the
                 one it was trained with.
         """
-        folder = fetch(resolve_model(str(name)), revision)
-        config = read_config(folder)
-        info = config["system"]
-        train_main = info.get("train_main", False)
-        if train_main and base is not None:
-            raise HartError(f"{name}: brings its own main model, which was trained; leave out the base {base}")
-        try:
-            main = MainModel.from_pretrained(
-                str(folder / MAIN_FOLDER) if train_main else base or info["base"],
-                revision=None if train_main or base else info["base_revision"],
-                dtype=dtype,
-                attention=attention,
-            )
-        except HartError as error:
-            if train_main or base:
-                raise
-            raise HartError(f"{error}; it is the base of {name}, say where it lies: base=… (--base)") from error
-        if not train_main and not same_base(info["base_fingerprint"], main.fingerprint):
-            raise HartError(
-                f"{folder}: was trained for another {info['base']} than the one found in {main.name}, whose "
-                f"{difference(info['base_fingerprint'], main.fingerprint)}; give the right one as base"
-            )
+        arguments, trained = load_system(str(name), revision=revision, base=base, dtype=dtype, attention=attention)
         # Frozen also where it was trained: what is loaded is for use.
-        system = cls(
-            main,
-            load_adapter(folder, config, main, dtype),
-            fusion=info["fusion"],
-            input_format=read_input_format(folder, info["input_format"]),
-            name=str(name),
-            origin={key: info[key] for key in main.identity},
-        )
-        system.train_main = train_main
+        system = cls(**arguments)
+        system.train_main = trained
         return system.eval().to(device) if device is not None else system.eval()
 
     def save_pretrained(
@@ -247,7 +188,7 @@ class HartModel(nn.Module):
             weights: whole values of the trained parameters by name, where the modules have only their share of them.
         """
         main = self.main if self.train_main else None
-        write_folder(folder, self.hypernetwork or self.learned, main, self._info(), self.kinds, card, weights)
+        write_folder(folder, self.peft_source, main, self._info(), self.kinds, card, weights)
 
     def start_from(self, name: str | Path) -> None:
         """Take over the trained weights of a saved system of the same make: pre-training before fine-tuning (§4.1).
@@ -256,7 +197,9 @@ class HartModel(nn.Module):
             HartError: nothing there, or a system of another make.
         """
         folder = fetch(str(name), None)
-        check_make(str(name), read_config(folder), self._make())
+        own = {} if self.hypernetwork is None else self.hypernetwork.config.to_dict()
+        own |= {"peft": [kind.to_config() for kind in self.kinds], **self._info()}
+        check_make(str(name), read_config(folder), own)
         self.load_trained(folder)
 
     def load_trained(self, folder: Path) -> None:
@@ -265,20 +208,14 @@ class HartModel(nn.Module):
         Raises:
             HartError: files are missing, damaged, or of another make.
         """
-        adapter = self.hypernetwork or self.learned
-        if adapter is not None:
-            load_weights(adapter, folder)
+        if self.peft_source is not None:
+            load_weights(self.peft_source, folder)
         if self.train_main:
             trained = MainModel.from_pretrained(str(folder / MAIN_FOLDER), dtype=torch.float32)
             self.main.model.load_state_dict(trained.model.state_dict())
 
     def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool = False,
-        revision: str | None = None,
-        card: str | None = None,
+        self, repo_id: str, *, private: bool = False, revision: str | None = None, card: str | None = None
     ) -> str:
         """Upload what `save_pretrained` writes; returns the address of the commit.
 
@@ -300,17 +237,14 @@ class HartModel(nn.Module):
             "input_format": dataclasses.asdict(self.input_format),
         }
 
-    def _make(self) -> dict[str, Any]:
-        """What two systems must share for one to start from the other's weights."""
-        make: dict[str, Any] = {"weights": self.weights, "train_main": self.train_main, "base": self._origin["base"]}
-        if self.hypernetwork is not None:
-            config = self.hypernetwork.config.to_dict()
-            make |= {key: config[key] for key in ("scheme", "decoder_layers", "tied_encoder")}
-        return make | {"peft": [kind.to_config() for kind in self.kinds]}
+    @property
+    def peft_source(self) -> PeftSource | None:
+        """Where the PEFT parameters come from."""
+        return self.hypernetwork or self.learned
 
     @property
     def weights(self) -> Literal["generated", "learned", "none"]:
-        """Where the PEFT parameters come from."""
+        """The same as `model.weights` of the configuration says it."""
         if self.hypernetwork is not None:
             return "generated"
         return "none" if self.learned is None else "learned"
@@ -318,8 +252,7 @@ class HartModel(nn.Module):
     @property
     def kinds(self) -> tuple[PeftKind, ...]:
         """The PEFT kinds that are generated or learned."""
-        adapter = self.hypernetwork or self.learned
-        return () if adapter is None else adapter.kinds
+        return () if self.peft_source is None else self.peft_source.kinds
 
     @property
     def device(self) -> torch.device:
@@ -335,19 +268,19 @@ class HartModel(nn.Module):
 
     def forward(
         self,
-        query_ids: Tensor,
-        query_mask: Tensor,
-        labels: Tensor,
-        demo_ids: Tensor | None = None,
-        demo_mask: Tensor | None = None,
+        query_ids: Int[Tensor, "b t"],
+        query_mask: Shaped[Tensor, "b t"],
+        labels: Int[Tensor, "b u"],
+        demo_ids: Int[Tensor, "n s"] | None = None,
+        demo_mask: Shaped[Tensor, "n s"] | None = None,
     ) -> HartOutput:
         """One training pass (Eq. 5 before its loss): each row of the batch is its own task.
 
         Args:
-            query_ids, query_mask: `[b, t]`, for the main model; with its demonstrations where it reads them.
-            labels: `[b, u]`, -100 on padding.
-            demo_ids, demo_mask: `[n, s]`, definition and demonstrations, for the hypernetwork; n divides b, and
-                row g serves the queries g·b/n to (g+1)·b/n − 1. None without a hypernetwork.
+            query_ids, query_mask: for the main model; with its demonstrations where it reads them.
+            labels: -100 on padding.
+            demo_ids, demo_mask: definition and demonstrations, for the hypernetwork; n divides b, and task g serves
+                the queries g·b/n to (g+1)·b/n − 1. None without a hypernetwork.
 
         Raises:
             HartError: demonstrations are missing, or nobody reads them, or n does not divide b.
@@ -361,7 +294,7 @@ class HartModel(nn.Module):
         if self.hypernetwork is None or demo_ids is None or demo_mask is None:
             blocks = {} if self.learned is None else self.learned()
             logits = self.main(query_ids, query_mask, labels=labels, blocks=blocks, peft=self.kinds).logits
-            return HartOutput(logits, logits.new_zeros(query_ids.shape[0], len(STACK_INDEX), 0, 1, 1), blocks)
+            return HartOutput(logits, logits.new_zeros(query_ids.shape[0], len(STACK_INDEX), 0, 1, 1))
         made = self.hypernetwork(demo_ids, demo_mask)
         blocks, memory, memory_mask = made.blocks, made.memory, made.memory_mask
         repeats, rest = divmod(query_ids.shape[0], demo_ids.shape[0])
@@ -380,7 +313,7 @@ class HartModel(nn.Module):
             memory=memory if self.fusion else None,
             memory_mask=memory_mask if self.fusion else None,
         )
-        return HartOutput(output.logits, made.states, made.blocks)
+        return HartOutput(output.logits, made.states)
 
     @torch.no_grad()
     def adapt(self, task: Task | Sequence[Task], *, cuts: Cuts | None = None) -> Adaptation:

@@ -6,30 +6,30 @@ generation are those of the checkpoint; nothing of the model is copied or subcla
 """
 
 import logging
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Self
 
 import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedTokenizerBase, T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
-from transformers.models.t5.modeling_t5 import T5Attention
 
 from hart.data.input_format import InputFormat
 from hart.data.prompts import Cuts
 from hart.errors import HartError
 from hart.model.adaptation import Adaptation
-from hart.model.answering import Answer, answer_batch, check_batch_size, decoding_options, limit, query_limit
+from hart.model.answering import Answer, answer_batch, check_batch_size, decoding_options, limit, parts_of, query_limit
 from hart.model.base_checkpoint import load_base
 from hart.model.modes import evaluating
-from hart.peft import Blocks, MainShape, PeftKind, check_blocks
-from hart.peft.injection import Binding, KeyValueRows, attach, binding, checkpoint_contexts
+from hart.peft.base import Blocks, MainShape, PeftKind, check_blocks
+from hart.peft.injection import Binding, ExtraKeyValues, attach, binding, checkpoint_contexts
 from hart.peft.injection import sites as sites_of
 from hart.runtime.identity import difference, fingerprint, same_base, trace
+from hart.runtime.third_party.transformers import T5Attention
 
 logger = logging.getLogger(__name__)
 
@@ -163,37 +163,32 @@ class MainModel(nn.Module):
 
     def forward(
         self,
-        query_ids: Tensor,
-        query_mask: Tensor,
-        labels: Tensor | None = None,
-        decoder_input_ids: Tensor | None = None,
+        query_ids: Int[Tensor, "b t"],
+        query_mask: Shaped[Tensor, "b t"],
+        labels: Int[Tensor, "b u"],
         blocks: Blocks | None = None,
         peft: Sequence[PeftKind] = (),
-        memory: Tensor | None = None,
-        memory_mask: Tensor | None = None,
+        memory: Float[Tensor, "#b s d"] | None = None,
+        memory_mask: Shaped[Tensor, "#b s"] | None = None,
     ) -> Seq2SeqLMOutput:
         """Logits `[b, u, vocabulary]` under teacher forcing (Eq. 5), without a loss.
 
         Args:
-            query_ids, query_mask: `[b, t]`, padded on the right, mask 0 there.
-            labels: `[b, u]`, -100 where padded; shifted right they are the decoder's input.
-            decoder_input_ids: `[b, u]`, instead of labels.
-            blocks: generated parameters for each row, or one for all rows.
+            query_ids, query_mask: padded on the right, mask 0 there.
+            labels: -100 where padded; shifted right they are the decoder's input.
+            blocks: generated parameters for each query, or one set for all.
             peft: the kinds that `blocks` belong to.
-            memory: `[b or 1, s, d_model]`, prepended to the encoder's output.
-            memory_mask: `[b or 1, s]`.
+            memory, memory_mask: prepended to the encoder's output.
 
         Raises:
             HartError: `blocks` do not fit `peft`, this model or the batch.
         """
-        if labels is not None:
-            decoder_input_ids = self.model.prepare_decoder_input_ids_from_labels(labels)
         with self.binding(blocks, peft, batch=query_ids.shape[0]):
             states, mask = self.encode(query_ids, query_mask, memory, memory_mask)
             return self.model(
                 encoder_outputs=BaseModelOutput(last_hidden_state=states),
                 attention_mask=mask,
-                decoder_input_ids=decoder_input_ids,
+                decoder_input_ids=self.model.prepare_decoder_input_ids_from_labels(labels),
                 use_cache=False,
             )
 
@@ -242,7 +237,7 @@ class MainModel(nn.Module):
             raise HartError("queries is one text; give a list of texts")
         options = decoding_options(num_beams, temperature, top_p, generate_kwargs)
         check_batch_size(batch_size)
-        adaptation = self.ready(adaptation, rows=len(queries))
+        adaptation = self.ready(adaptation, len(queries))
         new_tokens = limit(
             "max_new_tokens", max_new_tokens, adaptation.input_format.max_target_length if adaptation else None
         )
@@ -250,16 +245,16 @@ class MainModel(nn.Module):
         encoded = self.encode_queries(queries, adaptation, query_length, cuts)
         answers: list[Any] = [None] * len(queries)
         longest_first = sorted(range(len(queries)), key=lambda i: -len(encoded[i]))
-        with self.evaluating():
+        with evaluating(self):
             # A part of several rows is projected with its batch, so that only one batch's is in memory.
             if adaptation is not None and len(adaptation) == 1:
                 adaptation = self.keep_memory(adaptation)
             for start in range(0, len(queries), batch_size):
-                rows, part = parts_of(adaptation, longest_first[start : start + batch_size], len(queries))
-                ids, mask = self.pad([encoded[i] for i in rows])
-                with self.adapted(part, batch=len(rows)):
+                chosen, part = parts_of(adaptation, longest_first[start : start + batch_size], len(queries))
+                ids, mask = self.pad([encoded[i] for i in chosen])
+                with self.adapted(part, batch=len(chosen)):
                     made = answer_batch(self.model, self.tokenizer, ids, mask, max_new_tokens=new_tokens, **options)
-                for i, answer in zip(rows, made, strict=True):
+                for i, answer in zip(chosen, made, strict=True):
                     answers[i] = answer
         return answers
 
@@ -272,14 +267,14 @@ class MainModel(nn.Module):
                 "load that base or adapt again"
             )
 
-    def ready(self, adaptation: Adaptation | None, rows: int) -> Adaptation | None:
-        """The adaptation on this device, checked to have one row, or as many as divide `rows`."""
+    def ready(self, adaptation: Adaptation | None, queries: int) -> Adaptation | None:
+        """The adaptation on this device, checked to have one row, or as many as divide the number of queries."""
         if adaptation is None:
             return None
         self.check_adaptation(adaptation)
-        if rows % len(adaptation):
+        if queries % len(adaptation):
             raise HartError(
-                f"an adaptation of {len(adaptation)} rows cannot serve {rows} queries; "
+                f"an adaptation of {len(adaptation)} rows cannot serve {queries} queries; "
                 "give one row, one for each query, or one for each group of as many neighbouring queries"
             )
         return adaptation.to(self.device)
@@ -316,16 +311,15 @@ class MainModel(nn.Module):
 
     def encode(
         self,
-        query_ids: Tensor,
-        query_mask: Tensor,
-        memory: Tensor | None,
-        memory_mask: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """States that the decoder attends to, `[b, s + t, d]`, and their mask; memory first."""
+        query_ids: Int[Tensor, "b t"],
+        query_mask: Shaped[Tensor, "b t"],
+        memory: Float[Tensor, "#b s d"] | None,
+        memory_mask: Shaped[Tensor, "#b s"] | None,
+    ) -> tuple[Float[Tensor, "b x d"], Shaped[Tensor, "b x"]]:
+        """States that the decoder attends to, x = s + t of them, and their mask; memory first."""
         if (memory is None) != (memory_mask is None):
             raise HartError("memory and memory_mask must be given together")
-        encoder = self.model.get_encoder()
-        states = encoder(input_ids=query_ids, attention_mask=query_mask).last_hidden_state
+        states = self.model.encoder(input_ids=query_ids, attention_mask=query_mask).last_hidden_state
         if memory is None or memory_mask is None:
             return states, query_mask
         batch = query_ids.shape[0]
@@ -344,41 +338,43 @@ class MainModel(nn.Module):
         Raises:
             HartError: an adaptation of another base.
         """
-        adaptation = self.ready(adaptation, rows=len(adaptation))  # type: ignore[assignment]
+        adaptation = self.ready(adaptation, len(adaptation))  # type: ignore[assignment]
         if adaptation.memory is None or adaptation.kept is not None:
             return adaptation
         with self.binding(adaptation.blocks, adaptation.kinds, batch=len(adaptation)):
-            return replace(adaptation, kept=self._memory_rows(adaptation.memory))
+            return replace(adaptation, kept=self._memory_key_values(adaptation.memory))
 
-    def _memory_rows(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-attention's keys and values of `[n, s, d]`, each `[layers, n, heads, s, d_kv]`."""
+    def _memory_key_values(
+        self, memory: Float[Tensor, "n s d"]
+    ) -> tuple[Float[Tensor, "L n heads s d_kv"], Float[Tensor, "L n heads s d_kv"]]:
+        """What cross-attention's layers make of a memory."""
         memory = memory.to(self.model.dtype)
         sites: Any = sites_of(self.model, "decoder", "cross_attention")
         shape = self.shape
         size = (len(sites), memory.shape[0], shape.num_heads, memory.shape[1], shape.d_kv)
         keys, values = memory.new_empty(size), memory.new_empty(size)
         for layer, site in enumerate(sites):
-            for rows, projection in ((keys, site.k), (values, site.v)):
-                rows[layer] = projection(memory).unflatten(-1, (shape.num_heads, -1)).transpose(1, 2)
+            for made, projection in ((keys, site.k), (values, site.v)):
+                made[layer] = projection(memory).unflatten(-1, (shape.num_heads, -1)).transpose(1, 2)
         return keys, values
 
     @contextmanager
     def adapted(self, adaptation: Adaptation | None, batch: int) -> Iterator[None]:
         """Within, the model is adapted for this thread: blocks and memory act on every forward pass and `generate`.
 
-        The memory comes in as rows in front of cross-attention's keys and values, so it is projected once
-        and read once for all batch rows that share it. For use without gradients.
+        The memory comes in as keys and values in front of cross-attention's own, so it is projected once
+        and read once for all queries that share it. For use without gradients.
         """
         if adaptation is None:
             yield
             return
         with self.binding(adaptation.blocks, adaptation.kinds, batch):
-            rows: dict[nn.Module, Binding] = {}
+            extra: dict[nn.Module, Binding] = {}
             if adaptation.memory is not None:
-                keys, values = adaptation.kept or self._memory_rows(adaptation.memory)
+                keys, values = adaptation.kept or self._memory_key_values(adaptation.memory)
                 for layer, site in enumerate(sites_of(self.model, "decoder", "cross_attention")):
-                    rows[site] = KeyValueRows(keys[layer], values[layer], adaptation.memory_mask)
-            with binding(rows):
+                    extra[site] = ExtraKeyValues(keys[layer], values[layer], adaptation.memory_mask)
+            with binding(extra):
                 yield
 
     @contextmanager
@@ -394,32 +390,12 @@ class MainModel(nn.Module):
         with binding(*(kind.bindings(self.model, blocks) for kind in peft)):
             yield
 
-    def evaluating(self) -> AbstractContextManager[None]:
-        """Eval mode within: no dropout, and no checkpointing, which would refuse the cache. Safe for threads."""
-        return evaluating(self)
-
-    def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Token ids `[b, longest]`, padded on the right, and their mask, on this model's device."""
-        tensors = [torch.tensor(row, device=self.device) for row in rows]
+    def pad(self, sequences: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"]]:
+        """Token ids, padded on the right, and their mask, on this model's device."""
+        tensors = [torch.tensor(sequence, device=self.device) for sequence in sequences]
         masks = [torch.ones_like(tensor) for tensor in tensors]
         padding = self.tokenizer.pad_token_id
         return (
             pad_sequence(tensors, batch_first=True, padding_value=padding),
             pad_sequence(masks, batch_first=True),
         )
-
-
-def parts_of(adaptation: Adaptation | None, queries: Sequence[int], total: int) -> tuple[list[int], Adaptation | None]:
-    """Some of `total` queries, ordered so that those of one row of the adaptation lie together, and the part for them.
-
-    The part has a row for each of the queries, or, where its rows serve equally many of them, each row once.
-    """
-    if adaptation is None or len(adaptation) == 1:
-        return list(queries), adaptation
-    each = total // len(adaptation)
-    ordered = sorted(queries, key=lambda i: i // each)
-    rows = [i // each for i in ordered]
-    counts = Counter(rows)
-    if len(set(counts.values())) == 1:
-        rows = list(counts)
-    return ordered, adaptation if rows == list(range(len(adaptation))) else adaptation.select(rows)

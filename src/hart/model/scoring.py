@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -17,8 +18,9 @@ from hart.data.input_format import InputFormat
 from hart.data.prompts import Cuts
 from hart.errors import HartError
 from hart.model.adaptation import Adaptation
-from hart.model.answering import check_batch_size, limit, query_limit
-from hart.model.main_model import MainModel, parts_of
+from hart.model.answering import check_batch_size, limit, parts_of, query_limit
+from hart.model.main_model import MainModel
+from hart.model.modes import evaluating
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +72,7 @@ def score_choices(
         if not own:
             raise HartError(f"query {number} of {len(queries)} has no choices to score")
     check_batch_size(batch_size)
-    adaptation = main.ready(adaptation, rows=len(queries))
+    adaptation = main.ready(adaptation, len(queries))
     query_length = query_limit(max_query_length, adaptation)
     trained = adaptation.input_format.max_target_length if adaptation else None
     form = InputFormat(max_target_length=limit("max_target_length", max_target_length, trained))
@@ -86,7 +88,7 @@ def score_choices(
         told.tell(logger)
     scores: list[list[float]] = [[] for _ in queries]
     longest_first = sorted(range(len(queries)), key=lambda i: -len(encoded[i]))
-    with main.evaluating():
+    with evaluating(main):
         for start in range(0, len(queries), batch_size):
             rows, part = parts_of(adaptation, longest_first[start : start + batch_size], len(queries))
             found = _score_batch(main, [encoded[i] for i in rows], [targets[i] for i in rows], part, normalisation)
@@ -125,7 +127,9 @@ def _score_batch(
     return [part.tolist() for part in sums.split([len(own) for own in targets])]
 
 
-def _log_probabilities(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-    """Sum over the tokens of each row: `[n, u, v]`, `[n, u]`, `[n, u]` → `[n]` in float32."""
+def _log_probabilities(
+    logits: Float[Tensor, "b u v"], labels: Int[Tensor, "b u"], mask: Int[Tensor, "b u"]
+) -> Float[Tensor, " b"]:
+    """Sum over the tokens of each answer, in float32."""
     chosen = logits.float().log_softmax(dim=-1).gather(2, labels.unsqueeze(2)).squeeze(2)
     return (chosen * mask).sum(dim=1)

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from transformers import T5ForConditionalGeneration
 
 from hart.errors import HartError
-from hart.peft import STACKS, Blocks, MainShape, PeftKind, RowBlock, injection, register
+from hart.peft import injection
+from hart.peft.base import STACKS, Blocks, MainShape, PeftKind, RowBlock, register
 
 
 @register
@@ -76,10 +77,10 @@ class Adapter(PeftKind):
 def _add_adapter(
     down: Tensor, up: Tensor, down_bias: Tensor | None, up_bias: Tensor | None, inputs: Tensor, output: Tensor
 ) -> Tensor:
-    inner = injection.product(inputs, injection.rows_for(down, inputs).transpose(1, 2))
+    inner = injection.product(inputs, injection.for_batch(down, inputs).transpose(1, 2))
     if down_bias is not None:
-        inner = inner + injection.rows_for(down_bias, inputs)
-    made = injection.product(F.gelu(inner), injection.rows_for(up, inputs))
+        inner = inner + injection.for_batch(down_bias, inputs)
+    made = injection.product(F.gelu(inner), injection.for_batch(up, inputs))
     if up_bias is not None:
-        made = made + injection.rows_for(up_bias, inputs)
+        made = made + injection.for_batch(up_bias, inputs)
     return output + made

@@ -1,61 +1,69 @@
-"""Attention functions for a stock transformers T5 that take rows in front of keys and values (§4.1).
+"""Attention functions for a stock transformers T5 that take keys and values in front of its own (§4.1).
 
-`hart_sdpa` and `hart_eager` are the stock functions, with the rows that are bound to the calling module
-(`injection.KeyValueRows`) in front: prefix rows in self-attention, the fused memory in cross-attention. They run after
-the update of the key/value cache, so rows never enter it, and they receive the relative position bias: columns of rows
-get bias 0, real tokens keep theirs. A module without bound rows computes exactly what the stock function computes.
+`hart_sdpa` and `hart_eager` are the stock functions, with what is bound to the calling module
+(`injection.ExtraKeyValues`) in front: prefixes in self-attention, the fused memory in cross-attention. They run after
+the update of the key/value cache, so what is in front never enters it, and they receive the relative position bias:
+columns in front get bias 0, real tokens keep theirs. A module with nothing in front computes exactly what the stock
+function computes.
 
-Two things make them fast. What is added to the scores (position bias and mask) is put together once per stack, where
-the stock function does so in every layer. And for few queries, as in decoding, the scores of rows and of tokens are two
-products with one softmax: no layer copies its keys and values to join them, and a set of rows that serves several batch
-rows is read once for all of them.
+Two things make them fast on a CPU, and act there alone. What is added to the scores (position bias and mask) is put
+together once per stack, where the stock function does so in every layer. And for few queries, as in decoding, the
+scores in front and those of tokens are two products with one softmax: no layer copies its keys and values to join
+them, and what serves several rows of the batch is read once for all of them. On a GPU, and compiled, keys and values
+are joined and go to the stock function.
 
 The mask functions registered under the same names always build a mask. The stock SDPA one may return none where
-causality is implied; the rows' columns would then shift the implied triangle and the decoder would silently see the
-future.
+causality is implied; the columns in front would then shift the implied triangle and the decoder would silently see
+the future.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import create_position_bias_mask, sdpa_attention_forward
-from transformers.masking_utils import eager_mask, sdpa_mask
-from transformers.models.t5.modeling_t5 import eager_attention_forward
 
-from hart.peft.injection import KeyValueRows, rows_bound_to, rows_for
+from hart.peft.injection import ExtraKeyValues, extra_at, for_batch
+from hart.runtime.devices import takes_cpu_paths
+from hart.runtime.third_party.transformers import (
+    create_position_bias_mask,
+    eager_attention_forward,
+    eager_mask,
+    sdpa_attention_forward,
+    sdpa_mask,
+)
 
-_ONCE = "_hart_once"
+_ONCE = "hart_once"
 
 
 def hart_sdpa(
     module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
+    query: Float[Tensor, "b heads t d_kv"],
+    key: Float[Tensor, "b heads s d_kv"],
+    value: Float[Tensor, "b heads s d_kv"],
+    attention_mask: Shaped[Tensor, "#b #heads t s"] | None,
     *,
-    position_bias: Tensor | None = None,
+    position_bias: Float[Tensor, "#b heads t s"] | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
     **kwargs: Any,
-) -> tuple[Tensor, Tensor | None]:
-    """As `sdpa_attention_forward`; all of `[b, heads, tokens, d_kv]`."""
-    rows = rows_bound_to(module)
+) -> tuple[Float[Tensor, "b t heads d_kv"], None]:
+    """As `sdpa_attention_forward`."""
+    extra = extra_at(module)
+    own = attention_mask
     if attention_mask is None or position_bias is None:
-        _refuse(rows)
-        own = attention_mask
-    else:
+        _refuse(extra)
+    elif extra is not None or takes_cpu_paths(query):
         own = _tokens_bias(module, position_bias, attention_mask, query, key)
-        if rows is not None and query.shape[2] < 2 * query.shape[3]:
+        if extra is not None and takes_cpu_paths(query) and query.shape[2] < 2 * query.shape[3]:
             # The scores are smaller than copies of keys and values would be.
-            return _two_products(module, query, key, value, own, rows, dropout, scaling), None
-        if rows is not None:
-            key, value = _joined(rows.key, key), _joined(rows.value, value)
-            own = _joined_bias(module, position_bias, own, rows)
+            return _two_products(module, query, key, value, own, extra, dropout, scaling), None
+        if extra is not None:
+            key, value = _joined(extra.key, key), _joined(extra.value, value)
+            own = _joined_bias(module, position_bias, own, extra)
         position_bias = None
     return sdpa_attention_forward(
         module, query, key, value, own, dropout=dropout, scaling=scaling, position_bias=position_bias, **kwargs
@@ -64,85 +72,86 @@ def hart_sdpa(
 
 def hart_eager(
     module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
+    query: Float[Tensor, "b heads t d_kv"],
+    key: Float[Tensor, "b heads s d_kv"],
+    value: Float[Tensor, "b heads s d_kv"],
+    attention_mask: Float[Tensor, "#b #heads t s"] | None,
     *,
-    position_bias: Tensor | None = None,
+    position_bias: Float[Tensor, "#b heads t s"] | None = None,
     **kwargs: Any,
-) -> tuple[Tensor, Tensor | None]:
-    """As `eager_attention_forward`, which also gives the attention weights; rows' columns come first in them."""
-    rows = rows_bound_to(module)
+) -> tuple[Float[Tensor, "b t heads d_kv"], Float[Tensor, "b heads t _p_and_s"]]:
+    """As `eager_attention_forward`, which also gives the attention weights; columns in front come first in them."""
+    extra = extra_at(module)
     if attention_mask is None or position_bias is None:
-        _refuse(rows)
-    elif rows is not None:
-        key, value = _joined(rows.key, key), _joined(rows.value, value)
-        attention_mask = _joined_bias(module, position_bias, attention_mask, rows)
-        position_bias = F.pad(position_bias, (rows.key.shape[2], 0), value=0.0)
+        _refuse(extra)
+    elif extra is not None:
+        key, value = _joined(extra.key, key), _joined(extra.value, value)
+        attention_mask = _joined_bias(module, position_bias, attention_mask, extra)
+        position_bias = F.pad(position_bias, (extra.key.shape[2], 0), value=0.0)
     return eager_attention_forward(module, query, key, value, attention_mask, position_bias=position_bias, **kwargs)
 
 
-def _refuse(rows: KeyValueRows | None) -> None:
-    if rows is not None:
-        raise RuntimeError("rows before keys and values need an explicit mask and position bias")
+def _refuse(extra: ExtraKeyValues | None) -> None:
+    if extra is not None:
+        raise RuntimeError("keys and values in front need an explicit mask and position bias")
 
 
 def _two_products(
     module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    own: Tensor,
-    rows: KeyValueRows,
+    query: Float[Tensor, "b heads t d_kv"],
+    key: Float[Tensor, "b heads s d_kv"],
+    value: Float[Tensor, "b heads s d_kv"],
+    own: Float[Tensor, "#b heads t s"],
+    extra: ExtraKeyValues,
     dropout: float,
     scaling: float | None,
-) -> Tensor:
-    """Attention to rows and tokens `[b, queries, heads, d_kv]`, in one softmax over both."""
-    batch, heads, queries, d_kv = query.shape
-    sets = _sets(rows, batch)
-    row_keys, row_values = rows.key.to(query.dtype), rows.value.to(query.dtype)
-    # The queries of all batch rows that share a set of rows lie together: one product reads the set once.
-    to_rows = _grouped(query, sets) @ row_keys.transpose(-1, -2)
+) -> Float[Tensor, "b t heads d_kv"]:
+    """Attention to what is in front and to tokens, in one softmax over both."""
+    batch = query.shape[0]
+    n = _sets(extra, batch)
+    extra_keys, extra_values = extra.key.to(query.dtype), extra.value.to(query.dtype)
+    # The queries of all rows of the batch that share a set lie together: one product reads the set once.
+    to_extra = _grouped(query, n) @ extra_keys.transpose(-1, -2)
     to_tokens = query @ key.transpose(-1, -2)
     if scaling is not None and scaling != 1.0:
-        to_rows, to_tokens = to_rows * scaling, to_tokens * scaling
-    if rows.mask is not None:
-        to_rows = to_rows + _hidden(rows.mask, to_rows.dtype)
-    scores = torch.cat([_ungrouped(to_rows, batch), to_tokens + own], dim=-1)
+        to_extra, to_tokens = to_extra * scaling, to_tokens * scaling
+    if extra.mask is not None:
+        to_extra = to_extra + _hidden(extra.mask, to_extra.dtype)
+    scores = torch.cat([_ungrouped(to_extra, batch), to_tokens + own], dim=-1)
     # In float32 at least, as the fused kernels do.
     weights = F.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
     weights = F.dropout(weights, dropout, module.training)
-    on_rows, on_tokens = weights.split([row_keys.shape[2], key.shape[2]], dim=-1)
-    attended = on_tokens @ value + _ungrouped(_grouped(on_rows, sets) @ row_values, batch)
+    on_extra, on_tokens = weights.split([extra_keys.shape[2], key.shape[2]], dim=-1)
+    attended = on_tokens @ value + _ungrouped(_grouped(on_extra, n) @ extra_values, batch)
     return attended.transpose(1, 2).contiguous()
 
 
-def _grouped(values: Tensor, sets: int) -> Tensor:
-    """`[b, heads, q, x]` → `[sets, heads, b / sets · q, x]`: what neighbouring batch rows have, one after the other."""
-    if sets == values.shape[0]:
+def _grouped(values: Float[Tensor, "b heads t x"], n: int) -> Float[Tensor, "n heads t_of_set x"]:
+    """What neighbouring rows of the batch have, one after the other: b / n · t for each of n sets."""
+    if n == values.shape[0]:
         return values
-    return values.unflatten(0, (sets, -1)).transpose(1, 2).flatten(2, 3)
+    return values.unflatten(0, (n, -1)).transpose(1, 2).flatten(2, 3)
 
 
-def _ungrouped(values: Tensor, batch: int) -> Tensor:
+def _ungrouped(values: Float[Tensor, "n heads t_of_set x"], batch: int) -> Float[Tensor, "b heads t x"]:
     """The inverse of `_grouped`."""
-    sets = values.shape[0]
-    if sets == batch:
+    n = values.shape[0]
+    if n == batch:
         return values
-    return values.unflatten(2, (batch // sets, -1)).transpose(1, 2).flatten(0, 1)
+    return values.unflatten(2, (batch // n, -1)).transpose(1, 2).flatten(0, 1)
 
 
-def _sets(rows: KeyValueRows, batch: int) -> int:
-    """How many sets of rows there are for a batch."""
-    if batch % rows.key.shape[0]:
-        raise ValueError(f"{rows.key.shape[0]} sets of parameters cannot serve a batch of {batch} rows")
-    return rows.key.shape[0]
+def _sets(extra: ExtraKeyValues, batch: int) -> int:
+    """How many sets there are for a batch."""
+    if batch % extra.key.shape[0]:
+        raise ValueError(f"{extra.key.shape[0]} sets of parameters cannot serve a batch of {batch} rows")
+    return extra.key.shape[0]
 
 
-def _joined(rows: Tensor, tokens: Tensor) -> Tensor:
-    """Rows `[n, heads, rows, d_kv]` in front of `[b, heads, tokens, d_kv]`."""
-    return torch.cat([rows_for(rows, tokens).expand(tokens.shape[0], -1, -1, -1), tokens], dim=2)
+def _joined(
+    extra: Float[Tensor, "n heads p d_kv"], tokens: Float[Tensor, "b heads s d_kv"]
+) -> Float[Tensor, "b heads p+s d_kv"]:
+    return torch.cat([for_batch(extra, tokens).expand(tokens.shape[0], -1, -1, -1), tokens], dim=2)
 
 
 def _tokens_bias(module: Any, position_bias: Tensor, mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -150,40 +159,43 @@ def _tokens_bias(module: Any, position_bias: Tensor, mask: Tensor, query: Tensor
 
     def make() -> Tensor:
         # Asked on the CPU only: elsewhere the answer would wait for the device.
-        if mask.dtype == torch.bool and mask.device.type == "cpu" and bool(mask.all()):
+        if mask.dtype == torch.bool and takes_cpu_paths(mask) and bool(mask.all()):
             return position_bias.contiguous()
         return create_position_bias_mask(position_bias, mask, False, query, key)
 
     return _once(module, position_bias, "tokens", (mask,), make)
 
 
-def _joined_bias(module: Any, position_bias: Tensor, own: Tensor, rows: KeyValueRows) -> Tensor:
-    """`own` of `[b or 1, heads or 1, queries, tokens]` with columns for the rows in front."""
+def _joined_bias(module: Any, position_bias: Tensor, own: Tensor, extra: ExtraKeyValues) -> Tensor:
+    """`own` of `[b or 1, heads or 1, t, s]` with columns for what is in front: `[…, p + s]`."""
 
     def make() -> Tensor:
-        if rows.mask is None:
-            return F.pad(own, (rows.key.shape[2], 0), value=0.0)
-        batch = max(own.shape[0], rows.mask.shape[0])
-        hidden = rows_for(_hidden(rows.mask, own.dtype), own.expand(batch, -1, -1, -1))
+        if extra.mask is None:
+            return F.pad(own, (extra.key.shape[2], 0), value=0.0)
+        batch = max(own.shape[0], extra.mask.shape[0])
+        hidden = for_batch(_hidden(extra.mask, own.dtype), own.expand(batch, -1, -1, -1))
         return torch.cat([hidden.expand(batch, own.shape[1], own.shape[2], -1), own.expand(batch, -1, -1, -1)], dim=-1)
 
-    return _once(module, position_bias, f"with {rows.key.shape[2]} rows", (own, rows.mask), make)
+    return _once(module, position_bias, f"behind {extra.key.shape[2]}", (own, extra.mask), make)
 
 
-def _hidden(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Mask `[n, rows]`, 0 where hidden, as what is added to scores: `[n, 1, 1, rows]`."""
+def _hidden(mask: Shaped[Tensor, "n p"], dtype: torch.dtype) -> Float[Tensor, "n 1 1 p"]:
+    """A mask, 0 where hidden, as what is added to scores."""
     return torch.zeros_like(mask, dtype=dtype).masked_fill(mask == 0, torch.finfo(dtype).min)[:, None, None, :]
 
 
 def _once(module: Any, position_bias: Tensor, name: str, parts: tuple[Any, ...], make: Callable[[], Tensor]) -> Tensor:
-    """What `make` gives, the first time that a stack asks for it in a pass.
+    """What `make` gives, the first time that a stack asks for it in a pass (on a CPU).
 
     The layers of a stack hand on one position bias, so the result is kept with it, and goes when it goes. With
     gradients, a recomputed layer must do what it did in its forward pass, so nothing is shared with other layers then.
     """
-    if position_bias.requires_grad and torch.is_grad_enabled() and getattr(module, "gradient_checkpointing", False):
+    recomputed = torch.is_grad_enabled() and getattr(module, "gradient_checkpointing", False)
+    if not takes_cpu_paths(position_bias) or (position_bias.requires_grad and recomputed):
         return make()
-    kept: dict[str, tuple[tuple[Any, ...], Tensor | None]] = position_bias.__dict__.setdefault(_ONCE, {})
+    if not hasattr(position_bias, _ONCE):
+        setattr(position_bias, _ONCE, {})
+    kept: dict[str, tuple[tuple[Any, ...], Tensor | None]] = getattr(position_bias, _ONCE)
     # None stands for the position bias itself, which would else hold itself in memory.
     given = tuple(None if part is position_bias else part for part in parts)
     found = kept.get(name)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration
 
 from hart.errors import HartError
-from hart.peft import STACKS, Blocks, MainShape, PeftKind, RowBlock, injection, register
+from hart.peft import injection
+from hart.peft.base import STACKS, Blocks, MainShape, PeftKind, RowBlock, register
 
 _MODULES = {"key": "k", "value": "v", "ff": "feed_forward_inner", "cross_key": "cross_k", "cross_value": "cross_v"}
 
@@ -64,4 +65,4 @@ class Ia3(PeftKind):
 
 
 def _scale(difference: Tensor, _: Tensor, output: Tensor) -> Tensor:
-    return output * (1 + injection.rows_for(difference, output))
+    return output * (1 + injection.for_batch(difference, output))

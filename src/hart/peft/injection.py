@@ -1,6 +1,6 @@
 """The seams of a stock transformers T5 at which generated parameters act (§4.1).
 
-Keys and values of attention take rows in front, through the attention functions in `hart.peft.attention`.
+Attention takes further keys and values in front of its own, through the functions in `hart.peft.attention`.
 
 Any other named module (a linear map, the feed-forward, an activation) takes *changes*: functions of its input and
 output that give a new output, called by a forward hook. LoRA, adapters and (IA)³ are such changes. Several kinds may
@@ -19,15 +19,16 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration
 
 from hart.errors import HartError
 
 ATTENTION = {"sdpa": "hart_sdpa", "eager": "hart_eager"}
-"""Stock attention implementation → the registered one that takes rows (`hart.peft.attention`)."""
+"""Stock attention implementation → the registered one with seams (`hart.peft.attention`)."""
 
-_HOOKED = "_hart_hooked"
+_HOOKED = "hart_hooked"
 
 Change = Callable[[Tensor, Tensor], Tensor]
 """(input, output) of a module → what it shall give instead; all `[batch, tokens, width]`."""
@@ -60,39 +61,39 @@ _SITES: dict[str, Callable[[Any], nn.Module]] = {
 }
 
 
-class KeyValueRows(NamedTuple):
-    """Rows in front of one module's keys and values, each `[n, heads, rows, d_kv]`; n as in `rows_for`.
+class ExtraKeyValues(NamedTuple):
+    """Keys and values in front of one module's own; n as in `for_batch`.
 
-    `mask` is `[n, rows]`, 0 for rows that are hidden; None hides none.
+    `mask` is 0 where they are hidden; None hides none.
     """
 
-    key: Tensor
-    value: Tensor
-    mask: Tensor | None = None
+    key: Float[Tensor, "n heads p d_kv"]
+    value: Float[Tensor, "n heads p d_kv"]
+    mask: Shaped[Tensor, "n p"] | None = None
 
     @classmethod
-    def from_blocks(cls, key: Tensor, value: Tensor, heads: int) -> Self:
-        """From generated rows `[n, rows, heads · d_kv]`."""
+    def from_blocks(cls, key: Float[Tensor, "n p inner"], value: Float[Tensor, "n p inner"], heads: int) -> Self:
+        """From generated rows of heads · d_kv numbers."""
         split = (each.unflatten(-1, (heads, -1)).transpose(1, 2) for each in (key, value))
         return cls(*split)
 
-    def beside(self, other: "KeyValueRows") -> "KeyValueRows":
-        """These rows and then the `other` ones, for as many sets of rows as the larger of the two has."""
-        sets = max(self.key.shape[0], other.key.shape[0])
-        parts = [[_repeated(each, sets) for each in (rows.key, rows.value)] for rows in (self, other)]
+    def beside(self, other: "ExtraKeyValues") -> "ExtraKeyValues":
+        """These and then the `other` ones, in as many sets as the larger of the two has."""
+        n = max(self.key.shape[0], other.key.shape[0])
+        parts = [[_repeated(each, n) for each in (extra.key, extra.value)] for extra in (self, other)]
         keys, values = (torch.cat([first, second.to(first.dtype)], dim=2) for first, second in zip(*parts, strict=True))
-        masks = [rows.mask for rows in (self, other)]
+        masks = [extra.mask for extra in (self, other)]
         if masks == [None, None]:
-            return KeyValueRows(keys, values)
+            return ExtraKeyValues(keys, values)
         shown = [
-            key.new_ones(sets, key.shape[2]) if mask is None else _repeated(mask, sets).to(key.dtype)
+            key.new_ones(n, key.shape[2]) if mask is None else _repeated(mask, n).to(key.dtype)
             for mask, (key, _) in zip(masks, parts, strict=True)
         ]
-        return KeyValueRows(keys, values, torch.cat(shown, dim=1))
+        return ExtraKeyValues(keys, values, torch.cat(shown, dim=1))
 
 
-Binding = KeyValueRows | Change
-"""What acts at one module: rows in front of its keys and values, or a change of its output."""
+Binding = ExtraKeyValues | Change
+"""What acts at one module: keys and values in front of its own, or a change of its output."""
 
 # Module → what acts there now, in this thread or asyncio task. A mapping is replaced, never changed, so a reference to
 # it is a snapshot. One variable for all main models: a module belongs to one of them.
@@ -104,14 +105,14 @@ _hooking = threading.Lock()
 def binding(*parts: Mapping[nn.Module, Binding]) -> Iterator[None]:
     """Within, `parts` act at their modules, in this thread (or asyncio task) alone, beside what acts there already.
 
-    Rows of two parts stand side by side; changes act one after the other, in the order of `parts`.
+    Keys and values of two parts stand side by side; changes act one after the other, in the order of `parts`.
     """
     before = _bound.get()
     values: dict[nn.Module, Any] = dict(before)
     for part in parts:
         for module, value in part.items():
             present = values.get(module)
-            if isinstance(value, KeyValueRows):
+            if isinstance(value, ExtraKeyValues):
                 values[module] = value if present is None else present.beside(value)
             else:
                 _hook(module)
@@ -125,26 +126,18 @@ def binding(*parts: Mapping[nn.Module, Binding]) -> Iterator[None]:
 
 def _hook(module: nn.Module) -> None:
     """Let changes act on a module's output. The hook stays; without a change it does nothing."""
-    if _HOOKED in module.__dict__:
+    if getattr(module, _HOOKED, False):
         return
     with _hooking:  # of two threads one may have been faster
-        if _HOOKED not in module.__dict__:
+        if not getattr(module, _HOOKED, False):
             module.register_forward_hook(_apply_changes)
-            # Through __dict__, so that neither parameters nor the state dict see it.
-            module.__dict__[_HOOKED] = True
-
-
-def unhook(main: nn.Module) -> None:
-    """Take away what `binding` has left on the modules of a copy that is to be a stock model."""
-    for module in main.modules():
-        if module.__dict__.pop(_HOOKED, False):
-            module._forward_hooks.clear()
+            setattr(module, _HOOKED, True)  # on the module, so that a copy, which has the hook, knows it too
 
 
 def checkpoint_contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
     """`context_fn` for `torch.utils.checkpoint`: recompute under what is bound now.
 
-    A layer recomputed in the backward pass must find the rows of its own forward pass, whatever has been bound since.
+    A layer recomputed in the backward pass must find what acted in its own forward pass, whatever has been bound since.
     """
     return nullcontext(), _restored(_bound.get())
 
@@ -164,27 +157,27 @@ def sites(main: T5ForConditionalGeneration, stack: Stack, target: str) -> list[n
     return [_SITES[target](block) for block in getattr(main, stack).block]
 
 
-def rows_for(rows: Tensor, like: Tensor) -> Tensor:
-    """Bound rows `[n, …]` as `[batch or 1, …]` for a batch `like`, in its dtype.
+def for_batch(values: Shaped[Tensor, "n ..."], like: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "b_or_1 ..."]:
+    """Bound values of n sets for a batch `like`, in its dtype.
 
     n must be 1 (for every row of the batch) or divide the batch: beam search and several returned sequences repeat
-    each batch row in place, so entry i serves rows i·k … i·k+k-1.
+    each row of the batch in place, so set i serves rows i·k … i·k+k-1.
     """
-    batch, n = like.shape[0], rows.shape[0]
+    batch, n = like.shape[0], values.shape[0]
     if batch % n:
         raise ValueError(f"{n} sets of parameters cannot serve a batch of {batch} rows")
-    rows = rows.to(like.dtype)
-    return rows if n == 1 else _repeated(rows, batch)
+    values = values.to(like.dtype)
+    return values if n == 1 else _repeated(values, batch)
 
 
-def _repeated(rows: Tensor, sets: int) -> Tensor:
-    """`[n, …]` as `[sets, …]`, entry i serving neighbours; n divides `sets`."""
-    return rows if rows.shape[0] == sets else rows.repeat_interleave(sets // rows.shape[0], dim=0)
+def _repeated(values: Tensor, sets: int) -> Tensor:
+    """`[n, …]` as `[sets, …]`, each one serving neighbours; n divides `sets`."""
+    return values if values.shape[0] == sets else values.repeat_interleave(sets // values.shape[0], dim=0)
 
 
-def product(inputs: Tensor, rows: Tensor) -> Tensor:
-    """`[b, t, width]` times `[b or 1, width, k]`: one matrix product, batched where rows differ."""
-    return inputs @ rows[0] if rows.shape[0] == 1 else torch.bmm(inputs, rows)
+def product(inputs: Float[Tensor, "b t x"], maps: Float[Tensor, "#b x y"]) -> Float[Tensor, "b t y"]:
+    """One matrix product, batched where the maps differ."""
+    return inputs @ maps[0] if maps.shape[0] == 1 else torch.bmm(inputs, maps)
 
 
 def _apply_changes(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
@@ -197,7 +190,7 @@ def _apply_changes(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
 
 
 def attach(main: T5ForConditionalGeneration, attention: str) -> None:
-    """Switch a stock T5 to the attention functions that take rows; nothing is bound yet.
+    """Switch a stock T5 to the attention functions with seams; nothing is bound yet.
 
     Raises `HartError` for an attention other than those in `ATTENTION`.
     """
@@ -206,7 +199,7 @@ def attach(main: T5ForConditionalGeneration, attention: str) -> None:
     main.set_attn_implementation(ATTENTION[attention])
 
 
-def rows_bound_to(module: nn.Module) -> KeyValueRows | None:
-    """The rows in front of an attention module's keys and values, if there are any."""
-    rows: KeyValueRows | None = _bound.get().get(module)
-    return rows if rows is not None and rows.key.shape[2] else None
+def extra_at(module: nn.Module) -> ExtraKeyValues | None:
+    """The keys and values in front of an attention module's own, if there are any."""
+    extra: ExtraKeyValues | None = _bound.get().get(module)
+    return extra if extra is not None and extra.key.shape[2] else None

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import T5ForConditionalGeneration
 
-from hart.peft import Blocks, MainShape, build_kinds, row_blocks
+from hart.peft.base import Blocks, MainShape, build_kinds, row_blocks
 
 
 class LearnedWeights(nn.Module):

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration
 
 from hart.errors import HartError
-from hart.peft import STACKS, Blocks, MainShape, PeftKind, RowBlock, injection, register
+from hart.peft import injection
+from hart.peft.base import STACKS, Blocks, MainShape, PeftKind, RowBlock, register
 
 SELF, CROSS, FEED_FORWARD = ("q", "k", "v", "o"), ("cross_q", "cross_k", "cross_v", "cross_o"), ("wi", "wo")
 TARGETS = (*SELF, *CROSS, *FEED_FORWARD)
@@ -98,7 +99,7 @@ def _widths(shape: MainShape) -> dict[str, tuple[int, int]]:
 
 
 def _add_low_rank(a: Tensor, b: Tensor, scale: float, inputs: Tensor, output: Tensor) -> Tensor:
-    a, b = injection.rows_for(a, inputs), injection.rows_for(b, inputs)
+    a, b = injection.for_batch(a, inputs), injection.for_batch(b, inputs)
     low = injection.product(inputs, a.transpose(1, 2))
     if b.shape[0] == 1:
         return torch.addmm(output.flatten(0, 1), low.flatten(0, 1), b[0], alpha=scale).view_as(output)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration
 
 from hart.errors import HartError
-from hart.peft import STACKS, Blocks, MainShape, PeftKind, RowBlock, injection, register
+from hart.peft import injection
+from hart.peft.base import STACKS, Blocks, MainShape, PeftKind, RowBlock, register
 
 
 @register
@@ -80,14 +81,14 @@ class Prefix(PeftKind):
         return stds
 
     def bindings(self, main: T5ForConditionalGeneration, blocks: Blocks) -> dict[nn.Module, injection.Binding]:
-        rows: dict[nn.Module, injection.Binding] = {}
+        extra: dict[nn.Module, injection.Binding] = {}
         for stack, site, names in self._sites():
             keys, values = (blocks[f"prefix.{stack}.{part}"] for part in names)
             for layer, attention in enumerate(injection.sites(main, stack, site)):
-                rows[attention] = injection.KeyValueRows.from_blocks(
+                extra[attention] = injection.ExtraKeyValues.from_blocks(
                     keys[:, layer], values[:, layer], main.config.num_heads
                 )
-        return rows
+        return extra
 
     def _sites(self) -> Iterator[tuple[Literal["encoder", "decoder"], str, tuple[str, str]]]:
         """Stack, site and the names of its two blocks."""

@@ -1,4 +1,4 @@
-"""The device that a command computes on."""
+"""The device that a command computes on, and what is made for CPUs alone."""
 
 import os
 import re
@@ -6,6 +6,11 @@ import re
 import torch
 
 from hart.errors import HartError
+
+
+def takes_cpu_paths(tensor: torch.Tensor) -> bool:
+    """Whether to compute as is fast on a CPU; a GPU and `torch.compile` get what torch and transformers have."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def select_device(name: str | None = None) -> torch.device:

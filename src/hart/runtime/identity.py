@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from hart.runtime.third_party.torch import version_of
+
 SAMPLES = 4096
 """Numbers of each tensor that the digest of the weights covers."""
 
@@ -55,8 +57,8 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def adapter_digest(module: nn.Module | None, *settings: Any) -> str:
-    """Hex digest of all weights of what adapts (a hypernetwork, learned parameters) and of what else decides."""
+def peft_digest(module: nn.Module | None, *settings: Any) -> str:
+    """Hex digest of all weights that make PEFT parameters (a hypernetwork, learned ones) and of what else decides."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in sorted(module.state_dict().items()) if module is not None else ():
         digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}\n".encode())
@@ -73,7 +75,7 @@ def trace(parameters: Iterable[nn.Parameter]) -> tuple[Any, ...]:
     seen: list[Any] = []
     trained: list[Tensor] = []
     for parameter in parameters:
-        seen.append((parameter.data_ptr(), parameter._version))
+        seen.append((parameter.data_ptr(), version_of(parameter)))
         if parameter.requires_grad and parameter.numel():
             numbers = parameter.detach().flatten()
             trained.append(numbers[:: -(-len(numbers) // _QUICK_SAMPLES) | 1][:_QUICK_SAMPLES].float())

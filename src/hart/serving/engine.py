@@ -20,7 +20,7 @@ from hart.errors import HartError
 from hart.model.adaptation import Adaptation
 from hart.model.hart_model import HartModel
 from hart.model.scoring import score_choices
-from hart.runtime.identity import adapter_digest
+from hart.runtime.identity import peft_digest
 from hart.serving.batching import Batcher, Job, Stopped
 from hart.serving.checks import Checks
 from hart.serving.metrics import Metrics
@@ -348,7 +348,7 @@ def model_fingerprint(model: HartModel) -> str:
     """Hex digest over all that decides what a model generates for a task, its base excepted."""
     kinds = [kind.to_config() for kind in model.kinds]
     form = dataclasses.asdict(model.input_format)
-    return adapter_digest(model.hypernetwork or model.learned, form, model.fusion, kinds)
+    return peft_digest(model.peft_source, form, model.fusion, kinds)
 
 
 def _bytes(adaptation: Adaptation) -> int:

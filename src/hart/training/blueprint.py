@@ -7,11 +7,13 @@ import torch
 from transformers import AutoConfig, T5Config, T5ForConditionalGeneration
 
 from hart.errors import HartError
-from hart.hypernetwork.network import T5_FIELDS, HyperNetwork, HyperNetworkConfig
-from hart.hypernetwork.schemes import uses_decoder
+from hart.hypernetwork.config import T5_FIELDS, HyperNetworkConfig
+from hart.hypernetwork.network import HyperNetwork
+from hart.hypernetwork.schemes.base import uses_decoder
 from hart.model.bundled import resolve_base
+from hart.model.peft_source import PeftSource
 from hart.model.weights import check_model_files, tensor_names
-from hart.peft import MainShape, build_kinds, row_blocks
+from hart.peft.base import MainShape, build_kinds, row_blocks
 from hart.peft.learned import LearnedWeights
 from hart.training.config import ModelConfig, RunConfig
 
@@ -65,7 +67,7 @@ class Parts:
 
     main: T5ForConditionalGeneration
     untied_head: int
-    adapter: HyperNetwork | LearnedWeights | None
+    peft_source: PeftSource | None
 
 
 def check_trains(model: ModelConfig, shape: MainShape) -> None:
@@ -90,12 +92,12 @@ def build(config: RunConfig) -> Parts:
     check_trains(config.model, shape)
     with torch.device("meta"):
         main = T5ForConditionalGeneration(t5)
-        adapter: HyperNetwork | LearnedWeights | None = None
+        peft_source: PeftSource | None = None
         if config.model.weights == "generated":
             layers = config.model.decoder_layers
             if layers > (t5.num_decoder_layers or t5.num_layers) and uses_decoder(config.model.scheme):
                 raise HartError(f"model.decoder_layers is {layers}; {config.model.base} has fewer")
-            adapter = HyperNetwork(
+            peft_source = HyperNetwork(
                 HyperNetworkConfig(
                     t5={name: getattr(t5, name) for name in T5_FIELDS},
                     decoder_layers=config.model.decoder_layers,
@@ -106,7 +108,7 @@ def build(config: RunConfig) -> Parts:
                 )
             )
         elif config.model.weights == "learned":
-            adapter = LearnedWeights(config.model.peft, shape)
+            peft_source = LearnedWeights(config.model.peft, shape)
     # A newly built T5 shares its output matrix; many checkpoints do not, whatever their configuration says.
     untied = t5.vocab_size * t5.d_model if _has_own_head(config.model.base) else 0
-    return Parts(main, untied, adapter)
+    return Parts(main, untied, peft_source)

@@ -146,8 +146,8 @@ class RunConfig(Section):
 
 def json_schema() -> str:
     """The JSON schema of every configuration, which editors read (configs/schema.json)."""
-    from hart.hypernetwork.schemes import SCHEMES  # not above: they import torch
-    from hart.peft import KINDS
+    from hart.hypernetwork.schemes.base import SCHEMES  # not above: they import torch
+    from hart.peft.base import KINDS
 
     def entry(key: str, name: str, options: dict[str, Any]) -> dict[str, Any]:
         properties = {key: {"const": name}, **options}

@@ -93,8 +93,8 @@ def estimate(config: RunConfig, *, devices: int = 1, zero_stage: int = 0) -> Est
     parts = build(config)
     parameters = _parameters(parts)
     main = sum(count for name, count in parameters.items() if name.startswith("main"))
-    adapter = sum(parameters.values()) - main
-    trained = adapter + (main if config.model.train_main else 0)
+    beside = sum(parameters.values()) - main
+    trained = beside + (main if config.model.train_main else 0)
     tokens = _tokens(config)
     memory = _memory(config, parts, main, trained, devices, zero_stage)
     return Estimate(
@@ -149,10 +149,10 @@ def _parameters(parts: Parts) -> dict[str, int]:
         "main.encoder": encoder,
         "main.decoder": decoder,
     }
-    if isinstance(parts.adapter, HyperNetwork):
-        counts |= {f"hypernetwork.{name}": n for name, n in parts.adapter.count_parameters().items()}
-    elif parts.adapter is not None:
-        counts["learned"] = sum(p.numel() for p in parts.adapter.parameters())
+    if isinstance(parts.peft_source, HyperNetwork):
+        counts |= {f"hypernetwork.{name}": n for name, n in parts.peft_source.count_parameters().items()}
+    elif parts.peft_source is not None:
+        counts["learned"] = sum(p.numel() for p in parts.peft_source.parameters())
     return {name: count for name, count in counts.items() if count}
 
 
@@ -186,16 +186,16 @@ def _flops(config: RunConfig, parts: Parts, tokens: dict[str, int]) -> float:
     # Without blocks in the encoder, no gradient has to go through a frozen one.
     back_encoder = 2 if trained else 1 if config.model.peft else 0
     total: float = encoder * (1 + back_encoder) + (decoder + logits) * (3 if trained else 2)
-    if isinstance(parts.adapter, HyperNetwork):
+    if isinstance(parts.peft_source, HyperNetwork):
         reading: float = tokens["hypernetwork"] * t5.num_layers * (layer + 4 * read * inner)
         steps = 0.0
-        if parts.adapter.decoder is not None and parts.adapter.scheme is not None:
-            rows = 2 * parts.adapter.scheme.state_rows
+        if parts.peft_source.decoder is not None and parts.peft_source.scheme is not None:
+            rows = 2 * parts.peft_source.scheme.state_vectors
             if config.model.scheme["name"] in ("autoregressive", "bidirectional"):
                 rows = 2 * t5.num_layers
             per_row = layer + cross + 4 * (rows + read) * inner
             steps = passes * config.model.decoder_layers * (rows * per_row + read * cross)
-        heads = sum(_head_flops(head) for head in parts.adapter.heads.heads()) * passes
+        heads = sum(_head_flops(head) for head in parts.peft_source.heads.heads()) * passes
         total += 3 * (reading + steps + heads)
     if config.model.gradient_checkpointing:
         total += encoder + decoder
@@ -213,8 +213,8 @@ def _ff_maps(t5: T5Config) -> int:
 
 def _trained_embeddings(config: RunConfig, parts: Parts) -> int:
     count = parts.main.get_input_embeddings().weight.numel() if config.model.train_main else 0
-    if isinstance(parts.adapter, HyperNetwork):
-        count += parts.adapter.count_parameters()["embedding"]
+    if isinstance(parts.peft_source, HyperNetwork):
+        count += parts.peft_source.count_parameters()["embedding"]
     return count
 
 
@@ -238,7 +238,7 @@ def _memory(
 
     state = 8.0 if training.optimizer == "adamw" else 2 * BLOCKWISE
     main_bytes = 4 if model.train_main or model.dtype == "float32" else 2
-    adapter = trained - (main if model.train_main else 0)
+    beside = trained - (main if model.train_main else 0)
     # DeepSpeed holds weights and gradients in bfloat16 where it computes so.
     trained_bytes = 2 if zero_stage and training.bf16 else 4
     if model.train_main:
@@ -247,7 +247,7 @@ def _memory(
     embeddings = 0 if zero_stage else _trained_embeddings(config, parts)
     memory = {
         "weights, main model": main * main_bytes / shared_from(3),
-        "weights, adapter": adapter * trained_bytes / shared_from(3),
+        "weights, adapter": beside * trained_bytes / shared_from(3),
         "gradients": trained * trained_bytes / shared_from(2),
         "optimizer": (trained * state + embeddings * (8 - state)) / shared_from(1),
         "activations": _activations(config, parts, devices),
@@ -258,8 +258,8 @@ def _memory(
         bucket = settings.get("reduce_bucket_size", BUCKET)
         memory["communication"] = 2 * min(bucket, trained) * trained_bytes
         if zero_stage == 3:
-            live = min(1.0, settings.get("stage3_max_live_parameters", LIVE) / (main + adapter))
-            memory["weights, gathered"] = live * (main * main_bytes + adapter * trained_bytes)
+            live = min(1.0, settings.get("stage3_max_live_parameters", LIVE) / (main + beside))
+            memory["weights, gathered"] = live * (main * main_bytes + beside * trained_bytes)
     return {name: size / GIB for name, size in memory.items() if size}
 
 
@@ -271,7 +271,7 @@ def _activations(config: RunConfig, parts: Parts, devices: int) -> float:
     size = 2 if training.bf16 else 4
     query = data.max_demonstrations_length if data.demonstrations_to == "main" else data.max_query_length
     read = data.max_demonstrations_length
-    generated = isinstance(parts.adapter, HyperNetwork)
+    generated = isinstance(parts.peft_source, HyperNetwork)
     prefix = max((rows for rows in (_prefix_rows(config),)), default=0)
     fused = read if model.fusion and generated else 0
     checkpointed = model.gradient_checkpointing
@@ -292,10 +292,10 @@ def _activations(config: RunConfig, parts: Parts, devices: int) -> float:
     total += queries * data.max_target_length * t5.vocab_size * (size + 8)
     if generated:
         total += _stack(t5, passes, read, read, t5.num_layers, size, checkpointed, dropout=dropout_read)
-        assert isinstance(parts.adapter, HyperNetwork)
-        rows = sum(head.block.layers * head.block.rows for head in parts.adapter.heads.heads())
+        assert isinstance(parts.peft_source, HyperNetwork)
+        rows = sum(head.block.layers * head.block.rows for head in parts.peft_source.heads.heads())
         total += passes * rows * t5.d_model * 3 * size
-        if parts.adapter.decoder is not None:
+        if parts.peft_source.decoder is not None:
             total += passes * model.decoder_layers * read * 2 * t5.num_heads * t5.d_kv * size
     return total * OVERHEAD
 

@@ -191,8 +191,8 @@ def run_one(config_path: str, results_path: str) -> int:
         final = train(config, quiet=True)
         peak = _peak_memory()
         model = HartModel.from_pretrained(final, device=select_device())
-        adapter = model.hypernetwork or model.learned
-        trained = 0 if adapter is None else sum(p.numel() for p in adapter.parameters())
+        source = model.peft_source
+        trained = 0 if source is None else sum(p.numel() for p in source.parameters())
         trained += sum(p.numel() for p in model.main.model.parameters()) if model.train_main else 0
         rows = read_metrics(final.parent / "metrics.jsonl")
         losses = [row["prediction_loss"] for row in rows if "prediction_loss" in row]

@@ -1,8 +1,11 @@
 """HART's scheme against a loop over the stock decoder stack."""
 
+import functools
+
 import pytest
 import torch
 
+from hart.benchmarks.generating import uncached
 from hart.errors import HartError
 from hart.hypernetwork.schemes.autoregressive import Autoregressive, layer_order
 
@@ -41,17 +44,31 @@ def run_stock(decoder, scheme: Autoregressive, memory, memory_mask) -> torch.Ten
     return torch.stack(states, 2)[:, :, :, None]
 
 
-@pytest.mark.parametrize("cached", [True, False])
 @pytest.mark.parametrize("history", ["all", "last"])
-def test_equals_a_loop_over_the_stock_decoder(decoder, history: str, cached: bool):
+def test_equals_a_loop_over_the_stock_decoder(decoder, history: str):
     scheme = make(history, decoder.config.d_model)
     memory = torch.randn(2, 7, decoder.config.d_model)
     memory_mask = torch.tensor([[1] * 7, [1] * 5 + [0] * 2])
     with torch.no_grad():
-        states = scheme(decoder, memory, memory_mask, cached=cached)
+        states = scheme(decoder, memory, memory_mask)
         expected = run_stock(decoder, scheme, memory, memory_mask)
     assert states.shape == (2, 2, LAYERS, 1, decoder.config.d_model)
     torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_cached_steps_equal_uncached_ones_in_states_and_gradients(decoder):
+    """The benchmark's other side: everything decoded anew in each step."""
+    d_model = decoder.config.d_model
+    scheme = make("all", d_model)
+    memory, mask = torch.randn(2, 7, d_model, requires_grad=True), torch.tensor([[1] * 7, [1] * 5 + [0] * 2])
+    wanted = [memory, scheme.z, *(p for name, p in decoder.named_parameters() if "embed_tokens" not in name)]
+    results = []
+    for run in (scheme, functools.partial(uncached, scheme)):
+        states = run(decoder, memory, mask)
+        weights = torch.linspace(-1, 1, states.numel()).view(states.shape)
+        results.append((states, *torch.autograd.grad((states * weights).sum(), wanted)))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
 def test_a_state_depends_on_all_earlier_steps_and_on_no_later_one(decoder):
@@ -89,10 +106,9 @@ def test_orders_run_the_same_steps_for_other_layers(decoder, order: str):
     upwards = make("all", d_model)
     other = Autoregressive(d_model, LAYERS, (), order=order, order_seed=2)  # type: ignore[arg-type]
     other.z = upwards.z
-    for cached in (True, False):
-        steps, states = (scheme(decoder, memory, mask, cached=cached) for scheme in (upwards, other))
-        for step, layer in enumerate(other.layer_of_step):
-            torch.testing.assert_close(states[:, :, layer], steps[:, :, step], rtol=1e-4, atol=1e-5)
+    steps, states = (scheme(decoder, memory, mask) for scheme in (upwards, other))
+    for step, layer in enumerate(other.layer_of_step):
+        torch.testing.assert_close(states[:, :, layer], steps[:, :, step], rtol=1e-4, atol=1e-5)
     assert other.layer_of_step != upwards.layer_of_step
 
 

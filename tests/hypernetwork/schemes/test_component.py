@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hart.hypernetwork.schemes.component import Component
-from hart.peft import RowBlock
+from hart.peft.base import RowBlock
 
 D, LAYERS, TOKENS = 12, 2, 5
 BLOCKS = [
@@ -47,7 +47,7 @@ def test_equals_attention_written_out(heads: int):
 
 def test_a_prefix_row_is_a_component_and_a_matrix_is_one():
     scheme = Component(D, LAYERS, BLOCKS)
-    rows = {block.name: scheme.rows_of(block) for block in BLOCKS}
+    rows = {block.name: scheme.vectors_of(block) for block in BLOCKS}
     assert rows == {
         "prefix.encoder.key": slice(0, 3),
         "adapter.encoder.down": slice(3, 4),

@@ -3,8 +3,8 @@
 import pytest
 
 from hart.errors import HartError
-from hart.hypernetwork.schemes import SCHEMES, build_scheme
-from hart.peft import RowBlock
+from hart.hypernetwork.schemes.base import SCHEMES, build_scheme
+from hart.peft.base import RowBlock
 
 BLOCKS = [RowBlock("block", "encoder", layers=2, rows=4, width=8)]
 

@@ -3,7 +3,7 @@
 import torch
 
 from hart.hypernetwork.schemes.shared import Shared
-from hart.peft import RowBlock
+from hart.peft.base import RowBlock
 
 LAYERS = 4
 
@@ -32,7 +32,7 @@ def test_is_one_bidirectional_pass_whose_halves_serve_the_two_stacks(tiny_t5):
         torch.testing.assert_close(states[:, 1, layer], stock[:, rows:])
 
 
-def test_rows_of_a_state_divide_those_of_every_block():
-    assert Shared(8, LAYERS, blocks(32, 32)).state_rows == 32
-    assert Shared(8, LAYERS, blocks(32, 12)).state_rows == 4
-    assert Shared(8, LAYERS, blocks(32, 12), rows=2).state_rows == 2
+def test_vectors_of_a_state_divide_those_of_every_block():
+    assert Shared(8, LAYERS, blocks(32, 32)).state_vectors == 32
+    assert Shared(8, LAYERS, blocks(32, 12)).state_vectors == 4
+    assert Shared(8, LAYERS, blocks(32, 12), rows=2).state_vectors == 2

@@ -1,9 +1,9 @@
 """HART's scheme: the states of all layers, one after the other (§3.1, App. 8.1.2).
 
-h_1 = H_dec(z), h_l = H_dec(h_{l−1}): L decoding steps of two rows each, of which row 1 serves
-layer l of the main encoder and row 2 layer l of the main decoder. What the paper leaves open, and
+h_1 = H_dec(z), h_l = H_dec(h_{l−1}): L decoding steps of two positions each, of which the first
+serves layer l of the main encoder and the second layer l of the main decoder. What the paper leaves open, and
 is chosen here: step l attends to all earlier steps (a decoder that "autoregressively decodes a
-sequence"), its two rows see each other, and h_l is the decoder's output after its final norm, fed
+sequence"), its two positions see each other, and h_l is the decoder's output after its final norm, fed
 back as the next embedding. Other orders than from the bottom layer to the top are those of Table 7 (App. 8.2).
 """
 
@@ -12,24 +12,25 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
-from transformers.models.t5.modeling_t5 import T5Stack
 
 from hart.errors import HartError
 from hart.hypernetwork.decoding import DecoderPass, relative_bias
-from hart.hypernetwork.schemes import GenerationScheme, register
-from hart.peft import RowBlock
+from hart.hypernetwork.schemes.base import GenerationScheme, register
+from hart.peft.base import RowBlock
+from hart.runtime.third_party.transformers import T5Stack
 
 History = Literal["all", "last"]
 Order = Literal["bottom_up", "top_down", "random"]
 
-ROWS_PER_STEP = 2
-"""One row for the encoder's layer and one for the decoder's: z ∈ R^{2×d} (App. 8.1.2)."""
+PER_STEP = 2
+"""Positions of a step: one for the encoder's layer and one for the decoder's: z ∈ R^{2×d} (App. 8.1.2)."""
 
 
 @register
 class Autoregressive(GenerationScheme):
-    """L cached steps from a learnable z `[2, d]`; states have m = 1 row.
+    """L cached steps from a learnable z `[2, d]`; states have m = 1 vector.
 
     Args:
         d_model: width of the decoder.
@@ -46,7 +47,7 @@ class Autoregressive(GenerationScheme):
     """
 
     name = "autoregressive"
-    state_rows = 1
+    state_vectors = 1
 
     def __init__(
         self,
@@ -70,49 +71,28 @@ class Autoregressive(GenerationScheme):
         self.order_seed = order_seed
         self.layer_of_step = layer_order(layers, order, order_seed)
         self._step_of_layer = [self.layer_of_step.index(layer) for layer in range(layers)]
-        self.z = nn.Parameter(torch.empty(ROWS_PER_STEP, d_model))
+        self.z = nn.Parameter(torch.empty(PER_STEP, d_model))
 
     def reset_parameters(self, std: float) -> None:
         nn.init.normal_(self.z, std=std)
 
-    def forward(self, decoder: T5Stack | None, memory: Tensor, memory_mask: Tensor, *, cached: bool = True) -> Tensor:
+    def forward(
+        self, decoder: T5Stack | None, memory: Float[Tensor, "n s d"], memory_mask: Shaped[Tensor, "n s"]
+    ) -> Float[Tensor, "n 2 L m d"]:
         assert decoder is not None
-        run = self._cached if cached else self._uncached
-        # [b, 2, d] for each layer
-        steps = run(decoder, memory, memory_mask)
-        return torch.stack([steps[step] for step in self._step_of_layer], dim=2).unsqueeze(3)
-
-    def _cached(self, decoder: T5Stack, memory: Tensor, memory_mask: Tensor) -> list[Tensor]:
-        bias = relative_bias(decoder, self.layers * ROWS_PER_STEP)
+        bias = relative_bias(decoder, self.layers * PER_STEP)
         decoding = DecoderPass(decoder, memory, memory_mask)
         state = self.z.expand(memory.shape[0], -1, -1)
         steps: list[Tensor] = []
         for layer in range(self.layers):
-            end = (layer + 1) * ROWS_PER_STEP
-            begin = 0 if self.history == "all" else end - ROWS_PER_STEP
-            state = decoding.step(state, bias[:, :, end - ROWS_PER_STEP : end, begin:end])
+            end = (layer + 1) * PER_STEP
+            begin = 0 if self.history == "all" else end - PER_STEP
+            state = decoding.step(state, bias[:, :, end - PER_STEP : end, begin:end])
             steps.append(state)
             if self.history == "last":
                 decoding.forget()
-        return steps
-
-    def _uncached(self, decoder: T5Stack, memory: Tensor, memory_mask: Tensor) -> list[Tensor]:
-        """The same states with the whole sequence decoded anew in each step."""
-        bias = relative_bias(decoder, self.layers * ROWS_PER_STEP)
-        step_of = torch.arange(bias.shape[-1], device=bias.device) // ROWS_PER_STEP
-        hidden = step_of[:, None] < step_of[None, :]
-        if self.history == "last":
-            hidden = step_of[:, None] != step_of[None, :]
-        bias = bias.masked_fill(hidden, torch.finfo(bias.dtype).min)
-        inputs = self.z.expand(memory.shape[0], -1, -1)
-        steps: list[Tensor] = []
-        for _ in range(self.layers):
-            length = inputs.shape[1]
-            decoding = DecoderPass(decoder, memory, memory_mask)
-            states = decoding.step(inputs, bias[:, :, :length, :length])
-            steps.append(states[:, -ROWS_PER_STEP:])
-            inputs = torch.cat((inputs, steps[-1]), dim=1)
-        return steps
+        # [n, 2, d] for each layer
+        return torch.stack([steps[step] for step in self._step_of_layer], dim=2).unsqueeze(3)
 
 
 def layer_order(layers: int, order: Order, seed: int = 0) -> list[int]:

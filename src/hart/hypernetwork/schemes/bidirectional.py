@@ -8,20 +8,21 @@ layers depend on which.
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
-from transformers.models.t5.modeling_t5 import T5Stack
 
 from hart.hypernetwork.decoding import DecoderPass, relative_bias
-from hart.hypernetwork.schemes import STACK_INDEX, GenerationScheme, register
-from hart.peft import RowBlock
+from hart.hypernetwork.schemes.base import STACK_INDEX, GenerationScheme, register
+from hart.peft.base import RowBlock
+from hart.runtime.third_party.transformers import T5Stack
 
 
 @register
 class Bidirectional(GenerationScheme):
-    """One bidirectional pass over z `[2L, d]`: a learned input per layer and stack; states have m = 1 row.
+    """One bidirectional pass over z `[2L, d]`: a learned input per layer and stack; states have m = 1 vector.
 
-    The rows lie as the autoregressive scheme's steps do: encoder layer 1, decoder layer 1, encoder layer 2, … So
-    the decoder's relative bias sees the same distances between layers in both schemes. T5 gives all later rows the
+    The positions lie as the autoregressive scheme's steps do: encoder layer 1, decoder layer 1, encoder layer 2, … So
+    the decoder's relative bias sees the same distances between layers in both schemes. T5 gives all later positions the
     bias of distance 0.
 
     Args:
@@ -31,7 +32,7 @@ class Bidirectional(GenerationScheme):
     """
 
     name = "bidirectional"
-    state_rows = 1
+    state_vectors = 1
 
     def __init__(self, d_model: int, layers: int, blocks: Sequence[RowBlock]) -> None:
         super().__init__()
@@ -41,16 +42,19 @@ class Bidirectional(GenerationScheme):
     def reset_parameters(self, std: float) -> None:
         nn.init.normal_(self.z, std=std)
 
-    def forward(self, decoder: T5Stack | None, memory: Tensor, memory_mask: Tensor, *, cached: bool = True) -> Tensor:
-        """As `GenerationScheme.forward`; there is one step, so `cached` makes no difference."""
+    def forward(
+        self, decoder: T5Stack | None, memory: Float[Tensor, "n s d"], memory_mask: Shaped[Tensor, "n s"]
+    ) -> Float[Tensor, "n 2 L m d"]:
         states, _ = self._run(decoder, memory, memory_mask)
         return states.unflatten(1, (self.layers, len(STACK_INDEX))).transpose(1, 2).unsqueeze(3)
 
-    def attention_maps(self, decoder: T5Stack | None, memory: Tensor, memory_mask: Tensor) -> Tensor:
+    def attention_maps(
+        self, decoder: T5Stack | None, memory: Float[Tensor, "n s d"], memory_mask: Shaped[Tensor, "n s"]
+    ) -> Float[Tensor, "n 2 L L"]:
         """Self-attention of the last decoder layer, averaged over its heads: what Fig. 1 draws.
 
         Returns:
-            `[b, 2, L, L]`: for each stack of the main model, how much the state of a layer (third axis) attends to
+            For each stack of the main model, how much the state of a layer (third axis) attends to
             that of another layer of the same stack (fourth axis). Rows sum to 1 over both stacks together, so to less
             than 1 here.
         """
@@ -58,8 +62,10 @@ class Bidirectional(GenerationScheme):
         pairs = weights.mean(dim=1).unflatten(1, (self.layers, -1)).unflatten(3, (self.layers, -1))
         return torch.stack([pairs[:, :, i, :, i] for i in STACK_INDEX.values()], dim=1)
 
-    def _run(self, decoder: T5Stack | None, memory: Tensor, memory_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """States `[b, 2L, d]` and attention weights of the last layer `[b, heads, 2L, 2L]`."""
+    def _run(
+        self, decoder: T5Stack | None, memory: Float[Tensor, "n s d"], memory_mask: Shaped[Tensor, "n s"]
+    ) -> tuple[Float[Tensor, "n x d"], Float[Tensor, "n heads x x"]]:
+        """States at x = 2L positions, and attention weights of the last layer."""
         assert decoder is not None
         inputs = self.z.expand(memory.shape[0], -1, -1)
         decoding = DecoderPass(decoder, memory, memory_mask)

@@ -9,20 +9,21 @@ and heads are those of T5's cross-attention; the paper does not describe them.
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.models.t5.modeling_t5 import T5Stack
 
 from hart.errors import HartError
-from hart.hypernetwork.schemes import STACK_INDEX, GenerationScheme, register
-from hart.peft import RowBlock
+from hart.hypernetwork.schemes.base import STACK_INDEX, GenerationScheme, register
+from hart.peft.base import RowBlock
+from hart.runtime.third_party.transformers import T5Stack
 
 EPSILON = 1e-6
 
 
 @register
 class Component(GenerationScheme):
-    """States of m rows, one for each component of a layer; a block is made from its own rows alone.
+    """States of m vectors, one for each component of a layer; a block is made from its own vectors alone.
 
     Args:
         d_model: width of the encoder's output.
@@ -44,23 +45,23 @@ class Component(GenerationScheme):
         self.layers = layers
         # Heads of width 64 as in T5 from small to XL, where the width allows it.
         self.heads = heads or (d_model // 64 if d_model % 64 == 0 else 1)
-        self._rows: dict[str, slice] = {}
-        self.state_rows = 0
+        self._vectors: dict[str, slice] = {}
+        self.state_vectors = 0
         for stack in STACK_INDEX:
-            # The two stacks are told apart by axis 1 of the states, so both count from row 0.
+            # The two stacks are told apart by axis 1 of the states, so both count from 0.
             used = 0
             for block in (each for each in blocks if each.stack == stack):
                 count = block.rows if block.name.startswith("prefix.") else 1
-                self._rows[block.name] = slice(used, used + count)
+                self._vectors[block.name] = slice(used, used + count)
                 used += count
-            self.state_rows = max(self.state_rows, used)
+            self.state_vectors = max(self.state_vectors, used)
         self.z = nn.Parameter(torch.empty(len(STACK_INDEX), layers, 1, d_model))
-        self.components = nn.Parameter(torch.empty(len(STACK_INDEX), 1, self.state_rows, d_model))
+        self.components = nn.Parameter(torch.empty(len(STACK_INDEX), 1, self.state_vectors, d_model))
         self.norm = nn.Parameter(torch.empty(d_model))
         self.query, self.key, self.value, self.output = (nn.Linear(d_model, d_model, bias=False) for _ in range(4))
 
-    def rows_of(self, block: RowBlock) -> slice:
-        return self._rows[block.name]
+    def vectors_of(self, block: RowBlock) -> slice:
+        return self._vectors[block.name]
 
     @torch.no_grad()
     def reset_parameters(self, std: float) -> None:
@@ -74,8 +75,9 @@ class Component(GenerationScheme):
         # Scores are not divided by the root of the head width, as in T5, whose queries start that much smaller.
         nn.init.normal_(self.query.weight, std=(width * (width // self.heads)) ** -0.5)
 
-    def forward(self, decoder: T5Stack | None, memory: Tensor, memory_mask: Tensor, *, cached: bool = True) -> Tensor:
-        """As `GenerationScheme.forward`; there is one step, so `cached` makes no difference."""
+    def forward(
+        self, decoder: T5Stack | None, memory: Float[Tensor, "n s d"], memory_mask: Shaped[Tensor, "n s"]
+    ) -> Float[Tensor, "n 2 L m d"]:
         embeddings = (self.z + self.components).flatten(0, 2)
         normed = F.rms_norm(embeddings, embeddings.shape[-1:], self.norm, EPSILON)
         queries = self.query(normed).unflatten(-1, (self.heads, -1)).transpose(0, 1)
@@ -91,4 +93,4 @@ class Component(GenerationScheme):
         )
         states = embeddings + self.output(attended.transpose(1, 2).flatten(2))
         states = F.rms_norm(states, states.shape[-1:], eps=EPSILON)
-        return states.unflatten(1, (len(STACK_INDEX), self.layers, self.state_rows))
+        return states.unflatten(1, (len(STACK_INDEX), self.layers, self.state_vectors))

@@ -1,7 +1,7 @@
 """HyperTuning's scheme: one state shared by all layers (§2.2 Eq. 3–4, App. 8.1.2).
 
-One decoder pass over 2p learnable rows with bidirectional self-attention. The first p rows serve
-the encoder of the main model and the last p its decoder, the same for every layer; only the heads'
+One decoder pass over 2m learnable inputs with bidirectional self-attention. The first m states serve
+the encoder of the main model and the last m its decoder, the same for every layer; only the heads'
 second linear maps tell the layers apart. It is the baseline that HART's layer-by-layer states are
 compared with.
 """
@@ -10,13 +10,14 @@ import math
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
-from transformers.models.t5.modeling_t5 import T5Stack
 
 from hart.errors import HartError
 from hart.hypernetwork.decoding import DecoderPass, relative_bias
-from hart.hypernetwork.schemes import STACK_INDEX, GenerationScheme, register
-from hart.peft import RowBlock
+from hart.hypernetwork.schemes.base import STACK_INDEX, GenerationScheme, register
+from hart.peft.base import RowBlock
+from hart.runtime.third_party.transformers import T5Stack
 
 
 @register
@@ -27,8 +28,8 @@ class Shared(GenerationScheme):
         d_model: width of the decoder.
         layers: L, how many layers share the state.
         blocks: what is generated.
-        rows: m, which must divide the rows of every block; None takes their greatest common divisor, hence the
-            prefix length p where only prefixes are generated, as in the paper.
+        rows: m, vectors of a state, which must divide the rows of every block; None takes their greatest common
+            divisor, hence the prefix length p where only prefixes are generated, as in the paper.
 
     Raises:
         HartError: `rows` is no whole number ≥ 1.
@@ -42,17 +43,18 @@ class Shared(GenerationScheme):
             raise HartError(f"scheme.shared.rows must be a whole number ≥ 1 or null, not {rows!r}")
         self.layers = layers
         self.rows = rows
-        self.state_rows = rows or math.gcd(*(block.rows for block in blocks))
-        self.z = nn.Parameter(torch.empty(len(STACK_INDEX) * self.state_rows, d_model))
+        self.state_vectors = rows or math.gcd(*(block.rows for block in blocks))
+        self.z = nn.Parameter(torch.empty(len(STACK_INDEX) * self.state_vectors, d_model))
 
     def reset_parameters(self, std: float) -> None:
         nn.init.normal_(self.z, std=std)
 
-    def forward(self, decoder: T5Stack | None, memory: Tensor, memory_mask: Tensor, *, cached: bool = True) -> Tensor:
-        """As `GenerationScheme.forward`; there is one step, so `cached` makes no difference."""
+    def forward(
+        self, decoder: T5Stack | None, memory: Float[Tensor, "n s d"], memory_mask: Shaped[Tensor, "n s"]
+    ) -> Float[Tensor, "n 2 L m d"]:
         assert decoder is not None
         inputs = self.z.expand(memory.shape[0], -1, -1)
         decoding = DecoderPass(decoder, memory, memory_mask)
         states = decoding.step(inputs, relative_bias(decoder, inputs.shape[1]))
-        per_stack = states.unflatten(1, (len(STACK_INDEX), 1, self.state_rows))
+        per_stack = states.unflatten(1, (len(STACK_INDEX), 1, self.state_vectors))
         return per_stack.expand(-1, -1, self.layers, -1, -1)

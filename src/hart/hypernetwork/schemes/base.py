@@ -1,0 +1,125 @@
+"""Generation schemes: how the states for the layers of the main model are made (§2.2, §3.1).
+
+Every scheme yields layer states `[n, 2, L, m, d]` from the encoded demonstrations of n tasks: axis 1 is the
+stack of the main model (0 encoder, 1 decoder), L the layers, m the vectors of one state. A scheme
+owns its learnable inputs; the decoder belongs to the hypernetwork. One scheme is one file in this
+package, decorated with `register` and imported in `__init__.py`.
+"""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
+
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from hart.errors import HartError
+from hart.peft.base import RowBlock
+from hart.runtime.third_party.transformers import T5Stack
+
+STACK_INDEX = {"encoder": 0, "decoder": 1}
+"""Where a stack of the main model lies on axis 1 of the layer states."""
+
+
+class GenerationScheme(nn.Module, ABC):
+    """Turns encoded demonstrations into layer states by running the hypernetwork's decoder.
+
+    Concrete schemes take `(d_model, layers, blocks)` and then keyword-only arguments, which are the
+    keys allowed in the configuration beside `name`; each is kept as an attribute of the same name.
+
+    Attributes:
+        layers: L, the largest number of layers of the main model's two stacks.
+        state_vectors: m, how many vectors make one state.
+        uses_decoder: False for a scheme that needs no T5 decoder; the hypernetwork then has none.
+    """
+
+    name: ClassVar[str]
+    uses_decoder: ClassVar[bool] = True
+    layers: int
+    state_vectors: int
+
+    @abstractmethod
+    def reset_parameters(self, std: float) -> None:
+        """Draw the learnable inputs; `std` is that of the embeddings the decoder is used to."""
+
+    def vectors_of(self, block: RowBlock) -> slice:
+        """Which of the m vectors of a state serve `block`: all of them, unless a scheme tells blocks apart."""
+        return slice(0, self.state_vectors)
+
+    @abstractmethod
+    def forward(
+        self, decoder: T5Stack | None, memory: Float[Tensor, "n s d"], memory_mask: Shaped[Tensor, "n s"]
+    ) -> Float[Tensor, "n 2 L m d"]:
+        """Layer states for a batch of encoded demonstrations.
+
+        Args:
+            decoder: a stock T5 decoder stack, of which the scheme uses blocks and final norm; None where
+                `uses_decoder` is False.
+            memory: encoded demonstrations.
+            memory_mask: 1 for tokens and 0 for padding.
+
+        Returns:
+            The states, after the decoder's final norm.
+        """
+
+    @classmethod
+    def option_names(cls) -> list[str]:
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        return [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+
+    def to_config(self) -> dict[str, Any]:
+        """The configuration, defaults written out, that `build_scheme` turns back into this."""
+        return {"name": self.name, **{name: getattr(self, name) for name in self.option_names()}}
+
+
+SCHEMES: dict[str, type[GenerationScheme]] = {}
+"""Every scheme by the name used in configurations."""
+
+SchemeT = TypeVar("SchemeT", bound=type[GenerationScheme])
+
+
+def register(scheme: SchemeT) -> SchemeT:
+    """Class decorator: makes a scheme available to configurations under its `name`."""
+    SCHEMES[scheme.name] = scheme
+    return scheme
+
+
+def uses_decoder(config: Mapping[str, Any]) -> bool:
+    """Whether the scheme of a configuration runs the hypernetwork's decoder; an unknown one might."""
+    scheme = SCHEMES.get(config.get("name", ""))
+    return scheme is None or scheme.uses_decoder
+
+
+def build_scheme(
+    config: Mapping[str, Any], *, d_model: int, layers: int, blocks: Sequence[RowBlock]
+) -> GenerationScheme:
+    """A scheme from a configuration such as `{"name": "autoregressive"}`.
+
+    Args:
+        d_model: width of the decoder.
+        layers: L, the largest number of layers of the main model's two stacks.
+        blocks: what will be generated from the states.
+
+    Raises:
+        HartError: unknown scheme or option, or an option out of range.
+    """
+    options = dict(config)
+    name = options.pop("name", None)
+    if name not in SCHEMES:
+        raise HartError(f"scheme: unknown name {name!r}; choose one of {', '.join(SCHEMES)}")
+    scheme = SCHEMES[name]
+    known = scheme.option_names()
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        takes = f"takes {', '.join(known)}" if known else "has no options"
+        raise HartError(f"scheme.{name}: unknown option {unknown[0]!r}; it {takes}")
+    built = scheme(d_model, layers, blocks, **options)
+    for block in blocks:
+        vectors = built.vectors_of(block)
+        if block.rows % (vectors.stop - vectors.start):
+            raise HartError(
+                f"scheme.{name}: states of {vectors.stop - vectors.start} rows do not divide the {block.rows} rows of "
+                f"{block.name}; choose sizes that do"
+            )
+    return built

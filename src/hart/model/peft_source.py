@@ -1,0 +1,89 @@
+"""Where the PEFT parameters of a system come from: a hypernetwork that generates them, or one learned set."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from hart.errors import HartError
+from hart.hypernetwork.network import HyperNetwork, HyperNetworkConfig
+from hart.model.base_checkpoint import load_base
+from hart.model.config import ModelConfig
+from hart.model.main_model import MainModel
+from hart.model.weights import check_floats, check_model_files, read_tensors
+from hart.peft.learned import LearnedWeights
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+
+PeftSource = HyperNetwork | LearnedWeights
+"""None in its place: the main model is adapted by its own training alone (full fine-tuning)."""
+
+
+def new_peft_source(model: ModelConfig, main: MainModel) -> PeftSource | None:
+    """That of a configuration, before training; random numbers are drawn from torch's generator.
+
+    Raises:
+        HartError: no such checkpoint, or parts that do not fit each other.
+    """
+    if model.weights == "generated":
+        init = model.hypernetwork_init
+        return HyperNetwork.from_base(
+            main.model,
+            source=None if init is None else load_base(init).model,
+            decoder_layers=model.decoder_layers,
+            scheme=model.scheme,
+            peft=model.peft,
+            dropout=model.dropout,
+            tied_encoder=model.tied_encoder,
+        )
+    if model.weights == "none":
+        return None
+    learned = LearnedWeights(model.peft, main.shape)
+    learned.reset_parameters(main.model)
+    return learned
+
+
+def load_peft_source(
+    folder: Path, config: Mapping[str, Any], main: MainModel, dtype: torch.dtype | str
+) -> PeftSource | None:
+    """That of a saved system, with its trained weights. A hypernetwork's are in `dtype`, however the file holds them.
+
+    Raises:
+        HartError: files are missing or damaged, or do not fit each other.
+    """
+    weights = config["system"].get("weights", "generated")
+    if weights == "none":
+        return None
+    if weights == "learned":
+        learned = LearnedWeights(config["peft"], main.shape)
+        load_weights(learned, folder)
+        return learned
+    check_model_files(folder)
+    for path in folder.glob("*.safetensors"):
+        check_floats(path)
+    try:
+        made = HyperNetworkConfig.from_dict(dict(config))
+        return HyperNetwork.from_pretrained(folder, config=made, dtype=dtype)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise HartError(f"{folder}: cannot be loaded ({reason}); is the download complete?") from error
+
+
+def load_weights(module: nn.Module, folder: Path) -> None:
+    """Copy model.safetensors of a saved system into `module`, every tensor of it.
+
+    Raises:
+        HartError: the file is missing or damaged, or holds other tensors.
+    """
+    path = folder / WEIGHTS_FILE
+    check_floats(path)
+    found = read_tensors(path)
+    wanted = module.state_dict()
+    wrong = [name for name in wanted if name not in found or found[name].shape != wanted[name].shape]
+    wrong += [name for name in found if name not in wanted]
+    if wrong:
+        raise HartError(f"{path}: does not fit {CONFIG_FILE} at {min(wrong)}; get both files from the same model")
+    module.load_state_dict(found)

@@ -1,0 +1,172 @@
+"""PEFT kinds: which rows a layer of the main model receives, and how they act there (§2.2, §4.1).
+
+Every kind is a set of row blocks per layer. A kind declares its blocks, says how large they
+should be at the start of training, and binds generated values to the main model for the coming
+forward passes. One kind is one file in this package: a frozen dataclass whose fields are its
+configuration, decorated with `register` and imported in `__init__.py`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, Self, TypeVar
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import T5Config, T5ForConditionalGeneration
+
+from hart.errors import HartError
+from hart.peft.injection import Binding
+
+STACKS: tuple[Literal["encoder", "decoder"], ...] = ("encoder", "decoder")
+
+Blocks = dict[str, Float[Tensor, "_n _L _p _width"]]
+"""Block name → rows for n tasks, in each layer p of a width; those of one task serve a whole batch."""
+
+
+@dataclass(frozen=True)
+class MainShape:
+    """The sizes of a T5 main model that decide the shapes of generated parameters.
+
+    `inner` = heads · d_kv is the width of keys and values and need not equal `d_model`
+    (T5 v1.1-small: 6 · 64 = 384 against 512).
+    """
+
+    d_model: int
+    num_heads: int
+    d_kv: int
+    d_ff: int
+    encoder_layers: int
+    decoder_layers: int
+    gated: bool = True
+    """Whether the feed-forward has two input maps, wi_0 and wi_1 (T5 v1.1), or one, wi."""
+
+    @property
+    def inner(self) -> int:
+        return self.num_heads * self.d_kv
+
+    def layers(self, stack: Literal["encoder", "decoder"]) -> int:
+        return self.encoder_layers if stack == "encoder" else self.decoder_layers
+
+    @classmethod
+    def from_config(cls, config: T5Config) -> Self:
+        return cls(
+            d_model=config.d_model,
+            num_heads=config.num_heads,
+            d_kv=config.d_kv,
+            d_ff=config.d_ff,
+            encoder_layers=config.num_layers,
+            decoder_layers=config.num_decoder_layers or config.num_layers,
+            gated=config.is_gated_act,
+        )
+
+
+@dataclass(frozen=True)
+class RowBlock:
+    """One family of generated rows: `rows` rows of `width` numbers per layer of one stack.
+
+    `name` is `<kind>.<stack>.<part>`, e.g. `prefix.encoder.key`, and is the key of the family in
+    `Blocks`.
+    """
+
+    name: str
+    stack: Literal["encoder", "decoder"]
+    layers: int
+    rows: int
+    width: int
+
+
+@dataclass(frozen=True)
+class PeftKind(ABC):
+    """How one kind of generated parameters enters the main model.
+
+    Concrete kinds are frozen dataclasses; their fields are the keys allowed in the configuration
+    beside `kind`. `__post_init__` raises `HartError` for a value out of range.
+    """
+
+    name: ClassVar[str]
+    identity_at_start: ClassVar[bool]
+    """Whether new parameters leave the main model as it is until they are trained."""
+
+    @abstractmethod
+    def row_blocks(self, shape: MainShape) -> tuple[RowBlock, ...]:
+        """The blocks of this kind for a main model of `shape`, in a fixed order."""
+
+    @abstractmethod
+    def init_std(self, main: T5ForConditionalGeneration | None, shape: MainShape) -> dict[str, Float[Tensor, " _L"]]:
+        """Block name → standard deviation, in each layer, of generated rows before training.
+
+        Computed from the weights of `main`, without data. With `main=None` (shapes only, or weights
+        on the meta device) the weights are taken to have the variance T5 is initialised with.
+        """
+
+    @abstractmethod
+    def bindings(self, main: T5ForConditionalGeneration, blocks: Blocks) -> dict[nn.Module, Binding]:
+        """Module of `main` → what `blocks` do there, with gradients, within `hart.peft.injection.binding`.
+
+        `main` must have been prepared with `hart.peft.injection.attach`.
+        """
+
+    def to_config(self) -> dict[str, Any]:
+        """The configuration that `build_kinds` turns back into this kind."""
+        return {"kind": self.name, **{f.name: getattr(self, f.name) for f in fields(self)}}
+
+    def _whole_number(self, field: str) -> None:
+        """Raise `HartError` unless the field of that name is a whole number ≥ 1."""
+        value = getattr(self, field)
+        if type(value) is not int or value < 1:
+            raise HartError(f"peft.{self.name}.{field} must be a whole number ≥ 1, not {value!r}")
+
+
+KINDS: dict[str, type[PeftKind]] = {}
+"""Every kind by the name used in configurations."""
+
+KindT = TypeVar("KindT", bound=type[PeftKind])
+
+
+def register(kind: KindT) -> KindT:
+    """Class decorator: makes a kind available to configurations under its `name`."""
+    KINDS[kind.name] = kind
+    return kind
+
+
+def build_kinds(configs: Sequence[Mapping[str, Any]]) -> tuple[PeftKind, ...]:
+    """Kinds from configurations such as `[{"kind": "prefix", "length": 32}]`, in the given order.
+
+    Raises `HartError` for an unknown kind or field, or a kind named twice.
+    """
+    kinds: list[PeftKind] = []
+    for config in configs:
+        values = dict(config)
+        name = values.pop("kind", None)
+        if name not in KINDS:
+            raise HartError(f"peft: unknown kind {name!r}; choose one of {', '.join(KINDS)}")
+        if any(kind.name == name for kind in kinds):
+            raise HartError(f"peft: kind {name!r} is given twice; keep one entry")
+        cls = KINDS[name]
+        known = [field.name for field in fields(cls)]
+        unknown = [key for key in values if key not in known]
+        if unknown:
+            raise HartError(f"peft.{name}: unknown field {unknown[0]!r}; it takes {', '.join(known)}")
+        kinds.append(cls(**values))
+    return tuple(kinds)
+
+
+def row_blocks(kinds: Sequence[PeftKind], shape: MainShape) -> tuple[RowBlock, ...]:
+    """The blocks of all `kinds` for a main model of `shape`, in the order of the kinds."""
+    return tuple(block for kind in kinds for block in kind.row_blocks(shape))
+
+
+def check_blocks(kinds: Sequence[PeftKind], shape: MainShape, blocks: Mapping[str, Tensor]) -> None:
+    """Raise `HartError` unless `blocks` are exactly the blocks of `kinds` for `shape`."""
+    declared = {block.name: block for block in row_blocks(kinds, shape)}
+    if blocks.keys() != declared.keys():
+        raise HartError(f"blocks {sorted(blocks)} do not match the PEFT kinds, which take {sorted(declared)}")
+    for name, values in blocks.items():
+        block = declared[name]
+        expected = (block.layers, block.rows, block.width)
+        if values.dim() != 4 or tuple(values.shape[1:]) != expected:
+            raise HartError(
+                f"block {name} has shape {list(values.shape)}; this base and kind need "
+                f"[batch, {', '.join(map(str, expected))}]"
+            )

@@ -1,0 +1,22 @@
+"""What hart uses of `torch` beside its documented interface; reasons are in docs/architecture.md."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
+
+_FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+CPU_ATTENTION: dict[Any, Callable[..., int]] = {
+    _FORWARD: lambda q, k, v, *_, **__: sdpa_flop_count(q.shape, k.shape, v.shape),
+    _BACKWARD: lambda gradient, q, k, v, *_, **__: sdpa_backward_flop_count(gradient.shape, q.shape, k.shape, v.shape),
+}
+"""FLOPs of the CPU's fused attention: torch has formulas for those of GPUs only."""
+
+
+def version_of(tensor: torch.Tensor) -> int:
+    """How often a tensor was written to in place."""
+    return tensor._version
