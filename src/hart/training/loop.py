@@ -125,9 +125,11 @@ class Loop:
         """The passes of this process, from the next step to the last: the processes take turns at the examples."""
         stride = self.micro * world_size()
         first = self.step * self.config.batch_size + rank() * self.micro
+        # Ranges, not lists: a run has millions of examples.
+        passes: Any = [range(at, at + self.micro) for at in range(first, len(self.dataset), stride)]
         return DataLoader(
             self.dataset,  # type: ignore[arg-type]
-            batch_sampler=[list(range(at, at + self.micro)) for at in range(first, len(self.dataset), stride)],
+            batch_sampler=passes,
             collate_fn=Collator(self.system.main.tokenizer.pad_token_id, queries_per_task=self.config.queries_per_task),
             num_workers=self.config.num_workers,
             pin_memory=torch.cuda.is_available(),
