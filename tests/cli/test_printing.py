@@ -105,8 +105,10 @@ def test_a_folder_whose_name_is_no_text(sni_dir: Path, tmp_path: Path, printing)
     sni_dir.rename(folder)
     results = tmp_path / "results.json"
     done = printing(*evaluation(folder, "--output", results))
-    assert (done.status, done.err) == (0, "")
-    assert json.loads(results.read_text(encoding="utf-8"))["details"]["data_dir"] == str(folder)
+    # A configuration is text, so it cannot name such a folder; the message can be printed all the same.
+    assert done.status == 2 and not results.exists()
+    assert done.err.startswith("hart: error: ") and "bytes that are not UTF-8" in done.err
+    assert done.err.count("\n") == 1
 
 
 def test_an_error_without_a_reader_of_errors(tmp_path: Path, unread: int, monkeypatch: pytest.MonkeyPatch) -> None:

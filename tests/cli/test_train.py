@@ -11,9 +11,15 @@ from hart.cli.train import OWN_OPTIONS
 from hart.training.config import load
 
 
-def test_from_task_files_to_answers(config_file: Path, sni_dir: Path, task_file: Path, tmp_path: Path, ok) -> None:
+def test_from_task_files_to_answers(
+    config_file: Path, sni_dir: Path, task_file: Path, tmp_path: Path, ok, hart
+) -> None:
     final = tmp_path / "run" / "final"
-    assert str(final) in ok("train", config_file, "--training.alpha", "2", "--device", "cpu")
+    trained = hart("train", config_file, "--training.alpha", "2", "--device", "cpu")
+    assert trained.status == 0 and str(final) in trained.out
+    # Without a terminal: what is trained, then a line for each row of metrics.jsonl.
+    begins = [line.split()[0] for line in trained.err.splitlines()]
+    assert begins == ["training", "step", "step", "step", "step"]
     assert load(tmp_path / "run" / "config.yaml").training.alpha == 2
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4]

@@ -15,8 +15,8 @@ def test_other_names_pass_through(resolve, name: str) -> None:
 
 
 def test_bundled_names_are_folders_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "bundled" / "mini-base"
-    folder.mkdir(parents=True)
+    folder = tmp_path / "mini-base"
+    folder.mkdir()
     (folder / "config.json").write_text("{}")
     monkeypatch.setattr(resources, "files", lambda package: tmp_path)
     assert Path(resources.resolve_base("mini-base")) == folder
