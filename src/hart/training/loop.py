@@ -184,7 +184,7 @@ class Loop:
         with together():
             loss = self._pass_loss(dict(batch), tokens) if made is None else made
             if not torch.isfinite(loss):
-                self._stop_at_bad(float(loss), "loss", self._seen[-1:])
+                self._stop_at_bad(loss.item(), "loss", self._seen[-1:])
         return loss
 
     def _pass_loss(self, batch: dict[str, Tensor], tokens: Tensor) -> Tensor:
