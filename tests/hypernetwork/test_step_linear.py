@@ -12,17 +12,11 @@ from transformers.models.t5.modeling_t5 import T5Stack
 
 from hart.benchmarks.measuring import count
 from hart.benchmarks.models import hypernetwork, t5_config
-from hart.hypernetwork import decoding
+from hart.hypernetwork import step_linear
 from hart.hypernetwork.decoding import DecoderPass, relative_bias
 from hart.hypernetwork.step_linear import MOST_FEW, StepLinear, Steps, multiply, step_linears
 
 STEPS, ROWS = 4, 2
-
-
-@pytest.fixture(autouse=True)
-def maps_as_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pass leaves a decoder the maps that the test gave it."""
-    monkeypatch.setattr(decoding, "step_linears", lambda decoder, wanted: None)
 
 
 @pytest.fixture
@@ -85,16 +79,17 @@ def test_a_hypernetworks_decoder_has_the_stock_parameters(stock: T5Stack, fast: 
 
 
 def test_the_device_decides_the_maps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU has torch's own modules, whatever the pass before was on; the states are the same."""
-    monkeypatch.undo()
+    """On a GPU they are torch's own, whatever the pass before was on; the states are the same."""
     network = hypernetwork(t5_config("tiny", vocabulary=100), decoder_layers=2)
     assert network.decoder is not None and network.scheme is not None
-    memory, states = torch.randn(1, 8, 64), []
+    assert {type(m) for m in network.decoder.modules() if isinstance(m, nn.Linear)} == {StepLinear}
+    memory, states, calls = torch.randn(1, 8, 64), [], []
+    monkeypatch.setattr(step_linear, "multiply", lambda *given: calls.append(given) or multiply(*given))
     for on_cpu in (True, False, True):
-        monkeypatch.setattr(decoding, "takes_cpu_paths", lambda tensor, answer=on_cpu: answer)
+        calls.clear()
+        monkeypatch.setattr(step_linear, "takes_cpu_paths", lambda tensor, answer=on_cpu: answer)
         states.append(network.scheme(network.decoder, memory, torch.ones(1, 8)))
-        kinds = {type(module) for module in network.decoder.modules() if isinstance(module, nn.Linear)}
-        assert kinds == {StepLinear if on_cpu else nn.Linear}
+        assert bool(calls) == on_cpu
     for other in states[1:]:
         torch.testing.assert_close(other, states[0], rtol=1e-4, atol=1e-5)
 
@@ -167,7 +162,7 @@ def test_a_pass_without_backward_leaves_nothing(fast: T5Stack) -> None:
     inputs, memory = given(fast, 1)
     steps = DecoderPass(fast, memory, torch.ones(1, 7))
     steps.step(inputs, relative_bias(fast, ROWS))
-    kept = steps._step_context
+    kept = steps._steps
     assert isinstance(kept, Steps)
     uses = [weakref.ref(use) for _, use in kept._uses.values()]
     assert uses
@@ -190,14 +185,14 @@ def test_an_error_within_a_step_ends_it(fast: T5Stack) -> None:
     assert gradient.any() and out.grad_fn.name() == "MmBackward0"  # torch's own map again
 
 
-def test_more_steps_write_no_more_gradients() -> None:
+def test_more_steps_write_no_more_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step of the stock maps makes another gradient of every weight; these make one for all."""
     made = {}
     for kind in (StepLinear, nn.Linear):
         for layers in (6, 12):
             network = hypernetwork(t5_config("tiny", vocabulary=100, num_layers=layers), decoder_layers=2)
             assert network.decoder is not None and network.scheme is not None
-            step_linears(network.decoder, kind is StepLinear)
+            monkeypatch.setattr(step_linear, "takes_cpu_paths", lambda tensor, answer=kind is StepLinear: answer)
             states = network.scheme(network.decoder, torch.randn(1, 8, 64), torch.ones(1, 8))
             made[kind, layers] = count(lambda s=states: s.sum().backward()).allocated
             weights = sum(m.weight.nbytes for m in network.decoder.modules() if isinstance(m, nn.Linear))

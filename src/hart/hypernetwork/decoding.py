@@ -12,7 +12,6 @@ state is fed back through the dropout of the next step's input anyway, and the c
 meant to compare states, not the noise on them.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -20,8 +19,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
-from hart.hypernetwork.step_linear import Steps, step_linears
-from hart.runtime.devices import takes_cpu_paths
+from hart.hypernetwork.step_linear import Steps
 from hart.runtime.third_party.transformers import T5Attention, T5Stack
 
 
@@ -44,9 +42,7 @@ class DecoderPass:
 
     def __init__(self, decoder: T5Stack, memory: Float[Tensor, "n s d"], memory_mask: Shaped[Tensor, "n s"]) -> None:
         self._decoder = decoder
-        on_cpu = takes_cpu_paths(memory)
-        step_linears(decoder, on_cpu)
-        self._step_context: AbstractContextManager = Steps() if on_cpu else nullcontext()
+        self._steps = Steps()
         blocks: Any = decoder.block
         # Self-attention, cross-attention and feed-forward of each block.
         self._layers = [tuple(block.layer) for block in blocks]
@@ -72,7 +68,7 @@ class DecoderPass:
         Returns:
             States, after the final norm.
         """
-        with self._step_context:
+        with self._steps:
             return self._step(inputs, bias)
 
     def _step(self, inputs: Tensor, bias: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from hart.hypernetwork.config import T5_FIELDS, HyperNetworkConfig
 from hart.hypernetwork.heads import BlockHead, RowBlockHeads
 from hart.hypernetwork.schemes.base import STACK_INDEX, GenerationScheme, build_scheme, uses_decoder
 from hart.hypernetwork.schemes.bidirectional import Bidirectional
+from hart.hypernetwork.step_linear import step_linears
 from hart.peft.base import Blocks, MainShape, RowBlock, build_kinds, row_blocks
 from hart.runtime.third_party.transformers import T5Stack
 
@@ -84,6 +85,7 @@ class HyperNetwork(PreTrainedModel):
             )
         if self.scheme is not None and self.scheme.uses_decoder:
             self.decoder = T5Stack(config.stack_config(decoder=True))
+            step_linears(self.decoder)
             self.decoder.set_input_embeddings(None)
         vectors_of = self.scheme.vectors_of if self.scheme is not None else _no_vectors
         self.heads = RowBlockHeads(blocks, self.shape.d_model, vectors_of)

@@ -4,7 +4,7 @@ A step of one task is two vectors against all weights of the decoder, so it take
 Forwards, torch's CPU library reads weights two to three times as fast when they stand on the left of a few vectors.
 Backwards, each step would write a gradient as large as the weights and add it to that of the steps before; here the
 inputs and output gradients are kept until the first step has been reached, and one product makes the gradient of all.
-On a GPU the maps are torch's own.
+On a GPU, and under `torch.compile`, they do what torch's own do.
 """
 
 from contextlib import nullcontext
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from hart.runtime.devices import takes_cpu_paths
+
 MOST_FEW = 4
 """Vectors up to which weights on the left are faster: two tasks in steps of two (docs/performance.md)."""
 
@@ -25,18 +27,19 @@ class StepLinear(nn.Linear):
     """A linear map without bias that a decoder calls in each step of a pass (`Steps`)."""
 
     def forward(self, input: Tensor) -> Tensor:
+        if not takes_cpu_paths(input):
+            return super().forward(input)
         steps = _current.get()
         if steps is None or not (torch.is_grad_enabled() and self.weight.requires_grad):
             return multiply(input, self.weight)
         return _Product.apply(input, *steps.uses_of(self))
 
 
-def step_linears(decoder: nn.Module, wanted: bool = True) -> None:
-    """Make the linear maps of a decoder `StepLinear`s, or torch's own again, with the same parameters and names."""
-    old, new = (nn.Linear, StepLinear) if wanted else (StepLinear, nn.Linear)
+def step_linears(decoder: nn.Module) -> None:
+    """Turn the linear maps of a decoder into `StepLinear`s, with the same parameters under the same names."""
     for module in decoder.modules():
-        if type(module) is old and module.bias is None:
-            module.__class__ = new
+        if type(module) is nn.Linear and module.bias is None:
+            module.__class__ = StepLinear
 
 
 class Steps:

@@ -216,7 +216,7 @@ def test_a_closed_descriptor_and_a_closed_pipe_are_one_line(tmp_path: Path) -> N
 
 
 def test_a_file_that_is_a_mount_is_overwritten(tmp_path: Path, in_mounts: Callable[..., str]) -> None:
-    """As `docker run -v results.json:/work/results.json` makes one."""
+    """As `docker run -v results.json:/data/results.json` makes one."""
     for name in ("outside.json", "mounted.json"):
         (tmp_path / name).write_text("a longer text than the new one\n")
     in_mounts(tmp_path, "mount --bind outside.json mounted.json", WRITE, "mounted.json")
