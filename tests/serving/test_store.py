@@ -210,7 +210,7 @@ def test_an_index_of_another_version_is_made_anew(store: Store, how: str, runnin
     assert all(is_task(again.get(id), number) for id, number in before.items())
     again.put(made(7), model_fingerprint="m")
     again.touch(dict.fromkeys(before, 2))
-    assert [record.uses for record in again.records()] == [2, 2, 2, 0] or again.totals()[0] == 4
+    assert [record.uses for record in again.records()] == [2, 2, 2, 0]
     assert check_whole(Store(store.folder)) == 4
 
 

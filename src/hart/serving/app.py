@@ -83,7 +83,7 @@ def create_app(model: HartModel, store: Store | None = None, settings: Settings 
         servers=[{"url": "."}],
         root_path_in_servers=False,
         lifespan=lifespan,
-        responses={status: {"model": schemas.ErrorOut} for status in (401, 403, 408, 413, 422, 429, 504)},
+        responses={status: {"model": schemas.ErrorOut} for status in (401, 403, 408, 413, 422, 429, 503, 504, 507)},
     )
     app.add_middleware(Guard, settings=settings, metrics=metrics)
     add_error_replies(app)
@@ -155,9 +155,9 @@ def _add_health(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
 
 def _add_adaptations(app: FastAPI, engine: Engine, settings: Settings) -> None:
     missing: dict[int | str, dict[str, Any]] = {404: {"model": schemas.ErrorOut}}
-    full: dict[int | str, dict[str, Any]] = {507: {"model": schemas.ErrorOut}, 201: {"model": schemas.AdaptOut}}
+    created: dict[int | str, dict[str, Any]] = {201: {"model": schemas.AdaptOut}}
 
-    @app.post("/v1/adaptations", response_model=schemas.AdaptOut, responses=full)
+    @app.post("/v1/adaptations", response_model=schemas.AdaptOut, responses=created)
     async def adapt(request: Request, response: Response, body: schemas.TaskIn) -> Any:
         """Read a task in one forward pass and keep the adaptation. The same task has the same id, and is read once."""
 

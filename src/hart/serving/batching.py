@@ -95,7 +95,7 @@ class _Queue:
         self._jobs[job] = key
         self.rows += job.weight
         job.queue = self
-        self._metrics.waiting.set(len(self))
+        self._metrics.waiting.set(self.rows)
 
     def first(self) -> Job:
         return next(iter(self._jobs))
@@ -121,7 +121,7 @@ class _Queue:
     def remove(self, job: Job) -> None:
         """Take out a job that nobody waits for any more."""
         self._take_out(job)
-        self._metrics.abandoned.inc()
+        self._metrics.abandoned.inc(job.weight)
 
     def _take_out(self, job: Job) -> None:
         key = self._jobs.pop(job)
@@ -132,7 +132,7 @@ class _Queue:
             del self._groups[key]
         self.rows -= job.weight
         job.queue = None
-        self._metrics.waiting.set(len(self))
+        self._metrics.waiting.set(self.rows)
 
 
 class Batcher:
@@ -224,7 +224,7 @@ class Batcher:
         self._metrics.batch_tasks.labels(kind).observe(len({job.task for job in batch}))
         for job, outcome in zip(batch, outcomes, strict=True):
             if job.result.done():
-                self._metrics.abandoned.inc()
+                self._metrics.abandoned.inc(job.weight)
             elif isinstance(outcome, Exception):
                 job.result.set_exception(outcome)
             else:

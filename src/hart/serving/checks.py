@@ -67,8 +67,8 @@ class Checks:
             low, step = min(low + step, most), 2 * step
         return low + bisect_left(range(low + 1, min(low + step, most)), True, key=lambda count: not fits(count))
 
-    def query(self, text: str, where: str) -> int:
-        """Tokens of a query.
+    def query(self, text: str, where: str) -> None:
+        """Check a query.
 
         Raises:
             HartError: it is longer than the model reads, or has nothing that the tokenizer sees.
@@ -79,18 +79,12 @@ class Checks:
         count += self._form.input_eos
         if count > self._form.max_query_length:
             raise HartError(f"{where}: has {count} tokens, the model reads {self._form.max_query_length}")
-        return count
 
-    def choice(self, text: str, where: str) -> int:
-        """Tokens of an answer; raises `HartError` if it is longer than the model was trained to give."""
-        count = self._answer_tokens(text)
+    def choice(self, text: str, where: str) -> None:
+        """Raise `HartError` if an answer is longer than the model was trained to give."""
+        count = len(self._unlimited.encode_target(self._tokenizer, text))  # end of sequence included
         if count > self._form.max_target_length:
             raise HartError(f"{where}: has {count} tokens, the model reads {self._form.max_target_length}")
-        return count
-
-    def _answer_tokens(self, text: str) -> int:
-        """Tokens of an answer, end of sequence included."""
-        return len(self._unlimited.encode_target(self._tokenizer, text))
 
     def _encode_task(self, task: Task, count: int) -> list[int]:
         return replace(self._unlimited, num_demonstrations=count).encode_task(self._tokenizer, task)

@@ -140,9 +140,7 @@ class GenerateIn(_Sampling):
     adaptation: Annotated[_Id | _Task | _Each, Discriminator(_form)] | None = Field(
         None, description="one for all inputs, or one for each; null asks the un-adapted base"
     )
-    max_new_tokens: Integer | None = Field(
-        None, ge=1, le=MAX_NEW_TOKENS, description="null: as in the model's training"
-    )
+    max_new_tokens: _NewTokens = None
     num_beams: Integer = Field(1, ge=1, le=MAX_BEAMS)
     stream: bool = Field(False, description="server-sent events, one input and no beams")
 

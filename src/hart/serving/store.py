@@ -1,7 +1,7 @@
 """Adaptations kept on the disk, under the hash of what they were made from.
 
     STORE/index.sqlite                  one row for each: task, base, model, time, size, use
-    STORE/adaptations/<id>/             adaptation.json, adaptation.safetensors, checksums.json
+    STORE/adaptations/<id>/             adaptation.json, adaptation.safetensors, record.json, checksums.json
 
 The folders are the truth and the index says what is where: an index that is lost, damaged or of another version is made
 anew from the folders, and folders that were taken away are made again, at the next use of the store. An id is the

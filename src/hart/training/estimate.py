@@ -243,7 +243,7 @@ def _memory(
     trained_bytes = 2 if zero_stage and training.bf16 else 4
     if model.train_main:
         main_bytes = trained_bytes
-    # The Trainer keeps the states of embeddings in float32; of ZeRO's flat parts it sees none.
+    # States of embeddings stay in float32 (optimizer.py), but not in ZeRO's flat parts.
     embeddings = 0 if zero_stage else _trained_embeddings(config, parts)
     memory = {
         "weights, main model": main * main_bytes / shared_from(3),
