@@ -121,7 +121,7 @@ def test_metrics_are_rewound_to_a_step_and_a_torn_line_is_forgotten(run_config: 
         run.append_metrics(row)
     with run.metrics.open("a") as file:
         file.write(json.dumps({"step": 4, "loss": 0.25})[:-5])
-    assert run.read_metrics() == rows
+    assert read_metrics(run.metrics) == rows
     run.rewind_metrics(2)
     run.append_metrics({"step": 3, "loss": 0.5})
     assert read_metrics(run.metrics) == [*rows[:2], {"step": 3, "loss": 0.5}]

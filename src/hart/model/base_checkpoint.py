@@ -17,7 +17,7 @@ LEAST_VOCABULARY = 3
 """Pieces beside special tokens. Without its files transformers builds a tokenizer that knows one, the space."""
 
 # While transformers loads, it changes defaults of the whole process for a moment (dtype, initialisation).
-_loading = threading.Lock()
+loading = threading.Lock()
 
 
 class BaseCheckpoint(NamedTuple):
@@ -44,7 +44,7 @@ def load_base(name: str, *, revision: str | None = None, dtype: torch.dtype | st
     if Path(source).is_dir():
         check_model_files(Path(source))
     at_revision: dict[str, Any] = {} if revision is None or Path(source).is_dir() else {"revision": revision}
-    with _loading:
+    with loading:
         try:
             config = AutoConfig.from_pretrained(source, **at_revision)
         except (OSError, ValueError) as error:

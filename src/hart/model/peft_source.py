@@ -10,7 +10,7 @@ from torch import nn
 
 from hart.errors import HartError
 from hart.hypernetwork.network import HyperNetwork, HyperNetworkConfig
-from hart.model.base_checkpoint import load_base
+from hart.model.base_checkpoint import load_base, loading
 from hart.model.config import ModelConfig
 from hart.model.main_model import MainModel
 from hart.model.weights import check_floats, check_model_files, read_tensors
@@ -66,7 +66,8 @@ def load_peft_source(
         check_floats(path)
     try:
         made = HyperNetworkConfig.from_dict(dict(config))
-        return HyperNetwork.from_pretrained(folder, config=made, dtype=dtype)
+        with loading:
+            return HyperNetwork.from_pretrained(folder, config=made, dtype=dtype)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise HartError(f"{folder}: cannot be loaded ({reason}); is the download complete?") from error

@@ -27,11 +27,6 @@ def rank() -> int:
     return torch.distributed.get_rank() if _joined() else 0
 
 
-def speaks_first() -> bool:
-    """Whether this process is the first of its group, joined or only announced by the launcher's environment."""
-    return rank() == 0 if _joined() else os.environ.get("RANK", "0") == "0"
-
-
 def _joined() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 

@@ -51,9 +51,7 @@ def save_checkpoint(loop: "Loop") -> None:
             if first:
                 loop.system.write(partial, weights=weights)
                 torch.save(loop.schedule.state_dict(), partial / SCHEDULER_FILE)
-                save_file(
-                    {name: values.cpu().contiguous() for name, values in rows.items()}, partial / CONSISTENCY_FILE
-                )
+                save_file(rows, partial / CONSISTENCY_FILE)
                 (partial / STATE_FILE).write_text(json.dumps({"step": loop.step, "best": loop.best}) + "\n")
                 write_layout(partial, loop.layout, loop.optimizer_used)
         with _writing(checkpoint):
@@ -63,7 +61,7 @@ def save_checkpoint(loop: "Loop") -> None:
                 seal(partial)
                 shutil.rmtree(checkpoint, ignore_errors=True)
                 os.replace(partial, checkpoint)
-                _rotate(run, loop.config.keep_checkpoints)
+                _rotate(run, loop.config.keep_checkpoints, loop.step)
     finally:
         if first:
             shutil.rmtree(partial, ignore_errors=True)
@@ -101,10 +99,11 @@ def _random_states() -> dict[str, torch.Tensor]:
     return states
 
 
-def _rotate(run: RunFolder, keep: int) -> None:
-    found = sorted(run.checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    for old in found[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+def _rotate(run: RunFolder, keep: int, step: int) -> None:
+    """Keep the newest up to `step`; a later one is of a run that went back behind it, and damaged."""
+    found = run.saved()
+    for old in sorted(each for each in found if each <= step)[:-keep]:
+        shutil.rmtree(found[old], ignore_errors=True)
 
 
 @contextmanager

@@ -119,11 +119,12 @@ def with_advice(config: RunConfig, found: Estimate) -> Estimate:
 
     micro = training.micro_batch_size or training.batch_size // found.devices
     smaller = micro // 2
-    if smaller and smaller % training.queries_per_task == 0:
+    divides = smaller and training.batch_size % (smaller * found.devices) == 0
+    if divides and smaller % training.queries_per_task == 0:
         option(f"training.micro_batch_size: {smaller}", training={"micro_batch_size": smaller})
     if not model.gradient_checkpointing:
         option("model.gradient_checkpointing: true", model={"gradient_checkpointing": True})
-    if training.optimizer == "adamw":
+    if training.optimizer == "adamw" and not training.fsdp:
         option("training.optimizer: adamw_8bit", training={"optimizer": "adamw_8bit"})
     if not training.bf16:
         option("training.bf16: true", training={"bf16": True})
@@ -236,7 +237,8 @@ def _memory(
     def shared_from(stage: int) -> int:
         return devices if zero_stage >= stage else 1
 
-    state = 8.0 if training.optimizer == "adamw" else 2 * BLOCKWISE
+    # FSDP cannot divide 8-bit states, so it has none.
+    state = 8.0 if training.optimizer == "adamw" or training.fsdp else 2 * BLOCKWISE
     main_bytes = 4 if model.train_main or model.dtype == "float32" else 2
     beside = trained - (main if model.train_main else 0)
     # DeepSpeed holds weights and gradients in bfloat16 where it computes so.

@@ -91,9 +91,10 @@ class Loop:
         """Train to the end or to a signal, from a checkpoint that `check_layout` lets pass or from the start."""
         config, accelerator = self.config, self.accelerator
         batches = self.prepare(checkpoint)
-        while self.step < config.max_steps and not stop.signalled:
+        while self.step < config.max_steps:
             with together():  # one process that cannot make its examples ends all, before they wait for each other
                 passes = send_to_device(list(islice(batches, self.passes)), accelerator.device)
+            rate = self.optimizer.param_groups[0]["lr"]  # DeepSpeed may step its own schedule in the backward pass
             tokens = accelerator.reduce(sum((each["labels"] != IGNORED).sum() for each in passes))
             for batch in passes:
                 with accelerator.accumulate(self.model):  # processes exchange gradients in the last pass alone
@@ -101,21 +102,24 @@ class Loop:
                     accelerator.backward(self.loss(batch, tokens))
             norm = self.clip()
             self.optimizer.step()
-            rate = self.schedule.get_last_lr()[0]
             if not accelerator.optimizer_step_was_skipped:
                 self.schedule.step()
             self.optimizer.zero_grad()
             self.end_step(tokens)
 
-            # Of several processes one may have been told to stop and another not yet: they stop together.
-            stop.signalled = anywhere(stop.signalled)
+            # Of several processes one may have been told to stop and another not yet: they stop together. Read once,
+            # as a signal may come at any moment; one that comes later ends the next step.
+            stopping = anywhere(stop.signalled)
             if self.step == 1 or self.step % config.log_every == 0:
                 self.report.losses(self.step, grad_norm=norm, learning_rate=rate)
             if self.validation and self.due(config.eval_every):
                 self.evaluate()
-            if self.due(config.save_every) or stop.signalled:
+            if self.due(config.save_every) or stopping:
                 save_checkpoint(self)
                 self.report.start_clock()
+            if stopping:
+                stop.signalled = True
+                return
 
     def due(self, every: int) -> bool:
         """Whether what happens every so many steps, and at the end, happens now."""
@@ -150,7 +154,8 @@ class Loop:
             self.model = accelerator.prepare_model(self.system, device_placement=False, evaluation_mode=True)
             self.optimizer = accelerator.prepare(optimizer)
         elif schedule is not None:
-            self.model, self.optimizer, self.schedule = accelerator.prepare(self.system, optimizer, schedule)
+            with refusals(config):
+                self.model, self.optimizer, self.schedule = accelerator.prepare(self.system, optimizer, schedule)
         else:
             with refusals(config) if accelerator.deepspeed_plugin else nullcontext():
                 self.model, self.optimizer = accelerator.prepare(self.system, optimizer)

@@ -2,7 +2,8 @@
 
 A row of losses holds means: `prediction_loss` over the target tokens of each step's global batch, `consistency_loss`
 over its rows and the elements of their states, `loss` their sum with α, and each of them, with `seconds_per_step`,
-over the steps since the row before, whose number is `steps` and whose target tokens are `tokens`. `grad_norm` (before
+over the steps since the row before, or since the checkpoint that the run went on from; their number is `steps`, their
+target tokens are `tokens`. `grad_norm` (before
 clipping) and `learning_rate` are those of the row's step. A row of scores (`eval_…`) is over the validation tasks.
 """
 

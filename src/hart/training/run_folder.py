@@ -181,13 +181,17 @@ class RunFolder:
                 "choose another training.output_dir or restore the value"
             )
 
+    def saved(self) -> dict[int, Path]:
+        """Step → its checkpoint, whole or damaged; other names are not ours."""
+        return {int(p.name[11:]): p for p in self.checkpoints.glob("checkpoint-*") if p.name[11:].isdecimal()}
+
     def last_checkpoint(self, *, before: int | None = None) -> Path | None:
         """The newest undamaged checkpoint (of a step less than `before`); what an interrupted save left is removed.
 
         A damaged one is named in a warning and left where it is.
         """
         shutil.rmtree(self.checkpoints / ".partial", ignore_errors=True)
-        found = {int(p.name[11:]): p for p in self.checkpoints.glob("checkpoint-*") if p.name[11:].isdigit()}
+        found = self.saved()
         for step in sorted(found, reverse=True):
             if before is not None and step >= before:
                 continue
@@ -225,12 +229,8 @@ class RunFolder:
     def rewind_metrics(self, step: int) -> None:
         """Forget what was logged after `step`, before training goes on from there."""
         if self.metrics.exists():
-            kept = [row for row in self.read_metrics() if row["step"] <= step]
+            kept = [row for row in read_metrics(self.metrics) if row["step"] <= step]
             write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
-
-    def read_metrics(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl; a last line cut short by a crash is left out."""
-        return read_metrics(self.metrics)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

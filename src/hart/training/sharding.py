@@ -48,7 +48,7 @@ def wants_fsdp(config: TrainingConfig) -> bool:
 
 
 def layout_of(accelerator: Accelerator, *, fsdp: bool) -> str:
-    """`replicated`, `zero-0` to `zero-3` or `fsdp`."""
+    """`replicated`, `zero-1` to `zero-3` or `fsdp`."""
     if accelerator.deepspeed_plugin is not None:
         return f"{ZERO}-{accelerator.deepspeed_plugin.zero_stage}"
     return FSDP if fsdp and world_size() > 1 else REPLICATED

@@ -262,20 +262,21 @@ def _row(
     return row
 
 
-_COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "runs": ("runs", str),
-    "trained_parameters": ("trained parameters", lambda value: f"{value:,.0f}"),
-    "seconds_per_step": ("s / step", lambda value: f"{value:.2f}"),
-    "peak_memory_gib": ("peak memory (GiB)", lambda value: f"{value:.2f}"),
-    "loss_start": ("loss, start", lambda value: f"{value:.2f}"),
-    "loss_end": ("loss, end", lambda value: f"{value:.2f}"),
-    "rouge_l": ("ROUGE-L", lambda value: f"{value:.2f}"),
-    "rouge_l_deviation": ("±", lambda value: f"{value:.2f}"),
-    "exact_match": ("exact match", lambda value: f"{value:.2f}"),
-    "accuracy": ("accuracy", lambda value: f"{value:.2f}"),
-    "accuracy_deviation": ("±", lambda value: f"{value:.2f}"),
-    "difference": ("− first row's", lambda value: f"{value:+.2f}"),
-    "difference_error": ("± (standard error over tasks and seeds)", lambda value: f"{value:.2f}"),
+# Key → heading and format.
+_COLUMNS: dict[str, tuple[str, str]] = {
+    "runs": ("runs", "d"),
+    "trained_parameters": ("trained parameters", ",.0f"),
+    "seconds_per_step": ("s / step", ".2f"),
+    "peak_memory_gib": ("peak memory (GiB)", ".2f"),
+    "loss_start": ("loss, start", ".2f"),
+    "loss_end": ("loss, end", ".2f"),
+    "rouge_l": ("ROUGE-L", ".2f"),
+    "rouge_l_deviation": ("±", ".2f"),
+    "exact_match": ("exact match", ".2f"),
+    "accuracy": ("accuracy", ".2f"),
+    "accuracy_deviation": ("±", ".2f"),
+    "difference": ("− first row's", "+.2f"),
+    "difference_error": ("± (standard error over tasks and seeds)", ".2f"),
 }
 
 
@@ -284,6 +285,6 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     used = [key for key in _COLUMNS if any(row[key] is not None for row in rows)]
     lines = ["| system | " + " | ".join(_COLUMNS[key][0] for key in used) + " |", "|---" * (len(used) + 1) + "|"]
     for row in rows:
-        cells = ("–" if row[key] is None else _COLUMNS[key][1](row[key]) for key in used)
+        cells = ("–" if row[key] is None else format(row[key], _COLUMNS[key][1]) for key in used)
         lines.append(f"| {row['system']} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

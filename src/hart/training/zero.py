@@ -87,6 +87,9 @@ def agree(accelerator: Accelerator, config: TrainingConfig, micro: int, passes: 
                 "scheduler.params.total_num_steps": config.max_steps,
             }
         )
+    if accelerator.deepspeed_plugin.zero_stage == 0:
+        where = config.deepspeed or "accelerate launch"
+        raise HartError(f"{where}: DeepSpeed's stage 0 divides nothing; take stage 1 to 3, or leave DeepSpeed out")
 
 
 @contextmanager
