@@ -243,3 +243,19 @@ def test_steps_are_of_a_thread(tiny_t5: Any) -> None:
         thread.join()
 
     torch.testing.assert_close(gradient(other), gradient(lambda: None))
+
+
+def test_models_are_loaded_side_by_side(tiny_base_dir: Path, tmp_path: Path) -> None:
+    """In mixed types: while transformers loads, it changes defaults of the whole process."""
+    build(tiny_base_dir, KINDS["prefix"]).save_pretrained(tmp_path / "model")
+    found: list[tuple[torch.dtype, torch.dtype]] = []
+
+    def work(number: int) -> None:
+        dtype = (torch.float32, torch.bfloat16)[number % 2]
+        for _ in range(2):
+            loaded = HartModel.from_pretrained(tmp_path / "model", dtype=dtype)
+            found.append((dtype, next(loaded.hypernetwork.parameters()).dtype))  # type: ignore[union-attr]
+
+    together(work)
+    assert len(found) == 2 * THREADS and all(wanted == got for wanted, got in found)
+    assert torch.get_default_dtype() is torch.float32

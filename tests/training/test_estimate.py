@@ -123,3 +123,14 @@ def test_mistakes(run_config: Build, tmp_path):
         estimate(run_config(model={"decoder_layers": 9}))
     # A scheme without a decoder does not ask for its layers.
     assert estimate(run_config(model={"decoder_layers": 9, "scheme": {"name": "component"}})).trained
+
+
+def test_advice_can_be_followed() -> None:
+    """Nine queries have no half that divides them; FSDP has no 8-bit states to advise."""
+    config = load(CONFIGS / "mini" / "hart_procedural.yaml")
+    odd = config.changed(training={"batch_size": 9, "queries_per_task": 1, "micro_batch_size": None})
+    assert not any("micro_batch_size" in text for text, _ in with_advice(odd, estimate(odd)).advice)
+    plain, eight = (config.changed(training={"fsdp": True, "optimizer": name}) for name in ("adamw", "adamw_8bit"))
+    found = [estimate(each, devices=2, zero_stage=3) for each in (plain, eight)]
+    assert found[0].memory["optimizer"] == found[1].memory["optimizer"]
+    assert not any("adamw_8bit" in text for text, _ in with_advice(plain, found[0]).advice)

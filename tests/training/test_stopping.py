@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from hart.cli import main
 from hart.errors import HartError
 from hart.runtime.files import damage
+from hart.training import loop
+from hart.training.checkpoints import _rotate
 from hart.training.config import RunConfig
 from hart.training.loop import Loop
 from hart.training.run_folder import RunFolder, read_metrics
@@ -53,6 +55,41 @@ def test_sigterm_saves_and_the_run_goes_on_bit_for_bit(
         [row["loss"] for row in read_metrics(f.parent / "metrics.jsonl") if "loss" in row] for f in (resumed, whole)
     ]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("moment", ["in the exchange", "before the first step", "while it evaluates"])
+def test_a_signal_at_any_moment_is_heard(
+    run_config: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+):
+    """One that comes after a step has asked for it ends the next one, which is saved."""
+    place, name = {
+        "in the exchange": (loop, "anywhere"),
+        "before the first step": (Loop, "prepare"),
+        "while it evaluates": (Loop, "due"),
+    }[moment]
+    stock, came = getattr(place, name), []
+
+    def terminate(*args: Any) -> Any:
+        answer = stock(*args)  # asked first: the signal comes too late for this answer
+        if not came:
+            came.append(True)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return answer
+
+    monkeypatch.setattr(place, name, terminate)
+    with pytest.raises(Stopped) as stopped:
+        train(run_config("cut", **SETTINGS), quiet=True)
+    step = 1 if moment == "before the first step" else 2
+    assert f"after step {step}," in str(stopped.value)
+    assert (tmp_path / "cut" / "checkpoints" / f"checkpoint-{step}").is_dir()
+
+
+def test_rotation_keeps_what_was_just_written(run_config: Build):
+    run = RunFolder(run_config("rotated"))
+    for name in ("100", "150", "200", "best-900", "120.bak"):
+        (run.checkpoints / f"checkpoint-{name}").mkdir(parents=True)
+    _rotate(run, 1, 150)  # 200 is of a run that went back behind it
+    assert sorted(path.name[11:] for path in run.checkpoints.iterdir()) == ["120.bak", "150", "200", "best-900"]
 
 
 def test_the_command_says_so(run_config: Build, tmp_path: Path, terminated_in_step_2: None, capsys):

@@ -66,10 +66,10 @@ def load_base(name: str, *, revision: str | None = None, dtype: torch.dtype | st
             raise HartError(
                 f"{name}: its tokenizer cannot be loaded ({_line(error)}); is tokenizer.json or spiece.model complete?"
             ) from error
-    model, loading = loaded
+    model, report = loaded
     for what, problem in (("missing_keys", "lacks"), ("mismatched_keys", "has another shape of")):
-        if loading[what]:
-            key = min(each if isinstance(each, str) else each[0] for each in loading[what])
+        if report[what]:
+            key = min(each if isinstance(each, str) else each[0] for each in report[what])
             raise HartError(f"{name}: the checkpoint {problem} {key}; download it again")
     if model.dtype == torch.float16:
         raise HartError(f"{name}: is stored in float16, in which T5 overflows; load it with dtype float32 or bfloat16")
