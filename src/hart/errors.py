@@ -8,3 +8,8 @@ class HartError(Exception):
     prints it as ``hart: error: <message>`` and exits with status 2; everything else that is raised
     is a defect of ours.
     """
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a library's message, or what it is called if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -226,7 +226,9 @@ def test_what_does_not_go_together(model_dir: Path, choice_task: Path, sni_dir: 
     for words, said in (
         ((), "give --data or --task"),
         (("--task", free, "--data", "sni"), "give --data or --task"),
-        (("--task", free, "--subsets", "x"), "--subsets: is for the subsets of a collection"),
+        (("--task", free, "--subsets", "x"), "--subsets: is for a collection"),
+        (("--task", free, "--data-dir", "x"), "--data-dir: is for a collection"),
+        (("--task", free, "--split", "validation"), "--split: is for a collection"),
         (("--task", free, "--task", choice_task), "some files have choices and some have none"),
         (("--task", choice_task, "--system", "copy-input"), "the tasks are multiple-choice; take majority or chance"),
         (("--task", free, "--system", "chance"), "the tasks have no choices; take copy-input"),

@@ -89,8 +89,9 @@ def test_what_means_nothing_to_it_is_refused(name: str, data) -> None:
         with pytest.raises(FieldError, match="data.train_subsets: "):
             data(name, train_subsets=["x"])
     if collection.hub_name is None:
-        with pytest.raises(FieldError, match="data.dir: "):
-            data(name, dir="x")
+        for field in ("dir", "hub_name"):
+            with pytest.raises(FieldError, match=f"data.{field}: "):
+                data(name, **{field: "x"})
     if not collection.has_demonstrations:
         with pytest.raises(FieldError, match="data.demonstrations: "):
             data(name, demonstrations="fixed")

@@ -10,9 +10,9 @@ from hart.data.input_format import InputFormat
 from hart.data.prompts import render_in_context
 from hart.data.tasks import Instance, Task
 from hart.errors import HartError
-from hart.evaluation import systems
 from hart.evaluation.run import evaluate_model
 from hart.evaluation.systems import base_system, hart_system
+from hart.model import scoring
 from hart.model.hart_model import HartModel
 from hart.training.config import DataConfig, ModelConfig
 
@@ -65,13 +65,13 @@ def choosing(task: Task, choices: tuple[str, ...], queries: tuple[str, ...] = ("
 def test_choices_of_equal_tokens_have_equal_scores(
     system: HartModel, task: Task, kind: str, choices: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ):
-    real = systems.score_choices
+    real = scoring._score_batch
 
     def rounded(*args: Any, **options: Any) -> list[list[float]]:
         # As if a matrix product rounded a row by its place in the batch.
         return [[score - 1e-6 * place for place, score in enumerate(own)] for own in real(*args, **options)]
 
-    monkeypatch.setattr(systems, "score_choices", rounded)
+    monkeypatch.setattr(scoring, "_score_batch", rounded)
     form = system.input_format
     if kind == "hart":
         score = hart_system(system).score

@@ -17,13 +17,15 @@ from hart.benchmarks.measuring import ratios
 from hart.benchmarks.training import step
 from hart.data.collate import Collator
 from hart.data.collections import load_tasks
+from hart.data.config import DataConfig
 from hart.data.input_format import InputFormat
 from hart.evaluation import answers as scores
 from hart.evaluation.answers import ANSWERS
 from hart.evaluation.run import evaluate
 from hart.evaluation.systems import hart_system
+from hart.model.config import ModelConfig
 from hart.model.hart_model import HartModel
-from hart.training.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
+from hart.training.config import RunConfig, TrainingConfig
 from hart.training.train import training_examples
 
 INSTANCES, BUNDLED_INSTANCES = 100, 20
@@ -44,7 +46,7 @@ def evaluation(settings: Settings) -> Iterator[Figure]:
     assert model.hypernetwork is not None
     parts: dict[str, list[tuple[Any, str]]] = {
         "tokenisation": [
-            (model.main, "encode_queries"),
+            (InputFormat, "encode_input"),
             (InputFormat, "encode_task"),
             (model.main, "pad"),
             (model.main.tokenizer, "batch_decode"),

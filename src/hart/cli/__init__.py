@@ -23,7 +23,7 @@ from hart.cli.options import keep_texts, split_overrides
 from hart.cli.printing import finish, prepare, tell
 from hart.errors import HartError
 from hart.runtime.files import ensure_home
-from hart.runtime.launch import end_with
+from hart.runtime.launch import end_with, is_first
 
 DISTRIBUTION = "hart-hypernet"
 COMMANDS = (quickstart, train, evaluate, adapt, predict, export, serve, estimate, config, sweep, bench)
@@ -151,7 +151,7 @@ def _own_messages() -> Iterator[None]:
     # Libraries give the root logger a handler of their own, which would say everything again.
     logger.propagate = False
     # Of several processes the first one speaks; errors come from any.
-    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+    logger.setLevel(logging.INFO if is_first() else logging.ERROR)
     try:
         yield
     finally:

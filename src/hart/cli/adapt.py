@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
     task = _task(args)
     check_folder_target(args.output_dir, replaces=FIELDS_FILE)
     model = HartModel.from_pretrained(args.model, base=args.base, dtype=args.dtype, device=device)
-    if model.input_format.prompt_format == "instructions" and not task.definition.strip():
+    if model.input_format.reads_definition and not task.definition.strip():
         where = "--definition" if args.task is None else f"{args.task}: Definition"
         raise HartError(f"{where}: the definition is empty, and {args.model} reads it; say what the task asks for")
     start = time.monotonic()

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hart.errors import HartError
+from hart.runtime.launch import is_first
 
 if TYPE_CHECKING:
     import torch
@@ -154,6 +155,8 @@ def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(
+        *columns, console=console, transient=True, disable=not (console.is_terminal and is_first())
+    ) as progress:
         bar = progress.add_task(what, total=total)
         yield lambda done: progress.advance(bar, done)

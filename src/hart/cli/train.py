@@ -6,7 +6,7 @@ from typing import Any
 
 from hart.cli.options import positive, read_configuration, select_device
 from hart.cli.printing import say, tell
-from hart.runtime.launch import TERMINATED, is_one_of_several, run_hart
+from hart.runtime.launch import TERMINATED, is_first, is_one_of_several, run_hart
 
 OWN_OPTIONS = ("--help", "--device", "--processes")
 """What is no field of a configuration (`hart.cli.options.split_overrides`)."""
@@ -55,7 +55,6 @@ def run(args: argparse.Namespace) -> int:
     from hart.training.train import train
 
     select_device(args.device)
-    first = os.environ.get("RANK", "0") == "0"
     try:
         if args.processes > 1 and not is_one_of_several():
             run_hart(["train", args.config, *args.overrides, "--device", "cpu"], args.processes)
@@ -64,9 +63,9 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command goes on from the last checkpoint") from None
     except Stopped as stop:
-        if first:
+        if is_first():
             tell(f"hart: {stop}; the same command goes on from there")
         return TERMINATED
-    if first:
+    if is_first():
         say(f"trained model: {final}")
     return 0

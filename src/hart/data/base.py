@@ -59,8 +59,12 @@ class Collection(ABC):
             for name in ("train_subsets", "test_subsets"):
                 if getattr(data, name) is not None:
                     yield name, f"means nothing where data.collection is {self.name}; remove it"
-        if self.hub_name is None and data.dir is not None:
-            yield "dir", f"means nothing where data.collection is {self.name}, which comes with the package; remove it"
+        for name in ("dir", "hub_name") if self.hub_name is None else ():
+            if getattr(data, name) is not None:
+                yield (
+                    name,
+                    f"means nothing where data.collection is {self.name}, which comes with the package; remove it",
+                )
         if not self.has_demonstrations and data.demonstrations_to != "nowhere" and data.demonstrations != "sampled":
             yield "demonstrations", f"must be sampled with {self.name}, whose tasks have no fixed ones"
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from hart.data.hub import cached_snapshot, unreachable
 from hart.data.reading import check_file, check_text, open_bytes, read_lines
-from hart.errors import HartError
+from hart.errors import HartError, first_line
 from hart.runtime.files import cache_folder, parse_json, write_bytes
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 TRIES = 6
 """Of a download; 1, 2, 4, 8 and 16 seconds lie between them."""
 _LARGE = 2**30
-_CHUNK = 2**20
 
 
 class TextFile(Protocol):
@@ -87,7 +86,7 @@ class HubFile:
                     instead = "run the command again to go on, or give a folder of its files as data.dir"
                     raise unreachable(f"{self.repository}: {self.name}", "downloaded", error, instead) from error
                 wait = 2 ** (failed - 1)
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                reason = first_line(error)
                 logger.warning("%s: download failed (%s); again in %d s", self.name, reason, wait)
                 time.sleep(wait)
         raise AssertionError
@@ -112,7 +111,7 @@ def hub_files(name: str, config: str | None) -> list[TextFile]:
         folder = cached_snapshot(name)
         if folder is not None and config is None:
             return hub_files(str(folder), None)
-        files = sorted(folder.glob(f"{config or '**'}/*train*.json.gz")) if folder is not None else []
+        files = sorted(folder.glob(f"{config}/*train*.json.gz")) if folder is not None else []
         if not files:
             raise unreachable(name, "read from the hub", error, instead) from error
         _refuse_gaps(name, files)
@@ -263,18 +262,11 @@ class _LineReader:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: BinaryIO = open_bytes(path)
-        self._at = 0
 
     def text(self, offset: int) -> str:
         try:
-            if self._path.suffix != ".gz" or offset < self._at:
-                self._file.seek(offset)
-                self._at = offset
-            while self._at < offset and (skipped := self._file.read(min(_CHUNK, offset - self._at))):
-                self._at += len(skipped)
-            line = self._file.readline()
-            self._at += len(line)
-            text = line.decode("utf-8-sig")
+            self._file.seek(offset)
+            text = self._file.readline().decode("utf-8-sig")
         except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
             raise HartError(f"{self._path}: cannot be read any more ({error}); download it again") from error
         return _text_of(text, f"{self._path}: byte {offset}")
@@ -329,5 +321,5 @@ def _parquet_texts(path: Path) -> Iterator[tuple[str, int, str]]:
                 yield f"{path}, row {row}", row, text
                 row += 1
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise HartError(f"{path}: damaged after row {row} ({reason}); download it again") from error

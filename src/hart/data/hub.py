@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from hart.errors import HartError
+from hart.errors import HartError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -36,5 +36,5 @@ def cached_snapshot(name: str, revision: str | None = None) -> Path | None:
 
 def unreachable(name: str, verb: str, error: Exception, instead: str) -> HartError:
     """One line for the many errors of the hub's client."""
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    reason = first_line(error)
     return HartError(f"{name}: cannot be {verb} ({reason}); {instead}")

@@ -226,7 +226,8 @@ class TrainingDataset(Examples):
         )
         if self._form.num_demonstrations and not demonstrations:
             raise HartError(f"task {task.label}: no other row differs from the query; remove the repetitions")
-        return replace(task, demonstrations=demonstrations) if demonstrations else task
+        # Without the instances, which would all be checked again: it is only encoded.
+        return replace(task, demonstrations=demonstrations, instances=()) if demonstrations else task
 
 
 @dataclass(frozen=True)

@@ -48,8 +48,9 @@ class Selection:
     def __post_init__(self) -> None:
         if (self.data is None) == (not self.task_files):
             raise HartError("give --data or --task: a collection, or files of your own")
-        if self.data is None and self.subsets is not None:
-            raise FieldError("subsets", "is for the subsets of a collection; leave it out")
+        for name in ("data_dir", "subsets", "split", "validation_tasks") if self.data is None else ():
+            if getattr(self, name) != getattr(type(self), name):
+                raise FieldError(name, "is for a collection, and files are given; leave it out")
         names = [name for name, collection in COLLECTIONS.items() if not collection.is_text]
         if self.data is not None and self.data not in names:
             raise FieldError("data", f"{self.data!r} is not one of {', '.join(names)}")

@@ -97,16 +97,10 @@ def _system(
         return main.generate(queries, adaptation, max_new_tokens=form.max_target_length, batch_size=batch_size)
 
     def score(task: Task) -> list[list[float]]:
-        """Choices that are the same tokens once cut have the same score, however it was rounded."""
         adaptation = adapt(task)
         choices, queries = [instance.choices for instance in task.instances], _encode(main, form, task, cuts)
         limits: dict[str, Any] = {"batch_size": batch_size, "max_target_length": form.max_target_length, "cuts": cuts}
-        scores = score_choices(main, queries, choices, adaptation, normalisation=normalisation, **limits)
-        tokens = {text: tuple(form.encode_target(main.tokenizer, text)) for own in choices for text in own}
-        return [
-            [found[[tokens[text] for text in own].index(tokens[choice])] for choice in own]
-            for own, found in zip(choices, scores, strict=True)
-        ]
+        return score_choices(main, queries, choices, adaptation, normalisation=normalisation, **limits)
 
     return System(name, answer, score, form, main.identity, cuts)
 

@@ -4,8 +4,8 @@
 after the other. A scheme makes tens of calls with two positions each and wants those of one step to see
 each other. So this file calls the sub-modules of the stock blocks (norms, projections,
 feed-forward, dropout) in the stock order and hands them a ready bias; the weights and all of T5's
-arithmetic stay in the stock modules. On a CPU the linear maps are
-`StepLinear`s: the same map, made for many steps.
+arithmetic stay in the stock modules. The linear maps of a hypernetwork are
+`StepLinear`s: the same map, on a CPU made for many steps.
 
 One deviation: the stock stack ends with dropout. Here the states end with the final norm, because a
 state is fed back through the dropout of the next step's input anyway, and the consistency loss is

@@ -102,7 +102,6 @@ class HyperNetwork(PreTrainedModel):
         peft: Sequence[Mapping[str, Any]],
         dropout: float | None = None,
         tied_encoder: bool = False,
-        dtype: torch.dtype = torch.float32,
     ) -> Self:
         """A hypernetwork for `base`, initialised from its checkpoint or from another one (§4.1).
 
@@ -119,7 +118,6 @@ class HyperNetwork(PreTrainedModel):
             source: the checkpoint to start from, loaded; None for `base` itself.
             decoder_layers: N.
             scheme, peft, dropout, tied_encoder: as in `HyperNetworkConfig`.
-            dtype: of the new weights, whatever the type of the checkpoint's.
 
         Raises:
             HartError: too many decoder layers; `source` has another width or vocabulary than `base`;
@@ -140,7 +138,7 @@ class HyperNetwork(PreTrainedModel):
         # Every weight is filled below; drawing them first would take longer than copying.
         with torch.device("meta"):
             network = cls(config)
-        nn.Module.to(network, dtype)
+        nn.Module.to(network, torch.float32)  # whatever the checkpoint's: they are trained
         network.to_empty(device=base.device)
         if not tied_encoder:
             network.encoder.load_state_dict(source.encoder.state_dict())

@@ -9,7 +9,7 @@ from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5ForConditionalGeneration
 
-from hart.errors import HartError
+from hart.errors import HartError, first_line
 from hart.model.bundled import resolve_base
 from hart.model.weights import check_model_files
 
@@ -48,7 +48,7 @@ def load_base(name: str, *, revision: str | None = None, dtype: torch.dtype | st
         try:
             config = AutoConfig.from_pretrained(source, **at_revision)
         except (OSError, ValueError) as error:
-            raise HartError(f"{name}: no T5 checkpoint there ({_line(error)})") from error
+            raise HartError(f"{name}: no T5 checkpoint there ({first_line(error)})") from error
         if not isinstance(config, T5Config) or config.model_type != "t5":
             raise HartError(f"{name}: config.json has model_type {config.model_type!r}; give a T5 checkpoint")
         commit = _commit(source, revision)
@@ -59,12 +59,13 @@ def load_base(name: str, *, revision: str | None = None, dtype: torch.dtype | st
                 source, dtype=wanted or "auto", output_loading_info=True, **at_revision
             )
         except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-            raise HartError(f"{name}: cannot be loaded ({_line(error)})") from error
+            raise HartError(f"{name}: cannot be loaded ({first_line(error)})") from error
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, **at_revision)
         except Exception as error:  # the parsers of its files raise bare ones, too
             raise HartError(
-                f"{name}: its tokenizer cannot be loaded ({_line(error)}); is tokenizer.json or spiece.model complete?"
+                f"{name}: its tokenizer cannot be loaded ({first_line(error)}); "
+                "is tokenizer.json or spiece.model complete?"
             ) from error
     model, report = loaded
     for what, problem in (("missing_keys", "lacks"), ("mismatched_keys", "has another shape of")):
@@ -116,8 +117,3 @@ def _check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, model: T5For
             f"{name}: its tokenizer counts to {largest} and the model has {rows} embeddings; "
             "get the files of the same model"
         )
-
-
-def _line(error: Exception) -> str:
-    """The first line of a library's message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -43,11 +43,12 @@ MAKE = ("weights", "train_main", "base", "scheme", "decoder_layers", "tied_encod
 
 
 def fetch(name: str, revision: str | None) -> Path:
-    """The local folder of a saved model; downloads it if `name` is no folder.
+    """The local folder of a saved model or of a bundled one; downloads it if `name` is neither.
 
     Raises:
         HartError: there is nothing of that name.
     """
+    name = resolve_model(name)
     folder = Path(name)
     if folder.is_dir():
         return folder
@@ -68,7 +69,7 @@ def load_system(
     Raises:
         HartError: as `HartModel.from_pretrained`.
     """
-    folder = fetch(resolve_model(name), revision)
+    folder = fetch(name, revision)
     config = read_config(folder)
     info = config["system"]
     train_main = info.get("train_main", False)

@@ -28,6 +28,7 @@ from hart.hypernetwork.network import HyperNetwork, HyperOutput
 from hart.hypernetwork.schemes.base import STACK_INDEX
 from hart.model.adaptation import Adaptation
 from hart.model.answering import Answer
+from hart.model.base_checkpoint import load_base
 from hart.model.config import ModelConfig
 from hart.model.folder import MAIN_FOLDER, check_make, fetch, load_system, read_config, upload, write_folder
 from hart.model.main_model import MainModel
@@ -211,8 +212,8 @@ class HartModel(nn.Module):
         if self.peft_source is not None:
             load_weights(self.peft_source, folder)
         if self.train_main:
-            trained = MainModel.from_pretrained(str(folder / MAIN_FOLDER), dtype=torch.float32)
-            self.main.model.load_state_dict(trained.model.state_dict())
+            trained = load_base(str(folder / MAIN_FOLDER), dtype=torch.float32).model
+            self.main.model.load_state_dict(trained.state_dict())
 
     def push_to_hub(
         self, repo_id: str, *, private: bool = False, revision: str | None = None, card: str | None = None

@@ -9,7 +9,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 from hart.errors import HartError
-from hart.hypernetwork.network import HyperNetwork, HyperNetworkConfig
+from hart.hypernetwork.config import HyperNetworkConfig
+from hart.hypernetwork.network import HyperNetwork
 from hart.model.base_checkpoint import load_base, loading
 from hart.model.config import ModelConfig
 from hart.model.main_model import MainModel

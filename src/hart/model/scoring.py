@@ -93,7 +93,8 @@ def score_choices(
             rows, part = parts_of(adaptation, longest_first[start : start + batch_size], len(queries))
             found = _score_batch(main, [encoded[i] for i in rows], [targets[i] for i in rows], part, normalisation)
             for i, values in zip(rows, found, strict=True):
-                scores[i] = values
+                # Choices of the same tokens once cut have the same score, however a product rounded their rows.
+                scores[i] = [values[targets[i].index(target)] for target in targets[i]]
     return scores
 
 

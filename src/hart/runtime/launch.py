@@ -32,6 +32,11 @@ def is_one_of_several() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def is_first() -> bool:
+    """Whether this process is the first of the group that a launcher has announced, or alone."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def sensible_processes(batch_groups: int) -> int:
     """How many processes train a small model fastest here: two on a CPU with two cores or more, else one.
 

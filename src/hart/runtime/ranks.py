@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from hart.errors import HartError
+from hart.runtime.launch import is_one_of_several
 
 PATIENCE = timedelta(minutes=30)
 """How long a process waits for the others of its group."""
@@ -34,8 +35,7 @@ def _joined() -> bool:
 @contextmanager
 def joining() -> Iterator[None]:
     """Within, this process belongs to the group that its launcher (torchrun, accelerate) has announced, if any."""
-    announced = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if not announced or _joined():
+    if not is_one_of_several() or _joined():
         yield
         return
     # Answers are exchanged, never tensors of a device.
@@ -52,7 +52,7 @@ def join_to_train() -> None:
     Before anything is read or written, so that a failure of any process can be told to all (`together`).
     accelerate takes a group that there is.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _joined():
+    if not is_one_of_several() or _joined():
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))

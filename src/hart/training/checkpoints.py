@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from hart.errors import HartError
+from hart.errors import HartError, first_line
 from hart.runtime.files import seal
 from hart.runtime.ranks import rank, together
 from hart.training.run_folder import RunFolder
@@ -116,7 +116,7 @@ def _writing(checkpoint: Path) -> Iterator[None]:
         try:
             yield
         except (OSError, RuntimeError, SafetensorError, HartError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             # torch names no cause; most often the disk is full.
             cause = error.__cause__ if isinstance(error, HartError) else error
             full = getattr(cause, "errno", None) in (None, errno.ENOSPC, errno.EDQUOT)

@@ -12,7 +12,7 @@ from typing import Any, Self, overload
 from hart.data.prompts import Cuts
 from hart.data.reading import check_file, check_text, read_lines
 from hart.data.tasks import Instance, check_choices
-from hart.errors import HartError
+from hart.errors import HartError, first_line
 from hart.runtime.files import parse_json
 
 INPUT, TARGET, CHOICES = "inputs_pretokenized", "targets_pretokenized", "answer_choices"
@@ -134,7 +134,7 @@ def _read_parquet(path: Path) -> list[Any]:
 
 
 def _damaged(path: Path, error: Exception) -> HartError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    reason = first_line(error)
     return HartError(f"{path}: is damaged or not of its format ({reason}); download it again")
 
 

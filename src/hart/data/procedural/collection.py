@@ -8,7 +8,6 @@ of each primitive. tests/data/test_procedural.py proves both.
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -209,7 +208,6 @@ def write_collection(directory: str | Path, *, instances: int = INSTANCES) -> No
         for split in SPLITS:
             tasks = load_procedural(split, max_instances=instances)
             for task in tasks:
-                path = partial / "tasks" / f"{task.name}.json"
-                path.write_text(json.dumps(task.to_dict(), indent=1), encoding="utf-8")
+                task.save(partial / "tasks" / f"{task.name}.json")
             listing = "".join(f"{task.name}\n" for task in tasks)
             (partial / "splits" / "default" / f"{split}_tasks.txt").write_text(listing, encoding="utf-8")

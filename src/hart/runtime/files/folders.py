@@ -58,19 +58,18 @@ def _of_the_disk(error: Exception) -> bool:
     return isinstance(error, OSError | SafetensorError) or "(os error " in str(error)
 
 
-def check_folder_target(path: str | Path, *, replaces: str, writes: Collection[str] | None = None) -> None:
+def check_folder_target(path: str | Path, *, replaces: str) -> None:
     """Refuse before the work what `new_directory` could not write after it.
 
     Args:
         replaces: as for `new_directory`.
-        writes: names of what is going to be written, where they are known.
 
     Raises:
         HartError: `path` exists with other content, or cannot be written.
     """
     path = Path(path)
     try:
-        _refuse_other_content(path, replaces, writes)
+        _refuse_other_content(path, replaces)
         try_folder(path)
     except (OSError, ValueError) as error:
         raise HartError(f"{path}: cannot be written ({reason(error)})") from error
