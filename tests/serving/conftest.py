@@ -35,6 +35,21 @@ def to_json(task: Task) -> dict[str, Any]:
     return {"definition": task.definition, "demonstrations": pairs}
 
 
+def adapt(client: TestClient, number: int) -> str:
+    reply = client.post("/v1/adaptations", json=to_json(task(number)))
+    assert reply.status_code in (200, 201), reply.text
+    return reply.json()["id"]
+
+
+def said(reply: Any, status: int) -> str:
+    """The message of a refusal, which is one line and no traceback."""
+    assert reply.status_code == status, reply.text
+    error = reply.json()["error"]
+    assert error.keys() == {"message", "type", "param"}
+    assert "\n" not in error["message"] and "Traceback" not in reply.text
+    return error["message"]
+
+
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory: pytest.TempPathFactory, tiny_base_dir: Path) -> Path:
     """Heads so large that each task changes the answers; tests only read it."""
