@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hart import Adaptation, HartModel, Task
+from hart.data.config import DataConfig
+from hart.model.config import ModelConfig
 
 WORDS = ("--definition", "Repeat the word.", "--demonstration", "a", "a a")
 
@@ -198,3 +200,10 @@ def test_the_working_directory_and_a_link_take_an_adaptation(
     monkeypatch.chdir(tmp_path / "here")
     ok("adapt", model_dir, *WORDS, "--output-dir", ".")
     assert Adaptation.from_pretrained(tmp_path / "here").tasks
+
+
+def test_a_model_that_reads_nothing_needs_no_definition(tiny_base_dir: Path, tmp_path: Path, hart) -> None:
+    model = ModelConfig(base=str(tiny_base_dir), weights="learned", fusion=False)
+    HartModel.from_config(model, DataConfig(demonstrations_to="nowhere")).save_pretrained(tmp_path / "tuned")
+    done = hart("adapt", tmp_path / "tuned", "--demonstration", "a", "b", "--output-dir", tmp_path / "a")
+    assert done.status == 0 and "is not read: this model answers queries without" in done.err

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from hart.errors import HartError
 from hart.hypernetwork.network import HyperNetwork
+from hart.model.folder import fetch
 from hart.model.hart_model import HartModel
 
 from .conftest import QUERIES, TASKS, make
@@ -206,3 +207,8 @@ def test_upload_sends_what_is_saved(system: HartModel, monkeypatch: pytest.Monke
 def test_upload_without_a_hub_is_one_clear_line(system: HartModel):
     with pytest.raises(HartError, match="me/mine: upload failed"):
         system.push_to_hub("me/mine")
+
+
+def test_bundled_models_are_found_by_name():
+    """By whatever takes over a saved model: `from_pretrained` and `model.init_from` alike."""
+    assert (fetch("mini", None) / "config.json").is_file()

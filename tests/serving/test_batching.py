@@ -242,3 +242,22 @@ def test_after_closing_nothing_is_accepted() -> None:
             batcher.submit(jobs("a"))
 
     asyncio.run(inside())
+
+
+def test_what_waits_is_counted_in_rows() -> None:
+    """As the limit of the queue and the size of a batch are."""
+
+    async def inside() -> str:
+        model, metrics = Model(), Metrics()
+        batcher = Batcher(model, Settings(max_wait=0.0), metrics)
+        await blocked(batcher, model)
+        (job,) = jobs("a1", weight=64)
+        batcher.submit([job])
+        told = metrics.text().decode()
+        job.abandon()
+        model.free.set()
+        await batcher.close()
+        assert "hart_abandoned_rows_total 64.0" in metrics.text().decode()
+        return told
+
+    assert "hart_waiting_rows 64.0" in asyncio.run(inside())

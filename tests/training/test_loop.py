@@ -3,6 +3,7 @@
 import logging
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from torch import nn
@@ -104,3 +105,12 @@ def test_fsdp_is_asked_for_by_field_or_launcher(monkeypatch: pytest.MonkeyPatch,
     assert "ACCELERATE_USE_FSDP" not in os.environ
     assert optimizer_used(EIGHT_BIT, None, fsdp=True) == "adamw"
     assert "FSDP cannot divide" in caplog.text
+
+
+def test_a_stage_that_divides_nothing_is_refused():
+    """DeepSpeed knows no norm of the gradient there."""
+    pytest.importorskip("deepspeed")
+    plugin = SimpleNamespace(zero_stage=0, deepspeed_config_process=lambda **_: None)
+    config = TrainingConfig(deepspeed="zero.json")
+    with pytest.raises(HartError, match="zero.json: DeepSpeed's stage 0 divides nothing; take stage 1 to 3"):
+        zero.agree(SimpleNamespace(deepspeed_plugin=plugin), config, 1, 1)  # type: ignore[arg-type]
