@@ -62,7 +62,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "data": {
         "collection": "procedural",
         "dir": None,
-        "hub_name": "someone/tâches",
+        "hub_name": None,
         "train_subsets": None,
         "test_subsets": None,
         "max_average_length": 100,
@@ -129,10 +129,11 @@ def test_the_table_of_values_covers_every_field() -> None:
         if changed[section][name] == default[section][name]
     }
     # FSDP excludes DeepSpeed (tested below).
-    # No folder and no subsets with the procedural collection (tested below, and in
+    # No folder, hub data set and subsets with the procedural collection (tested below, and in
     # tests/training/test_p3_systems.py); the others make other systems (tests/model/test_systems.py).
+    no_procedural = {"data.dir", "data.hub_name", "data.train_subsets", "data.test_subsets"}
     other_systems = {"model.weights", "model.train_main", "model.tied_encoder", "data.demonstrations_to"}
-    assert same == {"training.fsdp", "data.dir", "data.train_subsets", "data.test_subsets", *other_systems}
+    assert same == {*no_procedural, "training.fsdp", *other_systems}
 
 
 def test_saved_and_loaded_is_the_same(file: Path) -> None:
