@@ -154,7 +154,14 @@ def test_learnable_inputs_start_like_embeddings(tiny_t5):
 
 def test_resolved_configuration_names_every_option(tiny_t5):
     config = make(tiny_t5).config
-    assert config.scheme == {"name": "autoregressive", "history": "all", "order": "bottom_up", "order_seed": 0}
+    assert config.scheme == {
+        "name": "autoregressive",
+        "history": "all",
+        "order": "bottom_up",
+        "order_seed": 0,
+        "feedback": "state",
+        "step_embeddings": False,
+    }
     assert config.peft[0].keys() > {"kind", "length"}
     assert MainShape(**config.main) == MainShape.from_config(tiny_t5.config)
 

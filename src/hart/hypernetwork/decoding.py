@@ -36,9 +36,11 @@ class DecoderPass:
 
     Attributes:
         attention_weights: of the last layer's self-attention in the latest step.
+        before_norm: states of the latest step, without the final norm.
     """
 
     attention_weights: Float[Tensor, "n heads x k"]
+    before_norm: Float[Tensor, "n x d"]
 
     def __init__(self, decoder: T5Stack, memory: Float[Tensor, "n s d"], memory_mask: Shaped[Tensor, "n s"]) -> None:
         self._decoder = decoder
@@ -89,6 +91,7 @@ class DecoderPass:
             hidden = hidden + cross_attention.dropout(attended)
 
             hidden = feed_forward(hidden)
+        self.before_norm = hidden
         return self._decoder.final_layer_norm(hidden)
 
     def forget(self) -> None:

@@ -186,7 +186,7 @@ class HyperNetwork(PreTrainedModel):
             HartError: the generation scheme has no such maps.
         """
         if not isinstance(self.scheme, Bidirectional):
-            raise HartError("attention maps between layers need model.scheme {name: bidirectional}")
+            raise HartError("attention maps between layers need model.scheme {name: bidirectional} or {name: causal}")
         memory = self.encoder(input_ids=demo_ids, attention_mask=demo_mask).last_hidden_state
         return self.scheme.attention_maps(self.decoder, memory, demo_mask)
 

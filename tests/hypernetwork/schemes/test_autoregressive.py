@@ -7,7 +7,7 @@ import torch
 
 from hart.benchmarks.generating import uncached
 from hart.errors import HartError
-from hart.hypernetwork.schemes.autoregressive import Autoregressive, layer_order
+from hart.hypernetwork.schemes.autoregressive import Autoregressive
 
 LAYERS = 4
 
@@ -23,12 +23,14 @@ def make(history: str, d_model: int) -> Autoregressive:
     return scheme
 
 
-def run_stock(decoder, scheme: Autoregressive, memory, memory_mask) -> torch.Tensor:
+def run_stock(decoder, scheme: Autoregressive, memory, memory_mask, fed_back=None) -> torch.Tensor:
     """§3.1 with `T5Stack.forward`: h_l from the sequence z, h_1, …, h_{l−1} and a mask in blocks
-    of two."""
+    of two. What is fed back is `fed_back(input, state, hidden before the norm, next step)`."""
     sequence = scheme.z.expand(memory.shape[0], -1, -1)
+    before_norm: list[torch.Tensor] = []
+    decoder.final_layer_norm.register_forward_pre_hook(lambda _, given: before_norm.append(given[0][:, -2:]))
     states = []
-    for _ in range(LAYERS):
+    for step_number in range(LAYERS):
         step = torch.arange(sequence.shape[1]) // 2
         visible = step[:, None] >= step if scheme.history == "all" else step[:, None] == step
         hidden = decoder(
@@ -39,7 +41,10 @@ def run_stock(decoder, scheme: Autoregressive, memory, memory_mask) -> torch.Ten
             use_cache=False,
         ).last_hidden_state[:, -2:]
         states.append(hidden)
-        sequence = torch.cat((sequence, hidden), 1)
+        next_input = hidden
+        if fed_back is not None:
+            next_input = fed_back(sequence[:, -2:], hidden, before_norm[-1], step_number + 1)
+        sequence = torch.cat((sequence, next_input), 1)
     # [b, stack, layer, 1, d]
     return torch.stack(states, 2)[:, :, :, None]
 
@@ -54,6 +59,46 @@ def test_equals_a_loop_over_the_stock_decoder(decoder, history: str):
         expected = run_stock(decoder, scheme, memory, memory_mask)
     assert states.shape == (2, 2, LAYERS, 1, decoder.config.d_model)
     torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-5)
+
+
+def rms(vectors: torch.Tensor) -> torch.Tensor:
+    return (vectors**2).mean(-1, keepdim=True) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("feedback", "expected"),
+    [
+        ("scaled", lambda scheme, _, state, __: state / rms(state) * rms(scheme.z)),
+        ("before_norm", lambda _, __, ___, hidden: hidden),
+        ("residual", lambda _, given, state, __: given + state),
+    ],
+)
+def test_what_is_fed_back(decoder, feedback: str, expected):
+    scheme = Autoregressive(decoder.config.d_model, LAYERS, (), feedback=feedback)  # type: ignore[arg-type]
+    scheme.reset_parameters(1.0)
+    memory, mask = torch.randn(2, 7, decoder.config.d_model), torch.ones(2, 7)
+    with torch.no_grad():
+        states = scheme(decoder, memory, mask)
+        stock = run_stock(decoder, scheme, memory, mask, lambda *parts: expected(scheme, *parts[:3]))
+    torch.testing.assert_close(states, stock, rtol=1e-4, atol=1e-4)
+
+
+def test_step_embeddings_start_as_nothing_and_are_added_to_every_input(decoder):
+    plain = make("all", decoder.config.d_model)
+    scheme = Autoregressive(decoder.config.d_model, LAYERS, (), step_embeddings=True)
+    scheme.reset_parameters(1.0)
+    scheme.z = plain.z
+    memory, mask = torch.randn(2, 7, decoder.config.d_model), torch.ones(2, 7)
+    with torch.no_grad():
+        torch.testing.assert_close(scheme(decoder, memory, mask), plain(decoder, memory, mask), rtol=0, atol=0)
+        scheme.step_embedding.normal_()
+        states = scheme(decoder, memory, mask)
+        embedding = scheme.step_embedding
+        plain.z = torch.nn.Parameter(scheme.z + embedding[0])
+        stock = run_stock(
+            decoder, plain, memory, mask, lambda _, state, __, step: state + embedding[min(step, LAYERS - 1)]
+        )
+    torch.testing.assert_close(states, stock, rtol=1e-4, atol=1e-4)
 
 
 def test_cached_steps_equal_uncached_ones_in_states_and_gradients(decoder):
@@ -107,17 +152,6 @@ def test_orders_run_the_same_steps_for_other_layers(decoder, order: str):
     other = Autoregressive(d_model, LAYERS, (), order=order, order_seed=2)  # type: ignore[arg-type]
     other.z = upwards.z
     steps, states = (scheme(decoder, memory, mask) for scheme in (upwards, other))
-    for step, layer in enumerate(other.layer_of_step):
+    for step, layer in enumerate(other.layer_order.layer_of_step):
         torch.testing.assert_close(states[:, :, layer], steps[:, :, step], rtol=1e-4, atol=1e-5)
-    assert other.layer_of_step != upwards.layer_of_step
-
-
-def test_orders_are_permutations_that_the_seed_decides():
-    assert layer_order(4, "bottom_up") == [0, 1, 2, 3]
-    assert layer_order(4, "top_down") == [3, 2, 1, 0]
-    drawn = {tuple(layer_order(24, "random", seed)) for seed in range(5)}
-    assert len(drawn) == 5
-    assert all(sorted(order) == list(range(24)) for order in drawn)
-    # Not drawn from torch's generator: every process of a run must agree.
-    torch.manual_seed(1)
-    assert tuple(layer_order(24, "random", 0)) in drawn
+    assert other.layer_order.layer_of_step != upwards.layer_order.layer_of_step

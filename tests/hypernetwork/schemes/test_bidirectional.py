@@ -43,5 +43,5 @@ def test_the_hypernetwork_hands_out_the_maps(tiny_t5):
     maps = network.attention_maps(ids, torch.ones_like(ids))
     assert maps.shape == (2, 2, 3, 3) and maps.min() >= 0 and maps.sum(dim=-1).max() < 1
     other = HyperNetwork.from_base(tiny_t5, scheme={"name": "shared"}, **settings)
-    with pytest.raises(HartError, match="need model.scheme {name: bidirectional}"):
+    with pytest.raises(HartError, match="need model.scheme {name: bidirectional} or {name: causal}"):
         other.attention_maps(ids, torch.ones_like(ids))

@@ -5,5 +5,6 @@ Importing the package registers the schemes, one line each.
 
 from hart.hypernetwork.schemes import autoregressive as autoregressive
 from hart.hypernetwork.schemes import bidirectional as bidirectional
+from hart.hypernetwork.schemes import causal as causal
 from hart.hypernetwork.schemes import component as component
 from hart.hypernetwork.schemes import shared as shared

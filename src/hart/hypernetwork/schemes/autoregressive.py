@@ -5,26 +5,30 @@ serves layer l of the main encoder and the second layer l of the main decoder. W
 is chosen here: step l attends to all earlier steps (a decoder that "autoregressively decodes a
 sequence"), its two positions see each other, and h_l is the decoder's output after its final norm, fed
 back as the next embedding. Other orders than from the bottom layer to the top are those of Table 7 (App. 8.2).
+
+A state that is fed back unchanged through one decoder runs into a fixed point: the states of the upper layers
+become one (docs/results.md). `feedback` and `step_embeddings` change what is fed back; the scheme `causal` feeds
+nothing back.
 """
 
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from hart.errors import HartError
 from hart.hypernetwork.decoding import DecoderPass, relative_bias
-from hart.hypernetwork.schemes.base import GenerationScheme, register
+from hart.hypernetwork.schemes.base import STACK_INDEX, GenerationScheme, register
+from hart.hypernetwork.schemes.order import LayerOrder, Order
 from hart.peft.base import RowBlock
 from hart.runtime.third_party.transformers import T5Stack
 
 History = Literal["all", "last"]
-Order = Literal["bottom_up", "top_down", "random"]
+Feedback = Literal["state", "scaled", "before_norm", "residual"]
 
-PER_STEP = 2
+PER_STEP = len(STACK_INDEX)
 """Positions of a step: one for the encoder's layer and one for the decoder's: z ∈ R^{2×d} (App. 8.1.2)."""
 
 
@@ -41,9 +45,13 @@ class Autoregressive(GenerationScheme):
         order: in which the layers get their steps: `bottom_up`, `top_down`, or `random`, a fixed permutation. Of a
             stack with fewer layers than L, the steps of layers that it has not go unused.
         order_seed: of the permutation; the same in every process and on every machine.
+        feedback: what becomes the next step's input: the `state` h_{l−1}; the state `scaled` to the root mean square
+            of z, the size of embeddings; the hidden vectors `before_norm`, without the decoder's final norm; or the
+            `residual` sum of h_{l−1} and the input that it was made from.
+        step_embeddings: add a learned vector of each step to what is fed back; zero at the start.
 
     Raises:
-        HartError: unknown `history` or `order`, or a seed that is no whole number ≥ 0.
+        HartError: unknown `history`, `order` or `feedback`, or a seed that is no whole number ≥ 0.
     """
 
     name = "autoregressive"
@@ -58,23 +66,32 @@ class Autoregressive(GenerationScheme):
         history: History = "all",
         order: Order = "bottom_up",
         order_seed: int = 0,
+        feedback: Feedback = "state",
+        step_embeddings: bool = False,
     ) -> None:
         super().__init__()
-        for name, value, choices in (("history", history, get_args(History)), ("order", order, get_args(Order))):
+        for name, value, choices in (
+            ("history", history, get_args(History)),
+            ("feedback", feedback, get_args(Feedback)),
+        ):
             if value not in choices:
                 raise HartError(f"scheme.autoregressive.{name} must be one of {', '.join(choices)}, not {value!r}")
-        if type(order_seed) is not int or order_seed < 0:
-            raise HartError(f"scheme.autoregressive.order_seed must be a whole number ≥ 0, not {order_seed!r}")
+        if type(step_embeddings) is not bool:
+            raise HartError(f"scheme.autoregressive.step_embeddings must be true or false, not {step_embeddings!r}")
+        self.layer_order = LayerOrder(self.name, layers, order, order_seed)
         self.layers = layers
         self.history = history
         self.order = order
         self.order_seed = order_seed
-        self.layer_of_step = layer_order(layers, order, order_seed)
-        self._step_of_layer = [self.layer_of_step.index(layer) for layer in range(layers)]
+        self.feedback = feedback
+        self.step_embeddings = step_embeddings
         self.z = nn.Parameter(torch.empty(PER_STEP, d_model))
+        self.step_embedding = nn.Parameter(torch.empty(layers, PER_STEP, d_model)) if step_embeddings else None
 
     def reset_parameters(self, std: float) -> None:
         nn.init.normal_(self.z, std=std)
+        if self.step_embedding is not None:
+            nn.init.zeros_(self.step_embedding)
 
     def forward(
         self, decoder: T5Stack | None, memory: Float[Tensor, "n s d"], memory_mask: Shaped[Tensor, "n s"]
@@ -82,21 +99,33 @@ class Autoregressive(GenerationScheme):
         assert decoder is not None
         bias = relative_bias(decoder, self.layers * PER_STEP)
         decoding = DecoderPass(decoder, memory, memory_mask)
-        state = self.z.expand(memory.shape[0], -1, -1)
+        inputs = self.z.expand(memory.shape[0], -1, -1)
         steps: list[Tensor] = []
-        for layer in range(self.layers):
-            end = (layer + 1) * PER_STEP
+        for step in range(self.layers):
+            if self.step_embedding is not None:
+                inputs = inputs + self.step_embedding[step]
+            end = (step + 1) * PER_STEP
             begin = 0 if self.history == "all" else end - PER_STEP
-            state = decoding.step(state, bias[:, :, end - PER_STEP : end, begin:end])
+            state = decoding.step(inputs, bias[:, :, end - PER_STEP : end, begin:end])
             steps.append(state)
+            inputs = self._fed_back(inputs, state, decoding.before_norm)
             if self.history == "last":
                 decoding.forget()
         # [n, 2, d] for each layer
-        return torch.stack([steps[step] for step in self._step_of_layer], dim=2).unsqueeze(3)
+        return torch.stack([steps[step] for step in self.layer_order.step_of_layer], dim=2).unsqueeze(3)
+
+    def _fed_back(
+        self, inputs: Float[Tensor, "n 2 d"], state: Float[Tensor, "n 2 d"], before_norm: Float[Tensor, "n 2 d"]
+    ) -> Float[Tensor, "n 2 d"]:
+        if self.feedback == "before_norm":
+            return before_norm
+        if self.feedback == "residual":
+            return inputs + state
+        if self.feedback == "scaled":
+            return state * (_size(self.z) / _size(state))
+        return state
 
 
-def layer_order(layers: int, order: Order, seed: int = 0) -> list[int]:
-    """Which layer, counted from 0 at the bottom, each step serves."""
-    if order == "random":
-        return np.random.default_rng(seed).permutation(layers).tolist()
-    return list(range(layers))[:: -1 if order == "top_down" else 1]
+def _size(vectors: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows 1"]:
+    """Root mean square of each vector."""
+    return vectors.square().mean(dim=-1, keepdim=True).sqrt()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hart.hypernetwork.decoding import DecoderPass, relative_bias
 from hart.hypernetwork.schemes.base import STACK_INDEX, GenerationScheme, register
+from hart.hypernetwork.schemes.order import LayerOrder
 from hart.peft.base import RowBlock
 from hart.runtime.third_party.transformers import T5Stack
 
@@ -37,6 +38,7 @@ class Bidirectional(GenerationScheme):
     def __init__(self, d_model: int, layers: int, blocks: Sequence[RowBlock]) -> None:
         super().__init__()
         self.layers = layers
+        self.layer_order = LayerOrder(self.name, layers)
         self.z = nn.Parameter(torch.empty(layers * len(STACK_INDEX), d_model))
 
     def reset_parameters(self, std: float) -> None:
@@ -46,7 +48,8 @@ class Bidirectional(GenerationScheme):
         self, decoder: T5Stack | None, memory: Float[Tensor, "n s d"], memory_mask: Shaped[Tensor, "n s"]
     ) -> Float[Tensor, "n 2 L m d"]:
         states, _ = self._run(decoder, memory, memory_mask)
-        return states.unflatten(1, (self.layers, len(STACK_INDEX))).transpose(1, 2).unsqueeze(3)
+        by_step = states.unflatten(1, (self.layers, len(STACK_INDEX))).transpose(1, 2)
+        return by_step[:, :, self.layer_order.step_of_layer].unsqueeze(3)
 
     def attention_maps(
         self, decoder: T5Stack | None, memory: Float[Tensor, "n s d"], memory_mask: Shaped[Tensor, "n s"]
@@ -60,7 +63,13 @@ class Bidirectional(GenerationScheme):
         """
         _, weights = self._run(decoder, memory, memory_mask)
         pairs = weights.mean(dim=1).unflatten(1, (self.layers, -1)).unflatten(3, (self.layers, -1))
-        return torch.stack([pairs[:, :, i, :, i] for i in STACK_INDEX.values()], dim=1)
+        by_step = torch.stack([pairs[:, :, i, :, i] for i in STACK_INDEX.values()], dim=1)
+        order = self.layer_order.step_of_layer
+        return by_step[:, :, order][:, :, :, order]
+
+    def bias(self, decoder: T5Stack) -> Float[Tensor, "1 heads x x"]:
+        """What is added to the self-attention scores of the x = 2L positions."""
+        return relative_bias(decoder, self.z.shape[0])
 
     def _run(
         self, decoder: T5Stack | None, memory: Float[Tensor, "n s d"], memory_mask: Shaped[Tensor, "n s"]
@@ -69,5 +78,5 @@ class Bidirectional(GenerationScheme):
         assert decoder is not None
         inputs = self.z.expand(memory.shape[0], -1, -1)
         decoding = DecoderPass(decoder, memory, memory_mask)
-        states = decoding.step(inputs, relative_bias(decoder, inputs.shape[1]))
+        states = decoding.step(inputs, self.bias(decoder))
         return states, decoding.attention_weights

@@ -1,0 +1,59 @@
+"""One causal pass: each layer's state depends on those of the layers before it, and nothing is fed back.
+
+HART's dependency (§3.1: the parameters of a layer are generated from those of the layers before it) without its
+recursion. Each layer has a learned input; in every block of the decoder the positions of a layer attend to those of
+the same and of earlier layers. So layer l is conditioned on the layers before it as in the autoregressive scheme, but
+through their hidden vectors at each depth instead of their final states, in one pass instead of L steps. States cannot
+collapse into the fixed point of a recursion, as there is none (docs/results.md has the comparison). Not in the paper.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hart.hypernetwork.decoding import relative_bias
+from hart.hypernetwork.schemes.base import STACK_INDEX, register
+from hart.hypernetwork.schemes.bidirectional import Bidirectional
+from hart.hypernetwork.schemes.order import LayerOrder, Order
+from hart.peft.base import RowBlock
+from hart.runtime.third_party.transformers import T5Stack
+
+
+@register
+class Causal(Bidirectional):
+    """One pass over z `[2L, d]` with a causal mask over layers; states have m = 1 vector.
+
+    Args:
+        d_model: width of the decoder.
+        layers: L.
+        blocks: what is generated from the states; not needed here.
+        order: which layers come before which: `bottom_up`, `top_down` or `random`, a fixed permutation (Table 7).
+        order_seed: of the permutation; the same in every process and on every machine.
+
+    Raises:
+        HartError: unknown `order`, or a seed that is no whole number ≥ 0.
+    """
+
+    name = "causal"
+
+    def __init__(
+        self,
+        d_model: int,
+        layers: int,
+        blocks: Sequence[RowBlock],
+        *,
+        order: Order = "bottom_up",
+        order_seed: int = 0,
+    ) -> None:
+        super().__init__(d_model, layers, blocks)
+        self.layer_order = LayerOrder(self.name, layers, order, order_seed)
+        self.order = order
+        self.order_seed = order_seed
+
+    def bias(self, decoder: T5Stack) -> Float[Tensor, "1 heads x x"]:
+        """The relative bias, and a large negative number where a position belongs to a later layer."""
+        bias = relative_bias(decoder, self.z.shape[0])
+        step = torch.arange(self.layers, device=bias.device).repeat_interleave(len(STACK_INDEX))
+        return bias.masked_fill(step[None, :] > step[:, None], torch.finfo(bias.dtype).min)
