@@ -21,12 +21,13 @@ def test_is_one_pass_of_the_stock_decoder_with_a_mask_in_steps_of_two(tiny_t5, o
     scheme = make(d_model, order)
     memory, mask = torch.randn(2, 7, d_model), torch.tensor([[1] * 7, [1] * 5 + [0] * 2])
     step = torch.arange(2 * LAYERS) // 2
+    mask_of_layers = torch.zeros(2 * LAYERS, 2 * LAYERS).masked_fill(step > step[:, None], -1e9)
     tiny_t5.set_attn_implementation("eager")
     with torch.no_grad():
         states, maps = scheme(decoder, memory, mask), scheme.attention_maps(decoder, memory, mask)
         stock = decoder(
             inputs_embeds=scheme.z.expand(2, -1, -1),
-            attention_mask=(step[:, None] >= step)[None, None].expand(2, 1, -1, -1),
+            attention_mask=mask_of_layers.expand(2, 1, -1, -1),
             encoder_hidden_states=memory,
             encoder_attention_mask=mask,
             use_cache=False,
