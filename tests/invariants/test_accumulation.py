@@ -30,8 +30,15 @@ def trained(config: RunConfig) -> tuple[list[dict[str, float]], dict[str, Tensor
 
 @pytest.mark.parametrize(
     ("model", "training"),
-    [({}, {}), ({}, {"queries_per_task": 2}), ({"scheme": {"name": "shared"}}, {}), ({"peft": []}, {})],
-    ids=["hart", "two queries share a pass", "shared", "fusion alone"],
+    [
+        ({}, {}),
+        ({}, {"queries_per_task": 2}),
+        ({}, {"queries_per_task": 2, "pairing": "task"}),
+        ({"scheme": {"name": "shared"}}, {}),
+        ({"peft": []}, {}),
+        ({"peft": []}, {"pairing": "task"}),
+    ],
+    ids=["hart", "two queries share a pass", "pairs of a task", "shared", "fusion alone", "fusion alone, by task"],
 )
 def test_accumulated_passes_equal_one_pass(run_config: Build, model: dict, training: dict):
     # Without dropout, whose draws follow the passes.

@@ -163,6 +163,26 @@ def test_a_trained_main_model_and_bf16(run_config: Build, layout: str, training:
     assert {values.dtype for values in saved.values()} == {torch.float32}
 
 
+@pytest.mark.parametrize(("layout", "training"), [LAYOUTS[2], LAYOUTS[3]])
+def test_states_of_a_pass_without_dropout(run_config: Build, layout: str, training: dict[str, Any]):
+    """The further pass meets divided weights; as many processes draw the same dropout."""
+    settings: dict[str, Any] = {
+        "model": {"dropout": 0.2},
+        "max_steps": 4,
+        "alpha": 2.0,
+        "pairing": "task",
+        "previous_dropout": False,
+        "num_threads": 1,
+        **training,
+    }
+    run = run_two(run_config("two", **settings))
+    expected = rows(run)
+    assert expected[-1]["consistency_loss"] > 0
+    shutil.rmtree(run / "final")
+    shutil.rmtree(run / "checkpoints" / "checkpoint-4")
+    assert rows(run_two(run_config("two", **settings))) == expected
+
+
 @needs_deepspeed
 def test_8_bit_states_are_divided_too(run_config: Build):
     settings: dict[str, Any] = {"model": {"dropout": 0.0}, "max_steps": 3, "num_threads": 1, "alpha": 1.0}

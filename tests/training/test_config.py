@@ -97,6 +97,8 @@ OTHER: dict[str, dict[str, Any]] = {
         "adam_beta2": 0.95,
         "adam_epsilon": 1e-6,
         "alpha": 20.0,
+        "pairing": "task",
+        "previous_dropout": False,
         "seed": 4,
         "bf16": True,
         "deepspeed": "zero2.json",

@@ -232,6 +232,17 @@ def test_a_folder_without_permission_is_one_line(run_config: Build, tmp_path: Pa
         shutil.rmtree(open_place)
 
 
+def test_losses_of_steps_are_rewound_with_the_metrics(run_config: Build):
+    run = RunFolder(run_config())
+    run.append_steps(1, {"loss": [0.5, 0.25], "prediction_loss": [0.5, 0.125]})
+    run.append_steps(3, {"loss": [1.0], "prediction_loss": [1e-7]})
+    with run.steps.open("a") as file:
+        file.write("1")  # of line 14, when the process died
+    run.rewind_metrics(2)
+    run.append_steps(3, {"loss": [2.0], "prediction_loss": [3.0]})
+    assert run.steps.read_text().splitlines() == ["step,loss,prediction_loss", "1,0.5,0.5", "2,0.25,0.125", "3,2.0,3.0"]
+
+
 def test_a_line_of_metrics_that_cannot_be_written_is_one_line(run_config: Build):
     run = RunFolder(run_config())
     run.metrics.mkdir()

@@ -1,9 +1,11 @@
 """Training: against a loop written out by hand, what it leaves, and how it stops."""
 
+import csv
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from types import SimpleNamespace
 from typing import Any
 
@@ -104,6 +106,31 @@ def test_losses_are_logged_apart_and_add_up(run_config: Build):
     assert logged[0]["consistency_loss"] == 0 < logged[1]["consistency_loss"]
 
 
+def test_steps_csv_has_the_losses_of_each_step(run_config: Build):
+    often = train(run_config("often", alpha=ALPHA, log_every=1, micro_batch_size=4), quiet=True).parent
+    seldom = train(run_config("seldom", alpha=ALPHA, log_every=3, micro_batch_size=4, save_every=2), quiet=True).parent
+    assert (seldom / "steps.csv").read_text() == (often / "steps.csv").read_text()
+    with (often / "steps.csv").open(encoding="utf-8") as file:
+        steps = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    names = ("step", "loss", "prediction_loss", "consistency_loss")
+    assert steps == [{name: row[name] for name in names} for row in rows(often)]
+    assert rows(seldom)[1]["loss"] == pytest.approx(fmean(row["loss"] for row in steps[1:3]))
+
+
+def test_states_of_a_further_pass_carry_no_dropout(run_config: Build):
+    """With a rate of zero both passes are the same; with another, L_cst moves, and nothing else is drawn."""
+
+    def losses(name: str, dropout: float, **options: Any) -> list[tuple[float, float]]:
+        config = run_config(name, alpha=0.0, model={"dropout": dropout}, **options)
+        logged = rows(train(config, quiet=True).parent)
+        return [(row["prediction_loss"], row["consistency_loss"]) for row in logged]
+
+    assert losses("a", 0.0) == losses("b", 0.0, previous_dropout=False)
+    kept, clean = losses("c", 0.3), losses("d", 0.3, previous_dropout=False)
+    assert [prediction for prediction, _ in kept] == [prediction for prediction, _ in clean]
+    assert all(without < with_it for (_, with_it), (_, without) in zip(kept[1:], clean[1:], strict=True))
+
+
 def test_averages_over_devices_are_those_of_the_whole_batch(run_config: Build, monkeypatch: pytest.MonkeyPatch):
     """Two processes with four rows each and different numbers of target tokens: the mean of their gradients is that of
     one process with eight rows."""
@@ -122,7 +149,7 @@ def test_averages_over_devices_are_those_of_the_whole_batch(run_config: Build, m
             tokens = torch.tensor(sum(len(example["labels"]) for example in step))
             batch = collate([step[row] for row in rows])
             loss = one.loss(batch, tokens)
-            one.consistency.advance()
+            one.consistency.advance(lambda rows: rows)
         weights = list(system.hypernetwork.parameters())
         return list(torch.autograd.grad(loss, weights))
 
@@ -193,7 +220,7 @@ def test_gradient_checkpointing_changes_no_loss(run_config: Build):
 def test_folder_of_a_run(run_config: Build):
     final = train(run_config(trackers=["tensorboard"], keep_checkpoints=1), quiet=True)
     names = {path.name for path in final.parent.iterdir()}
-    assert names == {".lock", "config.yaml", "run.json", "metrics.jsonl", "checkpoints", "final", "tensorboard"}
+    assert names == {".lock", "config.yaml", "run.json", "metrics.jsonl", "steps.csv", "checkpoints", "final", "tensorboard"}
     assert [path.name for path in (final.parent / "checkpoints").iterdir()] == [f"checkpoint-{STEPS}"]
     assert any(path.name.startswith("events") for path in (final.parent / "tensorboard").rglob("*"))
 

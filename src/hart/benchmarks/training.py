@@ -11,7 +11,8 @@ from hart.benchmarks.measuring import ratios
 from hart.benchmarks.models import Numbers, hypernetwork, stock_model, t5_config, twin
 from hart.model.hart_model import HartModel
 from hart.model.main_model import MainModel
-from hart.training.losses import ConsistencyState, prediction_loss
+from hart.training.consistency import SlotConsistency
+from hart.training.losses import prediction_loss
 
 ALPHA = 1.0
 
@@ -62,18 +63,18 @@ def step(system: HartModel, alpha: float) -> Callable[[dict[str, Tensor]], None]
     """Optimizer steps as `hart.training.train` takes them, without what surrounds them there; takes a batch."""
     system.train()
     optimizer = torch.optim.AdamW([p for p in system.parameters() if p.requires_grad], lr=1e-5)
-    consistency = ConsistencyState()
+    consistency = SlotConsistency()
 
     def run(batch: dict[str, Tensor]) -> None:
         output = system(**batch)
         total, tokens = prediction_loss(output.logits, batch["labels"])
         slots = torch.arange(len(output.states), device=total.device)
-        loss = total / tokens + alpha * consistency.loss(output.states, slots)
+        loss = total / tokens + alpha * consistency.loss(output.states, slots, slots)
         loss.backward()
         nn.utils.clip_grad_norm_(system.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        consistency.advance()
+        consistency.advance(lambda rows: rows)
 
     return run
 

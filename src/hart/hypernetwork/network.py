@@ -222,6 +222,12 @@ class HyperNetwork(PreTrainedModel):
             "heads.second": sum(head.second.numel() for head in heads),
         }
 
+    @property
+    def dropout_rate(self) -> float:
+        """Dropout of encoder and decoder while they are trained."""
+        rate: float = self.config.stack_config(decoder=False).dropout_rate
+        return rate
+
     def get_input_embeddings(self) -> nn.Module:
         return self.encoder.embed_tokens
 

@@ -2,7 +2,8 @@
 
 `checkpoint-STEP/` is a model folder (the trained weights, whole whatever the layout) and, to go on bit for bit:
 the optimizer's states as the layout has them (`hart.training.sharding`), scheduler.pt, the random states of each
-process, consistency.safetensors (the layer states of the last step) and state.json (the step and the best scores).
+process, consistency.safetensors (the layer states that later steps are compared with) and state.json (the step and the
+best scores).
 """
 
 import errno
@@ -39,10 +40,10 @@ def save_checkpoint(loop: "Loop") -> None:
         HartError: it cannot be written; those before it are there still.
     """
     run, first = loop.run, rank() == 0
+    loop.report.write_steps(loop.step)  # a run that goes on from here repeats none of them
     partial, checkpoint = run.checkpoints / ".partial", run.checkpoints / f"checkpoint-{loop.step}"
-    # Each process has the states of its own rows; a row finds its partner by its slot, whoever kept it.
-    gather = loop.accelerator.gather
-    rows = {name: gather(values).cpu().contiguous() for name, values in loop.consistency.state_dict().items()}
+    remembered = loop.consistency.state_dict(loop.accelerator.gather)
+    remembered = {name: values.cpu().contiguous() for name, values in remembered.items()}
     weights = None if loop.layout == REPLICATED else trained_weights(loop.system)
     try:
         with _writing(checkpoint):
@@ -51,7 +52,7 @@ def save_checkpoint(loop: "Loop") -> None:
             if first:
                 loop.system.write(partial, weights=weights)
                 torch.save(loop.schedule.state_dict(), partial / SCHEDULER_FILE)
-                save_file(rows, partial / CONSISTENCY_FILE)
+                save_file(remembered, partial / CONSISTENCY_FILE)
                 (partial / STATE_FILE).write_text(json.dumps({"step": loop.step, "best": loop.best}) + "\n")
                 write_layout(partial, loop.layout, loop.optimizer_used)
         with _writing(checkpoint):

@@ -66,7 +66,14 @@ class TrainingConfig(Section):
     adam_epsilon: PositiveFloat = 1e-8
     """What is added to the root of that mean."""
     alpha: NaturalFloat = 1.0
-    """Weight of the local consistency loss; "We select alpha in {1, 10, 20}" (§4.1). 0: without."""
+    """Weight of the local consistency loss; "We select alpha in {1, 10, 20}" (§4.1). 0: without. With slots even
+    small values pull the states of all tasks together (docs/results.md)."""
+    pairing: Literal["slots", "task"] = "slots"
+    """What the consistency loss compares a row with (open): the row at its place in the batch before, whatever its
+    task (§3.2 to the letter), or the newest states of its own task, under other demonstrations."""
+    previous_dropout: bool = True
+    """Whether the states that the consistency loss compares with carry the dropout of their training pass (open);
+    false: they come from a further pass of the hypernetwork without dropout, where it has any."""
     seed: NaturalInt = 0
     """Initial values of new weights, dropout and the order of the data."""
     bf16: bool = False
@@ -127,6 +134,8 @@ class RunConfig(Section):
             self._refuse("training.queries_per_task", f"must be 1 where model.weights is {weights}: no pass to share")
         if segments and self.training.queries_per_task > 1:
             self._refuse("training.queries_per_task", f"must be 1 with {self.data.collection}")
+        if segments and self.training.pairing == "task":
+            self._refuse("training.pairing", f"must be slots with {self.data.collection}, which has no tasks")
         if segments and self.training.eval_every:
             self._refuse("training.eval_every", f"must be 0 with {self.data.collection}, which has no tasks")
         return self

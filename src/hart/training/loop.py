@@ -26,10 +26,12 @@ from hart.data.tasks import Task
 from hart.errors import HartError
 from hart.evaluation.run import evaluate_model
 from hart.model.hart_model import HartModel
+from hart.model.modes import evaluating
 from hart.runtime.ranks import anywhere, rank, together, world_size
 from hart.training.checkpoints import load_states, load_weights, save_checkpoint
 from hart.training.config import TrainingConfig
-from hart.training.losses import IGNORED, ConsistencyState, prediction_loss
+from hart.training.consistency import make_consistency
+from hart.training.losses import IGNORED, prediction_loss
 from hart.training.optimizer import make_optimizer, make_schedule, optimizer_used, schedule_of_deepspeed
 from hart.training.reporting import Report, check_trackers
 from hart.training.run_folder import RunFolder
@@ -79,7 +81,9 @@ class Loop:
             agree(self.accelerator, config, self.micro, self.passes)
         self.layout = layout_of(self.accelerator, fsdp=fsdp)
         self.report = Report(self.accelerator, config, run, quiet=quiet)
-        self.consistency = ConsistencyState()
+        shape = system.main.shape
+        layers = shape.encoder_layers, shape.decoder_layers
+        self.consistency = make_consistency(config.pairing, len(dataset.tasks), layers)
         self.step = 0
         self.best: list[float] | None = None
         self.model: Any = system
@@ -198,14 +202,25 @@ class Loop:
         slots = batch.pop("slots")[::shared] % self.config.batch_size // shared
         self._seen.append(batch.pop("task_index"))
         output = self.model(**batch)
+        tasks, kept = self._seen[-1][::shared], self._without_dropout(batch)
         total, _ = prediction_loss(output.logits, batch["labels"])
         # The mean over the tokens of the global batch, of which a pass has a share; over rows all passes are equal.
         prediction = total / tokens * (self.accelerator.num_processes * self.passes)
         # Recorded also with α = 0: the value shows how far the states move without regularisation (Fig. 5).
-        consistency = self.consistency.loss(output.states, slots)
+        consistency = self.consistency.loss(output.states, slots, tasks, kept=kept)
         loss = prediction + self.config.alpha * consistency
         self.report.add_pass(loss=loss, prediction_loss=prediction, consistency_loss=consistency)
         return loss
+
+    @torch.no_grad()
+    def _without_dropout(self, batch: dict[str, Tensor]) -> Tensor | None:
+        """The states to be remembered, of a pass of their own; None where those of the training pass serve."""
+        network = self.system.hypernetwork
+        if self.config.previous_dropout or network is None or not network.dropout_rate:
+            return None
+        with evaluating(network, self.system.main), self.accelerator.autocast():
+            states: Tensor = network(batch["demo_ids"], batch["demo_mask"]).states
+        return states
 
     def clip(self) -> float:
         """The norm of the whole gradient, of all processes; larger ones are cut to training.max_grad_norm.
@@ -220,7 +235,7 @@ class Loop:
 
     def end_step(self, tokens: Tensor) -> None:
         """The states of this step become the previous ones."""
-        self.consistency.advance()
+        self.consistency.advance(self.accelerator.gather)
         self.report.add_step(tokens)
         self._seen = []
         self.step += 1

@@ -3,16 +3,19 @@
 A row of losses holds means: `prediction_loss` over the target tokens of each step's global batch, `consistency_loss`
 over its rows and the elements of their states, `loss` their sum with α, and each of them, with `seconds_per_step`,
 over the steps since the row before, or since the checkpoint that the run went on from; their number is `steps`, their
-target tokens are `tokens`. `grad_norm` (before
-clipping) and `learning_rate` are those of the row's step. A row of scores (`eval_…`) is over the validation tasks.
+target tokens are `tokens`. `grad_norm` (before clipping) and `learning_rate` are those of the row's step. A row of
+scores (`eval_…`) is over the validation tasks. steps.csv has the losses of each step, as means over steps hide the
+spikes of Figure 4.
 """
 
 import importlib.util
 import sys
 import time
 from contextlib import suppress
+from statistics import fmean
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
@@ -60,7 +63,8 @@ class Report:
         self.accelerator, self.config, self.run = accelerator, config, run
         self._shown = not quiet and rank() == 0
         self._bar: Any = None
-        self._sums: dict[str, Any] = {}
+        self._pending: dict[str, list[Any]] = {}  # steps that are not in steps.csv yet
+        self._losses: dict[str, list[float]] = {}  # all steps since the last row
         self._passes = self._steps = 0
         self._tokens: Any = 0
         self._seconds, self._since = 0.0, time.monotonic()
@@ -87,8 +91,13 @@ class Report:
         self._since = time.monotonic()
 
     def add_pass(self, **losses: Tensor) -> None:
+        """Losses of one pass, whose mean over the passes of a step is that of the step."""
         for name, value in losses.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value.detach()
+            steps = self._pending.setdefault(name, [])
+            if self._passes:
+                steps[-1] = steps[-1] + value.detach()
+            else:
+                steps.append(value.detach())
         self._passes += 1
 
     def add_step(self, tokens: Tensor) -> None:
@@ -96,6 +105,9 @@ class Report:
         now = time.monotonic()
         self._seconds += now - self._since
         self._since = now
+        for steps in self._pending.values():
+            steps[-1] = steps[-1] / self._passes
+        self._passes = 0
         self._steps += 1
         self._tokens = self._tokens + tokens
         if self._bar is not None:
@@ -103,12 +115,21 @@ class Report:
 
     def losses(self, step: int, **last: float) -> None:
         """Say the means since the last call, and values of the last step."""
-        means = {
-            name: self.accelerator.reduce(total, "mean").item() / self._passes for name, total in self._sums.items()
-        }
+        self.write_steps(step)
+        means = {name: fmean(values) for name, values in self._losses.items()}
         over = {"steps": self._steps, "tokens": int(self._tokens)}
         self._row(step, {**means, **last, "seconds_per_step": self._seconds / self._steps, **over})
-        self._sums, self._passes, self._steps, self._tokens, self._seconds = {}, 0, 0, 0, 0.0
+        self._losses, self._steps, self._tokens, self._seconds = {}, 0, 0, 0.0
+
+    def write_steps(self, step: int) -> None:
+        """Put the losses of all steps up to `step` into steps.csv, means over the processes."""
+        reduced = {n: self.accelerator.reduce(torch.stack(v), "mean").tolist() for n, v in self._pending.items() if v}
+        self._pending = {}
+        for name, values in reduced.items():
+            self._losses.setdefault(name, []).extend(values)
+        with together():
+            if reduced and rank() == 0:
+                self.run.append_steps(step - len(next(iter(reduced.values()))) + 1, reduced)
 
     def scores(self, step: int, scores: dict[str, float]) -> None:
         """Say the scores on the validation tasks."""

@@ -1,9 +1,9 @@
-"""The folder of a run: config.yaml, run.json, metrics.jsonl, checkpoints/, best/ and final/."""
+"""The folder of a run: config.yaml, run.json, metrics.jsonl, steps.csv, checkpoints/, best/ and final/."""
 
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,7 @@ class RunFolder:
     def __init__(self, config: RunConfig, *, owner: bool = True) -> None:
         self.path = Path(config.training.output_dir)
         self.metrics = self.path / "metrics.jsonl"
+        self.steps = self.path / "steps.csv"
         self.checkpoints = self.path / "checkpoints"
         self.final = self.path / "final"
         self.best = self.path / "best"
@@ -217,20 +218,41 @@ class RunFolder:
         Raises:
             HartError: it cannot be written.
         """
-        try:
-            with self.metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-        except OSError as error:
-            raise HartError(
-                f"{self.metrics}: cannot be written ({error.strerror}); see to that and start the command again, "
-                "it goes on from its last checkpoint"
-            ) from error
+        _append(self.metrics, json.dumps(row) + "\n")
+
+    def append_steps(self, first: int, losses: Mapping[str, Sequence[float]]) -> None:
+        """Add lines to steps.csv: the losses of each step, from step `first` on.
+
+        Raises:
+            HartError: it cannot be written.
+        """
+        table = zip(*losses.values(), strict=True)
+        lines = [",".join(map(repr, (step, *values))) for step, values in enumerate(table, first)]
+        if not self.steps.exists():
+            lines.insert(0, ",".join(["step", *losses]))
+        _append(self.steps, "\n".join(lines) + "\n")
 
     def rewind_metrics(self, step: int) -> None:
         """Forget what was logged after `step`, before training goes on from there."""
         if self.metrics.exists():
             kept = [row for row in read_metrics(self.metrics) if row["step"] <= step]
             write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
+        if self.steps.exists():
+            header, *lines = self.steps.read_text(encoding="utf-8").splitlines() or [""]
+            whole = (line for line in lines if line.count(",") == header.count(","))
+            kept_lines = [line for line in whole if int(line.partition(",")[0]) <= step]
+            write_text(self.steps, "".join(f"{line}\n" for line in [header, *kept_lines]))
+
+
+def _append(path: Path, text: str) -> None:
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise HartError(
+            f"{path}: cannot be written ({error.strerror}); see to that and start the command again, "
+            "it goes on from its last checkpoint"
+        ) from error
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
