@@ -36,6 +36,7 @@ examples:
   hart evaluate runs/p3/final --data p3 --data-dir P3 --output results.json
   hart evaluate runs/p3/final --data p3 --data-dir P3 --subsets 'super_glue_boolq_*'
   hart evaluate mini --task task.json --task other.json
+  hart evaluate mini --data procedural --max-instances 10 --diagnostics
   hart evaluate mini --data procedural --system base-in-context
   hart evaluate --data procedural --system copy-demonstration""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -91,6 +92,12 @@ examples:
         help="multiple choice: compare sums of log-probabilities (as T0) or means per token (default: %(default)s)",
     )
     parser.add_argument(
+        "--diagnostics",
+        action="store_true",
+        help="measure the layer states too, and score the tasks under other tasks' adaptations, with parameters or "
+        "memory alone, and with demonstrations in another order",
+    )
+    parser.add_argument(
         "--output", metavar="results.json", type=Path, help="file for all scores and predictions; replaced if it exists"
     )
     add_base(parser)
@@ -113,6 +120,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _run(args: argparse.Namespace, *, first: bool) -> None:
+    if args.diagnostics and args.system != "hart":
+        raise HartError(f"--diagnostics looks into an adapted model, and --system is {args.system}; leave one out")
     if args.model is None and args.system in WITH_MODEL:
         raise HartError(f"--system {args.system} needs a MODEL: {MODEL_HELP}")
     from hart.evaluation.run import evaluate, metric_of, warn
@@ -138,6 +147,14 @@ def _run(args: argparse.Namespace, *, first: bool) -> None:
     with progress_bar("tasks", len(tasks)) as advance:
         results = evaluate(system, tasks, metric, details=details, on_task=lambda _: advance(1), beside=True)
     results.details["seconds"] = round(time.monotonic() - start, 1)
+    found = None
+    if args.diagnostics:
+        from hart.evaluation.diagnostics import diagnose
+
+        say("diagnostics: the tasks again, under other adaptations …")
+        how = {name: getattr(args, name) for name in ("batch_size", "normalisation")}
+        found = diagnose(system.model, tasks, seed=args.data_seed, **how)
+        results.details["diagnostics"] = found.to_dict()
     # Saved before they are printed, which a terminal may refuse.
     if first and args.output is not None:
         results.save(args.output)
@@ -146,5 +163,9 @@ def _run(args: argparse.Namespace, *, first: bool) -> None:
     show(*results.tables())
     for line in results.lines:
         say(line)
+    if found is not None:
+        show(*found.tables())
+        if found.warning:
+            say(f"warning: {found.warning}")
     if args.output is not None:
         say(f"results: {args.output}")

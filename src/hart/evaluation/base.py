@@ -30,6 +30,7 @@ class System:
         form: how its model reads; None: there is no model.
         details: provenance to keep in the file.
         cuts: takes note of what did not fit into the model's limits.
+        model: the `HartModel` that is adapted, if it is one.
     """
 
     name: str
@@ -38,6 +39,7 @@ class System:
     form: InputFormat | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
     cuts: Cuts = field(default_factory=Cuts)
+    model: Any = None
 
 
 @dataclass(frozen=True)

@@ -29,13 +29,18 @@ BASELINES = {each.name: each for metric in (ANSWERS, CHOICES) for each in metric
 """Those that need no model."""
 
 
-def hart_system(model: HartModel, *, name: str = "hart", **options: Any) -> System:
+def hart_system(
+    model: HartModel, *, name: str = "hart", adapt: Callable[[Task], Adaptation] | None = None, **options: Any
+) -> System:
     """The adapted model: one adaptation per task, used for all its instances (§4.1, Inference; §4.2).
 
-    Of a task's demonstrations it gets those that its format shows. `options` are those of `_system`.
+    Args:
+        adapt: the adaptation of a task; None lets the model read it, of its demonstrations those that its format shows.
+        options: those of `_system`.
     """
     form, cuts = model.input_format, Cuts()
-    return _system(name, model.main, form, cuts, lambda task: model.adapt(form.shown(task), cuts=cuts), **options)
+    own = adapt or (lambda task: model.adapt(form.shown(task), cuts=cuts))
+    return replace(_system(name, model.main, form, cuts, own, **options), model=model)
 
 
 def base_system(main: MainModel, form: InputFormat, *, in_context: bool, name: str = "base", **options: Any) -> System:

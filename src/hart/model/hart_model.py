@@ -342,7 +342,7 @@ class HartModel(nn.Module):
         for each in tasks:
             form.note_unread(each, told)
         if self.hypernetwork is not None:
-            made = self._read(self.hypernetwork, tasks, told)
+            made = self.read(tasks, told)
             blocks = made.blocks
             if not all(bool(values.isfinite().all()) for values in (*blocks.values(), made.memory)):
                 raise HartError(
@@ -364,11 +364,22 @@ class HartModel(nn.Module):
             tasks=[{"name": each.name, **replace(each, instances=()).to_dict()} for each in tasks],
         )
 
-    def _read(self, hypernetwork: HyperNetwork, tasks: Sequence[Task], cuts: Cuts) -> HyperOutput:
+    def read(self, tasks: Sequence[Task], cuts: Cuts) -> HyperOutput:
+        """The hypernetwork's pass over tasks, without dropout: the first part of `adapt`.
+
+        Args:
+            cuts: takes note of demonstrations and texts that did not fit.
+
+        Raises:
+            HartError: the system has no hypernetwork, or a task lacks what its format needs.
+        """
+        if self.hypernetwork is None:
+            raise HartError(f"{self.name or 'model'}: has no hypernetwork that reads tasks")
         ids, mask = self.main.pad([self.input_format.encode_task(self.main.tokenizer, each, cuts) for each in tasks])
         # The main model too: its encoder may be the hypernetwork's.
-        with evaluating(hypernetwork, self.main):
-            return hypernetwork(ids, mask)
+        with evaluating(self.hypernetwork, self.main):
+            output: HyperOutput = self.hypernetwork(ids, mask)
+        return output
 
     def generate(self, queries: str | Sequence[str], adaptation: Adaptation | None = None, **options: Any) -> list[str]:
         """Answers of the adapted main model; options as in `MainModel.answers`. Safe for threads.
