@@ -17,7 +17,10 @@ import torch
 from hart.errors import HartError
 from hart.model.hart_model import HartModel
 from hart.training.config import RunConfig
-from hart.training.sweep import SweepRun, markdown, plan, run_one, sweep
+from hart.training.sweep import sweep
+from hart.training.sweep_plan import SweepRun, plan
+from hart.training.sweep_run import run_one
+from hart.training.sweep_table import markdown
 
 Build = Callable[..., RunConfig]
 
@@ -45,17 +48,18 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs without the seconds that a new process takes to import torch."""
 
     class InThisProcess:
+        stdin, pid = None, 2**22 + 1  # no process can have it
+
         def __init__(self, command: list[str], *, stdout: IO[str], **_: Any) -> None:
             with redirect_stdout(stdout):
                 self.status = run_one(*command[3:])
 
-        def wait(self) -> int:
+        def poll(self) -> int:
             return self.status
 
-        def kill(self) -> None:
-            pass
+        wait = poll
 
-    monkeypatch.setattr("hart.training.sweep.subprocess.Popen", InThisProcess)
+    monkeypatch.setattr("hart.training.sweep_jobs.subprocess.Popen", InThisProcess)
 
 
 def test_a_run_has_a_process_of_its_own(files: dict[str, Path], tmp_path: Path):
