@@ -68,6 +68,7 @@ hart sweep STUDY.yaml --output-dir OUT [--row NAME ...] [--seeds N ...] [options
 
 
 def run(args: argparse.Namespace) -> None:
+    from hart.analysis.paper import check_places
     from hart.training.sweep import sweep
     from hart.training.sweep_plan import plan
     from hart.training.sweep_study import is_study, plan_study, read_study
@@ -83,6 +84,11 @@ def run(args: argparse.Namespace) -> None:
         if len(files) > 1:
             raise HartError(f"{files[1]}: a study is swept alone; give one study, or configurations")
         study = read_study(files[0])
+        for row in study.rows:
+            try:
+                check_places(row.paper)
+            except HartError as error:
+                raise HartError(f"{row.where}: paper: {error}") from None
         listing = study.listing()
         runs = plan_study(
             study, out, names=args.row, seeds=args.seeds, overrides=args.overrides, text_dir=args.text_dir
