@@ -60,7 +60,7 @@ def differences(report: CollectionReport) -> str:
                 axes.plot(found.over_seeds, [place - 0.16] * 2, color=_ACCENT, linewidth=3.5, solid_capstyle="butt")
             axes.plot([found.mean], [place], "o", color=_INK, markersize=4)
         axes.set_xlabel(
-            f"points of {METRIC_NAMES[report.metric]} above {report.against.name}; "
+            f"points of {METRIC_NAMES[report.metric]} above {report.against.name}\n"
             "thick: 95 % over seeds, thin: over seeds and tasks"
         )
         return _svg(figure, f"Differences to {report.against.name} with their intervals")
@@ -99,7 +99,7 @@ def highest_loss(rows: Sequence[StudyRow]) -> float:
 
 
 def _rows_figure(names: Sequence[str]) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(7.4, 0.75 + 0.27 * len(names)), layout="constrained")
+    figure = Figure(figsize=(5.4, 0.8 + 0.24 * len(names)), layout="constrained")
     axes = figure.add_subplot()
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)

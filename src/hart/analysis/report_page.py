@@ -133,7 +133,7 @@ def _scrolling(label: str, html: str) -> str:
 
 
 def _figure(svg: str) -> str:
-    return f'<figure class="wide">{_scrolling("picture", svg)}</figure>'
+    return f'<figure class="wide">{svg}</figure>'
 
 
 def _losses(study: Runs, reports: Sequence[CollectionReport]) -> str:
@@ -164,7 +164,7 @@ def _configurations(study: Runs) -> str:
         lines.append(
             f'<tr><th scope="row">{escape(row.name)}</th><td class="text">{words or "no difference"}</td></tr>'
         )
-    heads = f'<th scope="col">row</th><th scope="col">differs from {escape(first.name)} in</th>'
+    heads = f'<th scope="col">row</th><th scope="col" class="text">differs from {escape(first.name)} in</th>'
     table = f"<table><thead><tr>{heads}</tr></thead>"
     whole = yaml.safe_dump(dict(first.config), sort_keys=False, allow_unicode=True)
     return (
@@ -205,7 +205,7 @@ def _commands(study: Runs) -> str:
         for row in study.rows
         for run in row.runs
     ]
-    table = '<table><thead><tr><th scope="col">run</th><th scope="col">command</th></tr></thead>'
+    table = '<table><thead><tr><th scope="col">run</th><th scope="col" class="text">command</th></tr></thead>'
     whole = _scrolling("Commands", f"{table}<tbody>{''.join(lines)}</tbody></table>")
     return f"<details><summary>The command of each of {len(lines)} runs</summary>{whole}</details>"
 
@@ -228,8 +228,6 @@ def _definitions() -> str:
 
 
 def _emphasised(text: str) -> str:
-    first, star, rest = " ".join(text.split()).partition("*")
-    if not star:
-        return escape(first)
-    inside, _, after = rest.partition("*")
-    return f"{escape(first)}<em>{escape(inside)}</em>{_emphasised(after)}"
+    """Escaped, on one line, `*…*` in italics."""
+    words = escape(" ".join(text.split())).split("*")
+    return "".join(f"<em>{part}</em>" if number % 2 else part for number, part in enumerate(words))

@@ -45,10 +45,13 @@ class Cell:
             return self.text
         if self.interval is not None:
             low, high = self.interval
-            return f"[{low:+.1f}, {high:+.1f}]" + ("" if self.p is None else f", p {p_value(self.p)}")
-        if self.value is None or math.isnan(self.value):
+            words = f"[{low:+.1f}, {high:+.1f}]" + ("" if self.p is None else f", p {p_value(self.p)}")
+        elif self.value is None or math.isnan(self.value):
             return MISSING
-        return format(self.value, self.form) + ("" if self.deviation is None else f" ± {self.deviation:{self.form}}")
+        else:
+            spread = "" if self.deviation is None else f" ± {self.deviation:{self.form}}"
+            words = format(self.value, self.form) + spread
+        return words.replace("-", "−")
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,12 @@ def _compared(study: Runs, collection: str, against: StudyRow, differences: dict
         notes.append(
             "With fewer than five seeds the bootstrap is too narrow; the interval over seeds is the one to read."
         )
-    titles = (metric, "95 % over seeds (t), paired t test", "95 % over seeds and tasks, permutation", "seeds × tasks")
+    titles = (
+        f"difference, {metric}",
+        "95 % over seeds (t), paired t test",
+        "95 % over seeds and tasks (bootstrap), permutation test",
+        "seeds × tasks",
+    )
     return Table(f"differences-{collection}", f"Differences to {against.name}", titles, tuple(lines), tuple(notes))
 
 

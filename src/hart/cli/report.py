@@ -55,7 +55,7 @@ def _table(report: "CollectionReport") -> "Table":
     from rich.text import Text
 
     from hart.analysis.report_runs import METRIC_NAMES, metrics_of
-    from hart.analysis.report_tables import MISSING
+    from hart.analysis.report_tables import MISSING, Cell
 
     table = Table(title=Text(report.scores.title), title_style="bold", title_justify="left")
     table.add_column("row", overflow="fold")
@@ -66,8 +66,8 @@ def _table(report: "CollectionReport") -> "Table":
     for row in report.rows:
         found = report.differences.get(row.name)
         interval = found and found.over_seeds
-        difference = f"{found.mean:+.1f}" if found else MISSING
-        ends = f"[{interval[0]:+.1f}, {interval[1]:+.1f}]" if interval else MISSING
+        difference = Cell(found.mean, form="+.1f").shown() if found else MISSING
+        ends = Cell(interval=interval).shown() if interval else MISSING
         scores = (shown[row.name][name].shown() for name in metrics)
         table.add_row(Text(row.name), str(len(row.scored)), *scores, difference, Text(ends))
     return table
