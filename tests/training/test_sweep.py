@@ -7,9 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from pathlib import Path
-from typing import IO, Any
 
 import pytest
 import torch
@@ -19,7 +17,6 @@ from hart.model.hart_model import HartModel
 from hart.training.config import RunConfig
 from hart.training.sweep import sweep
 from hart.training.sweep_plan import SweepRun, plan
-from hart.training.sweep_run import run_one
 from hart.training.sweep_table import markdown
 
 Build = Callable[..., RunConfig]
@@ -41,25 +38,6 @@ def files(run_config: Build, tmp_path: Path) -> dict[str, Path]:
     for name, config in configs.items():
         short(config).save(tmp_path / "configs" / f"{name}.yaml")
     return {name: tmp_path / "configs" / f"{name}.yaml" for name in configs}
-
-
-@pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs without the seconds that a new process takes to import torch."""
-
-    class InThisProcess:
-        stdin, pid = None, 2**22 + 1  # no process can have it
-
-        def __init__(self, command: list[str], *, stdout: IO[str], **_: Any) -> None:
-            with redirect_stdout(stdout):
-                self.status = run_one(*command[3:])
-
-        def poll(self) -> int:
-            return self.status
-
-        wait = poll
-
-    monkeypatch.setattr("hart.training.sweep_jobs.subprocess.Popen", InThisProcess)
 
 
 def test_a_run_has_a_process_of_its_own(files: dict[str, Path], tmp_path: Path):

@@ -220,7 +220,16 @@ def test_gradient_checkpointing_changes_no_loss(run_config: Build):
 def test_folder_of_a_run(run_config: Build):
     final = train(run_config(trackers=["tensorboard"], keep_checkpoints=1), quiet=True)
     names = {path.name for path in final.parent.iterdir()}
-    assert names == {".lock", "config.yaml", "run.json", "metrics.jsonl", "steps.csv", "checkpoints", "final", "tensorboard"}
+    assert names == {
+        ".lock",
+        "config.yaml",
+        "run.json",
+        "metrics.jsonl",
+        "steps.csv",
+        "checkpoints",
+        "final",
+        "tensorboard",
+    }
     assert [path.name for path in (final.parent / "checkpoints").iterdir()] == [f"checkpoint-{STEPS}"]
     assert any(path.name.startswith("events") for path in (final.parent / "tensorboard").rglob("*"))
 

@@ -221,6 +221,8 @@ def system_of(config: Mapping[str, Any]) -> str:
         return ""
     if scheme["history"] != "all" or scheme["feedback"] != "state" or scheme["step_embeddings"]:
         return ""
+    if config["training.alpha"] and config["training.pairing"] != "slots":
+        return ""  # not §3.2 to the letter
     if config["training.alpha"]:
         flan = "flan" in str(config["model.hypernetwork_init"]).lower()
         return ("hart_flan" if flan else "hart") if scheme["order"] == "bottom_up" else ""

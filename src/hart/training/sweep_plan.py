@@ -60,7 +60,7 @@ class Row:
             if not self.where:
                 raise
             told = re.sub(r"--(?=\w+\.?)", "", str(error)).replace("unknown option", "unknown field")
-            raise HartError(f"{self.where}: {told.removeprefix(f'{self.config}: ')}") from None
+            raise HartError(f"{self.where}: {told}") from None
 
 
 def as_words(fields: Mapping[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 python -m hart.training.sweep_run CONFIG RESULTS [ABOUT [PROCESSES [SPLIT]]]
 """
 
+import dataclasses
 import os
 import platform
 import resource
@@ -18,10 +19,10 @@ from hart.errors import HartError
 from hart.runtime.files import read_json, write_json
 from hart.runtime.launch import TERMINATED, cpu_cores, run_hart
 from hart.training import config as configuration
+from hart.training.config import RunConfig
 from hart.training.run_folder import read_metrics
 
 if TYPE_CHECKING:
-    from hart.data.config import DataConfig
     from hart.model.hart_model import HartModel
 
 GRACE_SECONDS = 600
@@ -65,7 +66,7 @@ def run_one(
             **about,
         }
         if not config.data.segments:
-            results |= scores(model, config.data, split)
+            results |= scores(model, config, split)
             # What else is measured of a trained model goes here, under a name of its own in `results`.
         write_json(results_path, results)
     except HartError as error:
@@ -77,14 +78,20 @@ def run_one(
     return 0
 
 
-def scores(model: "HartModel", data: "DataConfig", split: str) -> dict[str, Any]:
-    """What results.json says of the answers: means, the columns of P3's table, each task; validation means if any."""
+def scores(model: "HartModel", config: RunConfig, split: str) -> dict[str, Any]:
+    """What results.json says of the answers: means, the columns of P3's table, each task; validation means if any.
+
+    Of each validation task the first `training.eval_instances` are answered, as during training.
+    """
     from hart.data.collections import load_tasks
     from hart.evaluation.run import evaluate_model
 
+    data, count = config.data, config.training.eval_instances
     found: dict[str, Any] = {}
     if data.validation_tasks or data.source.has_validation:
-        found["validation"] = evaluate_model(model, load_tasks(data, "validation"), quiet=True).summary
+        tasks = load_tasks(data, "validation")
+        shortened = [dataclasses.replace(task, instances=task.instances[:count]) for task in tasks]
+        found["validation"] = evaluate_model(model, shortened, quiet=True).summary
     if split == "test":
         tested = evaluate_model(model, load_tasks(data, "test"))
         found |= {**tested.brief(), "tasks": tested.per_task}
