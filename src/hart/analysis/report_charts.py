@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Sequence
+from html import escape
 from statistics import fmean
 from typing import Any
 
@@ -117,4 +118,5 @@ def _svg(figure: Figure, label: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     for stands, colour in _OF_THE_PAGE.items():
         text = text.replace(stands, colour)
-    return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+    text = text.replace("*{stroke", "figure svg *{stroke")  # a style of a picture in a page holds for all of it
+    return text.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)

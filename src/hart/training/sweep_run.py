@@ -4,6 +4,7 @@ python -m hart.training.sweep_run CONFIG RESULTS [ABOUT [PROCESSES [SPLIT]]]
 """
 
 import dataclasses
+import importlib.metadata
 import os
 import platform
 import resource
@@ -115,13 +116,12 @@ def host_facts(processes: int = 1) -> dict[str, Any]:
     import torch
     import transformers
 
-    import hart
     from hart.runtime.devices import select_device
 
     device = select_device()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
-        "hart": hart.__version__,
+        "hart": _version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
@@ -131,6 +131,13 @@ def host_facts(processes: int = 1) -> dict[str, Any]:
         "cores": cpu_cores(),
         "processes": processes,
     }
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("hart-hypernet")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _on_cpu() -> list[str]:
