@@ -113,8 +113,8 @@ def plan_study(
 
 def _row(path: Path, study: Mapping[str, Any], name: Any, values: Any, rows: Mapping[Any, Any]) -> Row:
     where = f"{path}: row {name}"
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][\w+=-]*", name, re.ASCII):
-        raise HartError(f"{where}: the name of a row is letters, digits, _, +, = and -; in quotes if it is a number")
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][\w.+=-]*", name, re.ASCII):
+        raise HartError(f"{where}: the name of a row is letters, digits and _ . + = -; in quotes if it is a number")
     values = _mapping({} if values is None else values, where, "a mapping of fields and their values")
     own = {key: value for key, value in values.items() if isinstance(key, str) and "." in key}
     _known([key for key in values if key not in own], ROW_FIELDS, where)
