@@ -133,7 +133,7 @@ def test_what_is_not_finished_is_said_and_left_out(sweep_folder: Write) -> None:
     (folder / "study.json").write_text(json.dumps(listing))
     made = report(folder)
     told = " ".join(made.study.notes)
-    assert "lora: not begun with seed 0, 1." in told
+    assert "Not begun (seeds): lora (0, 1)." in told
     assert "causal, seed 2: unfinished, step 50 of 100; it is not in the scores." in told
     assert "hart, seed 1: results.json cannot be read" in told
     assert "One seed only, so no deviation and no interval over seeds: hart." in told

@@ -173,6 +173,7 @@ def read_runs(folder: Path) -> Runs:
     listing = _listing(folder)
     names = list(dict.fromkeys([*listing.get("rows", {}), *(path.parent.name for path in found)]))
     notes: list[str] = []
+    absent: list[str] = []
     rows = []
     for name in names:
         own = sorted((path for path in found if path.parent.name == name), key=lambda path: int(path.name[5:]))
@@ -180,9 +181,11 @@ def read_runs(folder: Path) -> Runs:
         said = listing.get("rows", {}).get(name, {})
         missing = sorted({*said.get("seeds", [])} - {run.seed for run in runs})
         if missing:
-            notes.append(f"{name}: not begun with seed {', '.join(map(str, missing))}.")
+            absent.append(f"{name} ({', '.join(map(str, missing))})")
         if runs:
             rows.append(StudyRow(name, tuple(runs), _places(folder, name, said, runs)))
+    if absent:
+        notes.append(f"Not begun (seeds): {', '.join(absent)}.")
     for run in (run for row in rows for run in row.runs if run.problem):
         notes.append(f"{run.row}, seed {run.seed}: {run.problem}; it is not in the scores.")
     study = Runs(str(listing.get("study") or folder.resolve().name), folder, tuple(rows), notes)
