@@ -14,8 +14,8 @@ from hart.training.estimate import estimate
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SCHEMA = CONFIGS / "schema.json"
-# accelerate/ and deepspeed/ hold files of those tools.
-FILES = sorted(p for p in CONFIGS.rglob("*.yaml") if not {"accelerate", "deepspeed"} & set(p.parts))
+# accelerate/ and deepspeed/ hold files of those tools, studies/ lists of rows.
+FILES = sorted(p for p in CONFIGS.rglob("*.yaml") if not {"accelerate", "deepspeed", "studies"} & set(p.parts))
 MINI = [path for path in FILES if path.parent.name == "mini"]
 DOCUMENTATION = (CONFIGS.parent / "docs" / "systems.md").read_text(encoding="utf-8")
 

@@ -26,6 +26,7 @@ PAGES = (
     "scaling.md",
     "systems.md",
     "serving.md",
+    "studies.md",
     "../README.md",
     "../CONTRIBUTING.md",
 )
@@ -107,9 +108,9 @@ def test_the_fields_that_may_change_are_listed() -> None:
 
 def test_every_configuration_is_listed_and_loads() -> None:
     text = read("configuration.md")
-    # accelerate/ and deepspeed/ hold files of those tools.
+    # accelerate/ and deepspeed/ hold files of those tools, studies/ lists of rows.
     for path in (REPOSITORY / "configs").rglob("*.yaml"):
-        if not {"accelerate", "deepspeed"} & set(path.parts):
+        if not {"accelerate", "deepspeed", "studies"} & set(path.parts):
             load(path)
             assert f"`{path.relative_to(REPOSITORY).as_posix()}`" in text
 

@@ -15,7 +15,7 @@ LAYERS: list[set[str]] = [
     {"model"},
     {"evaluation"},
     {"serving", "training"},
-    {"benchmarks"},
+    {"analysis", "benchmarks"},
     {"cli"},
     {"__main__"},
 ]

@@ -17,7 +17,7 @@ from hart.evaluation.systems import base_system, hart_system
 from hart.runtime.sections import FieldError
 from hart.training.config import DataConfig, RunConfig
 from hart.training.run_folder import read_metrics
-from hart.training.sweep import run_one
+from hart.training.sweep_run import run_one
 from hart.training.train import train, training_examples
 
 Build = Callable[..., RunConfig]

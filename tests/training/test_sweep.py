@@ -7,9 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from pathlib import Path
-from typing import IO, Any
 
 import pytest
 import torch
@@ -17,7 +15,10 @@ import torch
 from hart.errors import HartError
 from hart.model.hart_model import HartModel
 from hart.training.config import RunConfig
-from hart.training.sweep import SweepRun, markdown, plan, run_one, sweep
+from hart.training.sweep import sweep
+from hart.training.sweep_jobs import check_room, remaining, surroundings
+from hart.training.sweep_plan import SweepRun, plan
+from hart.training.sweep_table import markdown
 
 Build = Callable[..., RunConfig]
 
@@ -38,24 +39,6 @@ def files(run_config: Build, tmp_path: Path) -> dict[str, Path]:
     for name, config in configs.items():
         short(config).save(tmp_path / "configs" / f"{name}.yaml")
     return {name: tmp_path / "configs" / f"{name}.yaml" for name in configs}
-
-
-@pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs without the seconds that a new process takes to import torch."""
-
-    class InThisProcess:
-        def __init__(self, command: list[str], *, stdout: IO[str], **_: Any) -> None:
-            with redirect_stdout(stdout):
-                self.status = run_one(*command[3:])
-
-        def wait(self) -> int:
-            return self.status
-
-        def kill(self) -> None:
-            pass
-
-    monkeypatch.setattr("hart.training.sweep.subprocess.Popen", InThisProcess)
 
 
 def test_a_run_has_a_process_of_its_own(files: dict[str, Path], tmp_path: Path):
@@ -85,6 +68,55 @@ def test_sigterm_is_handed_on_and_waited_for(files: dict[str, Path], tmp_path: P
     if child:
         with pytest.raises(ProcessLookupError):
             os.kill(child, 0)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and is not yet reaped does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to find the runs")
+def test_runs_side_by_side_end_with_a_killed_sweep(files: dict[str, Path], tmp_path: Path):
+    """They save, as nobody can tell a killed process to hand on anything."""
+    out = tmp_path / "sweep"
+    words = [sys.executable, "-m", "hart", "sweep", str(out), str(files["hart"]), "--seeds", "0", "1", "--jobs", "2"]
+    command = subprocess.Popen([*words, "--training.max_steps", "100000", "--training.save_every", "1000000"])
+    metrics = [out / "hart" / f"seed-{seed}" / "run" / "metrics.jsonl" for seed in (0, 1)]
+    deadline = time.monotonic() + 180
+    while not all(path.exists() for path in metrics) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    children = Path(f"/proc/{command.pid}/task/{command.pid}/children").read_text().split()
+    assert len(children) == 2 and all(alive(int(pid)) for pid in children)
+    command.kill()
+    command.wait()
+    while any(alive(int(pid)) for pid in children) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(alive(int(pid)) for pid in children)
+    assert all((path.parent / "checkpoints").is_dir() for path in metrics)
+
+
+def test_surroundings_of_a_job(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("hart.training.sweep_jobs.cpu_cores", lambda: 8)
+    monkeypatch.setattr("hart.training.sweep_jobs.visible_gpus", lambda: [])
+    assert surroundings(0, 1, 1, None) == {} and surroundings(1, 4, 1, 3) == {"OMP_NUM_THREADS": "3"}
+    assert surroundings(1, 4, 1, None) == {"OMP_NUM_THREADS": "2"}
+    monkeypatch.setattr("hart.training.sweep_jobs.visible_gpus", lambda: ["4", "5", "6", "7"])
+    gpus = [surroundings(slot, 4, 1, 1)["CUDA_VISIBLE_DEVICES"] for slot in range(5)]
+    assert gpus == ["4", "5", "6", "7", "4"]
+    assert [surroundings(slot, 2, 2, 1)["CUDA_VISIBLE_DEVICES"] for slot in range(2)] == ["4,5", "6,7"]
+    check_room(2, 2)
+    with pytest.raises(HartError, match="--jobs 3 times --processes 2 are more than the 4 GPUs here"):
+        check_room(3, 2)
+
+
+def test_the_rest_of_the_time():
+    assert remaining([60.0, 120.0], 4, 2) == ", about 3 min left"
+    assert remaining([3600.0], 4, 2) == ", about 2.0 h left" and remaining([1.0], 1, 1) == ", about a minute left"
+    assert remaining([60.0], 0, 1) == "" == remaining([], 3, 1)
 
 
 @pytest.mark.usefixtures("in_this_process")

@@ -184,6 +184,25 @@ def _parse(text: str, source: str) -> Any:
         raise HartError(f"{source} not valid YAML, character {error.position + 1}: {error.reason}") from None
 
 
+def read_yaml(path: Path, what: str = "configuration file") -> Any:
+    """What a YAML file holds.
+
+    Raises:
+        HartError: it cannot be read, or is not YAML (a key given twice is none).
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise HartError(f"{path}: no such {what}") from None
+    except UnicodeDecodeError:
+        raise HartError(f"{path}: not a {what}, the text is not UTF-8") from None
+    except (OSError, ValueError) as error:
+        raise HartError(f"{path}: cannot be read ({reason(error)})") from None
+    if text.startswith(LFS_POINTER.decode()):
+        raise HartError(lfs_message(str(path)))
+    return _parse(text, f"{path}:")
+
+
 Sections = Mapping[str, type[Section]]
 
 
@@ -193,17 +212,7 @@ def read_sections(path: Path, sections: Sections) -> dict[str, dict[str, Any]]:
     Raises:
         HartError: the file cannot be read, is not YAML, or holds an unknown section or field.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise HartError(f"{path}: no such configuration file") from None
-    except UnicodeDecodeError:
-        raise HartError(f"{path}: not a configuration file, the text is not UTF-8") from None
-    except (OSError, ValueError) as error:
-        raise HartError(f"{path}: cannot be read ({reason(error)})") from None
-    if text.startswith(LFS_POINTER.decode()):
-        raise HartError(lfs_message(str(path)))
-    content = _parse(text, f"{path}:")
+    content = read_yaml(path)
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise HartError(f"{path}: must hold the sections {', '.join(sections)}")

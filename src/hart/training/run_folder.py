@@ -35,6 +35,10 @@ _GONE = {"training.consistency_pairing": ("slots",), "training.tensorboard": (Tr
 LOCK_FILE = ".lock"
 
 
+class HeldError(HartError):
+    """Another process is at work in a folder."""
+
+
 @contextmanager
 def holding(folder: Path, what: str = "training.output_dir") -> Iterator[None]:
     """Within, no other process of this or any other command may hold `folder`, which is made if it is missing.
@@ -46,7 +50,8 @@ def holding(folder: Path, what: str = "training.output_dir") -> Iterator[None]:
         what: the option that names the folder.
 
     Raises:
-        HartError: another process holds it, or it cannot be written.
+        HeldError: another process holds it.
+        HartError: it cannot be written.
     """
     lock, new = filelock.FileLock(str(folder / LOCK_FILE)), False
     try:
@@ -56,7 +61,7 @@ def holding(folder: Path, what: str = "training.output_dir") -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise HartError(
+        raise HeldError(
             f"{folder}: another process is at work in it; wait for its end, or choose another {what}"
         ) from None
     except NotImplementedError:  # a file system without locks

@@ -1,0 +1,303 @@
+"""The runs of a sweep as they lie in its folder: NAME/seed-N with config.yaml, results.json and run/metrics.jsonl.
+
+No model is loaded. results.json may be a sweep's, or what `hart evaluate --output` writes. What is not finished or
+cannot be read is said and left out of the scores.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import yaml
+
+from hart.analysis.paper import check_places, places_of
+from hart.analysis.report_statistics import Scores
+from hart.data.p3.names import dataset_of, held_out
+from hart.errors import HartError
+from hart.training.config import RunConfig
+from hart.training.run_folder import read_metrics
+
+METRICS = {"procedural": ("exact_match", "rouge_l"), "p3": ("accuracy",)}
+"""Scores of a collection, the one that counts first; of all others ROUGE-L counts, then exact match."""
+METRIC_NAMES = {"exact_match": "exact match", "rouge_l": "ROUGE-L", "accuracy": "accuracy"}
+COLLECTION_NAMES = {"sni": "Super-NaturalInstructions", "p3": "P3", "procedural": "procedural collection"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row with one seed.
+
+    Attributes:
+        config: "section.field" → value, all fields of today.
+        results: what results.json says, its tasks by name; None where it is not finished.
+        metrics: rows of metrics.jsonl with a loss.
+        problem: why there are no results.
+    """
+
+    row: str
+    seed: int
+    folder: Path
+    config: Mapping[str, Any]
+    results: Mapping[str, Any] | None
+    metrics: tuple[Mapping[str, Any], ...]
+    problem: str = ""
+
+    @property
+    def scored(self) -> bool:
+        """Whether it has scores on the test tasks; one that pre-trains on text has none."""
+        return self.results is not None and bool(self.results.get("tasks"))
+
+    @property
+    def command(self) -> str:
+        """What makes it again."""
+        given = (self.results or {}).get("command")
+        return str(given or f"hart train {self.folder / 'config.yaml'}")
+
+
+@dataclass(frozen=True)
+class StudyRow:
+    """A row and its runs, by seed; `places` are tables of the paper and their rows that it stands for."""
+
+    name: str
+    runs: tuple[Run, ...]
+    places: tuple[tuple[int, str], ...]
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.runs[0].config
+
+    @property
+    def collection(self) -> str:
+        return str(self.config["data.collection"])
+
+    @property
+    def scored(self) -> list[Run]:
+        return [run for run in self.runs if run.scored]
+
+    def values(self, metric: str) -> list[float]:
+        """The score of each seed that has one."""
+        return [overall(run, metric) for run in self.scored]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """A whole study.
+
+    Attributes:
+        notes: what a reader should know before the numbers.
+    """
+
+    name: str
+    folder: Path
+    rows: tuple[StudyRow, ...]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def collections(self) -> list[str]:
+        """Those with scores, in the order of the rows."""
+        return list(dict.fromkeys(row.collection for row in self.rows if row.scored))
+
+    def of(self, collection: str) -> list[StudyRow]:
+        """Rows of a collection that have scores."""
+        return [row for row in self.rows if row.collection == collection and row.scored]
+
+
+def metrics_of(collection: str) -> tuple[str, ...]:
+    """Names of a collection's scores in results.json, the one that counts first."""
+    return METRICS.get(collection, ("rouge_l", "exact_match"))
+
+
+def overall(run: Run, metric: str) -> float:
+    """The score of a run, in percent; NaN where it has none of this name."""
+    assert run.results is not None
+    return float(run.results.get(metric, math.nan))
+
+
+def columns(run: Run) -> dict[str, float]:
+    """Of a run on P3, the accuracy of each column of the paper's table, in its order; other data sets follow."""
+    assert run.results is not None
+    given = run.results.get("columns")
+    if given:
+        return dict(given.get("mean", given))
+    found: dict[str, list[float]] = {}
+    for name, scores in run.results["tasks"].items():
+        found.setdefault(dataset_of(name), []).append(scores["accuracy"])
+    means = {dataset: fmean(values) for dataset, values in found.items()}
+    grouped = {
+        column: [means.pop(dataset) for dataset in datasets if dataset in means]
+        for column, datasets in held_out().items()
+    }
+    return {column: fmean(values) for column, values in grouped.items() if values} | means
+
+
+def by_task(run: Run, metric: str) -> tuple[dict[str, float], dict[str, float]]:
+    """Scores and weights of what counts as a task: a column on P3, else a task with its instances."""
+    assert run.results is not None
+    if metric == "accuracy":
+        scores = columns(run)
+        return scores, dict.fromkeys(scores, 1.0)
+    tasks = run.results["tasks"]
+    scored = {name: float(scores[metric]) for name, scores in tasks.items()}
+    return scored, {name: float(scores.get("instances", 1)) for name, scores in tasks.items()}
+
+
+def aligned(row: StudyRow, other: StudyRow, metric: str) -> tuple[Scores, Scores, Scores] | None:
+    """Scores `[seeds, tasks]` of two rows with the seeds that both have, and the tasks' weights; None without any."""
+    pairs = [(run, its) for run in row.scored for its in other.scored if run.seed == its.seed]
+    if not pairs:
+        return None
+    scores, weights = by_task(pairs[0][0], metric)
+    one, two = (
+        np.array([[by_task(run, metric)[0][task] for task in scores] for run in runs])
+        for runs in zip(*pairs, strict=True)
+    )
+    return one, two, np.array([*weights.values()])
+
+
+def read_runs(folder: Path) -> Runs:
+    """The runs of a sweep's folder.
+
+    Raises:
+        HartError: it is no such folder, has no finished run, or its runs were scored on different tasks.
+    """
+    if not folder.is_dir():
+        raise HartError(f"{folder}: no such folder; give the folder of a sweep")
+    found = sorted(path for path in folder.glob("*/seed-*") if path.name[5:].isdecimal() and path.is_dir())
+    if not found:
+        raise HartError(f"{folder}: no sweep, there is no NAME/seed-N in it; give the OUT of hart sweep")
+    listing = _listing(folder)
+    names = list(dict.fromkeys([*listing.get("rows", {}), *(path.parent.name for path in found)]))
+    notes: list[str] = []
+    absent: list[str] = []
+    rows = []
+    for name in names:
+        own = sorted((path for path in found if path.parent.name == name), key=lambda path: int(path.name[5:]))
+        runs = [run for run in map(_read_run, own) if run is not None]
+        said = listing.get("rows", {}).get(name, {})
+        missing = sorted({*said.get("seeds", [])} - {run.seed for run in runs})
+        if missing:
+            absent.append(f"{name} ({', '.join(map(str, missing))})")
+        if runs:
+            rows.append(StudyRow(name, tuple(runs), _places(folder, name, said, runs)))
+    if absent:
+        notes.append(f"Not begun (seeds): {', '.join(absent)}.")
+    for run in (run for row in rows for run in row.runs if run.problem):
+        notes.append(f"{run.row}, seed {run.seed}: {run.problem}; it is not in the scores.")
+    study = Runs(str(listing.get("study") or folder.resolve().name), folder, tuple(rows), notes)
+    if not study.collections:
+        first = f" ({notes[0].rstrip('.')})" if notes else ""
+        raise HartError(f"{folder}: no run has scores as yet{first}; report when one is finished")
+    for collection in study.collections:
+        _check_same_tasks(study, collection)
+    return study
+
+
+def _listing(folder: Path) -> dict[str, Any]:
+    """What the sweep wrote of its rows and their order; of one that wrote nothing, the rows of its table."""
+    try:
+        found = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+        if isinstance(found, dict) and isinstance(found.get("rows"), dict):
+            return found
+    except (OSError, ValueError):
+        pass
+    try:
+        table = json.loads((folder / "table.json").read_text(encoding="utf-8"))
+        return {"rows": {row["system"]: {} for row in table}}
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
+
+
+def _places(folder: Path, name: str, said: Mapping[str, Any], runs: list[Run]) -> tuple[tuple[int, str], ...]:
+    given: list[dict[str, Any]] = said.get("paper") or next(
+        (run.results["paper"] for run in runs if run.results and run.results.get("paper")), []
+    )
+    try:
+        check_places(tuple(given))
+    except HartError as error:
+        raise HartError(f"{folder}: row {name}: {error}") from None
+    return tuple((place["table"], place["row"]) for place in given) or tuple(places_of(runs[0].config))
+
+
+def _read_run(folder: Path) -> Run | None:
+    """One run; None where there is not even a configuration."""
+    results, problem = None, ""
+    try:
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        if not isinstance(results, dict):
+            raise ValueError("no results of a run")
+        results = _normalised(results)
+    except FileNotFoundError:
+        problem = "unfinished"
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        results, problem = None, f"results.json cannot be read ({str(error).splitlines()[0]})"
+    config = _flat((results or {}).get("config"))
+    for name in ("config.yaml", "run/config.yaml"):
+        config = config or _read_config(folder / name)
+    if config is None:
+        return None
+    metrics_path = folder / "run" / "metrics.jsonl"
+    try:
+        metrics = tuple(row for row in read_metrics(metrics_path) if "prediction_loss" in row)
+    except (OSError, UnicodeDecodeError):
+        metrics = ()
+    if problem == "unfinished":
+        done = metrics[-1]["step"] if metrics else 0
+        problem = f"unfinished, step {done} of {config['training.max_steps']}"
+    return Run(folder.parent.name, int(folder.name[5:]), folder, config, results, metrics, problem)
+
+
+def _normalised(results: dict[str, Any]) -> dict[str, Any]:
+    """Results of a sweep, also from what `hart evaluate` writes."""
+    tasks = results.get("tasks")
+    if isinstance(tasks, list):
+        scores = ("rouge_l", "exact_match", "accuracy", "instances")
+        by_name = {task["name"]: {key: task[key] for key in scores if key in task} for task in tasks}
+        results = {**results, **results.get("overall", {}), "tasks": by_name}
+    if results.get("tasks"):
+        first = next(iter(results["tasks"].values()))
+        if not isinstance(first.get("accuracy", first.get("rouge_l")), int | float):
+            raise ValueError("its tasks have no scores")
+    return results
+
+
+def _read_config(path: Path) -> dict[str, Any] | None:
+    try:
+        return _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+
+
+def _flat(config: Any) -> dict[str, Any] | None:
+    """ "section.field" → value; what a configuration of another version lacks has today's default."""
+    default = RunConfig().to_dict()
+    if not isinstance(config, dict) or not all(isinstance(config.get(section), dict) for section in default):
+        return None
+    return {
+        f"{section}.{name}": value
+        for section in default
+        for name, value in (default[section] | config[section]).items()
+    }
+
+
+def _check_same_tasks(study: Runs, collection: str) -> None:
+    """Refuse to put scores on different tasks side by side."""
+
+    def asked(run: Run) -> dict[str, Any]:
+        assert run.results is not None
+        return {name: scores.get("instances") for name, scores in run.results["tasks"].items()}
+
+    first, *others = (run for row in study.of(collection) for run in row.scored)
+    tasks = asked(first)
+    for run in others:
+        own = asked(run)
+        if own != tasks:
+            same = sum(own.get(name, "") == count for name, count in tasks.items())
+            raise HartError(
+                f"{study.folder}: {run.row}/seed-{run.seed} and {first.row}/seed-{first.seed} were scored on different "
+                f"tasks ({len(own)} and {len(tasks)}, {same} the same); keep those of one kind in a folder of their own"
+            )

@@ -1,0 +1,294 @@
+"""The tables of a report: all rows of a collection, their differences, their costs, and those of the paper."""
+
+import csv
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+from hart.analysis.paper import AVERAGE, TABLES, PaperTable
+from hart.analysis.report_runs import (
+    COLLECTION_NAMES,
+    METRIC_NAMES,
+    Run,
+    Runs,
+    StudyRow,
+    aligned,
+    by_task,
+    columns,
+    metrics_of,
+    overall,
+)
+from hart.analysis.report_statistics import Difference, Interval, mean_and_deviation, paired
+
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands in a table: a number with its deviation and the paper's beside it, an interval, or a text."""
+
+    value: float | None = None
+    deviation: float | None = None
+    runs: int = 0
+    paper: float | None = None
+    interval: Interval | None = None
+    p: float | None = None
+    text: str = ""
+    form: str = ".1f"
+
+    def shown(self) -> str:
+        """As text, without the paper's number."""
+        if self.text:
+            return self.text
+        if self.interval is not None:
+            low, high = self.interval
+            words = f"[{low:+.1f}, {high:+.1f}]" + ("" if self.p is None else f", p {p_value(self.p)}")
+        elif self.value is None or math.isnan(self.value):
+            return MISSING
+        else:
+            spread = "" if self.deviation is None else f" ± {self.deviation:{self.form}}"
+            words = format(self.value, self.form) + spread
+        return words.replace("-", "−")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows are (label, its note, cells)."""
+
+    key: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, str, tuple[Cell, ...]], ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CollectionReport:
+    """What is said of one collection; `differences` are of all rows but `against`."""
+
+    collection: str
+    metric: str
+    rows: tuple[StudyRow, ...]
+    against: StudyRow
+    scores: Table
+    differences: dict[str, Difference]
+    compared: Table | None
+    tasks: Table = field(default_factory=lambda: Table("", "", (), ()))
+
+
+def p_value(p: float) -> str:
+    """As a table has it."""
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}" if p < 0.1 else f"= {p:.2f}"
+
+
+def _cell(values: list[float], paper: float | None = None, form: str = ".1f") -> Cell:
+    values = [value for value in values if not math.isnan(value)]
+    if not values:
+        return Cell(paper=paper)
+    mean, deviation = mean_and_deviation(values)
+    return Cell(mean, deviation, len(values), paper, form=form)
+
+
+def of_collection(study: Runs, collection: str, against: StudyRow) -> CollectionReport:
+    """Scores and differences of all rows of a collection."""
+    rows, metrics = study.of(collection), metrics_of(collection)
+    first = metrics[0]
+    extra = list(columns(rows[0].scored[0])) if collection == "p3" else []
+    validated = any(_validation(run, first) is not None for row in rows for run in row.scored)
+    headings = (
+        "seeds",
+        *(METRIC_NAMES[metric] for metric in metrics),
+        *extra,
+        *([f"{METRIC_NAMES[first]}, validation"] if validated else []),
+    )
+    lines = []
+    for row in rows:
+        cells = [Cell(text=", ".join(str(run.seed) for run in row.scored)), *(_cell(row.values(m)) for m in metrics)]
+        cells += [_cell([columns(run).get(name, math.nan) for run in row.scored]) for name in extra]
+        if validated:
+            cells.append(_cell([v for run in row.scored if (v := _validation(run, first)) is not None]))
+        lines.append((row.name, _chosen(row), tuple(cells)))
+    name = COLLECTION_NAMES.get(collection, collection)
+    scores = Table(f"rows-{collection}", f"All rows, {name}", headings, tuple(lines), ("Percent; mean ± deviation.",))
+    differences = {
+        row.name: paired(*both) for row in rows if row is not against and (both := aligned(row, against, first))
+    }
+    return CollectionReport(
+        collection, first, tuple(rows), against, scores, differences, _compared(study, collection, against, differences)
+    )
+
+
+def _validation(run: Run, metric: str) -> float | None:
+    found = (run.results or {}).get("validation") or {}
+    return found.get(metric)
+
+
+def _chosen(row: StudyRow) -> str:
+    """What a grid has found, in words."""
+    found = [run.results["chosen"] for run in row.scored if run.results and run.results.get("chosen")]
+    if not found:
+        return ""
+    fields = ", ".join(f"{name} {value}" for name, value in found[0]["fields"].items())
+    return f"{fields}: best of {len(found[0]['candidates'])} on {found[0]['on']}"
+
+
+def _compared(study: Runs, collection: str, against: StudyRow, differences: dict[str, Difference]) -> Table | None:
+    if not differences:
+        return None
+    metric = METRIC_NAMES[metrics_of(collection)[0]]
+    lines = []
+    for name, found in differences.items():
+        seeds = Cell(interval=found.over_seeds, p=found.seeds_p) if found.over_seeds else Cell(text="no interval")
+        both = Cell(interval=found.over_both, p=found.tasks_p) if found.over_both else Cell(text="no interval")
+        pairs = Cell(text=f"{found.seeds} × {found.tasks}")
+        lines.append((name, "", (Cell(found.mean, form="+.1f"), seeds, both, pairs)))
+    notes = []
+    if any(found.seeds == 1 for found in differences.values()):
+        notes.append("One seed: no interval over seeds; the other one is over tasks alone, for this very seed.")
+    elif any(found.over_seeds is None for found in differences.values()):
+        notes.append("No interval over seeds where all seeds give one difference.")
+    if any(1 < found.seeds < 5 for found in differences.values()):
+        notes.append(
+            "With fewer than five seeds the bootstrap is too narrow; the interval over seeds is the one to read."
+        )
+    titles = (
+        f"difference, {metric}",
+        "95 % over seeds (t), paired t test",
+        "95 % over seeds and tasks (bootstrap), permutation test",
+        "seeds × tasks",
+    )
+    return Table(f"differences-{collection}", f"Differences to {against.name}", titles, tuple(lines), tuple(notes))
+
+
+def per_task(report: CollectionReport) -> Table:
+    """The score of each row on each task, mean over seeds."""
+    names = list(by_task(report.rows[0].scored[0], report.metric)[0])
+    scores = {row.name: [by_task(run, report.metric)[0] for run in row.scored] for row in report.rows}
+    lines = tuple(
+        (task, "", tuple(_cell([each[task] for each in scores[row.name]]) for row in report.rows)) for task in names
+    )
+    title = f"Each task, {METRIC_NAMES[report.metric]}"
+    return Table(f"tasks-{report.collection}", title, tuple(row.name for row in report.rows), lines)
+
+
+def of_paper(study: Runs) -> list[Table]:
+    """Those tables of the paper of which at least one row was run, measured beside printed."""
+    return [table for number in TABLES if (table := _of_paper(study, TABLES[number])) is not None]
+
+
+def _of_paper(study: Runs, table: PaperTable) -> Table | None:
+    stands = {
+        row.label: [each for each in study.rows if each.scored and (table.number, row.label) in each.places]
+        for row in table.rows
+    }
+    used = [row for rows in stands.values() for row in rows]
+    if not used:
+        return None
+    collections = {collection for _, collection in table.columns}
+    others = [name for name in dict.fromkeys(row.collection for row in used) if name not in collections]
+    headings = [heading for heading, _ in table.columns]
+    headings += [f"{COLLECTION_NAMES.get(name, name)}, {METRIC_NAMES[metrics_of(name)[0]]}" for name in others]
+    lines = []
+    for row in table.rows:
+        runs = [run for each in stands[row.label] for run in each.scored]
+        cells = [
+            _cell([_of_column(run, heading) for run in runs if run.config["data.collection"] == collection], printed)
+            for (heading, collection), printed in zip(table.columns, row.values, strict=True)
+        ]
+        for name in others:
+            own = [run for run in runs if run.config["data.collection"] == name]
+            cells.append(_cell([overall(run, metrics_of(name)[0]) for run in own]))
+        lines.append((row.label, ", ".join(each.name for each in stands[row.label]), tuple(cells)))
+    bases = sorted({str(run.config["model.base"]) for row in used for run in row.scored})
+    notes = (f"Base of these runs: {', '.join(bases)}. The paper's number stands below each measured one.",)
+    return Table(f"table-{table.number}", f"Table {table.number}: {table.title}", tuple(headings), tuple(lines), notes)
+
+
+def _of_column(run: Run, heading: str) -> float:
+    if run.config["data.collection"] != "p3" or heading == AVERAGE or "," in heading:
+        return overall(run, metrics_of(str(run.config["data.collection"]))[0])
+    return columns(run).get(heading, math.nan)
+
+
+_COSTS: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
+    "trained parameters": (",.0f", lambda found: found.get("trained_parameters")),
+    "training, minutes": (".1f", lambda found: _minutes(found.get("training_seconds"))),
+    "s / step": (".3f", lambda found: found.get("seconds_per_step")),
+    "peak memory, GiB": (".2f", lambda found: found.get("peak_memory_gib")),
+    "loss, start": (".2f", lambda found: found.get("loss_start")),
+    "loss, end": (".2f", lambda found: found.get("loss_end")),
+}
+
+
+def _minutes(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds / 60
+
+
+def of_costs(study: Runs) -> Table:
+    """Parameters, time, memory and losses of all finished runs, means over seeds."""
+    lines = []
+    for row in study.rows:
+        found = [dict(run.results) for run in row.runs if run.results]
+        if found:
+            cells = [
+                _mean([value for each in found if (value := read(each)) is not None], form)
+                for form, read in _COSTS.values()
+            ]
+            lines.append((row.name, "", tuple(cells)))
+    return Table("costs", "Size, time and memory", tuple(_COSTS), tuple(lines), ("Means over seeds.",))
+
+
+def _mean(values: list[float], form: str) -> Cell:
+    return Cell(fmean(values), None, len(values), form=form) if values else Cell()
+
+
+def of_diagnostics(study: Runs) -> Table | None:
+    """Every number of `diagnostics` in the results, mean ± deviation; None where no run has any."""
+    found = {
+        row.name: [_numbers(run.results.get("diagnostics")) for run in row.runs if run.results] for row in study.rows
+    }
+    names = list(dict.fromkeys(name for each in found.values() for numbers in each for name in numbers))
+    if not names:
+        return None
+    lines = tuple(
+        (row, "", tuple(_cell([each[name] for each in own if name in each], form=".3g") for name in names))
+        for row, own in found.items()
+        if any(own)
+    )
+    return Table("diagnostics", "Diagnostics", tuple(name.replace("_", " ") for name in names), lines)
+
+
+def _numbers(tree: Any, name: str = "") -> dict[str, float]:
+    """Names with dots → numbers of a tree; texts and lists are left out."""
+    if isinstance(tree, dict):
+        return {
+            key: value
+            for inner, each in tree.items()
+            for key, value in _numbers(each, f"{name}.{inner}".removeprefix(".")).items()
+        }
+    return {name: float(tree)} if isinstance(tree, int | float) and not isinstance(tree, bool) and name else {}
+
+
+def as_csv(tables: Sequence[Table], reports: Sequence[CollectionReport]) -> str:
+    """All cells with a number, one to a line, and the differences with both intervals."""
+    text = io.StringIO()
+    write = csv.writer(text, lineterminator="\n").writerow
+    write(["table", "row", "column", "value", "deviation", "runs", "paper", "low", "high", "p"])
+    for table in tables:
+        for label, _, cells in table.rows:
+            for column, cell in zip(table.columns, cells, strict=True):
+                if cell.value is not None or cell.paper is not None:
+                    write([table.key, label, column, cell.value, cell.deviation, cell.runs, cell.paper, "", "", ""])
+    for report in reports:
+        for name, found in report.differences.items():
+            for column, interval, p in (
+                ("over seeds", found.over_seeds, found.seeds_p),
+                ("over seeds and tasks", found.over_both, found.tasks_p),
+            ):
+                low, high = interval or ("", "")
+                key = f"differences-{report.collection}"
+                write([key, name, column, found.mean, "", found.seeds, "", low, high, "" if p is None else p])
+    return text.getvalue()

@@ -1,0 +1,139 @@
+"""The processes of a sweep, several side by side: each has a group of its own and ends when the sweep does."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, suppress
+from typing import Any
+
+from hart.errors import HartError
+from hart.runtime.files import write_json
+from hart.runtime.launch import cpu_cores
+from hart.training.run_folder import holding
+from hart.training.sweep_plan import RESULTS_FILE, RUN_FOLDER, SweepRun
+
+CONFIG_FILE, LOG_FILE, ABOUT_FILE = "config.yaml", "log.txt", "about.json"
+
+
+class Job:
+    """A run that is at work.
+
+    Its standard input is a pipe that ends with this process, however that ends, and the run ends with the pipe
+    (`hart.training.sweep_run`).
+
+    Args:
+        run: with the values of its grid.
+        slot: number of the job among those side by side.
+        jobs: how many these are at most.
+        processes: that train the run.
+
+    Raises:
+        HeldError: another sweep is at work on this run.
+        HartError: its folder cannot be written.
+    """
+
+    def __init__(self, run: SweepRun, slot: int, *, jobs: int, processes: int) -> None:
+        self.run, self.slot, self.started = run, slot, time.monotonic()
+        self.log = run.folder / LOG_FILE
+        with ExitStack() as held:
+            held.enter_context(holding(run.folder, "folder for the sweep"))
+            run.config.save(run.folder / CONFIG_FILE)
+            write_json(run.folder / ABOUT_FILE, dict(run.about))
+            paths = [str(run.folder / name) for name in (CONFIG_FILE, RESULTS_FILE, ABOUT_FILE)]
+            split = "validation" if run.fields else "test"
+            words = [sys.executable, "-m", "hart.training.sweep_run", *paths, str(processes), split]
+            environment = os.environ | surroundings(slot, jobs, processes, run.config.training.num_threads)
+            file = held.enter_context(self.log.open("a", encoding="utf-8"))
+            self.child = subprocess.Popen(
+                words,
+                stdin=subprocess.PIPE,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+            self._held = held.pop_all()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    def ended(self) -> bool:
+        return self.child.poll() is not None
+
+    def terminate(self) -> None:
+        """Tell it to save and to end."""
+        self.child.terminate()
+
+    def close(self) -> str:
+        """End it if it has not ended, with all that it has started; empty, or why it failed."""
+        status = self.child.poll()
+        if status != 0:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.child.pid, signal.SIGKILL)
+            status = self.child.wait()
+        if self.child.stdin:
+            self.child.stdin.close()
+        self._held.close()
+        if status == 0:
+            return ""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return f"failed: {(lines or [f'exit status {status}'])[-1]} (see {self.log})"
+
+
+def surroundings(slot: int, jobs: int, processes: int, threads: int | None) -> dict[str, str]:
+    """Environment variables of one of several jobs: its threads, and its GPUs where there are any.
+
+    Args:
+        threads: `training.num_threads`; None: an even share of the cores, unless OMP_NUM_THREADS is set already.
+    """
+    own = {}
+    if threads:
+        own["OMP_NUM_THREADS"] = str(threads)
+    elif jobs > 1:
+        own["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, cpu_cores() // jobs)))
+    gpus = visible_gpus() if jobs > 1 else []
+    if gpus:
+        first = slot * processes % len(gpus)
+        own["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[first : first + processes])
+    return own
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs of this process, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return (named or [str(number) for number in range(count)])[:count]
+
+
+def check_room(jobs: int, processes: int) -> None:
+    """Refuse more processes of a run than there are GPUs for.
+
+    Raises:
+        HartError: the GPUs are too few. Jobs of one process may share a GPU.
+    """
+    if processes == 1:
+        return
+    gpus = len(visible_gpus())
+    if gpus and jobs * processes > gpus:
+        raise HartError(f"--jobs {jobs} times --processes {processes} are more than the {gpus} GPUs here; lower one")
+
+
+def take_over(run: SweepRun, candidate: SweepRun | None) -> None:
+    """Let a run begin with what a try of its grid has trained, where the two are the same."""
+    if candidate and (candidate.folder / RUN_FOLDER).is_dir() and not (run.folder / RUN_FOLDER).exists():
+        run.folder.mkdir(parents=True, exist_ok=True)
+        (candidate.folder / RUN_FOLDER).rename(run.folder / RUN_FOLDER)
+
+
+def remaining(seconds: list[float], left: int, jobs: int) -> str:
+    """Roughly how long the runs that are left take, in words; empty where none is left."""
+    if not left or not seconds:
+        return ""
+    minutes = sum(seconds) / len(seconds) * left / min(jobs, left) / 60
+    words: Any = f"{minutes:.0f} min" if 1 <= minutes < 90 else f"{minutes / 60:.1f} h"
+    return f", about {words if minutes >= 1 else 'a minute'} left"

@@ -1,0 +1,263 @@
+"""What a sweep consists of: rows × seeds, each a run with its configuration and its folder.
+
+A row is a configuration file with changes. It may start from what another row has trained, and it may have a grid:
+values of some fields, each tried once, of which the best on the validation tasks is taken for all seeds. The test tasks
+are looked at once, at the end.
+"""
+
+import dataclasses
+import itertools
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hart.errors import HartError
+from hart.runtime.sections import FieldError
+from hart.training import config as configuration
+from hart.training.config import RunConfig
+from hart.training.run_folder import FREE_FIELDS
+
+RESULTS_FILE, RUN_FOLDER, GRID_FOLDER = "results.json", "run", "grid"
+OWN_FIELDS = ("training.seed", "training.output_dir", "training.max_steps")
+"""Fields that the sweep itself sets, or that a grid has another word for."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One system of a sweep.
+
+    Attributes:
+        words: changes to the file, as words of a command line.
+        paper: tables of the paper and their rows that it stands for.
+        grid: field → the values to choose from.
+        grid_steps: training steps of each try; None: as many as of the run itself.
+        init_from: name of the row whose trained weights it starts from, with the same seed.
+        where: begins a message about it; empty: the file's own name says it.
+    """
+
+    name: str
+    config: Path
+    words: tuple[str, ...] = ()
+    paper: tuple[Mapping[str, Any], ...] = ()
+    grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    grid_steps: int | None = None
+    init_from: str | None = None
+    where: str = ""
+
+    def build(self, overrides: Sequence[str] = (), fields: Mapping[str, Any] | None = None) -> RunConfig:
+        """Its configuration, with values of its grid.
+
+        Raises:
+            HartError: a field is unknown or has a wrong value.
+        """
+        try:
+            return configuration.load(self.config, [*self.words, *overrides, *as_words(fields or {})])
+        except HartError as error:
+            if not self.where:
+                raise
+            told = re.sub(r"--(?=\w+\.?)", "", str(error)).replace("unknown option", "unknown field")
+            raise HartError(f"{self.where}: {told}") from None
+
+
+def as_words(fields: Mapping[str, Any]) -> list[str]:
+    """Values of fields as a command line gives them: text of a whole field as it stands, all else as JSON."""
+    return [
+        f"--{name}={value if isinstance(value, str) and name.count('.') == 1 else json.dumps(value)}"
+        for name, value in fields.items()
+    ]
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """One row with one seed, and where its files go.
+
+    Attributes:
+        about: what results.json repeats: the command, the rows of the paper's tables.
+        source: folder of the run whose trained weights it starts from.
+        fields: of a grid, the values that this run tries; it is scored on the validation tasks only.
+        candidates: the runs of a grid of which the best one says what this run's values are.
+    """
+
+    name: str
+    seed: int
+    config: RunConfig
+    folder: Path
+    about: Mapping[str, Any] = field(default_factory=dict)
+    source: Path | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    candidates: tuple["SweepRun", ...] = ()
+
+    @property
+    def label(self) -> str:
+        """How messages call it."""
+        return ", ".join([self.name, f"seed {self.seed}", *(f"{name} {value}" for name, value in self.fields.items())])
+
+    def results(self) -> dict[str, Any] | None:
+        """What an earlier sweep found, if it was with this very configuration."""
+        path = self.folder / RESULTS_FILE
+        if not path.is_file():
+            return None
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            return None
+        run = self.resolved()
+        return found if run and isinstance(found, dict) and _same(found.get("config"), run.config.to_dict()) else None
+
+    def resolved(self) -> "SweepRun | None":
+        """This run with the values that its grid has found best; None as long as no candidate is done.
+
+        The first score counts (ROUGE-L or accuracy), where it is equal the next one, then the order of the grid.
+        """
+        if not self.candidates:
+            return self
+        found = [(each, each.results()) for each in self.candidates]
+        done = [(each, result["validation"]) for each, result in found if result]
+        if not done:
+            return None
+        best, _ = max(done, key=lambda pair: list(pair[1].values()))  # of equal ones the first
+        own, steps = self.config, best.config.training.max_steps
+        training = {name.partition(".")[2]: getattr(own.training, name.partition(".")[2]) for name in OWN_FIELDS}
+        config = best.config.changed(model={"init_from": own.model.init_from}, training=training)
+        tried = [
+            {"fields": dict(each.fields), **({"validation": result["validation"]} if result else {"failed": True})}
+            for each, result in found
+        ]
+        chosen = {"fields": dict(best.fields), "on": f"validation tasks, seed {best.seed}, {steps} steps"}
+        about = {**self.about, "chosen": {**chosen, "candidates": tried}}
+        return dataclasses.replace(self, config=config, about=about, candidates=())
+
+    def best(self) -> "SweepRun | None":
+        """The candidate whose training is this run's own: same seed, same steps."""
+        run = self.resolved()
+        if not self.candidates or run is None:
+            return None
+        same = (each for each in self.candidates if _same(each.config.to_dict(), run.config.to_dict()))
+        return next(same, None)
+
+
+def _same(one: Any, other: Mapping[str, Any]) -> bool:
+    """Whether two configurations give the same numbers; a field that one has not had today's default."""
+    default = RunConfig().to_dict()
+    if not isinstance(one, dict) or one.keys() != default.keys():
+        return False
+    flat = [
+        {
+            name: value
+            for section, fields in tree.items()
+            for field, value in (default[section] | fields).items()
+            if (name := f"{section}.{field}") not in FREE_FIELDS
+        }
+        for tree in (one, other)
+    ]
+    for each in flat:  # the same run of a sweep, wherever the sweep is kept
+        start = each["model.init_from"]
+        if start and Path(start).parts[-2:] == (RUN_FOLDER, "final"):
+            each["model.init_from"] = Path(start).parts[-4:]
+    return flat[0] == flat[1]
+
+
+def plan(
+    out: Path,
+    configs: Sequence[Path],
+    seeds: Sequence[int],
+    overrides: Sequence[str] = (),
+    text_dir: str | None = None,
+) -> list[SweepRun]:
+    """All runs of a sweep over configuration files, those of one file together, in the order given.
+
+    A run is called after its file. `model.init_from` is replaced where it names the run of another configuration of
+    the sweep (`runs/…/NAME/final`): fine-tuning then starts from the sweep's own pre-training, with the same seed.
+
+    Args:
+        overrides: as for `hart train`, for all configurations.
+        text_dir: `data.dir` of those that pre-train on text.
+
+    Raises:
+        HartError: a configuration that is wrong, named twice, or comes before the one it starts from.
+    """
+    names = [path.stem for path in configs]
+    rows = []
+    for path, name in zip(configs, names, strict=True):
+        if names.count(name) > 1:
+            raise HartError(f"two configurations are called {name}; a sweep tells runs apart by the name of the file")
+        start = configuration.load(path, overrides).model.init_from
+        source = Path(start).parent.name if start else None
+        rows.append(Row(name, path, init_from=source if source in names else None))
+    files = {row.name: str(row.config) for row in rows}
+    begin = ["hart", "sweep", str(out)]
+    commands = {row.name: [*begin, *(files[each] for each in (row.init_from, row.name) if each)] for row in rows}
+    return plan_rows(out, rows, seeds, overrides, text_dir, commands=commands)
+
+
+def plan_rows(
+    out: Path,
+    rows: Sequence[Row],
+    seeds: Sequence[int],
+    overrides: Sequence[str] = (),
+    text_dir: str | None = None,
+    *,
+    commands: Mapping[str, Sequence[str]],
+    grid_seed: int | None = None,
+) -> list[SweepRun]:
+    """The runs of rows, as `plan`.
+
+    Args:
+        commands: of each row the words that repeat it, without the seed.
+        grid_seed: with which values are chosen; None: the first of `seeds`.
+    """
+    names, runs = [row.name for row in rows], []
+    for row in rows:
+        if row.init_from and names.index(row.init_from) >= names.index(row.name):
+            raise HartError(f"{row.where or row.name} starts from {row.init_from}; name {row.init_from} before it")
+        chosen_with = seeds[0] if grid_seed is None else grid_seed
+        tries = tuple(_candidates(out, row, chosen_with, overrides, text_dir))
+        for seed in seeds:
+            folder = out / row.name / f"seed-{seed}"
+            config, source = _config(out, row, row.build(overrides), seed, folder, text_dir)
+            text = ["--text-dir", text_dir] if text_dir else []
+            command = shlex.join([*commands[row.name], "--seeds", str(seed), *text, *overrides])
+            about = {"row": row.name, "command": command, "paper": [dict(each) for each in row.paper]}
+            runs.append(SweepRun(row.name, seed, config, folder, about, source, candidates=tries))
+    return runs
+
+
+def _config(
+    out: Path, row: Row, loaded: RunConfig, seed: int, folder: Path, text_dir: str | None
+) -> tuple[RunConfig, Path | None]:
+    """The configuration of one run, and the folder of the run that it starts from."""
+    model, data = loaded.model, loaded.data
+    if data.segments and not any(word.startswith("--data.dir=") for word in row.words):
+        data = data.changed(dir=text_dir)
+    source = out / row.init_from / f"seed-{seed}" if row.init_from else None
+    if source:
+        model = model.changed(init_from=str(source / RUN_FOLDER / "final"))
+    training = loaded.training.changed(seed=seed, output_dir=str(folder / RUN_FOLDER))
+    return RunConfig(model=model, data=data, training=training), source
+
+
+def _candidates(out: Path, row: Row, seed: int, overrides: Sequence[str], text_dir: str | None) -> Iterator[SweepRun]:
+    """The tries of a row's grid, all combinations of its values."""
+    if not row.grid:
+        return
+    for name in row.grid:
+        if name in OWN_FIELDS:
+            raise HartError(f"{row.where}: grid: {name} cannot be chosen; the study's seeds and grid_steps say it")
+    for number, values in enumerate(itertools.product(*row.grid.values())):
+        fields = dict(zip(row.grid, values, strict=True))
+        loaded = row.build(overrides, fields)
+        if loaded.data.segments or not (loaded.data.validation_tasks or loaded.data.source.has_validation):
+            raise HartError(f"{row.where}: grid: there are no validation tasks to choose on; set data.validation_tasks")
+        if row.grid_steps:
+            try:
+                loaded = loaded.changed(training={"max_steps": row.grid_steps})
+            except FieldError as error:
+                raise error.within(f"{row.where}: grid_steps: ") from None
+        shown = "-".join(f"{name.rpartition('.')[2]}={value}" for name, value in fields.items())
+        folder = out / row.name / GRID_FOLDER / f"{number}-{re.sub(r'[^A-Za-z0-9.=+-]+', '_', shown)[:80]}"
+        config, source = _config(out, row, loaded, seed, folder, text_dir)
+        yield SweepRun(row.name, seed, config, folder, {"row": row.name}, source, fields=fields)

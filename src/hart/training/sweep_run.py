@@ -1,0 +1,183 @@
+"""One run of a sweep in a process of its own: train, score, and write results.json.
+
+python -m hart.training.sweep_run CONFIG RESULTS [ABOUT [PROCESSES [SPLIT]]]
+"""
+
+import dataclasses
+import importlib.metadata
+import os
+import platform
+import resource
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from hart.errors import HartError
+from hart.runtime.files import read_json, write_json
+from hart.runtime.launch import TERMINATED, cpu_cores, run_hart
+from hart.training import config as configuration
+from hart.training.config import RunConfig
+from hart.training.run_folder import read_metrics
+
+if TYPE_CHECKING:
+    from hart.model.hart_model import HartModel
+
+GRACE_SECONDS = 600
+"""What a run has to save and end after the sweep has gone."""
+
+
+def run_one(
+    config_path: str, results_path: str, about_path: str = "", processes: str = "1", split: str = "test"
+) -> int:
+    """Train and score one run in this process; returns its exit status.
+
+    Args:
+        config_path: its configuration, a YAML file.
+        results_path: JSON file for what is found.
+        about_path: JSON file whose content results.json repeats.
+        processes: that train it; this one alone scores it.
+        split: "test", or "validation" where the run is a try of a grid: the test tasks are not looked at then.
+    """
+    from hart.model.hart_model import HartModel
+    from hart.runtime.devices import select_device
+    from hart.training.stopping import Stopped
+    from hart.training.train import train
+
+    config = configuration.load(config_path)
+    try:
+        about = read_json(about_path, "what a sweep writes") if about_path else {}
+        if int(processes) > 1:
+            run_hart(["train", config_path, *_on_cpu()], int(processes))
+        final = train(config, quiet=True)
+        peak = _peak_memory(children=int(processes) > 1)
+        model = HartModel.from_pretrained(final, device=select_device())
+        source = model.peft_source
+        trained = 0 if source is None else sum(p.numel() for p in source.parameters())
+        trained += sum(p.numel() for p in model.main.model.parameters()) if model.train_main else 0
+        results: dict[str, Any] = {
+            "config": config.to_dict(),
+            "trained_parameters": trained,
+            **_from_metrics(final.parent / "metrics.jsonl"),
+            "peak_memory_gib": peak,
+            "host": host_facts(int(processes)),
+            **about,
+        }
+        if not config.data.segments:
+            results |= scores(model, config, split)
+            # What else is measured of a trained model goes here, under a name of its own in `results`.
+        write_json(results_path, results)
+    except HartError as error:
+        print(error)
+        return 2
+    except Stopped as stop:
+        print(stop)
+        return TERMINATED
+    return 0
+
+
+def scores(model: "HartModel", config: RunConfig, split: str) -> dict[str, Any]:
+    """What results.json says of the answers: means, the columns of P3's table, each task; validation means if any.
+
+    Of each validation task the first `training.eval_instances` are answered, as during training.
+    """
+    from hart.data.collections import load_tasks
+    from hart.evaluation.run import evaluate_model
+
+    data, count = config.data, config.training.eval_instances
+    found: dict[str, Any] = {}
+    if data.validation_tasks or data.source.has_validation:
+        tasks = load_tasks(data, "validation")
+        shortened = [dataclasses.replace(task, instances=task.instances[:count]) for task in tasks]
+        found["validation"] = evaluate_model(model, shortened, quiet=True).summary
+    if split == "test":
+        tested = evaluate_model(model, load_tasks(data, "test"))
+        found |= {**tested.brief(), "tasks": tested.per_task}
+    return found
+
+
+def _from_metrics(path: Path) -> dict[str, Any]:
+    rows = read_metrics(path)
+    losses = [row["prediction_loss"] for row in rows if "prediction_loss" in row]
+    times = [(row["seconds_per_step"], row.get("steps", 1)) for row in rows if "seconds_per_step" in row]
+    return {
+        "seconds_per_step": median([seconds for seconds, _ in times][1:] or [seconds for seconds, _ in times]),
+        "training_seconds": sum(seconds * steps for seconds, steps in times),
+        "loss_start": losses[0],
+        "loss_end": losses[-1],
+    }
+
+
+def host_facts(processes: int = 1) -> dict[str, Any]:
+    """What a number depends on beside the configuration; nothing that names the machine."""
+    import torch
+    import transformers
+
+    from hart.runtime.devices import select_device
+
+    device = select_device()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "hart": _version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "device": f"{device.type} ({name})",
+        "threads": torch.get_num_threads(),
+        "cores": cpu_cores(),
+        "processes": processes,
+    }
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("hart-hypernet")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _on_cpu() -> list[str]:
+    from hart.runtime.devices import select_device
+
+    return [] if select_device().type == "cuda" else ["--device", "cpu"]
+
+
+def _peak_memory(*, children: bool) -> float | None:
+    """GiB of main memory at most so far, or of GPU memory where there is one.
+
+    Of several processes, of the largest one; None where only they know it.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return None if children else torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    whose = resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF
+    return resource.getrusage(whose).ru_maxrss * unit / 2**30
+
+
+def end_with_the_sweep() -> None:
+    """See to it that this process ends when the one that has started it ends, also where that was killed.
+
+    Standard input is a pipe that nobody writes to; it ends with its other end. The run then saves as after SIGTERM.
+    """
+
+    def wait() -> None:
+        while os.read(0, 1):  # not sys.stdin, whose lock would be missed when the interpreter ends
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE_SECONDS)
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+if __name__ == "__main__":
+    # As the log is read when a run has failed.
+    sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+    end_with_the_sweep()
+    sys.exit(run_one(*sys.argv[1:]))

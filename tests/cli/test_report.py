@@ -1,0 +1,58 @@
+"""hart report and the study form of hart sweep as a user types them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hart.training.config import RunConfig
+from hart.training.sweep_plan import RESULTS_FILE
+
+
+def write(folder: Path, row: str, score: float) -> None:
+    own = folder / row / "seed-0"
+    own.mkdir(parents=True)
+    scheme = {"name": "shared" if row == "hypertuning" else "autoregressive"}
+    config = RunConfig().changed(data={"collection": "procedural"}, model={"scheme": scheme})
+    task = {"rouge_l": score, "exact_match": score, "instances": 5}
+    results = {"config": config.to_dict(), "rouge_l": score, "exact_match": score, "tasks": {"a": task, "b": task}}
+    (own / RESULTS_FILE).write_text(json.dumps(results))
+
+
+def test_it_prints_the_main_table_and_where_the_rest_is(hart, tmp_path: Path) -> None:
+    for row, score in (("hart", 40.0), ("hypertuning", 37.5)):
+        write(tmp_path / "sweep", row, score)
+    result = hart("report", tmp_path / "sweep", "--against", "hypertuning")
+    assert result.status == 0
+    assert "+2.5" in result.out and "exact match" in result.out and "procedural collection" in result.out
+    assert str(tmp_path / "sweep" / "report.html") in result.out.replace("\n", "")
+    assert result.err == "hart: One seed only, so no deviation and no interval over seeds: hart, hypertuning.\n"
+    assert (tmp_path / "sweep" / "report.csv").is_file()
+
+
+def test_mistakes_of_a_report(refused, tmp_path: Path) -> None:
+    assert "no such folder; give the folder of a sweep" in refused("report", tmp_path / "none")
+    assert "there is no NAME/seed-N in it" in refused("report", tmp_path)
+
+
+@pytest.fixture
+def study(tmp_path: Path, config_file: Path) -> Path:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({"base": config_file.name, "rows": {"a": None, "b": {"training.alpha": 0.0}}}))
+    return path
+
+
+def test_mistakes_of_a_study(refused, study: Path, config_file: Path, tmp_path: Path) -> None:
+    out = ("--output-dir", tmp_path / "out")
+    assert "no such row; choose one of a, b" in refused("sweep", study, *out, "--row", "A1a")
+    assert "a study is swept alone" in refused("sweep", study, config_file, *out)
+    assert "--row names rows of a study" in refused("sweep", config_file, *out, "--row", "a")
+    assert "--seeds names one twice" in refused("sweep", study, *out, "--seeds", "1", "1")
+    assert "nothing to sweep but" in refused("sweep", study)
+    assert "unknown field --training.alph" in refused("sweep", config_file, *out, "--training.alph", "1")
+    content = yaml.safe_load(study.read_text())
+    content["rows"]["a"] = {"paper": {"table": 2, "row": "HARP"}}
+    study.write_text(yaml.safe_dump(content))
+    assert "row a: paper: Table 2 of the paper has no row HARP; did you mean HART?" in refused("sweep", study, *out)
+    assert not (tmp_path / "out").exists()
