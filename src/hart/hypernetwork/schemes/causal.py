@@ -23,17 +23,18 @@ from hart.runtime.third_party.transformers import T5Stack
 
 @register
 class Causal(Bidirectional):
-    """One pass over z `[2L, d]` with a causal mask over layers; states have m = 1 vector.
+    """One pass over z `[2Lm, d]` with a causal mask over layers.
 
     Args:
         d_model: width of the decoder.
         layers: L.
         blocks: what is generated from the states; not needed here.
+        rows: m, vectors of a state, as in `Bidirectional`.
         order: which layers come before which: `bottom_up`, `top_down` or `random`, a fixed permutation (Table 7).
         order_seed: of the permutation; the same in every process and on every machine.
 
     Raises:
-        HartError: unknown `order`, or a seed that is no whole number ≥ 0.
+        HartError: unknown `order`, a seed that is no whole number ≥ 0, or `rows` that are none ≥ 1.
     """
 
     name = "causal"
@@ -44,10 +45,11 @@ class Causal(Bidirectional):
         layers: int,
         blocks: Sequence[RowBlock],
         *,
+        rows: int = 1,
         order: Order = "bottom_up",
         order_seed: int = 0,
     ) -> None:
-        super().__init__(d_model, layers, blocks)
+        super().__init__(d_model, layers, blocks, rows=rows)
         self.layer_order = LayerOrder(self.name, layers, order, order_seed)
         self.order = order
         self.order_seed = order_seed
@@ -55,5 +57,5 @@ class Causal(Bidirectional):
     def bias(self, decoder: T5Stack) -> Float[Tensor, "1 heads x x"]:
         """The relative bias, and a large negative number where a position belongs to a later layer."""
         bias = relative_bias(decoder, self.z.shape[0])
-        step = torch.arange(self.layers, device=bias.device).repeat_interleave(len(STACK_INDEX))
+        step = torch.arange(self.layers, device=bias.device).repeat_interleave(len(STACK_INDEX) * self.rows)
         return bias.masked_fill(step[None, :] > step[:, None], torch.finfo(bias.dtype).min)
