@@ -21,8 +21,10 @@ from hart.errors import HartError
 from hart.evaluation.base import Metric
 from hart.evaluation.run import evaluate, metric_of
 from hart.evaluation.states import (
+    collapses,
     consecutive_cosines,
     effective_rank,
+    one_state,
     pairwise_cosine,
     stack_cosines,
     upper_half,
@@ -37,12 +39,6 @@ SETS = 4
 
 PASS = 8
 """Tasks that the hypernetwork reads together."""
-
-COLLAPSED = 0.98
-"""Mean cosine of consecutive layers' states in the upper half from which on they count as one."""
-
-ALIKE = 0.05
-"""Share of the states' variance between tasks below which the tasks count as one."""
 
 
 @dataclass(frozen=True)
@@ -78,17 +74,7 @@ class Diagnostics:
     @property
     def warning(self) -> str | None:
         """One line where something has collapsed; None where nothing has."""
-        found = []
-        if not self.one_state and self.layer_cosine is not None and self.layer_cosine >= COLLAPSED:
-            found.append(
-                f"the states of consecutive layers are one (cosine {self.layer_cosine:.3f} in the upper half): "
-                "try model.scheme {name: causal}"
-            )
-        if self.variance and self.variance["tasks"] < ALIKE:
-            found.append(
-                f"the states hardly differ between tasks ({self.variance['tasks']:.3f} of their variance): "
-                "try training.pairing task, or a lower training.alpha"
-            )
+        found = collapses(None if self.one_state else self.layer_cosine, self.variance.get("tasks"))
         own, other = self.scores.get(OWN), self.scores.get(OTHER)
         if own is not None and other is not None:
             name = next(iter(own))
@@ -165,7 +151,7 @@ def diagnose(
         parameters["all"] = pairwise_cosine(torch.cat([values.flatten(1) for values in shown.values()], dim=1))
     return Diagnostics(
         scheme="none" if network.scheme is None else network.scheme.name,
-        one_state=bool(states.numel()) and states.shape[2] > 1 and states.stride(2) == 0,
+        one_state=one_state(states),
         **measured,
         parameter_cosines=parameters,
         scores=_scores(model, tasks, seed, options) if scores else {},
@@ -185,7 +171,7 @@ def _sets(model: HartModel, task: Task, sets: int, seed: int) -> list[Task]:
 def _read(model: HartModel, tasks: Sequence[Task]) -> tuple[Tensor, dict[str, Tensor]]:
     """Layer states and generated blocks of each task, on the CPU; a state that serves all layers stays a view."""
     made = [model.read(tasks[start : start + PASS], Cuts()) for start in range(0, len(tasks), PASS)]
-    one = all(each.states.shape[2] > 1 and each.states.stride(2) == 0 for each in made)
+    one = all(one_state(each.states) for each in made)
     states = torch.cat([each.states[:, :, :1] if one else each.states for each in made]).float().cpu()
     if one:
         states = states.expand(-1, -1, made[0].states.shape[2], -1, -1)

@@ -12,6 +12,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+COLLAPSED = 0.98
+"""Mean cosine of consecutive layers' states in the upper half from which on they count as one."""
+
+ALIKE = 0.05
+"""Share of the states' variance between tasks below which the tasks count as one."""
+
 
 def consecutive_cosines(states: Float[Tensor, "n S L m d"], layers: Sequence[int]) -> list[list[float]]:
     """For each stack the cosine between the states of layers l and l + 1, mean over n; L − 1 numbers."""
@@ -98,6 +104,32 @@ def batch_measures(states: Float[Tensor, "n S L m d"], layers: Sequence[int]) ->
     centred = places - places.mean(dim=(0, 1))
     between = (places - places.mean(dim=0)).square().sum(dim=-1).mean()
     found["row_variance"] = between / centred.square().sum(dim=-1).mean().clamp_min(torch.finfo(torch.float32).tiny)
+    return found
+
+
+def one_state(states: Float[Tensor, "n S L m d"]) -> bool:
+    """Whether one state serves all layers by construction (the shared scheme), so that its cosine of 1 says nothing."""
+    return states.numel() > 0 and states.shape[2] > 1 and states.stride(2) == 0
+
+
+def collapses(layer_cosine: float | None, between_tasks: float | None) -> list[str]:
+    """What has become one, in words: the states of consecutive layers, those of all tasks; mostly nothing.
+
+    Args:
+        layer_cosine: of consecutive layers in the upper half; None where there is none, or one state serves all layers.
+        between_tasks: share of the states' variance.
+    """
+    found = []
+    if layer_cosine is not None and layer_cosine >= COLLAPSED:
+        found.append(
+            f"the states of consecutive layers are one (cosine {layer_cosine:.3f} in the upper half): "
+            "try model.scheme {name: causal}"
+        )
+    if between_tasks is not None and between_tasks < ALIKE:
+        found.append(
+            f"the states hardly differ between tasks ({between_tasks:.3f} of their variance): "
+            "try training.pairing task, or a lower training.alpha"
+        )
     return found
 
 

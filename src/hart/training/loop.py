@@ -25,6 +25,7 @@ from hart.data.sampling import Examples
 from hart.data.tasks import Task
 from hart.errors import HartError
 from hart.evaluation.run import evaluate_model
+from hart.evaluation.states import batch_measures, collapses, one_state
 from hart.model.hart_model import HartModel
 from hart.model.modes import evaluating
 from hart.runtime.ranks import anywhere, rank, together, world_size
@@ -56,6 +57,7 @@ class Loop:
         best: scores of the model in `best/`, by their order; None before the first evaluation.
         layout: how the processes divide weights and states, see `hart.training.sharding`.
         optimizer_used: in the words of training.optimizer.
+        collapses: what of the layer states had become one when metrics were last written, in words.
 
     Raises:
         HartError: the batch cannot be cut as asked for, a library is missing, or DeepSpeed refuses its configuration.
@@ -82,14 +84,16 @@ class Loop:
         self.layout = layout_of(self.accelerator, fsdp=fsdp)
         self.report = Report(self.accelerator, config, run, quiet=quiet)
         shape = system.main.shape
-        layers = shape.encoder_layers, shape.decoder_layers
-        self.consistency = make_consistency(config.pairing, len(dataset.tasks), layers)
+        self.layers = shape.encoder_layers, shape.decoder_layers
+        self.consistency = make_consistency(config.pairing, len(dataset.tasks), self.layers)
+        self.collapses: list[str] = []
         self.step = 0
         self.best: list[float] | None = None
         self.model: Any = system
         self.optimizer: Any
         self.schedule: Any
         self._seen: list[Tensor] = []
+        self._states: Tensor | None = None
 
     def fit(self, checkpoint: Path | None, stop: StopSignal) -> None:
         """Train to the end or to a signal, from a checkpoint that `check_layout` lets pass or from the start."""
@@ -115,7 +119,7 @@ class Loop:
             # as a signal may come at any moment; one that comes later ends the next step.
             stopping = anywhere(stop.signalled)
             if self.step == 1 or self.step % config.log_every == 0:
-                self.report.losses(self.step, grad_norm=norm, learning_rate=rate)
+                self.report.losses(self.step, grad_norm=norm, learning_rate=rate, **self.measures())
             if self.validation and self.due(config.eval_every):
                 self.evaluate()
             if self.due(config.save_every) or stopping:
@@ -202,6 +206,7 @@ class Loop:
         slots = batch.pop("slots")[::shared] % self.config.batch_size // shared
         self._seen.append(batch.pop("task_index"))
         output = self.model(**batch)
+        self._states = output.states.detach()
         tasks, kept = self._seen[-1][::shared], self._without_dropout(batch)
         total, _ = prediction_loss(output.logits, batch["labels"])
         # The mean over the tokens of the global batch, of which a pass has a share; over rows all passes are equal.
@@ -239,6 +244,15 @@ class Loop:
         self.report.add_step(tokens)
         self._seen = []
         self.step += 1
+
+    def measures(self) -> dict[str, float]:
+        """`batch_measures` of the layer states of the last pass, means over the processes; notes what has collapsed."""
+        assert self._states is not None
+        found = batch_measures(self._states, self.layers)
+        means = {name: float(self.accelerator.reduce(value, "mean")) for name, value in found.items()}
+        by_layer = None if one_state(self._states) else means.get("layer_cosine")
+        self.collapses = collapses(by_layer, means.get("row_variance") if len(self._states) > 1 else None)
+        return means
 
     def evaluate(self) -> None:
         """Scores on the validation tasks; the best model so far goes to `best/`.

@@ -3,9 +3,10 @@
 A row of losses holds means: `prediction_loss` over the target tokens of each step's global batch, `consistency_loss`
 over its rows and the elements of their states, `loss` their sum with α, and each of them, with `seconds_per_step`,
 over the steps since the row before, or since the checkpoint that the run went on from; their number is `steps`, their
-target tokens are `tokens`. `grad_norm` (before clipping) and `learning_rate` are those of the row's step. A row of
-scores (`eval_…`) is over the validation tasks. steps.csv has the losses of each step, as means over steps hide the
-spikes of Figure 4.
+target tokens are `tokens`. `grad_norm` (before clipping) and `learning_rate` are those of the row's step;
+`layer_cosine`, `stack_cosine` and `row_variance` are of the layer states of its last pass
+(`hart.evaluation.states.batch_measures`). A row of scores (`eval_…`) is over the validation tasks. steps.csv has the
+losses of each step, as means over steps hide the spikes of Figure 4.
 """
 
 import importlib.util

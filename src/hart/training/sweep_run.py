@@ -30,6 +30,10 @@ GRACE_SECONDS = 600
 """What a run has to save and end after the sweep has gone."""
 
 
+DIAGNOSED = 5
+"""Instances of each test task that are answered under each kind of adaptation."""
+
+
 def run_one(
     config_path: str, results_path: str, about_path: str = "", processes: str = "1", split: str = "test"
 ) -> int:
@@ -68,7 +72,8 @@ def run_one(
         }
         if not config.data.segments:
             results |= scores(model, config, split)
-            # What else is measured of a trained model goes here, under a name of its own in `results`.
+            if split == "test" and model.hypernetwork is not None:
+                results["diagnostics"] = diagnostics(model, config)
         write_json(results_path, results)
     except HartError as error:
         print(error)
@@ -97,6 +102,18 @@ def scores(model: "HartModel", config: RunConfig, split: str) -> dict[str, Any]:
         tested = evaluate_model(model, load_tasks(data, "test"))
         found |= {**tested.brief(), "tasks": tested.per_task}
     return found
+
+
+def diagnostics(model: "HartModel", config: RunConfig) -> dict[str, Any]:
+    """Of the test tasks, scored on `DIAGNOSED` instances each: was the task read at all?"""
+    from hart.data.collections import load_tasks
+    from hart.evaluation.diagnostics import diagnose
+
+    tasks = load_tasks(config.data, "test")
+    if len(tasks) < 2:
+        return {}
+    shortened = [dataclasses.replace(task, instances=task.instances[:DIAGNOSED]) for task in tasks]
+    return diagnose(model, shortened).to_dict()
 
 
 def _from_metrics(path: Path) -> dict[str, Any]:

@@ -79,6 +79,8 @@ def _train(config: RunConfig, tasks: Sequence[Task] | None, *, owner: bool, quie
     if loop.step < config.training.max_steps:
         raise Stopped(f"stopped by a signal after step {loop.step}, which is saved in {run.checkpoints}")
     loop.save_to(run.final)
+    for collapse in loop.collapses:
+        logger.warning("%s; hart evaluate %s --diagnostics tells more", collapse, run.final)
     return run.final
 
 
