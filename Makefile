@@ -12,12 +12,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test check format bench clean
+.PHONY: help venv quickstart test lint check format bench clean
 
 help:
 	@echo "make quickstart   train, evaluate and plot on this machine (about ten minutes on two cores)"
 	@echo "make test         run the tests"
-	@echo "make check        formatting, lint, types and tests, as .ci/run runs them in a fresh environment"
+	@echo "make lint         formatting, lint, the import rule and types"
+	@echo "make check        lint and tests, as .ci/run runs them in a fresh environment"
 	@echo "make format       format the code and fix what lint can fix"
 	@echo "make bench        measure speed beside the alternatives (an hour; hart bench --quick: two minutes)"
 	@echo "make venv         only create $(VENV) and install into it"
@@ -39,11 +40,13 @@ quickstart: $(READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8
 
-check: $(READY)
+lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8
+
+check: lint test
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

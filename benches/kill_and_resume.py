@@ -38,6 +38,11 @@ def checkpoints(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "checkpoints").glob("checkpoint-*"))
 
 
+def hidden(folder: Path) -> set[str]:
+    """Half-written files and folders, by their names' first character; and the lock that every run keeps."""
+    return {str(path.relative_to(folder)) for path in folder.rglob(".*")}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
@@ -92,7 +97,7 @@ def main() -> None:
         "runs_that_ended_before_their_kill": finished,
         "same_metrics": rows(alone) == rows(killed),
         "same_weights": all(torch.equal(one[name], other[name]) for name in one | other),
-        "left_over": [str(path) for path in killed.rglob(".*")],
+        "left_over": sorted(hidden(killed) - hidden(alone)),
     }
     print(json.dumps(result, indent=2))
     good = result["same_metrics"] and result["same_weights"] and not damaged and not result["left_over"]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hart.data.input_format import InputFormat
-from hart.data.p3.rows import read_rows
+from hart.data.p3.instances import read_instances
 from hart.data.reading import check_text, read_lines
 from hart.data.segments import SegmentDataset
 from hart.data.super_natural_instructions import load_sni
@@ -36,7 +36,7 @@ def read_task(path: Path) -> Any:
 
 
 def read_subset(path: Path) -> Any:
-    return read_rows(path.parent, "train")
+    return read_instances(path.parent, "train")
 
 
 def read_documents(path: Path) -> Any:
@@ -84,7 +84,7 @@ def test_a_pointer_of_git_lfs_is_not_the_file(reader: str, tmp_path: Path):
 def test_a_pointer_in_place_of_parquet(tmp_path: Path):
     (tmp_path / "train.parquet").write_bytes(LFS)
     with pytest.raises(HartError, match=r"train\.parquet: is a Git LFS pointer"):
-        read_rows(tmp_path, "train")
+        read_instances(tmp_path, "train")
 
 
 @EVERY
@@ -203,16 +203,16 @@ def test_half_of_a_surrogate_pair_in_a_row_is_named(
 ):
     import datasets
 
-    from hart.data.p3 import rows as p3_rows
+    from hart.data.p3 import instances as p3_instances
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     if kept == "on the disk":
-        monkeypatch.setattr(p3_rows, "IN_MEMORY_BYTES", 0)
+        monkeypatch.setattr(p3_instances, "IN_MEMORY_BYTES", 0)
     rows = [{**ROW, "answer_choices": ["c", "d"]}, {**ROW, "answer_choices": ["c", "d"]}]
     rows[1][field] = ["c", BAD] if field == "answer_choices" else BAD
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(HartError, match=rf": train, row 1: {field} holds a character that is no text"):
-        read_rows(tmp_path, "train")
+        read_instances(tmp_path, "train")
 
 
 def test_split_lists_may_begin_with_a_mark(tmp_path: Path):

@@ -254,7 +254,7 @@ def test_bad_queries_and_adaptations(sdpa: MainModel) -> None:
     adaptation = make_adaptation(sdpa)
     with pytest.raises(HartError, match="query 2 of 2 is empty"):
         sdpa.generate(["fine", " \n"])
-    with pytest.raises(HartError, match="adaptation of 4 rows cannot serve 6 queries"):
+    with pytest.raises(HartError, match="adaptation of 4 tasks cannot serve 6 queries"):
         sdpa.generate(QUERIES, Adaptation.stack([adaptation] * 4))
     with pytest.raises(HartError, match="num_return_sequences must be 1"):
         sdpa.generate(QUERIES, num_return_sequences=2)

@@ -99,5 +99,5 @@ def test_mistakes(run_config: Callable[..., RunConfig]):
         score_choices(main, [" "], [["c"]])
     with pytest.raises(HartError, match="normalisation must be one of sum, mean"):
         score_choices(main, ["a"], [["c"]], normalisation="max")  # type: ignore[arg-type]
-    with pytest.raises(HartError, match="adaptation of 2 rows cannot serve 3 queries"):
+    with pytest.raises(HartError, match="adaptation of 2 tasks cannot serve 3 queries"):
         score_choices(main, QUERIES, CHOICES, system.adapt(TASKS[:2]))

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from hart.data.tasks import Instance, Task
 from hart.errors import HartError
 from hart.training.config import RunConfig
-from hart.training.run_record import RECORD_FILE, SAMPLED_ROWS, read_record, task_digests
+from hart.training.run_record import RECORD_FILE, SAMPLED_INSTANCES, read_record, task_digests
 from hart.training.train import train
 
 Build = Callable[..., RunConfig]
@@ -152,7 +152,7 @@ def test_rows_on_the_disk_are_sampled():
 
     million = OnDisk(1_000_000)
     same = digest(million)
-    assert million.read <= SAMPLED_ROWS + 1 and digest(OnDisk(1_000_000)) == same
+    assert million.read <= SAMPLED_INSTANCES + 1 and digest(OnDisk(1_000_000)) == same
     assert len({same, digest(OnDisk(1_000_001)), digest(OnDisk(1_000_000, 0)), digest(OnDisk(1_000_000, 999_999))}) == 4
 
 

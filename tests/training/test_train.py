@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -158,6 +159,12 @@ def test_averages_over_devices_are_those_of_the_whole_batch(run_config: Build, m
     parts = [gradient(range(4)), gradient(range(4, 8))]
     for expected, one, other in zip(whole, *parts, strict=True):
         torch.testing.assert_close((one + other) / 2, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_optional_is_not_imported() -> None:
+    """accelerate has some of its names only where DeepSpeed is installed."""
+    code = "import sys; sys.modules.update(deepspeed=None, bitsandbytes=None, peft=None); import hart.training.train"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_rows_of_longer_intervals_are_means_of_the_steps(run_config: Build):

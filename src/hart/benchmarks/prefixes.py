@@ -59,13 +59,13 @@ def against_peft(settings: Settings) -> Iterator[Figure]:
     tuned = get_peft_model(twin(model), tuning).eval().to(settings.device, settings.torch_dtype)
     sites = injection.sites(main.model, "decoder", "self_attention")
     keys, values = blocks["prefix.decoder.key"], blocks["prefix.decoder.value"]
-    rows: dict[torch.nn.Module, injection.Binding] = {
+    bindings: dict[torch.nn.Module, injection.Binding] = {
         site: injection.ExtraKeyValues.from_blocks(keys[:, i], values[:, i], main.shape.num_heads)
         for i, site in enumerate(sites)
     }
     for batch in settings.batch or (2,):
         for what, use in _uses(settings, _inputs(settings, batch)).items():
-            ours = functools.partial(_within, rows, functools.partial(use, main.model))
+            ours = functools.partial(_within, bindings, functools.partial(use, main.model))
             yield compare(
                 f"prefixes in the decoder, {what}, batch {batch}",
                 "peft PrefixTuning",
@@ -75,8 +75,8 @@ def against_peft(settings: Settings) -> Iterator[Figure]:
             )
 
 
-def _within(rows: dict[torch.nn.Module, injection.Binding], use: Callable[[], Any]) -> None:
-    with injection.binding(rows):
+def _within(bindings: dict[torch.nn.Module, injection.Binding], use: Callable[[], Any]) -> None:
+    with injection.binding(bindings):
         use()
 
 

@@ -192,7 +192,7 @@ def _encode(
     """Tokens of all queries, before the first is answered; `cuts` takes note of those that were cut.
 
     Args:
-        chosen: for each line, which row of the adaptation answers it.
+        chosen: for each line, which entry of the adaptation answers it.
 
     Raises:
         HartError: a query that the tokenizer turns into nothing.
@@ -203,14 +203,14 @@ def _encode(
     form = replace(form, max_query_length=limit("max_query_length", max_query_length, form.max_query_length))
     tasks = adaptation.read_tasks()
     queries = []
-    for row, line in zip(chosen, lines, strict=True):
+    for entry, line in zip(chosen, lines, strict=True):
         text = line.content["input"]
         noted = None if form.in_context else cuts
         query = form.encode_query(main.tokenizer, text, noted, name=line.where, blank=True)
         if not set(query) - {main.tokenizer.eos_token_id}:
             raise _empty(line)
         if form.in_context:
-            query = form.encode_in_context(main.tokenizer, tasks[row], text, cuts)
+            query = form.encode_in_context(main.tokenizer, tasks[entry], text, cuts)
         queries.append(query)
     return queries
 

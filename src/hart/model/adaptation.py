@@ -2,7 +2,7 @@
 
 An `Adaptation` holds the generated row blocks (§3.1), the hypernetwork's encoder output that the
 main model's decoder also attends to (fusion-in-decoder, §4.1), and where they come from. It has
-one row per task, so adaptations stack into batches that mix tasks.
+one entry per task, so adaptations stack into batches that mix tasks.
 """
 
 from collections.abc import Callable, Sequence
@@ -48,7 +48,7 @@ class Adaptation:
         base_revision: its revision on the hub, if it has one.
         base_fingerprint: `MainModel.fingerprint`; a main model with other weights or another tokenizer refuses the
             adaptation.
-        tasks: for each row the task it was generated from, JSON-ready.
+        tasks: for each entry the task it was generated from, JSON-ready.
         input_format: how queries become tokens; `MainModel.generate` keeps to it. Saved is of it what that needs: how
             the hypernetwork read the tasks is not.
         model: name of the hypernetwork model.
@@ -90,42 +90,42 @@ class Adaptation:
         """The tasks it was generated from, without instances.
 
         Raises:
-            HartError: a row's task is no task.
+            HartError: an entry's task is no task.
         """
         return [
-            Task.from_dict(row, source="adaptation", name=str(row.get("name", "")), needs_definition=False)
-            for row in self.tasks
+            Task.from_dict(task, source="adaptation", name=str(task.get("name", "")), needs_definition=False)
+            for task in self.tasks
         ]
 
-    def __getitem__(self, row: int) -> Self:
-        """The adaptation of one row; negative rows count from the end."""
-        return self.select([range(len(self))[row]])
+    def __getitem__(self, entry: int) -> Self:
+        """The adaptation of one task; negative numbers count from the end."""
+        return self.select([range(len(self))[entry]])
 
-    def select(self, rows: Sequence[int]) -> Self:
-        """The given rows in the given order, repeated where a row is named again.
+    def select(self, entries: Sequence[int]) -> Self:
+        """The given entries in the given order, repeated where one is named again.
 
-        Memory columns that are padding in every selected row are dropped, so that a row taken out
+        Memory columns that are padding in every selected entry are dropped, so that an entry taken out
         of a stack equals what was put into it.
         """
         memory, mask, kept = self.memory, self.memory_mask, self.kept
         if memory is not None and mask is not None:
-            mask = mask[list(rows)]
+            mask = mask[list(entries)]
             used = mask.bool().any(dim=0).nonzero()
             length = int(used.max()) + 1 if len(used) else 0
-            memory, mask = memory[list(rows), :length], mask[:, :length]
-            kept = kept and _of_both(kept, lambda part: part[:, list(rows), :, :length])
+            memory, mask = memory[list(entries), :length], mask[:, :length]
+            kept = kept and _of_both(kept, lambda part: part[:, list(entries), :, :length])
         return replace(
             self,
-            blocks={name: values[list(rows)] for name, values in self.blocks.items()},
+            blocks={name: values[list(entries)] for name, values in self.blocks.items()},
             memory=memory,
             memory_mask=mask,
             kept=kept,
-            tasks=[self.tasks[row] for row in rows],
+            tasks=[self.tasks[entry] for entry in entries],
         )
 
     @classmethod
     def stack(cls, adaptations: Sequence[Self]) -> Self:
-        """All rows of `adaptations`, in order; memory is padded on the right to the longest.
+        """All entries of `adaptations`, in order; memory is padded on the right to the longest.
 
         Raises:
             HartError: nothing to stack, or they differ in base, PEFT kinds or fusion.

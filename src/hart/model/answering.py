@@ -69,19 +69,19 @@ def answer_batch(
 
 
 def parts_of(adaptation: Adaptation | None, queries: Sequence[int], total: int) -> tuple[list[int], Adaptation | None]:
-    """Some of `total` queries, ordered so that those of one row of the adaptation lie together, and the part for them.
+    """Some of `total` queries, ordered so that those of one entry of the adaptation lie together, and their part.
 
-    The part has a row for each of the queries, or, where its rows serve equally many of them, each row once.
+    The part has an entry for each of the queries, or, where its entries serve equally many of them, each once.
     """
     if adaptation is None or len(adaptation) == 1:
         return list(queries), adaptation
     each = total // len(adaptation)
     ordered = sorted(queries, key=lambda i: i // each)
-    rows = [i // each for i in ordered]
-    counts = Counter(rows)
+    entries = [i // each for i in ordered]
+    counts = Counter(entries)
     if len(set(counts.values())) == 1:
-        rows = list(counts)
-    return ordered, adaptation if rows == list(range(len(adaptation))) else adaptation.select(rows)
+        entries = list(counts)
+    return ordered, adaptation if entries == list(range(len(adaptation))) else adaptation.select(entries)
 
 
 def decoding_options(num_beams: int, temperature: float, top_p: float, more: Mapping[str, Any]) -> dict[str, Any]:

@@ -110,10 +110,10 @@ def _check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, model: T5For
     for field in ("pad_token_id", "eos_token_id"):
         if getattr(tokenizer, field) is None:
             raise HartError(f"{name}: its tokenizer has no {field}, which a T5 needs; get the files of the same model")
-    rows = model.get_input_embeddings().weight.shape[0]
+    embeddings = model.get_input_embeddings().weight.shape[0]
     largest = max(tokenizer.get_vocab().values())
-    if largest >= rows:
+    if largest >= embeddings:
         raise HartError(
-            f"{name}: its tokenizer counts to {largest} and the model has {rows} embeddings; "
+            f"{name}: its tokenizer counts to {largest} and the model has {embeddings} embeddings; "
             "get the files of the same model"
         )

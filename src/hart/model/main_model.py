@@ -218,7 +218,7 @@ class MainModel(nn.Module):
         Args:
             queries: texts, of which longer ones than `max_query_length` tokens are cut from the end, which a warning
                 says; or token ids, which are used as they are.
-            adaptation: one row for all queries, or n rows, each for as many neighbouring queries (one, in a batch that
+            adaptation: one entry for all queries, or n, each for as many neighbouring queries (one, in a batch that
                 mixes tasks); None is the bare base. Its memory's keys and values are computed once per call, or taken
                 from `keep_memory`.
             max_new_tokens, max_query_length: in tokens; None: those that the adaptation was made with,
@@ -231,7 +231,7 @@ class MainModel(nn.Module):
             generate_kwargs: further ones of `transformers`' `generate`, e.g. `streamer`.
 
         Raises:
-            HartError: an empty query, an adaptation of another base or number of rows, or an option out of range.
+            HartError: an empty query, an adaptation of another base or number of entries, or an option out of range.
         """
         if isinstance(queries, str):
             raise HartError("queries is one text; give a list of texts")
@@ -246,7 +246,7 @@ class MainModel(nn.Module):
         answers: list[Any] = [None] * len(queries)
         longest_first = sorted(range(len(queries)), key=lambda i: -len(encoded[i]))
         with evaluating(self):
-            # A part of several rows is projected with its batch, so that only one batch's is in memory.
+            # A part of several entries is projected with its batch, so that only one batch's is in memory.
             if adaptation is not None and len(adaptation) == 1:
                 adaptation = self.keep_memory(adaptation)
             for start in range(0, len(queries), batch_size):
@@ -268,14 +268,14 @@ class MainModel(nn.Module):
             )
 
     def ready(self, adaptation: Adaptation | None, queries: int) -> Adaptation | None:
-        """The adaptation on this device, checked to have one row, or as many as divide the number of queries."""
+        """The adaptation on this device, checked to have one entry, or as many as divide the number of queries."""
         if adaptation is None:
             return None
         self.check_adaptation(adaptation)
         if queries % len(adaptation):
             raise HartError(
-                f"an adaptation of {len(adaptation)} rows cannot serve {queries} queries; "
-                "give one row, one for each query, or one for each group of as many neighbouring queries"
+                f"an adaptation of {len(adaptation)} tasks cannot serve {queries} queries; "
+                "give one task, one for each query, or one for each group of as many neighbouring queries"
             )
         return adaptation.to(self.device)
 
@@ -332,7 +332,7 @@ class MainModel(nn.Module):
         """The adaptation with its memory's keys and values in every layer of the decoder, for all later queries.
 
         `generate` and `score_choices` then need not compute them. They take 2 · layers · s · inner numbers for each
-        row: 192 MiB for T5-Large, 1024 tokens and float32, where the memory itself takes 4 MiB. They stay in
+        task: 192 MiB for T5-Large, 1024 tokens and float32, where the memory itself takes 4 MiB. They stay in
         this process; `save_pretrained` leaves them out. Without memory the adaptation is returned as it is.
 
         Raises:
@@ -395,7 +395,4 @@ class MainModel(nn.Module):
         tensors = [torch.tensor(sequence, device=self.device) for sequence in sequences]
         masks = [torch.ones_like(tensor) for tensor in tensors]
         padding = self.tokenizer.pad_token_id
-        return (
-            pad_sequence(tensors, batch_first=True, padding_value=padding),
-            pad_sequence(masks, batch_first=True),
-        )
+        return pad_sequence(tensors, True, padding), pad_sequence(masks, True)

@@ -49,7 +49,7 @@ def score_choices(
         queries: texts, of which longer ones than `max_query_length` tokens are cut from the end; or lists of tokens,
             which are taken as they are.
         choices: for each query its choices, at least one; their number may differ.
-        adaptation: one row for all queries, or n rows, each for as many neighbouring queries; None is the bare base.
+        adaptation: one entry for all queries, or n, each for as many neighbouring queries; None is the bare base.
         normalisation: `sum` or `mean` of the log-probabilities of a choice's tokens.
         batch_size: queries encoded together.
         max_query_length, max_target_length: in tokens; None: those that the adaptation was made with, 384 and 128
@@ -58,7 +58,7 @@ def score_choices(
 
     Raises:
         HartError: an empty query, a query without choices, choices that are one text, an adaptation of another base or
-            number of rows, or an option out of range.
+            number of entries, or an option out of range.
     """
     if isinstance(queries, str):
         raise HartError("queries is one text; give a list of texts")
@@ -90,9 +90,9 @@ def score_choices(
     longest_first = sorted(range(len(queries)), key=lambda i: -len(encoded[i]))
     with evaluating(main):
         for start in range(0, len(queries), batch_size):
-            rows, part = parts_of(adaptation, longest_first[start : start + batch_size], len(queries))
-            found = _score_batch(main, [encoded[i] for i in rows], [targets[i] for i in rows], part, normalisation)
-            for i, values in zip(rows, found, strict=True):
+            chosen, part = parts_of(adaptation, longest_first[start : start + batch_size], len(queries))
+            found = _score_batch(main, [encoded[i] for i in chosen], [targets[i] for i in chosen], part, normalisation)
+            for i, values in zip(chosen, found, strict=True):
                 # Choices of the same tokens once cut have the same score, however a product rounded their rows.
                 scores[i] = [values[targets[i].index(target)] for target in targets[i]]
     return scores

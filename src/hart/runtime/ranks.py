@@ -1,4 +1,11 @@
-"""Work that the processes of one run share out, and the answers they give each other."""
+"""Work that the processes of one run share out, and the answers they give each other.
+
+accelerate's `PartialState`, `gather_object` and `broadcast_object_list` are not used here. They are the same calls of
+`torch.distributed` with nothing around them: where one process fails, the others wait until they time out, which
+`together`, `from_first` and `shared_out` are there to prevent. And their state belongs to the process: a run of
+training makes it anew (`hart.training.loop`), long after its processes have first had to agree (on the run's folder,
+the data), and `hart evaluate`, which exchanges answers through Gloo on any device, has no use for it.
+"""
 
 import os
 from collections.abc import Callable, Iterator, Sequence

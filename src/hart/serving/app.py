@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -27,6 +26,7 @@ from hart.model.export import bundle
 from hart.model.hart_model import HartModel
 from hart.serving import schemas
 from hart.serving.batching import Batcher, Job
+from hart.serving.completions import Completion
 from hart.serving.engine import Engine, Options, StoreTrouble
 from hart.serving.engine import Query as Row
 from hart.serving.guard import Guard
@@ -49,6 +49,8 @@ _VERSION = "1"
 """Of the interface, as in its paths."""
 
 _NOTE_USES_EVERY = 5.0
+_Adapted = tuple[str | None, Adaptation | None]
+"""The id of an adaptation and itself; neither for the bare base."""
 _Id = Annotated[str, PathParameter(pattern=r"^[0-9a-f]{64}$", min_length=64, max_length=64)]
 
 
@@ -210,58 +212,21 @@ def _add_adaptations(app: FastAPI, engine: Engine, settings: Settings) -> None:
 
 
 def _add_answers(app: FastAPI, engine: Engine, settings: Settings) -> None:
-    async def resolve(given: str | schemas.TaskIn | None, where: str) -> tuple[str | None, Adaptation | None]:
-        if given is None:
-            return None, None
-        if isinstance(given, str):
-            found = await engine.find(given)
-            if found is None:
-                raise _unknown(given, where)
-            return given, found
-        task = given.to_task()
-        await engine.checks.aside(engine.checks.task, task)
-        adapted = await engine.adapt(task)
-        return adapted.id, adapted.adaptation
-
-    def options(body: Any, max_new_tokens: int | None) -> Options:
-        return Options(
-            max_new_tokens or engine.form.max_target_length,
-            getattr(body, "num_beams", 1),
-            body.temperature,
-            body.top_p if body.temperature > 0 else 1.0,
-        )
-
-    async def check_queries(texts: Sequence[str], where: str | None = None) -> None:
-        def check() -> None:
-            for number, text in enumerate(texts):
-                engine.checks.query(text, where or f"inputs.{number}")
-
-        await engine.checks.aside(check)
-
-    async def generate_all(
-        texts: Sequence[str], adapted: Sequence[tuple[str | None, Adaptation | None]], how: Options
-    ) -> list[Answer]:
-        jobs = [
-            Job("generate", (adaptation is not None, how), Row(text, adaptation), task=id)
-            for text, (id, adaptation) in zip(texts, adapted, strict=True)
-        ]
-        return await _results(engine, jobs)
-
     @app.post("/v1/generate", response_model=schemas.GenerateOut, responses=_streams)
     async def generate(request: Request, body: schemas.GenerateIn) -> Any:
         """Answers to inputs, adapted by one adaptation for all or one for each; or by none, the bare base."""
         start = time.monotonic()
-        how = options(body, body.max_new_tokens)
+        how = _options(engine, body, body.max_new_tokens)
         given = body.adaptation if isinstance(body.adaptation, list) else [body.adaptation]
 
         async def work() -> Any:
-            await check_queries(body.inputs)
+            await _check_queries(engine, body.inputs)
             # Side by side, so that new tasks share a pass of the hypernetwork.
-            adapted = await asyncio.gather(*(resolve(each, "adaptation") for each in given))
+            adapted = await asyncio.gather(*(_resolve(engine, each, "adaptation") for each in given))
             if body.stream:
                 return start_stream(engine, body.inputs[0], *adapted[0], how)
-            rows = adapted * len(body.inputs) if len(adapted) == 1 else adapted
-            answers = await generate_all(body.inputs, rows, how)
+            each = adapted * len(body.inputs) if len(adapted) == 1 else adapted
+            answers = await _generate_all(engine, body.inputs, each, how)
             outputs = [answer.text for answer in answers]
             return schemas.GenerateOut(outputs=outputs, seconds=time.monotonic() - start)
 
@@ -281,7 +246,7 @@ def _add_answers(app: FastAPI, engine: Engine, settings: Settings) -> None:
 
         async def work() -> Any:
             await engine.checks.aside(check)
-            id, adaptation = await resolve(body.adaptation, "adaptation")
+            id, adaptation = await _resolve(engine, body.adaptation, "adaptation")
             row = Row(body.input, adaptation, choices=body.choices)
             key = (adaptation is not None, body.normalisation)
             (scores,) = await _results(engine, [Job("score", key, row, task=id, weight=len(body.choices))])
@@ -293,46 +258,60 @@ def _add_answers(app: FastAPI, engine: Engine, settings: Settings) -> None:
     async def completions(request: Request, body: schemas.CompletionIn) -> Any:
         """Answers in the form of OpenAI's completions; `model` is the id of an adaptation."""
         prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-        how = options(body, body.max_tokens)
-        name, created = f"cmpl-{uuid.uuid4().hex}", int(time.time())
-        counted = body.stream_options.include_usage
-
-        def reply(choices: list[schemas.Choice], usage: schemas.Usage | None = None) -> schemas.CompletionOut:
-            return schemas.CompletionOut(id=name, created=created, model=body.model, choices=choices, usage=usage)
-
-        def chunk(*choices: schemas.Choice, usage: schemas.Usage | None = None) -> dict[str, Any]:
-            # As OpenAI's, without a usage unless it is asked for, and then null in all but the last.
-            return reply([*choices], usage).model_dump(exclude=None if counted else {"usage"})
+        how = _options(engine, body, body.max_tokens)
+        form = Completion(body.model, with_usage=body.stream_options.include_usage)
 
         async def work() -> Any:
-            await check_queries(prompts, "prompt")
-            adapted = await resolve(body.model, "model")
+            await _check_queries(engine, prompts, "prompt")
+            adapted = await _resolve(engine, body.model, "model")
             if body.stream:
                 return start_stream(engine, prompts[0], *adapted, how)
-            answers = await generate_all(prompts, [adapted] * len(prompts), how)
-            ended = [_choice(answer.text, index, answer) for index, answer in enumerate(answers)]
-            return reply(ended, _usage(answers))
+            return form.whole(await _generate_all(engine, prompts, [adapted] * len(prompts), how))
 
         done = await _within(request, settings.time_limit, work())
-        if not isinstance(done, Stream):
-            return done
-
-        def last(answer: Answer) -> list[dict[str, Any]]:
-            usage = [chunk(usage=_usage([answer]))] if counted else []
-            return [chunk(_choice("", 0, answer)), *usage]
-
-        return done.reply(settings.time_limit, lambda piece: chunk(_choice(piece)), last)
+        return done.reply(settings.time_limit, form.piece, form.end) if isinstance(done, Stream) else done
 
 
-def _choice(text: str, index: int = 0, answer: Answer | None = None) -> schemas.Choice:
-    """A choice of a completion; of an answer that has ended, why it did."""
-    reason: Any = None if answer is None else "stop" if answer.finished else "length"
-    return schemas.Choice(index=index, text=text, finish_reason=reason)
+async def _resolve(engine: Engine, given: str | schemas.TaskIn | None, where: str) -> _Adapted:
+    """The adaptation of an id or of a task, and its id; neither for the bare base."""
+    if given is None:
+        return None, None
+    if isinstance(given, str):
+        found = await engine.find(given)
+        if found is None:
+            raise _unknown(given, where)
+        return given, found
+    task = given.to_task()
+    await engine.checks.aside(engine.checks.task, task)
+    adapted = await engine.adapt(task)
+    return adapted.id, adapted.adaptation
 
 
-def _usage(answers: Sequence[Answer]) -> schemas.Usage:
-    read, written = sum(each.query_tokens for each in answers), sum(each.tokens for each in answers)
-    return schemas.Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
+def _options(engine: Engine, body: schemas.GenerateIn | schemas.CompletionIn, max_new_tokens: int | None) -> Options:
+    return Options(
+        max_new_tokens or engine.form.max_target_length,
+        getattr(body, "num_beams", 1),
+        body.temperature,
+        body.top_p if body.temperature > 0 else 1.0,
+    )
+
+
+async def _check_queries(engine: Engine, texts: Sequence[str], where: str | None = None) -> None:
+    def check() -> None:
+        for number, text in enumerate(texts):
+            engine.checks.query(text, where or f"inputs.{number}")
+
+    await engine.checks.aside(check)
+
+
+async def _generate_all(
+    engine: Engine, texts: Sequence[str], adapted: Sequence[_Adapted], how: Options
+) -> list[Answer]:
+    jobs = [
+        Job("generate", (adaptation is not None, how), Row(text, adaptation), task=id)
+        for text, (id, adaptation) in zip(texts, adapted, strict=True)
+    ]
+    return await _results(engine, jobs)
 
 
 _streams: dict[int | str, dict[str, Any]] = {

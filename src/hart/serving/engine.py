@@ -305,8 +305,8 @@ class Engine:
         if adaptation is None:
             read = [self.form.encode_query(main.tokenizer, text) for text in texts]
         if kind == "score":
-            choices, rows = [query.choices for query in queries], len(queries)
-            return score_choices(main, read, choices, adaptation, normalisation=key[1], batch_size=rows)  # type: ignore[index]
+            choices = [query.choices for query in queries]
+            return score_choices(main, read, choices, adaptation, normalisation=key[1], batch_size=len(batch))  # type: ignore[index]
         options: Options = key[1]  # type: ignore[index]
         kwargs: dict[str, Any] = {"stopping_criteria": [_Abandoned(batch)], "batch_size": len(batch)}
         if queries[0].emit is not None:
@@ -318,7 +318,7 @@ class Engine:
         # What is not read of a task is told to the client: `demonstrations_read`.
         adaptation = self.model.adapt(tasks, cuts=Cuts())
         seconds = time.perf_counter() - start
-        return [(adaptation[row], seconds) for row in range(len(tasks))]
+        return [(adaptation[entry], seconds) for entry in range(len(tasks))]
 
 
 class _Abandoned(StoppingCriteria):

@@ -191,11 +191,11 @@ def _flops(config: RunConfig, parts: Parts, tokens: dict[str, int]) -> float:
         reading: float = tokens["hypernetwork"] * t5.num_layers * (layer + 4 * read * inner)
         steps = 0.0
         if parts.peft_source.decoder is not None and parts.peft_source.scheme is not None:
-            rows = 2 * parts.peft_source.scheme.state_vectors
+            vectors = 2 * parts.peft_source.scheme.state_vectors
             if config.model.scheme["name"] in ("autoregressive", "bidirectional"):
-                rows = 2 * t5.num_layers
-            per_row = layer + cross + 4 * (rows + read) * inner
-            steps = passes * config.model.decoder_layers * (rows * per_row + read * cross)
+                vectors = 2 * t5.num_layers
+            per_vector = layer + cross + 4 * (vectors + read) * inner
+            steps = passes * config.model.decoder_layers * (vectors * per_vector + read * cross)
         heads = sum(_head_flops(head) for head in parts.peft_source.heads.heads()) * passes
         total += 3 * (reading + steps + heads)
     if config.model.gradient_checkpointing:
@@ -274,7 +274,7 @@ def _activations(config: RunConfig, parts: Parts, devices: int) -> float:
     query = data.max_demonstrations_length if data.demonstrations_to == "main" else data.max_query_length
     read = data.max_demonstrations_length
     generated = isinstance(parts.peft_source, HyperNetwork)
-    prefix = max((rows for rows in (_prefix_rows(config),)), default=0)
+    prefix = sum(kind.get("length", 32) for kind in model.peft if kind["kind"] == "prefix")
     fused = read if model.fusion and generated else 0
     checkpointed = model.gradient_checkpointing
     down = t5.num_decoder_layers or t5.num_layers
@@ -333,7 +333,3 @@ def _stack(
     if not checkpointed:
         return layers * per_layer
     return per_layer + layers * batch * (tokens + memory) * t5.d_model * size
-
-
-def _prefix_rows(config: RunConfig) -> int:
-    return sum(kind.get("length", 32) for kind in config.model.peft if kind["kind"] == "prefix")

@@ -18,8 +18,8 @@ from hart.runtime.identity import difference, same_base
 from hart.training.config import RunConfig
 
 RECORD_FILE = "run.json"
-SAMPLED_ROWS = 64
-"""Rows that stand for all of a task whose rows stay on the disk."""
+SAMPLED_INSTANCES = 64
+"""Instances that stand for all of a task whose instances stay on the disk."""
 NAMED = 3
 """Differences that a message names."""
 
@@ -101,7 +101,7 @@ def _differences(part: str, before: dict[str, Any], now: dict[str, Any]) -> list
 def task_digests(tasks: Sequence[Task]) -> dict[str, dict[str, str]]:
     """Name → digests of what the run uses of each task, in the order of the tasks.
 
-    Of rows that stay on the disk their number and an even sample count: reading all of them would take as long as
+    Of instances that stay on the disk their number and an even sample count: reading all of them would take as long as
     copying the files.
     """
     found: dict[str, dict[str, str]] = {}
@@ -112,20 +112,20 @@ def task_digests(tasks: Sequence[Task]) -> dict[str, dict[str, str]]:
         found[name] = {
             "definition": _digest([task.definition]),
             "demonstrations": _digest(text for d in task.demonstrations for text in (d.input, d.output, d.explanation)),
-            "instances": _digest(_rows(task.instances)),
+            "instances": _digest(_texts(task.instances)),
         }
     return found
 
 
-def _rows(instances: Sequence[Instance]) -> Iterable[str]:
+def _texts(instances: Sequence[Instance]) -> Iterable[str]:
     count = len(instances)
     yield str(count)
     wanted: Iterable[int] = range(count)
-    if not isinstance(instances, tuple) and count > SAMPLED_ROWS:
-        wanted = (i * (count - 1) // (SAMPLED_ROWS - 1) for i in range(SAMPLED_ROWS))
+    if not isinstance(instances, tuple) and count > SAMPLED_INSTANCES:
+        wanted = (i * (count - 1) // (SAMPLED_INSTANCES - 1) for i in range(SAMPLED_INSTANCES))
     for at in wanted:
-        row = instances[at]
-        yield from (row.input, str(len(row.references)), *row.references, *row.choices)
+        instance = instances[at]
+        yield from (instance.input, str(len(instance.references)), *instance.references, *instance.choices)
 
 
 def text_digests(config: RunConfig) -> dict[str, dict[str, str]]:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 
-from hart.data.p3 import rows as p3_rows
+from hart.data.p3 import instances as p3_instances
 from hart.data.p3.subsets import load_p3
 from hart.errors import HartError
 
@@ -84,7 +84,7 @@ def test_rows_on_the_disk_make_the_same_tasks(toy_p3_dir: Path, tmp_path: Path, 
 
     in_memory = {split: load_p3(toy_p3_dir, split, num_demonstrations=4) for split in ("train", "test")}
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    monkeypatch.setattr(p3_rows, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(p3_instances, "IN_MEMORY_BYTES", 0)
     for split, tasks in in_memory.items():
         for one, other in zip(tasks, load_p3(toy_p3_dir, split, num_demonstrations=4), strict=True):
             assert not isinstance(other.instances, tuple)

@@ -67,12 +67,12 @@ def _datasets() -> tuple[str, ...]:
     return (*mixture["train"], *held, *mixture["other"])
 
 
-def sampling_size(name: str, rows: int) -> int:
-    """What counts as the subset's size when tasks are drawn in proportion to it: its rows, or T0's cap.
+def sampling_size(name: str, instances: int) -> int:
+    """What counts as the subset's size when tasks are drawn in proportion to it: its instances, or T0's cap.
 
     A data set of more than 500,000 rows counts as 500,000, shared by its templates.
     """
-    known = _mixture()["train"].get(dataset_of(name), {"rows": rows, "templates": [name]})
-    if max(known["rows"], rows) <= MAX_DATASET_ROWS:
-        return rows
-    return min(rows, MAX_DATASET_ROWS // len(known["templates"]))
+    known = _mixture()["train"].get(dataset_of(name), {"rows": instances, "templates": [name]})
+    if max(known["rows"], instances) <= MAX_DATASET_ROWS:
+        return instances
+    return min(instances, MAX_DATASET_ROWS // len(known["templates"]))

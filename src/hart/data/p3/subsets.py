@@ -2,7 +2,7 @@
 
 A subset, one data set under one prompt template, is a task. It has no definition: the rows are whole prompts, and the
 demonstrations are other rows. A folder holds one folder per subset with its splits as JSON lines or parquet, as the
-hub's parquet branch has them (`hart.data.p3.rows`).
+hub's parquet branch has them (`hart.data.p3.instances`).
 
 Training reads the `train` rows of T0's mixture, the test the `validation` rows of the held-out tasks (section 4.2:
 "P3 held-out validation set"), each with one fixed set of demonstrations from its `train` rows.
@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from hart.data.hub import cached_snapshot, unreachable
+from hart.data.p3.instances import read_instances, split_files
 from hart.data.p3.names import canonical, dataset_of, held_out, held_out_column, is_scoring_copy, training_mixture
-from hart.data.p3.rows import read_rows, split_files
 from hart.data.prompts import Cuts
 from hart.data.streams import named_stream
 from hart.data.tasks import Demonstration, Instance, Task
@@ -52,13 +52,13 @@ def load_p3(
             sets with answer choices, drawn by `seed`, with all their templates; they are then no part of "train".
         subsets: names or patterns (`super_glue_boolq_*`); None: T0's mixture for training and validation, the eight
             held-out tasks for the test.
-        num_demonstrations: rows in each task's fixed set of demonstrations.
-        max_instances: first rows kept of each task; None keeps all.
+        num_demonstrations: instances in each task's fixed set of demonstrations.
+        max_instances: first ones kept of each task; None keeps all.
         seed: of the demonstrations and the validation data sets.
 
     Raises:
         HartError: no such folder or split, a name that matches nothing, a held-out task among those to train on,
-            too few data sets to set some aside, the hub cannot be reached, or bad rows (`read_rows`).
+            too few data sets to set some aside, the hub cannot be reached, or bad rows (`read_instances`).
     """
     if split not in ("train", "validation", "test"):
         raise HartError(f"split: '{split}' is not one of train, validation, test")
@@ -126,40 +126,40 @@ def _set_aside(folder: Path, names: Sequence[tuple[str, str]], number: int, seed
 
 
 def _has_choices(subset: Path) -> bool:
-    return bool(split_files(subset, "validation")) and bool(read_rows(subset, "validation")[0].choices)
+    return bool(split_files(subset, "validation")) and bool(read_instances(subset, "validation")[0].choices)
 
 
 def _task(name: str, subset: Path, split: str, shots: int, max_instances: int | None, seed: int, cuts: Cuts) -> Task:
     training = split == "train"
-    pool = read_rows(subset, "train", cuts=cuts)
-    rows = pool if training else read_rows(subset, "validation", check_answers=True)
+    pool = read_instances(subset, "train", cuts=cuts)
+    instances = pool if training else read_instances(subset, "validation", check_answers=True)
     if max_instances is not None:
-        rows = rows[:max_instances]
+        instances = instances[:max_instances]
     if training and len(pool) < 2:
         raise HartError(f"{subset}: train has one row, none is left to demonstrate the task with; add some")
-    queries: set[str] = set() if training else {row.input for row in rows}
+    queries: set[str] = set() if training else {instance.input for instance in instances}
     demonstrations = _draw(pool, shots, queries, named_stream(seed, "demonstrations", name))
     if not demonstrations:
         raise HartError(f"{subset}: every train row has the input of a {split} row; none is left as a demonstration")
     if len(demonstrations) < shots and not training:
         kind = f"has fewer than {shots} demonstrations"
         cuts.note(kind, f"task {name}", f"has {len(demonstrations)} of {shots} demonstrations")
-    return Task("", demonstrations, name=name, categories=[dataset_of(name)], instances=rows)
+    return Task("", demonstrations, name=name, categories=[dataset_of(name)], instances=instances)
 
 
 def _draw(
     pool: Sequence[Instance], shots: int, queries: Collection[str], rng: np.random.Generator
 ) -> list[Demonstration]:
-    """Up to `shots` rows with different inputs, none that a query has."""
+    """Up to `shots` of the pool with different inputs, none that a query has."""
     many = len(pool) > _MANY
     order = rng.choice(len(pool), 4 * shots, replace=False) if many else rng.permutation(len(pool))
     found: dict[str, Demonstration] = {}
     for at in order.tolist():
-        row = pool[at]
+        instance = pool[at]
         if len(found) == shots:
             break
-        if row.input not in queries:
-            found.setdefault(row.input, Demonstration(row.input, row.references[0]))
+        if instance.input not in queries:
+            found.setdefault(instance.input, Demonstration(instance.input, instance.references[0]))
     return list(found.values())
 
 

@@ -6,7 +6,8 @@ import os
 import secrets
 import stat
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -40,7 +41,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
         HartError: `path` is a folder or a socket, or cannot be written.
     """
     path = Path(path)
-    try:
+    with _told(path):
         target = _target(path)
         if isinstance(target, int):
             with _open_descriptor(target) as file:
@@ -59,8 +60,6 @@ def write_bytes(path: str | Path, content: bytes) -> None:
                 raise
             with _open_existing(target) as file:
                 file.write(content)
-    except (OSError, ValueError) as error:
-        raise HartError(f"{path}: cannot be written ({reason(error)})") from error
 
 
 def check_file_target(path: str | Path) -> None:
@@ -70,7 +69,7 @@ def check_file_target(path: str | Path) -> None:
         HartError: `path` is a folder or a socket, or cannot be written.
     """
     path = Path(path)
-    try:
+    with _told(path):
         target = _target(path)
         if isinstance(target, int):
             os.fstat(target)
@@ -85,6 +84,12 @@ def check_file_target(path: str | Path) -> None:
         except OSError as error:
             if not _only_overwritten(target, found, error):
                 raise
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError) as error:
         raise HartError(f"{path}: cannot be written ({reason(error)})") from error
 
@@ -134,7 +139,7 @@ def open_target(path: str | Path) -> BinaryIO:
         HartError: as `write_bytes`.
     """
     path = Path(path)
-    try:
+    with _told(path):
         target = _target(path)
         if isinstance(target, int):
             return _open_descriptor(target)
@@ -142,8 +147,6 @@ def open_target(path: str | Path) -> BinaryIO:
             return _open_existing(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         return target.open("wb")
-    except (OSError, ValueError) as error:
-        raise HartError(f"{path}: cannot be written ({reason(error)})") from error
 
 
 def _open_descriptor(number: int) -> BinaryIO:

@@ -1,4 +1,4 @@
-"""Rows of one P3 subset: JSON lines or parquet, small files in memory, large ones on the disk.
+"""Instances of one P3 subset, a row of its files each: JSON lines or parquet, small files in memory, large on the disk.
 
 A row has `inputs_pretokenized`, `targets_pretokenized` and, where its template has any, `answer_choices`; other columns
 (P3 keeps token ids beside the text) are not read. Rows are numbered from 0 within their split.
@@ -33,8 +33,10 @@ def split_files(subset: Path, split: str) -> list[Path]:
     return sorted(found)
 
 
-def read_rows(subset: Path, split: str, *, check_answers: bool = False, cuts: Cuts | None = None) -> Sequence[Instance]:
-    """The rows of a split; a tuple, or a sequence that reads each row from the disk when it is asked for.
+def read_instances(
+    subset: Path, split: str, *, check_answers: bool = False, cuts: Cuts | None = None
+) -> Sequence[Instance]:
+    """The instances of a split; a tuple, or a sequence that reads each from the disk when it is asked for.
 
     Args:
         subset: folder of the subset.
@@ -51,28 +53,32 @@ def read_rows(subset: Path, split: str, *, check_answers: bool = False, cuts: Cu
         raise HartError(f"{subset}: has no {split} rows; expected {split}.jsonl, {split}.parquet or {split}-*.parquet")
     for path in files:
         check_file(path)
-    rows: Sequence[Instance]
+    instances: Sequence[Instance]
     if sum(path.stat().st_size for path in files) <= IN_MEMORY_BYTES:
-        rows = tuple(_instances(subset, split, files))
-        blank = [at for at, row in enumerate(rows) if not row.input.strip()]
+        instances = tuple(_instances(subset, split, files))
+        blank = [at for at, instance in enumerate(instances) if not instance.input.strip()]
     else:
-        rows = RowsOnDisk(subset, split, files)
-        blank = rows.blank
-    if not rows:
+        instances = InstancesOnDisk(subset, split, files)
+        blank = instances.blank
+    if not instances:
         raise HartError(f"{subset}: {split} has no rows; remove the subset or download it again")
-    if blank and (check_answers or len(blank) == len(rows)):
+    if blank and (check_answers or len(blank) == len(instances)):
         raise HartError(f"{_where(subset, split, blank[0])}: {INPUT} is empty; fill or remove the row")
     if blank:
         if cuts is not None:
             kind = "left out rows with an empty input"
-            cuts.note(kind, f"subset {subset.name}", f"left out {len(blank)} of {len(rows)} rows, whose input is empty")
+            left = f"left out {len(blank)} of {len(instances)} rows, whose input is empty"
+            cuts.note(kind, f"subset {subset.name}", left)
         left_out = set(blank)
-        kept = [at for at in range(len(rows)) if at not in left_out]
-        rows = rows.select(kept) if isinstance(rows, RowsOnDisk) else tuple(rows[at] for at in kept)
+        kept = [at for at in range(len(instances)) if at not in left_out]
+        if isinstance(instances, InstancesOnDisk):
+            instances = instances.select(kept)
+        else:
+            instances = tuple(instances[at] for at in kept)
     if check_answers:
-        for at, row in enumerate(rows):
-            check_choices(row.choices, row.references, _where(subset, split, at))
-    return rows
+        for at, instance in enumerate(instances):
+            check_choices(instance.choices, instance.references, _where(subset, split, at))
+    return instances
 
 
 def _where(subset: Path, split: str, row: int) -> str:
@@ -138,14 +144,14 @@ def _damaged(path: Path, error: Exception) -> HartError:
     return HartError(f"{path}: is damaged or not of its format ({reason}); download it again")
 
 
-class RowsOnDisk(Sequence[Instance]):
-    """Rows in an Arrow file that the operating system pages in; in memory there is only what was asked for last.
+class InstancesOnDisk(Sequence[Instance]):
+    """Instances in an Arrow file that the operating system pages in; in memory there is only what was asked for last.
 
     The file is written once, by `datasets` into its cache (HF_DATASETS_CACHE), and needs as much space as the text.
-    `blank` are the rows whose input is empty.
+    `blank` are those whose input is empty.
 
     Raises:
-        HartError: as `read_rows`.
+        HartError: as `read_instances`.
     """
 
     def __init__(self, subset: Path, split: str, files: Sequence[Path]) -> None:
@@ -238,7 +244,7 @@ class RowsOnDisk(Sequence[Instance]):
         return blank
 
     def select(self, kept: Sequence[int]) -> Self:
-        """These rows alone."""
+        """These alone."""
         selected = copy(self)
         selected._rows, selected.blank = self._rows.select(kept), []
         return selected
@@ -259,8 +265,8 @@ class RowsOnDisk(Sequence[Instance]):
 
 def _as_columns(source: tuple[str, str, tuple[str, ...], Any]) -> Iterator[dict[str, Any]]:
     subset, split, files, _ = source
-    for row in _instances(Path(subset), split, [Path(name) for name in files]):
-        yield {INPUT: row.input, TARGET: row.references[0], CHOICES: list(row.choices)}
+    for each in _instances(Path(subset), split, [Path(name) for name in files]):
+        yield {INPUT: each.input, TARGET: each.references[0], CHOICES: list(each.choices)}
 
 
 def _versions(files: Sequence[Path]) -> tuple[tuple[int, int], ...]:

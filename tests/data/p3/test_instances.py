@@ -10,8 +10,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from hart.data.p3 import rows as p3_rows
-from hart.data.p3.rows import RowsOnDisk, read_rows
+from hart.data.p3 import instances as p3_instances
+from hart.data.p3.instances import InstancesOnDisk, read_instances
 from hart.data.prompts import Cuts
 from hart.data.tasks import Instance
 from hart.errors import HartError
@@ -38,7 +38,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(params=["in memory", "on the disk"])
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "on the disk":
-        monkeypatch.setattr(p3_rows, "IN_MEMORY_BYTES", 0)
+        monkeypatch.setattr(p3_instances, "IN_MEMORY_BYTES", 0)
     return str(request.param)
 
 
@@ -74,8 +74,8 @@ def write(layout: str, folder: Path) -> None:
 @pytest.mark.parametrize("layout", ["jsonl", "jsonl.gz", "parquet", "shards", "hub", "partial hub"])
 def test_every_layout_gives_the_same_rows(layout: str, place: str, tmp_path: Path):
     write(layout, tmp_path / "imdb_x")
-    rows = read_rows(tmp_path / "imdb_x", "train", check_answers=True)
-    assert isinstance(rows, tuple if place == "in memory" else RowsOnDisk)
+    rows = read_instances(tmp_path / "imdb_x", "train", check_answers=True)
+    assert isinstance(rows, tuple if place == "in memory" else InstancesOnDisk)
     assert list(rows) == EXPECTED
     assert rows[-1] == EXPECTED[-1] and rows[2:4] == tuple(EXPECTED[2:4])
     with pytest.raises(IndexError):
@@ -85,7 +85,7 @@ def test_every_layout_gives_the_same_rows(layout: str, place: str, tmp_path: Pat
 def test_rows_need_no_choices(place: str, tmp_path: Path):
     rows = [{key: row[key] for key in ("inputs_pretokenized", "targets_pretokenized")} for row in ROWS]
     parquet(rows, tmp_path / "xsum_x" / "train.parquet")
-    assert [row.choices for row in read_rows(tmp_path / "xsum_x", "train")] == [()] * 7
+    assert [row.choices for row in read_instances(tmp_path / "xsum_x", "train")] == [()] * 7
 
 
 def changed(at: int, **values: Any) -> list[Any]:
@@ -107,7 +107,7 @@ def test_bad_rows_are_named(rows: list[Any], message: str, place: str, tmp_path:
     path.parent.mkdir()
     path.write_text(lines(rows), encoding="utf-8")
     with pytest.raises(HartError) as caught:
-        read_rows(path.parent, "train", check_answers=True)
+        read_instances(path.parent, "train", check_answers=True)
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -116,13 +116,13 @@ def test_rows_with_an_empty_input_are_no_training_rows(place: str, tmp_path: Pat
     path, cuts = tmp_path / "imdb_x" / "train.jsonl", Cuts()
     path.parent.mkdir()
     path.write_text(lines(changed(2, inputs_pretokenized=" \n")), encoding="utf-8")
-    rows = read_rows(path.parent, "train", cuts=cuts)
+    rows = read_instances(path.parent, "train", cuts=cuts)
     assert list(rows) == EXPECTED[:2] + EXPECTED[3:] and rows[2] == EXPECTED[3] and rows[-1] == EXPECTED[-1]
     cuts.tell(logging.getLogger("hart.data.p3.subsets"))
     assert caplog.messages == ["subset imdb_x: left out 1 of 7 rows, whose input is empty"]
     path.write_text(lines([{**row, "inputs_pretokenized": ""} for row in ROWS]), encoding="utf-8")
     with pytest.raises(HartError, match="imdb_x: train, row 0: inputs_pretokenized is empty"):
-        read_rows(path.parent, "train")
+        read_instances(path.parent, "train")
 
 
 @pytest.mark.parametrize("key", ["inputs_pretokenized", "targets_pretokenized"])
@@ -143,7 +143,7 @@ def test_parquet_of_other_types_or_with_bytes_that_are_no_text(key: str, place: 
         folder.mkdir()
         pyarrow.parquet.write_table(table, folder / "train.parquet")
         with pytest.raises(HartError, match=message) as caught:
-            read_rows(folder, "train")
+            read_instances(folder, "train")
         assert "\n" not in str(caught.value)
 
 
@@ -162,7 +162,7 @@ def test_bad_schemas_are_named(rows: list[Any], message: str, place: str, tmp_pa
     path.parent.mkdir()
     path.write_text(lines(rows), encoding="utf-8")
     with pytest.raises(HartError, match="imdb_x: train, " + message):
-        read_rows(path.parent, "train")
+        read_instances(path.parent, "train")
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_bad_schemas_are_named(rows: list[Any], message: str, place: str, tmp_pa
 def test_choices_in_parquet_are_checked(rows: list[Any], message: str, place: str, tmp_path: Path):
     parquet(rows, tmp_path / "imdb_x" / "train.parquet")
     with pytest.raises(HartError, match="imdb_x: train, " + message):
-        read_rows(tmp_path / "imdb_x", "train")
+        read_instances(tmp_path / "imdb_x", "train")
 
 
 def test_lines_that_one_schema_does_not_hold_are_rows_all_the_same(place: str, tmp_path: Path):
@@ -186,20 +186,20 @@ def test_lines_that_one_schema_does_not_hold_are_rows_all_the_same(place: str, t
     path = tmp_path / "imdb_x" / "train.jsonl"
     path.parent.mkdir()
     path.write_text("\ufeff" + lines([{**row, "meta": [i, {"a": i}, "x", None][i % 4]} for i, row in enumerate(ROWS)]))
-    assert list(read_rows(path.parent, "train")) == EXPECTED
+    assert list(read_instances(path.parent, "train")) == EXPECTED
 
 
 def test_other_columns_are_no_subset(place: str, tmp_path: Path):
     parquet([{"text": "x", "label": 1}], tmp_path / "imdb_x" / "train.parquet")
     with pytest.raises(HartError, match="imdb_x: train, row 0: inputs_pretokenized is missing"):
-        read_rows(tmp_path / "imdb_x", "train")
+        read_instances(tmp_path / "imdb_x", "train")
 
 
 def test_shards_of_different_schemas(place: str, tmp_path: Path):
     parquet(ROWS[:3], tmp_path / "imdb_x" / "train-0.parquet")
     parquet([{k: v for k, v in ROWS[3].items() if k != "answer_choices"}], tmp_path / "imdb_x" / "train-1.parquet")
     with pytest.raises(HartError, match="mixed schemas, answer_choices"):
-        read_rows(tmp_path / "imdb_x", "train")
+        read_instances(tmp_path / "imdb_x", "train")
 
 
 @pytest.mark.parametrize("layout", ["jsonl", "jsonl.gz", "parquet"])
@@ -208,18 +208,18 @@ def test_a_damaged_file_is_named(layout: str, place: str, tmp_path: Path):
     (path,) = (tmp_path / "imdb_x").iterdir()
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(HartError, match="imdb_x") as caught:
-        read_rows(tmp_path / "imdb_x", "train")
+        read_instances(tmp_path / "imdb_x", "train")
     assert "\n" not in str(caught.value)
 
 
 def test_a_subset_without_the_split(tmp_path: Path):
     write("jsonl", tmp_path / "imdb_x")
     with pytest.raises(HartError, match="imdb_x: has no validation rows; expected validation.jsonl"):
-        read_rows(tmp_path / "imdb_x", "validation")
+        read_instances(tmp_path / "imdb_x", "validation")
 
 
 def test_real_rows_are_the_same_in_memory_and_on_the_disk(shared_data: Path, monkeypatch: pytest.MonkeyPatch):
     subset = shared_data / "p3" / "super_glue_copa_best_option"
-    rows = read_rows(subset, "validation", check_answers=True)
-    monkeypatch.setattr(p3_rows, "IN_MEMORY_BYTES", 0)
-    assert list(read_rows(subset, "validation", check_answers=True)) == list(rows)
+    rows = read_instances(subset, "validation", check_answers=True)
+    monkeypatch.setattr(p3_instances, "IN_MEMORY_BYTES", 0)
+    assert list(read_instances(subset, "validation", check_answers=True)) == list(rows)
