@@ -28,6 +28,7 @@ from hart.training.run_folder import RunFolder, holding, read_metrics
 from hart.training.train import train
 
 INSTANCES = 20
+STEPS = 1200
 
 NEW_TASK = Task(
     definition="You are given a list of words. Keep only the fruits, then end the answer with the word done.",
@@ -43,12 +44,15 @@ NEW_QUERIES = ("plum lion hat banana", "red melon fig train peach nurse")
 def quickstart_config(output_dir: str, *, seed: int = 0) -> RunConfig:
     """The configuration of the quickstart, also in configs/mini/hart_procedural.yaml.
 
-    Queries per task, rate and `init_scale` were chosen on the validation tasks of the collection (docs/LOG.md), never
-    on the test tasks; α is a first guess, not tuned.
+    Scheme, queries per task, rate and `init_scale` were chosen on the validation tasks of the collection (docs/LOG.md),
+    never on the test tasks. The paper's own scheme is `{"name": "autoregressive"}` (docs/results.md compares them).
     """
     return RunConfig(
         model=ModelConfig(
-            base="mini-base", decoder_layers=2, peft=[{"kind": "prefix", "length": 8, "init_scale": 1.0}]
+            base="mini-base",
+            decoder_layers=2,
+            scheme={"name": "causal", "rows": 8},
+            peft=[{"kind": "prefix", "length": 8, "init_scale": 1.0}],
         ),
         data=DataConfig(
             collection="procedural",
@@ -59,13 +63,13 @@ def quickstart_config(output_dir: str, *, seed: int = 0) -> RunConfig:
         ),
         training=TrainingConfig(
             output_dir=output_dir,
-            max_steps=1000,
+            max_steps=STEPS,
             batch_size=32,
             queries_per_task=4,
             learning_rate=1e-3,
             warmup_steps=50,
             optimizer="adamw",
-            alpha=0.1,
+            alpha=0.0,
             save_every=250,
             seed=seed,
         ),
