@@ -25,6 +25,7 @@ PAGES = (
     "performance.md",
     "scaling.md",
     "systems.md",
+    "figures.md",
     "serving.md",
     "studies.md",
     "../README.md",

@@ -1,4 +1,4 @@
-"""Folders of sweeps as `hart sweep` leaves them, made of numbers instead of models."""
+"""Folders of sweeps as `hart sweep` leaves them, made of numbers instead of models; runs without the training."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from hart.data.p3.names import held_out
+from hart.model.hart_model import HartModel
 from hart.training.config import RunConfig
+from hart.training.run_folder import RunFolder
 
 FineTuned = {"weights": "none", "train_main": True, "fusion": False, "peft": []}
 MODELS: dict[str, dict[str, Any]] = {
@@ -104,3 +106,49 @@ def sweep_folder(tmp_path: Path) -> Write:
         return folder
 
     return write
+
+
+MakeRun = Callable[..., Path]
+
+
+@pytest.fixture
+def make_run(build_config: Callable[..., RunConfig], tmp_path: Path) -> MakeRun:
+    """Writes a run's folder.
+
+    `losses` are those of each step; metrics.jsonl has their means over ten steps, steps.csv each unless `steps=False`.
+    With `final=True` there is a model. Other options are those of `build_config`.
+    """
+
+    def make(
+        name: str, losses: Any, *, steps: bool = True, final: bool = False, consistency: float = 0.5, **options: Any
+    ) -> Path:
+        config = build_config(
+            tmp_path / name, **{"max_steps": max(1, len(losses)), "log_every": 10, "alpha": 0.0, **options}
+        )
+        run = RunFolder(config)
+        losses = np.asarray(losses, float).tolist()
+        states = [0.0, *[consistency] * (len(losses) - 1)]
+        if steps and losses:
+            run.append_steps(1, {"loss": losses, "prediction_loss": losses, "consistency_loss": states})
+        for end in range(10, len(losses) + 1, 10):
+            mean = float(np.mean(losses[end - 10 : end]))
+            row = {"loss": mean, "prediction_loss": mean, "consistency_loss": float(np.mean(states[end - 10 : end]))}
+            run.append_metrics({"step": end, **row})
+        if final:
+            HartModel.from_config(config.model, config.data, seed=config.training.seed).save_pretrained(run.final)
+        return run.path
+
+    return make
+
+
+@pytest.fixture
+def falling() -> Callable[..., np.ndarray]:
+    """A loss that falls from about 4 to about 1 with noise, and with spikes of 2 at the given steps (from 1)."""
+
+    def losses(steps: int = 400, *, noise: float = 0.05, spikes: tuple[int, ...] = (), seed: int = 0) -> np.ndarray:
+        drawn = np.random.default_rng(seed).normal(size=steps)
+        values = 1 + 3 * np.exp(-np.arange(steps) / (steps / 8)) + noise * drawn
+        values[[step - 1 for step in spikes]] += 2
+        return values
+
+    return losses

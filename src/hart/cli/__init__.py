@@ -18,7 +18,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
-from hart.cli import adapt, bench, config, estimate, evaluate, export, predict, quickstart, report, serve, sweep, train
+from hart.cli import (
+    adapt,
+    bench,
+    config,
+    estimate,
+    evaluate,
+    export,
+    figures,
+    predict,
+    quickstart,
+    report,
+    serve,
+    sweep,
+    train,
+)
 from hart.cli.options import keep_texts, split_overrides
 from hart.cli.printing import finish, prepare, tell
 from hart.errors import HartError
@@ -26,7 +40,7 @@ from hart.runtime.files import ensure_home
 from hart.runtime.launch import end_with, is_first
 
 DISTRIBUTION = "hart-hypernet"
-COMMANDS = (quickstart, train, evaluate, adapt, predict, export, serve, estimate, config, sweep, report, bench)
+COMMANDS = (quickstart, train, evaluate, adapt, predict, export, serve, estimate, config, sweep, report, figures, bench)
 CONFIGURED = {
     "train": train.OWN_OPTIONS,
     "sweep": sweep.OWN_OPTIONS,

@@ -1,0 +1,74 @@
+"""The paper's figures from runs of one's own: `hart figures` (Figures 1, 3, 4, 5, and cosines between layers).
+
+`figures_runs` finds runs and groups those that differ in the seed alone, `figures_curves` draws losses,
+`figures_reading` lets models read tasks and `figures_states` draws what they made of them; `figures_style` is how all
+of it looks and how it is written. docs/figures.md says what each figure shows.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hart.analysis import figures_curves, figures_states
+from hart.analysis.figures_reading import Reader
+from hart.analysis.figures_runs import Group, find_sources, group_sources
+from hart.analysis.figures_style import FORMATS, Drawing, NotDrawable, save, styled
+from hart.errors import HartError
+from hart.runtime.files import check_file_target
+
+Draw = Callable[[Sequence[Group], Reader], Drawing]
+
+FIGURES: dict[str, Draw] = {
+    "fig1_attention": figures_states.fig1_attention,
+    "fig3_autoregression": lambda groups, reader: figures_curves.fig3_autoregression(groups),
+    "fig4_consistency": lambda groups, reader: figures_curves.fig4_consistency(groups),
+    "fig5_consistency_loss": lambda groups, reader: figures_curves.fig5_consistency_loss(groups),
+    "fig5_tsne": figures_states.fig5_tsne,
+    "states_cosine": figures_states.states_cosine,
+}
+"""Name of the files → what draws it."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One figure: its files and what to know of it, or why it was not made."""
+
+    name: str
+    paths: tuple[Path, ...] = ()
+    remarks: tuple[str, ...] = ()
+    problem: str = ""
+
+
+def find_groups(runs: Sequence[str]) -> tuple[list[Group], list[str]]:
+    """The groups of runs at the paths, and what is to be said of them; see `find_sources` and `group_sources`.
+
+    Raises:
+        HartError: as `find_sources`.
+    """
+    sources, remarks = find_sources(runs)
+    return group_sources(sources), remarks
+
+
+def make_figures(
+    groups: Sequence[Group], folder: Path, reader: Reader, *, formats: Sequence[str] = FORMATS
+) -> Iterator[Outcome]:
+    """Draw and write each figure in turn.
+
+    Args:
+        folder: made if it is missing; files of the same names in it are replaced.
+        formats: "png", "svg" or both.
+
+    Raises:
+        HartError: a file cannot be written. What a figure lacks is the `problem` of its outcome.
+    """
+    for name in FIGURES:
+        check_file_target(folder / f"{name}.csv")
+    for name, draw in FIGURES.items():
+        with styled():
+            try:
+                drawing = draw(groups, reader)
+            except (NotDrawable, HartError) as error:
+                yield Outcome(name, problem=str(error))
+                continue
+            paths = save(drawing, name, folder, formats)
+        yield Outcome(name, tuple(paths), tuple(drawing.remarks))

@@ -1,0 +1,190 @@
+"""What a trained hypernetwork does with tasks it has not seen: its states and its attention, read once for all figures.
+
+Tasks are those of the test split of the run's configuration, evenly spread over it.
+"""
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hart.analysis.figures_runs import Source
+from hart.analysis.figures_style import NotDrawable
+from hart.data.collections import load_tasks
+from hart.data.config import DataConfig
+from hart.data.input_format import InputFormat
+from hart.data.tasks import Demonstration, Task
+from hart.hypernetwork.schemes.bidirectional import Bidirectional
+from hart.model.hart_model import HartModel
+from hart.peft.base import STACKS
+
+MAX_TASKS = 16
+SCATTERED_TASKS, SCATTERED_SETS = 4, 8
+"""Fig. 5 shows four tasks; how many demonstration sets each has is open."""
+POOL = 64
+"""Instances of a task from which demonstration sets are drawn."""
+TASKS_PER_PASS = 8
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is kept of one model.
+
+    Attributes:
+        scheme: name of the generation scheme.
+        stacks: of the main model, by name, in the order of axis 1 of the states.
+        depths: layers of each stack.
+        tasks: how many were read for `cosines` and `attention`.
+        cosines: float64 `[2, L, L]`, of the states of layers of one stack, mean over tasks.
+        attention: float64 `[2, L, L]`, mean over heads and tasks; None for schemes without it.
+        layer_of_step: in which order layers are generated, where there is an order.
+        names: of the tasks whose states were kept.
+        states: float32 `[tasks, sets, 2, L, m·d]`, under several demonstration sets; None where all layers share one.
+    """
+
+    scheme: str
+    stacks: tuple[str, ...]
+    depths: tuple[int, ...]
+    tasks: int
+    cosines: np.ndarray
+    attention: np.ndarray | None
+    layer_of_step: tuple[int, ...] | None
+    names: tuple[str, ...]
+    states: np.ndarray | None
+
+
+class Reader:
+    """Loads each model once.
+
+    Args:
+        max_tasks: tasks for attention and cosines.
+        data: the tasks of models that come without a run; None: the bundled ones.
+        data_dir: replaces `data.dir`; None: as the configurations say.
+        base: where the base lies; None: where the model says.
+        on_task: called with the number of tasks that were read.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_tasks: int = MAX_TASKS,
+        data: DataConfig | None = None,
+        data_dir: str | None = None,
+        base: str | None = None,
+        device: torch.device | None = None,
+        on_task: Callable[[int], None] = lambda number: None,
+    ) -> None:
+        self.max_tasks, self.data_dir, self.base, self.device = max_tasks, data_dir, base, device
+        self._data = data or DataConfig(collection="procedural")
+        self.on_task = on_task
+        self._readings: dict[str, Reading] = {}
+        self._tasks: dict[str, list[Task]] = {}
+
+    def read(self, source: Source) -> Reading:
+        """The reading of a run's newest model.
+
+        Raises:
+            NotDrawable: there is no model yet, or none that generates weights from tasks.
+            HartError: model, base or tasks cannot be loaded.
+        """
+        if source.model is None:
+            raise NotDrawable(f"{source.name}: has no model yet")
+        key = str(source.model)
+        if key not in self._readings:
+            if source.config is not None and source.config.data.segments:
+                raise NotDrawable(f"{source.name}: is trained on text, which has no tasks to read")
+            model = self._model(source, source.model)
+            if model.hypernetwork is None or model.hypernetwork.scheme is None:
+                raise NotDrawable(f"{source.name}: generates no weights, so it has no layer states")
+            self._readings[key] = self._read(model, self._load(source))
+        return self._readings[key]
+
+    def _model(self, source: Source, folder: Path) -> HartModel:
+        if source.config is None or not folder.name.startswith("checkpoint-"):
+            return HartModel.from_pretrained(folder, base=self.base, device=self.device)
+        # A checkpoint has other tensors beside the model's, which `from_pretrained` takes for damage.
+        config = source.config.model.changed(base=self.base or source.config.model.base, init_from=None)
+        model = HartModel.from_config(config, source.config.data)
+        model.load_trained(folder)
+        return model.eval().to(self.device)
+
+    def _load(self, source: Source) -> list[Task]:
+        config = self._data if source.config is None else source.config.data
+        kept = max(config.max_test_instances or POOL, POOL)
+        config = config.changed(max_test_instances=kept, dir=self.data_dir or config.dir)
+        key = json.dumps(config.to_dict(), sort_keys=True)
+        if key not in self._tasks:
+            self._tasks[key] = load_tasks(config, "test")
+        return self._tasks[key]
+
+    @torch.no_grad()
+    def _read(self, model: HartModel, tasks: Sequence[Task]) -> Reading:
+        network, form = model.hypernetwork, model.input_format
+        assert network is not None and network.scheme is not None
+        shape = model.main.shape
+        depths = tuple(shape.layers(stack) for stack in STACKS)
+        shown = [form.shown(task) for task in evenly(tasks, self.max_tasks)]
+        attends = isinstance(network.scheme, Bidirectional)
+        cosines, maps = [], []
+        for part in _batches(shown):
+            ids, mask = _encoded(model, form, part)
+            cosines.append(layer_cosines(network(ids, mask).states).double().cpu())
+            if attends:
+                maps.append(network.attention_maps(ids, mask).double().cpu())
+            self.on_task(len(part))
+        names, scattered = [task.label for task in evenly(tasks, SCATTERED_TASKS)], None
+        if network.scheme.name != "shared":
+            sets = [each for task in evenly(tasks, SCATTERED_TASKS) for each in demonstration_sets(task, form)]
+            read = [network(*_encoded(model, form, part)).states.flatten(3).float().cpu() for part in _batches(sets)]
+            scattered = torch.cat(read).unflatten(0, (len(names), -1)).numpy()
+            self.on_task(len(sets))
+        order = getattr(network.scheme, "layer_order", None)
+        return Reading(
+            scheme=network.scheme.name,
+            stacks=STACKS,
+            depths=depths,
+            tasks=len(shown),
+            cosines=torch.cat(cosines).mean(0).numpy(),
+            attention=torch.cat(maps).mean(0).numpy() if attends else None,
+            layer_of_step=None if order is None else tuple(order.layer_of_step),
+            names=tuple(names),
+            states=scattered,
+        )
+
+
+def evenly(tasks: Sequence[Task], number: int) -> list[Task]:
+    """At most `number` of the tasks, evenly spread over their order."""
+    if number >= len(tasks):
+        return list(tasks)
+    return [tasks[at] for at in np.linspace(0, len(tasks) - 1, number).round().astype(int)]
+
+
+def demonstration_sets(task: Task, form: InputFormat, number: int = SCATTERED_SETS) -> list[Task]:
+    """The task with `number` random sets of the demonstrations that the format shows, the same in every process.
+
+    They are drawn from its own demonstrations and its first instances.
+    """
+    instances = [Demonstration(each.input, each.references[0]) for each in task.instances[:POOL] if each.input.strip()]
+    pool = list({each.input: each for each in [*instances, *task.demonstrations]}.values())
+    shots = min(form.num_demonstrations, len(pool))
+    draws = (random.Random(f"{task.name}/{at}").sample(pool, shots) for at in range(number))
+    return [replace(task, demonstrations=tuple(draw), instances=()) for draw in draws]
+
+
+def layer_cosines(states: Tensor) -> Tensor:
+    """Cosine of the states of each two layers of a stack: `[n, 2, L, m, d]` → `[n, 2, L, L]`."""
+    unit = torch.nn.functional.normalize(states.flatten(3).float(), dim=-1)
+    return unit @ unit.transpose(-1, -2)
+
+
+def _batches(tasks: Sequence[Task]) -> list[Sequence[Task]]:
+    return [tasks[at : at + TASKS_PER_PASS] for at in range(0, len(tasks), TASKS_PER_PASS)]
+
+
+def _encoded(model: HartModel, form: InputFormat, tasks: Sequence[Task]) -> tuple[Tensor, Tensor]:
+    return model.main.pad([form.encode_task(model.main.tokenizer, task) for task in tasks])

@@ -1,0 +1,284 @@
+"""Pictures of a hypernetwork's inside: attention between layers (Fig. 1), where their states lie (Fig. 5, right)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from hart.analysis.figures_reading import Reader, Reading
+from hart.analysis.figures_runs import Group, Source
+from hart.analysis.figures_style import (
+    PAGE,
+    PALETTE,
+    SHADES,
+    SIGNED,
+    Drawing,
+    NotDrawable,
+    Table,
+    heat_map,
+    looks,
+    need,
+    panels,
+)  # fmt: skip
+from hart.errors import HartError
+
+SHARES = ("predecessor", "two predecessors", "itself", "the rest")
+
+
+def _readings(groups: Sequence[Group], reader: Reader) -> tuple[list[tuple[Group, list[Reading]]], list[str]]:
+    """Readings of each group's models; those without one are said.
+
+    Raises:
+        NotDrawable: there is none at all, and why.
+        HartError: no model could be loaded, and why.
+    """
+    found: list[tuple[Group, list[Reading]]] = []
+    failed: list[Exception] = []
+    for group in groups:
+        made = []
+        for source in group.sources:
+            if source.model is None:
+                continue  # which was said when the run was found
+            try:
+                made.append(reader.read(source))
+            except (NotDrawable, HartError) as error:
+                failed.append(error)
+        if made:
+            found.append((group, made))
+    if not found:
+        raise failed[0] if failed else NotDrawable("needs a run that has saved a model")
+    return found, [f"left out: {error}" for error in failed]
+
+
+def fig1_attention(groups: Sequence[Group], reader: Reader) -> Drawing:
+    """How much the state of a layer attends to those of others, in the last decoder layer, mean over heads (Fig. 1).
+
+    The schemes bidirectional and causal have such maps. Mean over tasks, and over a group's seeds. A row sums to 1
+    over both stacks together; a panel shows one stack, so its rows sum to less.
+
+    Raises:
+        NotDrawable: no model has such a scheme.
+    """
+    found, remarks = _readings(groups, reader)
+    shown = [(group, [each for each in made if each.attention is not None]) for group, made in found]
+    shown = [(group, made) for group, made in shown if made]
+    if not shown:
+        raise NotDrawable("needs a model with scheme bidirectional or causal; others have no attention between layers")
+    stacks = shown[0][1][0].stacks
+    figure, axes = panels(len(shown), len(stacks), width=4.9, height=0.3 + 2.9 * len(shown))
+    cells: list[list[Any]] = []
+    numbers: list[list[Any]] = []
+    for row, (group, made) in zip(axes, shown, strict=True):
+        mean = np.mean([each.attention for each in made if each.attention is not None], axis=0)
+        even = uniform_attention(made[0])
+        top = max(mean[at, :depth, :depth].max() for at, depth in enumerate(made[0].depths))
+        image: Any = None
+        for at, (stack, depth, panel) in enumerate(zip(stacks, made[0].depths, row, strict=True)):
+            seen = np.where(even[at] > 0, mean[at], np.nan)[:depth, :depth]
+            image = heat_map(panel, seen, numbers=True, cmap=SHADES, vmin=0, vmax=top)
+            shares, of_even = (attention_shares(map_[at], made[0], depth) for map_ in (mean, even))
+            lines = [f"{name} {shares[name]:.2f} (uniform {of_even[name]:.2f})" for name in SHARES]
+            panel.set(title=f"{group.label}: {stack}", ylabel=f"layer of the {stack}")
+            panel.set_xlabel("\n".join(["attended layer", *lines]), fontsize=7)
+            numbers += [[group.label, len(made), stack, name, shares[name], of_even[name]] for name in SHARES]
+            cells += [
+                [group.label, stack, layer + 1, other + 1, mean[at, layer, other], even[at, layer, other]]
+                for layer in range(depth)
+                for other in range(depth)
+            ]
+        figure.colorbar(image, ax=list(row), label="attention", shrink=0.6, pad=0.02).outline.set_visible(False)
+    tasks = shown[0][1][0].tasks
+    remarks = [
+        f"mean over heads and {tasks} tasks of the test split; last layer of the hypernetwork's decoder",
+        "below each map: share of a layer's attention, mean over all layers but the first; in parentheses that of "
+        "uniform attention; the rest lies on other layers and on the other stack",
+        *remarks,
+    ]
+    columns = ["run", "stack", "layer", "attended_layer", "attention", "uniform"]
+    tables = {
+        "": Table(columns, cells),
+        "shares": Table(["run", "seeds", "stack", "attended", "share", "uniform_share"], numbers),
+    }
+    return Drawing(figure, tables, remarks)
+
+
+def uniform_attention(reading: Reading) -> np.ndarray:
+    """What the maps `[2, L, L]` would be if each layer attended equally to all positions that it may see."""
+    count, size = len(reading.stacks), reading.cosines.shape[-1]
+    visible = np.ones((size, size))
+    if reading.scheme == "causal":
+        step = np.argsort(_order(reading, size))
+        visible = (step[:, None] >= step[None, :]).astype(float)
+    return np.broadcast_to(visible / (count * visible.sum(axis=1, keepdims=True)), (count, size, size))
+
+
+def attention_shares(attention: np.ndarray, reading: Reading, depth: int) -> dict[str, float]:
+    """Which layers a layer attends to, mean over all layers but the first in the order of generation.
+
+    Args:
+        attention: `[L, L]`, of one stack.
+        depth: layers of the stack.
+
+    Returns:
+        Shares of the whole attention, that to the other stack included. "two predecessors" holds the predecessor, and
+        for the second layer nothing else; "the rest" is what neither these two nor the layer itself have.
+    """
+    order = [layer for layer in _order(reading, attention.shape[-1]) if layer < depth]
+    by_step = attention[np.ix_(order, order)]
+    if depth < 2:
+        raise NotDrawable("needs main models of two layers or more")
+    itself = float(np.diag(by_step)[1:].mean())
+    first = float(np.diag(by_step, -1).mean())
+    second = float(np.diag(by_step, -2).sum()) / (depth - 1)
+    values = (first, first + second, itself, 1 - first - second - itself)
+    return dict(zip(SHARES, values, strict=True))
+
+
+def _order(reading: Reading, size: int) -> Sequence[int]:
+    return reading.layer_of_step or range(size)
+
+
+def states_cosine(groups: Sequence[Group], reader: Reader) -> Drawing:
+    """Cosine between the states of layers, run by run, and from one layer to the next. Not in the paper.
+
+    A recursion that has run into a fixed point has a cosine of 1 from some layer on. Mean over tasks and seeds.
+
+    Raises:
+        NotDrawable: no model has states.
+    """
+    found, remarks = _readings(groups, reader)
+    stacks = found[0][1][0].stacks
+    width = min(PAGE, 1.75 * (len(found) + 1) + 0.5)
+    height = 0.75 + len(stacks) * (width - 0.5) / (len(found) + 1)
+    figure, axes = panels(len(stacks), len(found) + 1, width=width, height=height)
+    look = looks([group.label for group in groups])
+    cells: list[list[Any]] = []
+    image: Any = None
+    for column, (group, made) in enumerate(found):
+        mean = np.mean([each.cosines for each in made], axis=0)
+        style = look[group.label]
+        for at, (stack, depth) in enumerate(zip(stacks, made[0].depths, strict=True)):
+            panel, line = axes[at, column], axes[at, -1]
+            matrix = mean[at, :depth, :depth]
+            image = heat_map(panel, matrix, numbers=len(found) <= 3, cmap=SIGNED, vmin=-1, vmax=1)
+            panel.set(xlabel=f"layer of the {stack}")
+            if column == 0:
+                panel.set_ylabel(f"layer of the {stack}")
+            if at == 0:
+                panel.set_title(group.label, color=style["color"])
+            each = np.array([np.diag(one.cosines[at, :depth, :depth], 1) for one in made])
+            layers = np.arange(2, depth + 1)
+            line.plot(layers, each.mean(axis=0), marker="o", markersize=2, label=group.label, **style)
+            if len(made) > 1:
+                line.fill_between(
+                    layers, each.min(axis=0), each.max(axis=0), color=style["color"], alpha=0.2, linewidth=0
+                )
+            cells += [
+                [group.label, len(made), stack, row + 1, col + 1, value] for (row, col), value in np.ndenumerate(matrix)
+            ]
+    for stack, line in zip(stacks, axes[:, -1], strict=True):
+        line.set(xlabel=f"layer of the {stack}", ylabel="cosine with the layer below")
+        line.set_ylim(min(0, line.get_ylim()[0]), 1.05)
+        line.set_box_aspect(1)
+        line.xaxis.get_major_locator().set_params(integer=True)
+    axes[0, -1].set_title("consecutive layers")
+    axes[0, -1].legend(fontsize=5.5, loc="lower right")
+    figure.colorbar(image, ax=axes[:, :-1].ravel().tolist(), label="cosine", shrink=0.5, pad=0.02, aspect=30)
+    tasks = found[0][1][0].tasks
+    several = ", and over seeds (bands: lowest to highest)" if any(len(made) > 1 for _, made in found) else ""
+    if any(made[0].states is None for _, made in found):
+        remarks.append("in scheme shared all layers have one state, so all cosines are 1")
+    remarks = [f"mean over {tasks} tasks of the test split{several}", *remarks]
+    columns = ["run", "seeds", "stack", "layer", "other_layer", "cosine"]
+    return Drawing(figure, {"": Table(columns, cells)}, remarks)
+
+
+def fig5_tsne(groups: Sequence[Group], reader: Reader) -> Drawing:
+    """t-SNE of the states of layers for several tasks and demonstration sets, by layer and by task (Fig. 5, right).
+
+    One map for each run and stack, made by scikit-learn with a fixed random state. Silhouettes (−1 to 1) say how well
+    the states of a layer, or of a task, lie apart from those of others, in the map and in the space of the states.
+
+    Raises:
+        NotDrawable: no model has states that differ by layer.
+        HartError: scikit-learn is not installed.
+    """
+    need("sklearn")
+    found, remarks = _readings(groups, reader)
+    shown = [(group, made[0]) for group, made in found if made[0].states is not None]
+    if not shown:
+        raise NotDrawable("needs a model whose layers have states of their own; in scheme shared all have one")
+    if any(len(made) > 1 for _, made in found):
+        remarks.append("of several seeds the first")
+    stacks = shown[0][1].stacks
+    figure, axes = panels(len(shown), 2 * len(stacks), width=PAGE, height=0.5 + 1.8 * len(shown))
+    points: list[list[Any]] = []
+    numbers: list[list[Any]] = []
+    for row, (group, reading) in zip(axes, shown, strict=True):
+        row[0].set_ylabel(group.label)
+        for at, stack in enumerate(stacks):
+            pair = row[2 * at : 2 * at + 2]
+            _map(pair, group.label, reading, at, stack, points, numbers)
+    first = shown[0][1]
+    names = [task.removeprefix("procedural_").replace("_", " ") for task in first.names]
+    handles = [
+        axes[0, 1].plot([], [], "o", markersize=3, color=PALETTE[at % len(PALETTE)])[0] for at in range(len(names))
+    ]
+    figure.legend(handles, names, loc="outside upper center", ncols=2, fontsize=6)
+    assert first.states is not None
+    remarks = [
+        f"{first.states.shape[0]} tasks of the test split, {first.states.shape[1]} demonstration sets each; left panels"
+        " are coloured by layer (dark: the first), right ones by task; s: silhouette in the map (in the states' space)",
+        *remarks,
+    ]
+    tables = {
+        "": Table(["run", "stack", "task", "demonstration_set", "layer", "x", "y"], points),
+        "silhouettes": Table(["run", "stack", "by", "space", "silhouette"], numbers),
+    }
+    return Drawing(figure, tables, remarks)
+
+
+def _map(
+    pair: Sequence[Axes],
+    label: str,
+    reading: Reading,
+    at: int,
+    stack: str,
+    points: list[list[Any]],
+    numbers: list[list[Any]],
+) -> None:
+    """The map of one stack's states, drawn twice, and its rows of the tables."""
+    from sklearn.manifold import TSNE
+    from sklearn.metrics import silhouette_score
+
+    assert reading.states is not None
+    states = reading.states[:, :, at, : reading.depths[at]]  # [tasks, sets, layers, m·d]
+    flat = states.reshape(-1, states.shape[-1])
+    task, drawn, layer = (each.ravel() for each in np.indices(states.shape[:3]))
+    perplexity = min(30.0, (len(flat) - 1) / 3)
+    places = TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(flat)
+    colours = np.array(PALETTE)[task % len(PALETTE)]
+    looks: tuple[dict[str, Any], ...] = ({"c": layer, "cmap": SHADES}, {"c": colours})
+    for panel, by, kinds, look in zip(pair, ("layer", "task"), (layer, task), looks, strict=True):
+        panel.scatter(places[:, 0], places[:, 1], s=4, linewidths=0, **look)
+        panel.set(xticks=[], yticks=[])
+        panel.spines[:].set_visible(True)
+        panel.set_box_aspect(1)
+        values = {}
+        for space, where in (("map", places), ("states", flat)):
+            some = 1 < len(set(kinds.tolist())) < len(kinds)
+            values[space] = float(silhouette_score(where, kinds)) if some else float("nan")
+            numbers.append([label, stack, by, space, values[space]])
+        panel.set_title(f"{stack}, by {by}", fontsize=7)
+        said = f"s = {values['map']:.2f} ({values['states']:.2f})".replace("-", "−")
+        panel.set_xlabel(said, fontsize=7)
+    rows = zip(task, drawn, layer, places, strict=True)
+    points += [[label, stack, reading.names[t], s + 1, depth + 1, *place] for t, s, depth, place in rows]
+
+
+def passes(sources: Sequence[Source], reader: Reader) -> int:
+    """Tasks that will be read, at most; for a progress bar."""
+    from hart.analysis.figures_reading import SCATTERED_SETS, SCATTERED_TASKS
+
+    return sum(reader.max_tasks + SCATTERED_TASKS * SCATTERED_SETS for source in sources if source.model is not None)

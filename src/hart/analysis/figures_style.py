@@ -1,0 +1,185 @@
+"""How all figures look, and how a figure and the numbers behind it become files.
+
+Sizes are those of a paper's column and page; colours are Okabe and Ito's, which colour-blind readers tell apart. Text
+in SVG stays text. The same input gives the same bytes.
+"""
+
+import csv
+import io
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from hart.errors import HartError
+from hart.runtime.files import write_bytes, write_text
+
+COLUMN, PAGE = 3.4, 7.0
+"""Inches: the widths of a column and of a page of a paper."""
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+DASHES = ("-", "--", ":", "-.")
+SHADES = "viridis"
+"""Colour map of things that have an order or a size from 0."""
+SIGNED = "RdBu_r"
+"""Colour map of −1 to 1."""
+FORMATS = ("png", "svg")
+DOTS_PER_INCH = 300
+
+STYLE: Any = {
+    "axes.labelsize": 8,
+    "axes.linewidth": 0.6,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 8,
+    "figure.dpi": 100,
+    "font.family": "sans-serif",
+    "font.size": 8,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "lines.linewidth": 1.2,
+    "savefig.dpi": DOTS_PER_INCH,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "hart",
+    "xtick.labelsize": 7,
+    "xtick.major.width": 0.6,
+    "ytick.labelsize": 7,
+    "ytick.major.width": 0.6,
+}
+
+
+class NotDrawable(Exception):
+    """Why the given runs cannot give a figure, in one line."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Numbers behind a figure.
+
+    Attributes:
+        columns: their names, with units where they have any.
+        rows: one value for each column.
+        about: sentences at the head of the file: what the numbers are and how they were made.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    about: Sequence[str] = ()
+
+    def to_csv(self) -> str:
+        """RFC 4180 below lines that begin with `#` (`pandas.read_csv(path, comment="#")`); floats in full."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(self.columns)
+        writer.writerows([_plain(value) for value in row] for row in self.rows)
+        head = [line for sentence in self.about for line in textwrap.wrap(sentence, 110)]
+        return "".join(f"# {line}\n" for line in head) + text.getvalue()
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure that is not written yet.
+
+    Attributes:
+        tables: "" → the numbers that are drawn, other keys → further ones.
+        remarks: what a reader of the figure must know; written below it, in its tables and on the terminal.
+    """
+
+    figure: Figure
+    tables: Mapping[str, Table]
+    remarks: Sequence[str] = ()
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Within, figures have the one style, whatever the user's matplotlibrc says."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        yield
+
+
+def looks(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Label → colour and dashes, the same in every figure of a command; all differ for 28 labels."""
+    return {
+        label: {"color": PALETTE[at % len(PALETTE)], "linestyle": DASHES[at // len(PALETTE) % len(DASHES)]}
+        for at, label in enumerate(labels)
+    }
+
+
+def panels(rows: int, columns: int, *, width: float, height: float, **options: Any) -> tuple[Figure, np.ndarray]:
+    """A figure and its axes `[rows, columns]`; `width` and `height` in inches, of the whole."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def heat_map(axes: Axes, values: np.ndarray, *, numbers: bool, **options: Any) -> Any:
+    """A square matrix, its first row on top, layers numbered from 1; with its numbers where there are few cells.
+
+    What is NaN stays empty.
+    """
+    size = len(values)
+    image = axes.imshow(values, **options)
+    step = 1 if size <= 12 else 4 if size <= 24 else 8
+    ticks = [0, *range(step - 1, size, step)] if step > 1 else list(range(size))
+    names = [str(tick + 1) for tick in ticks]
+    axes.set_xticks(ticks, names)
+    axes.set_yticks(ticks, names)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=2)
+    if numbers and size <= 8:
+        for (row, column), value in np.ndenumerate(values):
+            if np.isnan(value):
+                continue
+            red, green, blue, _ = image.cmap(image.norm(value))
+            dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
+            text = f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 0.995 else f"{value:.0f}"
+            axes.text(column, row, text, ha="center", va="center", fontsize=4.5, color="white" if dark else "black")
+    return image
+
+
+def save(drawing: Drawing, name: str, folder: Path, formats: Sequence[str]) -> list[Path]:
+    """Write NAME.png, NAME.svg, NAME.csv and NAME_KEY.csv, each whole; returns their paths.
+
+    Raises:
+        HartError: one cannot be written.
+    """
+    if drawing.remarks:
+        width = drawing.figure.get_figwidth()
+        lines = textwrap.wrap(". ".join(each[0].upper() + each[1:] for each in drawing.remarks) + ".", int(22 * width))
+        drawing.figure.supxlabel("\n".join(lines), fontsize=5.5, color="0.35", x=0.01, ha="left")
+    paths = []
+    for form in formats:
+        content = io.BytesIO()
+        metadata = {"Date": None} if form == "svg" else {}
+        drawing.figure.savefig(content, format=form, metadata={"Title": name, **metadata})
+        paths.append(folder / f"{name}.{form}")
+        write_bytes(paths[-1], content.getvalue())
+    for key, table in drawing.tables.items():
+        paths.append(folder / (f"{name}_{key}.csv" if key else f"{name}.csv"))
+        about = [*table.about, *(f"{remark}." for remark in drawing.remarks)]
+        write_text(paths[-1], Table(table.columns, table.rows, about).to_csv())
+    return paths
+
+
+def need(module: str) -> None:
+    """Refuse a figure whose library is not installed.
+
+    Raises:
+        HartError: it is not.
+    """
+    import importlib.util
+
+    if importlib.util.find_spec(module.partition(".")[0]) is None:
+        name = {"sklearn": "scikit-learn"}.get(module, module)
+        raise HartError(f"{name} is not installed; pip install 'hart-hypernet[figures]'")
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
