@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer, GenerationConfig, T5Config, T5ForConditionalGeneration
 
 from hart.cli import main
 from hart.data.collections import load_tasks
@@ -93,7 +94,8 @@ def test_each_kind_of_adaptation_is_what_it_is_called(tasks: list[Task]):
 def test_kinds_that_would_change_nothing_are_left_out(tasks: list[Task]):
     one = [replace(task, demonstrations=task.demonstrations[:1]) for task in tasks]
     assert [*other_adaptations(model(fusion=False), one, 0)] == [OWN, ANOTHER_TASK]
-    two = [*one[:2], replace(tasks[2], demonstrations=tasks[2].demonstrations[:3])]
+    one = [replace(task, instances=task.instances[:1]) for task in one]
+    two = [*one[:2], replace(one[2], demonstrations=tasks[2].demonstrations[:3])]
     found = diagnose(model(fusion=False), two)
     assert [*found.scores] == [OWN, ANOTHER_TASK, "shuffled_demonstrations", "other_demonstrations"]
     assert "other demonstrations of the task (1 of 3 tasks have them)" in [*found.tables()[1].columns[0].cells]
@@ -110,33 +112,42 @@ def test_one_state_for_all_layers_is_no_collapse(tasks: list[Task]):
     assert found.one_state and found.layer_cosine == 1
     assert found.variance["layers"] == found.variance["tasks_by_layer"] == 0
     assert found.warning is None or "consecutive" not in found.warning
-    assert "1.000 by construction: one state serves all layers" in [*found.tables()[0].columns[1].cells]
+    assert "1.000 by construction: one state for all layers" in [*found.tables()[0].columns[1].cells]
+
+
+@pytest.fixture(scope="module")
+def uneven_base_dir(tiny_base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base with three encoder layers and two decoder layers."""
+    folder = tmp_path_factory.mktemp("uneven")
+    fields = T5Config.from_pretrained(tiny_base_dir).to_dict() | {"num_layers": 3, "num_decoder_layers": 2}
+    base = T5ForConditionalGeneration(T5Config(**fields))
+    base.generation_config = GenerationConfig.from_pretrained(tiny_base_dir)
+    base.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_base_dir).save_pretrained(folder)
+    return folder
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_every_scheme_on_stacks_of_unequal_depth(scheme: str, tiny_base_dir: Path, toy_data_dir: Path):
+def test_every_scheme_on_stacks_of_unequal_depth(scheme: str, uneven_base_dir: Path, toy_data_dir: Path):
     data = DataConfig(dir=str(toy_data_dir), max_train_instances=1, max_target_length=4)
-    config = ModelConfig(
-        base=str(tiny_base_dir), decoder_layers=1, scheme={"name": scheme}, peft=[{"kind": "prefix", "length": 2}]
-    )
-    system = HartModel.from_config(config, data).eval()
-    shape = system.main.shape
-    found = diagnose(system, load_tasks(data, "train")[:2])
-    assert shape.encoder_layers != shape.decoder_layers and sum(found.variance.values()) == pytest.approx(1)
+    peft = [{"kind": "prefix", "length": 2}]
+    config = ModelConfig(base=str(uneven_base_dir), decoder_layers=1, scheme={"name": scheme}, peft=peft)
+    found = diagnose(HartModel.from_config(config, data).eval(), load_tasks(data, "train")[:2], batch_size=1)
+    assert sum(found.variance.values()) == pytest.approx(1)
+    assert found.one_state == (scheme == "shared")
     if not found.one_state:
-        lengths = [len(values) for values in found.layer_cosines.values()]
-        assert lengths == [shape.encoder_layers - 1, shape.decoder_layers - 1]
-        assert len(found.stack_cosines) == min(shape.encoder_layers, shape.decoder_layers)
+        assert [len(values) for values in found.layer_cosines.values()] == [2, 1] and len(found.stack_cosines) == 2
 
 
-def test_multiple_choice_tasks_are_scored_by_accuracy(mini: HartModel, tasks: list[Task]):
+def test_multiple_choice_tasks_are_scored_by_accuracy(tasks: list[Task]):
     chosen = [
-        replace(task, instances=[replace(i, choices=(i.references[0], "no", "yes")) for i in task.instances])
-        for task in tasks
+        replace(task, instances=[replace(i, choices=(i.references[0], "no", "yes")) for i in task.instances[:1]])
+        for task in tasks[:2]
     ]
-    found = diagnose(mini, chosen)
+    system = model()
+    found = diagnose(system, chosen)
     assert [*found.scores] == [*IN_WORDS]
-    assert found.scores[OWN] == evaluate(hart_system(mini), chosen, CHOICES).summary
+    assert found.scores[OWN] == evaluate(hart_system(system), chosen, CHOICES).summary
 
 
 def test_demonstration_sets_are_drawn_alike_every_time(tasks: list[Task]):
@@ -199,7 +210,7 @@ def test_from_the_command_line(tasks: list[Task], tmp_path: Path, capsys: pytest
     )
     written = json.loads(output.read_text())
     assert written["diagnostics"]["scheme"] == "autoregressive" and "diagnostics" not in written["details"]
-    assert written["diagnostics"]["scores"][OWN] == written["overall"]
+    assert written["diagnostics"]["scores"][OWN].items() <= written["overall"].items()
 
 
 def test_what_cannot_be_diagnosed_is_refused_before_the_work(

@@ -45,11 +45,11 @@ PASS = 8
 """Tasks that the hypernetwork reads together."""
 
 CAUSES = {
-    "stacks": "between encoder and decoder",
-    "layers": "between layers",
-    "tasks": "between tasks, in all layers alike",
-    "tasks_by_layer": "between tasks, another in each layer",
-    "demonstrations": "between demonstrations of one task",
+    "stacks": "stacks",
+    "layers": "layers",
+    "tasks": "tasks, alike in all layers",
+    "tasks_by_layer": "tasks, another in each layer",
+    "demonstrations": "demonstrations of a task",
 }
 """The shares of `variance_shares` in words."""
 
@@ -106,18 +106,22 @@ class Diagnostics:
         """Measures and scores."""
         measures = Table("measure", "value", title=f"layer states, scheme {self.scheme}", min_width=80)
         cosine = "–" if self.layer_cosine is None else f"{self.layer_cosine:.3f}"
-        note = " by construction: one state serves all layers" if self.one_state else ""
-        measures.add_row("cosine of consecutive layers, upper half", cosine + note)
+        note = " by construction: one state for all layers" if self.one_state else ""
+        measures.add_row("cosine of layers, upper half", cosine + note)
         for stack, values in self.layer_cosines.items():
-            measures.add_row(f"  by layer, {stack}", " ".join(f"{value:.2f}" for value in values))
+            measures.add_row(f"  {stack}, by layer", " ".join(f"{value:.2f}" for value in values))
         if self.stack_cosines:
-            measures.add_row("cosine of the two stacks, by layer", " ".join(f"{v:.2f}" for v in self.stack_cosines))
+            measures.add_row("cosine of stacks, by layer", " ".join(f"{v:.2f}" for v in self.stack_cosines))
+        if self.variance:
+            measures.add_row("share of variance between", "")
         for name, share in self.variance.items():
-            measures.add_row(f"variance {CAUSES[name]}", f"{share:.3f}")
+            measures.add_row(f"  {CAUSES[name]}", f"{share:.3f}")
         if self.effective_rank is not None:
             measures.add_row("effective rank", f"{self.effective_rank:.1f}")
+        if self.parameter_cosines:
+            measures.add_row("cosine of parameters over tasks", "")
         for block, value in self.parameter_cosines.items():
-            measures.add_row(f"cosine over tasks, {block}", "–" if value is None else f"{value:.3f}")
+            measures.add_row(f"  {block}", "–" if value is None else f"{value:.3f}")
         names = list(next(iter(self.scores.values()), {}))
         scores = Table("adaptation", *names, title="the same tasks under other adaptations")
         for name, means in self.scores.items():
