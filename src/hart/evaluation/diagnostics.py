@@ -35,7 +35,7 @@ from hart.evaluation.systems import hart_system
 from hart.hypernetwork.schemes.base import STACK_INDEX
 from hart.model.hart_model import HartModel
 
-Bar = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
+Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """What is done, and how many times → a context with the function that moves a progress bar on."""
 
 SETS = 4
@@ -260,5 +260,5 @@ def _scores(
     return found
 
 
-def _no_bar(what: str, total: int) -> AbstractContextManager[Callable[[int], object]]:
+def _no_bar(what: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
     return nullcontext(lambda done: None)
