@@ -8,8 +8,10 @@ import torch
 
 from hart.evaluation.states import (
     batch_measures,
+    collapses,
     consecutive_cosines,
     effective_rank,
+    one_state,
     pairwise_cosine,
     stack_cosines,
     upper_half,
@@ -58,24 +60,73 @@ def test_layers_that_a_stack_does_not_have_are_left_out():
     assert ours == theirs
 
 
-@pytest.mark.parametrize("by", ["layers", "tasks", "demonstrations"])
-def test_variance_of_one_cause_is_that_cause(by: str):
-    shape = {"layers": (1, 1, 2, LAYERS), "tasks": (N, 1, 1, 1), "demonstrations": (1, 2, 1, 1)}[by]
-    states = torch.randn(*shape, VECTORS, D).expand(N, 2, 2, LAYERS, -1, -1)
-    shares = variance_shares(states, BOTH)
-    assert shares[by] == pytest.approx(1, abs=1e-5) and sum(shares.values()) == pytest.approx(1)
+# What the states are made of: the axes [T, s, S, L] along which one cause makes them differ.
+CAUSES = {
+    "stacks": (1, 1, 2, 1),
+    "layers": (1, 1, 1, LAYERS),
+    "tasks": (N, 1, 2, 1),
+    "tasks_by_layer": (N, 1, 2, LAYERS),
+    "demonstrations": (N, 2, 2, LAYERS),
+}
 
 
-def test_variance_shares_against_numpy():
+def caused_by(cause: str) -> torch.Tensor:
+    """States that differ for one reason alone."""
+    states = torch.randn(*CAUSES[cause], VECTORS, D)
+    if cause == "tasks":
+        states = states - states.mean(0)
+    if cause == "tasks_by_layer":
+        states = states - states.mean(0)
+        states = states - states.mean(3, keepdim=True)
+    if cause == "demonstrations":
+        states = states - states.mean(1, keepdim=True)
+    return states.expand(N, 2, 2, LAYERS, -1, -1)
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_variance_of_one_cause_is_that_cause(cause: str):
+    shares = variance_shares(caused_by(cause), BOTH)
+    # The mean over layers of what differs by layer is what differs by stack; two stacks of two draws have one.
+    own = shares["layers"] + shares["stacks"] if cause == "layers" else shares[cause]
+    assert own == pytest.approx(1, abs=1e-5) and sum(shares.values()) == pytest.approx(1)
+
+
+def test_causes_add_up_with_the_sizes_they_have():
+    parts = {cause: caused_by(cause) for cause in CAUSES}
+    parts["layers"] = parts["layers"] - parts["layers"].mean(3, keepdim=True)
+    parts["stacks"] = parts["stacks"] - parts["stacks"].mean(2, keepdim=True)
+    sizes = {cause: part.square().sum((-1, -2)).mean().item() for cause, part in parts.items()}
+    expected = {cause: size / sum(sizes.values()) for cause, size in sizes.items()}
+    assert variance_shares(sum(parts.values()), BOTH) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("layers", [BOTH, (LAYERS, 2)])
+def test_variance_shares_against_numpy(layers: tuple[int, int]):
     states = random_states(N, 2)
-    x = states.numpy().reshape(N, 2, 2 * LAYERS, -1).astype(np.float64)
-    total = ((x - x.mean((0, 1, 2))) ** 2).sum(-1).mean()
-    expected = {
-        "layers": ((x.mean((0, 1)) - x.mean((0, 1, 2))) ** 2).sum(-1).mean() / total,
-        "tasks": ((x.mean(1) - x.mean((0, 1))) ** 2).sum(-1).mean() / total,
-        "demonstrations": ((x - x.mean(1, keepdims=True)) ** 2).sum(-1).mean() / total,
+    x = states.numpy().astype(np.float64).reshape(N, 2, 2, LAYERS, -1)
+    # One row per state that exists, with its task, set, stack and layer; means by their labels.
+    cells = [(t, s, k, layer) for t in range(N) for s in range(2) for k in range(2) for layer in range(layers[k])]
+    rows = np.array([x[cell] for cell in cells])
+    labels = np.array(cells)
+
+    def mean_by(*columns: int) -> np.ndarray:
+        alike = (labels[:, None, columns] == labels[None, :, columns]).all(-1)
+        return (alike @ rows) / alike.sum(1, keepdims=True)
+
+    task, demonstrations, stack, layer = range(4)
+    of_stack, of_layer, of_task = mean_by(stack), mean_by(stack, layer), mean_by(task, stack)
+    of_cell = mean_by(task, stack, layer)
+    parts = {
+        "stacks": of_stack - rows.mean(0),
+        "layers": of_layer - of_stack,
+        "tasks": of_task - of_stack,
+        "tasks_by_layer": of_cell - of_task - of_layer + of_stack,
+        "demonstrations": rows - of_cell,
     }
-    assert variance_shares(states, BOTH) == pytest.approx(expected, abs=1e-5)
+    total = ((rows - rows.mean(0)) ** 2).sum()
+    assert variance_shares(states, layers) == pytest.approx(
+        {name: (part**2).sum() / total for name, part in parts.items()}, abs=1e-5
+    )
 
 
 def test_states_that_do_not_vary_have_no_shares():
@@ -90,11 +141,21 @@ def test_effective_rank_counts_directions():
         assert effective_rank(rows[:, None, None, None], (1,)) == pytest.approx(expected, rel=1e-4)
 
 
+def test_effective_rank_is_that_of_the_singular_values():
+    for n in (2, 40):  # fewer and more states than directions
+        states = random_states(n)
+        places = states.flatten(3).flatten(0, 2).numpy().astype(np.float64)
+        values = np.linalg.svd(places - places.mean(0), compute_uv=False)
+        shares = values[values > 1e-9] / values.sum()
+        assert effective_rank(states, BOTH) == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-4)
+
+
 def test_pairwise_cosine_is_the_mean_over_pairs():
     values = torch.randn(4, 3, 2)
     flat = values.flatten(1)
     pairs = [torch.cosine_similarity(flat[i], flat[j], dim=0) for i in range(4) for j in range(4) if i != j]
     assert pairwise_cosine(values) == pytest.approx(torch.stack(pairs).mean().item(), abs=1e-5)
+    assert pairwise_cosine(values[:, :1], values[:, 1:]) == pytest.approx(pairwise_cosine(values), abs=1e-6)
     assert pairwise_cosine(values[:1]) is None
 
 
@@ -106,6 +167,31 @@ def test_measures_of_a_batch_are_those_of_one_set_per_task():
         upper_half(consecutive_cosines(states.detach(), BOTH)), abs=1e-5
     )
     assert found["stack_cosine"].item() == pytest.approx(np.mean(stack_cosines(states.detach(), BOTH)), abs=1e-5)
-    assert found["row_variance"].item() == pytest.approx(shares["tasks"], abs=1e-5)
+    assert found["row_variance"].item() == pytest.approx(shares["tasks"] + shares["tasks_by_layer"], abs=1e-5)
     assert not any(value.requires_grad for value in found.values())
     assert batch_measures(torch.zeros(N, 2, 0, 1, 1), BOTH) == {}
+
+
+def test_one_state_for_all_layers_has_no_cosine_of_layers_in_a_batch():
+    one = random_states(N)[:, :, :1]
+    repeated = one.expand(-1, -1, LAYERS, -1, -1)
+    found = batch_measures(repeated, BOTH)
+    assert one_state(repeated) and not one_state(repeated.contiguous()) and not one_state(one)
+    assert [*found] == ["stack_cosine", "row_variance"]
+    written_out = batch_measures(repeated.contiguous(), BOTH)
+    assert all(found[name].item() == pytest.approx(written_out[name].item(), abs=1e-5) for name in found)
+
+
+@pytest.mark.parametrize(
+    ("layer_cosine", "between_tasks", "says"),
+    [
+        (0.97, 0.06, []),
+        (None, None, []),
+        (0.98, 0.05, ["consecutive layers are one (cosine 0.980"]),
+        (0.5, 0.049, ["hardly differ between tasks (0.049"]),
+        (1.0, 0.0, ["consecutive layers are one (cosine 1.000", "hardly differ between tasks (0.000"]),
+    ],
+)
+def test_what_has_become_one_is_said(layer_cosine: float | None, between_tasks: float | None, says: list[str]):
+    found = collapses(layer_cosine, between_tasks)
+    assert len(found) == len(says) and all(text in each for text, each in zip(says, found, strict=True))

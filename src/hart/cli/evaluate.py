@@ -4,6 +4,7 @@ import argparse
 import os
 import time
 from contextlib import nullcontext, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,8 @@ examples:
     parser.add_argument(
         "--diagnostics",
         action="store_true",
-        help="measure the layer states too, and score the tasks under other tasks' adaptations, with parameters or "
-        "memory alone, and with demonstrations in another order",
+        help="of MODEL's hypernetwork: measure its layer states, and score the tasks under other tasks' adaptations, "
+        "with parameters or memory only, and with other demonstrations; some eight times the time",
     )
     parser.add_argument(
         "--output", metavar="results.json", type=Path, help="file for all scores and predictions; replaced if it exists"
@@ -143,21 +144,24 @@ def _run(args: argparse.Namespace, *, first: bool) -> None:
         system = load_system(args.system, args.model, form=chosen.form, device=device, **options)
         chosen.check_readable(system, args.model)
         details |= {"model": args.model, "device": str(device), **options}
+    if args.diagnostics:
+        from hart.evaluation.diagnostics import check_diagnosable, diagnose
+
+        check_diagnosable(system.model, tasks)
     start = time.monotonic()
     with progress_bar("tasks", len(tasks)) as advance:
         results = evaluate(system, tasks, metric, details=details, on_task=lambda _: advance(1), beside=True)
     results.details["seconds"] = round(time.monotonic() - start, 1)
-    found = None
-    if args.diagnostics:
-        from hart.evaluation.diagnostics import diagnose
-
-        say("diagnostics: the tasks again, under other adaptations …")
-        how = {name: getattr(args, name) for name in ("batch_size", "normalisation")}
-        found = diagnose(system.model, tasks, seed=args.data_seed, **how)
-        results.details["diagnostics"] = found.to_dict()
-    # Saved before they are printed, which a terminal may refuse.
+    # Saved before more is done, and before it is printed, which a terminal may refuse.
     if first and args.output is not None:
         results.save(args.output)
+    found = None
+    if args.diagnostics:
+        how = {name: getattr(args, name) for name in ("batch_size", "normalisation")}
+        found = diagnose(system.model, tasks, seed=args.data_seed, own=results.summary, bar=progress_bar, **how)
+        results = replace(results, diagnostics=found.to_dict())
+        if first and args.output is not None:
+            results.save(args.output)
     if system not in metric.beside:  # whose ties are meant
         warn(system, results)
     show(*results.tables())

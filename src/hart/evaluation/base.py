@@ -44,12 +44,19 @@ class System:
 
 @dataclass(frozen=True)
 class Results(ABC):
-    """Scores of one system; `details` is provenance for the file, `beside` are the metric's own baselines."""
+    """Scores of one system.
+
+    Attributes:
+        details: provenance for the file.
+        beside: results of the metric's own baselines.
+        diagnostics: for the file, if there are any (`hart.evaluation.diagnostics`).
+    """
 
     system: str
     tasks: tuple[Any, ...]
     details: dict[str, Any] = field(default_factory=dict)
     beside: tuple[Any, ...] = ()
+    diagnostics: dict[str, Any] = field(default_factory=dict)
 
     MARK = ("", "")
     """What a reader of the scores should know of some instances: its name in the file, and in words."""
@@ -107,7 +114,8 @@ class Results(ABC):
         if self.beside:
             details["baselines"] = {each.system: each.brief() for each in self.beside}
         tasks = [task.to_dict() for task in self.tasks]
-        return {"system": self.system, "details": details, **self.means(), "tasks": tasks}
+        diagnostics = {"diagnostics": self.diagnostics} if self.diagnostics else {}
+        return {"system": self.system, "details": details, **self.means(), **diagnostics, "tasks": tasks}
 
     def save(self, path: str | Path) -> None:
         """Write results.json, whole or not at all.

@@ -2,11 +2,12 @@
 
 Two failures leave the loss falling. States of consecutive layers can become one (a recursion in its fixed point), and
 what is generated can hardly depend on the task. The measures are of `hart.evaluation.states`; the scores are of the
-same tasks under other adaptations: another task's must score worse, or the task was not read.
-docs/diagnostics.md says how to read them.
+same tasks under other adaptations (`hart.evaluation.other_adaptations`): another task's must score worse, or the task
+was not read. docs/diagnostics.md says how to read them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor
 from hart.data.prompts import Cuts
 from hart.data.tasks import Demonstration, Task
 from hart.errors import HartError
-from hart.evaluation.base import Metric
+from hart.evaluation.other_adaptations import ANOTHER_TASK, IN_WORDS, OWN, other_adaptations
 from hart.evaluation.run import evaluate, metric_of
 from hart.evaluation.states import (
     collapses,
@@ -31,14 +32,26 @@ from hart.evaluation.states import (
     variance_shares,
 )
 from hart.evaluation.systems import hart_system
-from hart.model.adaptation import Adaptation
+from hart.hypernetwork.schemes.base import STACK_INDEX
 from hart.model.hart_model import HartModel
+
+Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""What is done, and how many times → a context with the function that moves a progress bar on."""
 
 SETS = 4
 """Demonstration sets per task whose states are compared."""
 
 PASS = 8
 """Tasks that the hypernetwork reads together."""
+
+CAUSES = {
+    "stacks": "stacks",
+    "layers": "layers",
+    "tasks": "tasks, alike in all layers",
+    "tasks_by_layer": "tasks, another in each layer",
+    "demonstrations": "demonstrations of a task",
+}
+"""The shares of `variance_shares` in words."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +63,13 @@ class Diagnostics:
         one_state: whether one state serves all layers by construction (the shared scheme).
         layer_cosines: stack → cosine of the states of layers l and l + 1.
         layer_cosine: mean of them over the upper half of layers; None without two layers.
-        stack_cosines: per layer, between the states of the two stacks.
-        variance: share of the states' variance between layers, tasks and demonstration sets.
+        stack_cosines: per layer, between the states of the two stacks; one number where one state serves all layers.
+        variance: share of the states' variance by cause (`variance_shares`).
         effective_rank: of all states.
         parameter_cosines: block → mean cosine between what two tasks get; `all`: of everything generated.
         scores: adaptation → means over the tasks; the first is the task's own.
+        other_sets: how many tasks have demonstrations that are not shown, for the score of other demonstrations.
+        tasks: how many there are.
     """
 
     scheme: str
@@ -66,6 +81,8 @@ class Diagnostics:
     effective_rank: float | None
     parameter_cosines: dict[str, float | None]
     scores: dict[str, dict[str, float]]
+    other_sets: int
+    tasks: int
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -74,88 +91,125 @@ class Diagnostics:
     @property
     def warning(self) -> str | None:
         """One line where something has collapsed; None where nothing has."""
-        found = collapses(None if self.one_state else self.layer_cosine, self.variance.get("tasks"))
-        own, other = self.scores.get(OWN), self.scores.get(OTHER)
+        between = self.variance["tasks"] + self.variance["tasks_by_layer"] if self.variance else None
+        found = collapses(None if self.one_state else self.layer_cosine, between)
+        own, other = self.scores.get(OWN), self.scores.get(ANOTHER_TASK)
         if own is not None and other is not None:
             name = next(iter(own))
             if other[name] >= own[name]:
-                found.append(f"another task's adaptation scores as well as the own ({name} {other[name]:.1f})")
+                found.append(
+                    f"another task's adaptation scores as well as the own ({name} {other[name]:.1f}, {own[name]:.1f})"
+                )
         return "; ".join(found) or None
 
     def tables(self) -> list[Table]:
         """Measures and scores."""
         measures = Table("measure", "value", title=f"layer states, scheme {self.scheme}", min_width=80)
         cosine = "–" if self.layer_cosine is None else f"{self.layer_cosine:.3f}"
-        note = " (one state for all layers, by construction)" if self.one_state else ""
-        measures.add_row("cosine of consecutive layers, upper half", cosine + note)
+        note = " by construction: one state for all layers" if self.one_state else ""
+        measures.add_row("cosine of layers, upper half", cosine + note)
         for stack, values in self.layer_cosines.items():
-            measures.add_row(f"  by layer, {stack}", " ".join(f"{value:.2f}" for value in values))
+            measures.add_row(f"  {stack}, by layer", " ".join(f"{value:.2f}" for value in values))
         if self.stack_cosines:
-            measures.add_row("cosine of the two stacks, by layer", " ".join(f"{v:.2f}" for v in self.stack_cosines))
+            measures.add_row("cosine of stacks, by layer", " ".join(f"{v:.2f}" for v in self.stack_cosines))
+        if self.variance:
+            measures.add_row("share of variance between", "")
         for name, share in self.variance.items():
-            measures.add_row(f"share of variance between {name}", f"{share:.3f}")
+            measures.add_row(f"  {CAUSES[name]}", f"{share:.3f}")
         if self.effective_rank is not None:
             measures.add_row("effective rank", f"{self.effective_rank:.1f}")
+        if self.parameter_cosines:
+            measures.add_row("cosine of parameters over tasks", "")
         for block, value in self.parameter_cosines.items():
-            measures.add_row(f"cosine of {block} parameters over tasks", "–" if value is None else f"{value:.3f}")
+            measures.add_row(f"  {block}", "–" if value is None else f"{value:.3f}")
         names = list(next(iter(self.scores.values()), {}))
         scores = Table("adaptation", *names, title="the same tasks under other adaptations")
         for name, means in self.scores.items():
-            scores.add_row(name, *(f"{means[each]:.2f}" for each in names))
+            scores.add_row(self._in_words(name), *(f"{means[each]:.2f}" for each in names))
         return [measures, scores]
 
+    def _in_words(self, name: str) -> str:
+        some = name == "other_demonstrations" and self.other_sets < self.tasks
+        return IN_WORDS[name] + (f" ({self.other_sets} of {self.tasks} tasks have them)" if some else "")
 
-OWN, OTHER = "own", "another task's"
+
+def check_diagnosable(model: HartModel, tasks: Sequence[Task]) -> None:
+    """Raise `HartError` for a system without hypernetwork, or fewer than two tasks."""
+    if model.hypernetwork is None:
+        raise HartError(f"{model.name or 'model'}: has no hypernetwork, so there are no layer states to diagnose")
+    if len(tasks) < 2:
+        raise HartError("diagnostics compare tasks with each other; give at least two")
 
 
 def diagnose(
-    model: HartModel, tasks: Sequence[Task], *, sets: int = SETS, seed: int = 0, scores: bool = True, **options: Any
+    model: HartModel,
+    tasks: Sequence[Task],
+    *,
+    sets: int = SETS,
+    seed: int = 0,
+    scores: bool = True,
+    own: Mapping[str, float] | None = None,
+    bar: Bar | None = None,
+    **options: Any,
 ) -> Diagnostics:
     """Measure the layer states on some tasks, and score the tasks under other adaptations than their own.
+
+    Of several processes all must call this; each answers its share of the tasks.
 
     Args:
         model: with a hypernetwork.
         tasks: with instances; at least two.
-        sets: demonstration sets per task. The first is the one that is shown; the others are drawn from further
-            demonstrations and, where these are too few, instances.
-        seed: of these draws.
+        sets: demonstration sets per task. The first is the one that is shown; the others are drawn from all
+            demonstrations and instances, which matters to no score.
+        seed: of these draws, and of those of the scores.
         scores: whether to answer the tasks too, which takes most of the time.
+        own: the scores of the tasks' own adaptations, where they are known.
+        bar: progress over the answered tasks, e.g. `hart.cli.options.progress_bar`.
         options: of the systems (`hart_system`), e.g. `batch_size`.
 
     Raises:
         HartError: a system without hypernetwork, or fewer than two tasks.
     """
+    check_diagnosable(model, tasks)
     network = model.hypernetwork
-    if network is None:
-        raise HartError(f"{model.name or 'model'}: has no hypernetwork, so there are no layer states to diagnose")
-    if len(tasks) < 2:
-        raise HartError("diagnostics compare tasks with each other; give at least two")
+    assert network is not None
     draws = [_sets(model, task, sets, seed) for task in tasks]
-    states, blocks = _read(model, [each for of_task in draws for each in of_task])
-    layers = [model.main.shape.encoder_layers, model.main.shape.decoder_layers]
-    measured: dict[str, Any] = {
-        "layer_cosines": {}, "layer_cosine": None, "stack_cosines": [], "variance": {}, "effective_rank": None,
-    }  # fmt: skip
-    if states.numel():
-        cosines = consecutive_cosines(states, layers)
-        measured = {
-            "layer_cosines": dict(zip(("encoder", "decoder"), cosines, strict=True)),
-            "layer_cosine": upper_half(cosines),
-            "stack_cosines": stack_cosines(states, layers),
-            "variance": variance_shares(states.unflatten(0, (len(tasks), sets)), layers),
-            "effective_rank": effective_rank(states, layers),
-        }
-    shown = {name: values[::sets] for name, values in blocks.items() if values.numel()}
-    parameters = {name: pairwise_cosine(values) for name, values in shown.items()}
-    if shown:
-        parameters["all"] = pairwise_cosine(torch.cat([values.flatten(1) for values in shown.values()], dim=1))
+    states, blocks = _read(model, [each for of_task in draws for each in of_task], sets)
+    form = model.input_format
     return Diagnostics(
         scheme="none" if network.scheme is None else network.scheme.name,
-        one_state=one_state(states),
-        **measured,
-        parameter_cosines=parameters,
-        scores=_scores(model, tasks, seed, options) if scores else {},
+        **_measures(states, [model.main.shape.encoder_layers, model.main.shape.decoder_layers], sets),
+        parameter_cosines=_parameter_cosines(blocks),
+        scores=_scores(model, tasks, seed, own, bar, options) if scores else {},
+        other_sets=sum(len(task.demonstrations) > len(form.shown(task).demonstrations) for task in tasks),
+        tasks=len(tasks),
     )
+
+
+def _measures(states: Tensor, layers: list[int], sets: int) -> dict[str, Any]:
+    """Those of the states, by their names in `Diagnostics`."""
+    found: dict[str, Any] = {
+        "one_state": one_state(states), "layer_cosines": {}, "layer_cosine": None, "stack_cosines": [], "variance": {},
+        "effective_rank": None,
+    }  # fmt: skip
+    if not states.numel():
+        return found
+    if found["one_state"]:
+        found["layer_cosine"] = 1.0
+        states, layers = states[:, :, :1], [1 for _ in layers]
+    else:
+        cosines = consecutive_cosines(states, layers)
+        found |= {"layer_cosines": dict(zip(STACK_INDEX, cosines, strict=True)), "layer_cosine": upper_half(cosines)}
+    return found | {
+        "stack_cosines": stack_cosines(states, layers),
+        "variance": variance_shares(states.unflatten(0, (-1, sets)), layers),
+        "effective_rank": effective_rank(states, layers),
+    }
+
+
+def _parameter_cosines(blocks: dict[str, Tensor]) -> dict[str, float | None]:
+    found = {name: pairwise_cosine(values) for name, values in blocks.items()}
+    return {**found, "all": pairwise_cosine(*blocks.values())} if blocks else {}
 
 
 def _sets(model: HartModel, task: Task, sets: int, seed: int) -> list[Task]:
@@ -168,58 +222,43 @@ def _sets(model: HartModel, task: Task, sets: int, seed: int) -> list[Task]:
 
 
 @torch.no_grad()
-def _read(model: HartModel, tasks: Sequence[Task]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Layer states and generated blocks of each task, on the CPU; a state that serves all layers stays a view."""
-    made = [model.read(tasks[start : start + PASS], Cuts()) for start in range(0, len(tasks), PASS)]
-    one = all(one_state(each.states) for each in made)
-    states = torch.cat([each.states[:, :, :1] if one else each.states for each in made]).float().cpu()
+def _read(model: HartModel, draws: Sequence[Task], sets: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Layer states of every draw and the blocks of every task's first, on the CPU.
+
+    A state that serves all layers stays a view. Blocks without numbers are left out.
+    """
+    states, blocks, one = [], [], True
+    for start in range(0, len(draws), PASS):
+        made = model.read(draws[start : start + PASS], Cuts())
+        one = one and one_state(made.states)
+        states.append((made.states[:, :, :1] if one else made.states).float().cpu())
+        first = -start % sets
+        blocks.append({name: rows[first::sets].float().cpu() for name, rows in made.blocks.items() if rows.numel()})
+        layers = made.states.shape[2]
+    joined = torch.cat(states)
     if one:
-        states = states.expand(-1, -1, made[0].states.shape[2], -1, -1)
-    return states, {name: torch.cat([each.blocks[name] for each in made]).float().cpu() for name in made[0].blocks}
+        joined = joined.expand(-1, -1, layers, -1, -1)
+    return joined, {name: torch.cat([each[name] for each in blocks]) for name in blocks[0]}
 
 
-def _scores(model: HartModel, tasks: Sequence[Task], seed: int, options: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """The means of all tasks under each kind of adaptation that the model has."""
-    form, metric = model.input_format, metric_of(tasks)
-    number = {id(task): index for index, task in enumerate(tasks)}
-    own = [model.adapt(form.shown(task), cuts=Cuts()) for task in tasks]
-
-    def others(task: Task) -> Adaptation:
-        return own[(number[id(task)] + 1) % len(own)]
-
-    kinds: dict[str, Callable[[Task], Adaptation]] = {
-        OWN: lambda task: own[number[id(task)]],
-        OTHER: others,
-        "own demonstrations, in another order": lambda task: model.adapt(
-            _shuffled(form.shown(task), seed), cuts=Cuts()
-        ),
-    }
-    if own[0].blocks and own[0].memory is not None:
-        kinds |= {
-            "parameters alone": lambda task: replace(kinds[OWN](task), memory=None, memory_mask=None, kept=None),
-            "memory alone": lambda task: replace(kinds[OWN](task), blocks={}, peft=[]),
-            "own memory, another task's parameters": lambda task: replace(kinds[OWN](task), blocks=others(task).blocks),
-            "own parameters, another task's memory": lambda task: replace(others(task), blocks=kinds[OWN](task).blocks),
-        }
-    return {name: _means(model, tasks, metric, name, adapt, options) for name, adapt in kinds.items()}
-
-
-def _means(
+def _scores(
     model: HartModel,
     tasks: Sequence[Task],
-    metric: Metric[Any],
-    name: str,
-    adapt: Callable[[Task], Adaptation],
+    seed: int,
+    own: Mapping[str, float] | None,
+    bar: Bar | None,
     options: dict[str, Any],
-) -> dict[str, float]:
-    summary: dict[str, float] = evaluate(hart_system(model, name=name, adapt=adapt, **options), tasks, metric).summary
-    return summary
+) -> dict[str, dict[str, float]]:
+    """The means of all tasks under each kind of adaptation that the model has."""
+    metric, kinds = metric_of(tasks), other_adaptations(model, tasks, seed)
+    found = {OWN: dict(own)} if own is not None else {}
+    todo = [name for name in kinds if name not in found]
+    with (bar or _no_bar)("tasks under other adaptations", len(todo) * len(tasks)) as advance:
+        for name in todo:
+            system = hart_system(model, name=name, adapt=kinds[name], **options)
+            found[name] = evaluate(system, tasks, metric, on_task=lambda _: advance(1)).summary
+    return found
 
 
-def _shuffled(task: Task, seed: int) -> Task:
-    """The task with its demonstrations in another order, if it has more than one."""
-    order = list(task.demonstrations)
-    draw = Random(f"{seed} {task.name}")
-    while len(set(order)) > 1 and tuple(order) == task.demonstrations:
-        draw.shuffle(order)
-    return replace(task, demonstrations=tuple(order))
+def _no_bar(what: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+    return nullcontext(lambda done: None)

@@ -42,11 +42,16 @@ def stack_cosines(states: Float[Tensor, "n S L m d"], layers: Sequence[int]) -> 
 
 
 def variance_shares(states: Float[Tensor, "T s S L m d"], layers: Sequence[int]) -> dict[str, float]:
-    """How the variance of states divides among layers, tasks and demonstration sets; the shares add to 1.
+    """How the variance of states divides among its causes; the shares add to 1.
 
-    With x[t, s, p] the state of task t, demonstration set s and place p (a layer of a stack), and means written
-    without their index: `layers` is the mean of ‖x[p] − x‖², `tasks` of ‖x[t, p] − x[p]‖², `demonstrations` of
-    ‖x[t, s, p] − x[t, p]‖², each over the mean of ‖x[t, s, p] − x‖².
+    A plain decomposition of the sum of squares around the mean of all. With x[t, s, k, l] the state of task t,
+    demonstration set s, stack k and layer l, and means written without their index, it has five orthogonal parts:
+
+    - `stacks`: x[k] − x;
+    - `layers`: x[k, l] − x[k], what tells the layers of a stack apart whatever the task;
+    - `tasks`: x[t, k] − x[k], what tells the tasks apart in all layers of a stack alike;
+    - `tasks_by_layer`: x[t, k, l] − x[t, k] − x[k, l] + x[k], the rest between tasks: what is another in each layer;
+    - `demonstrations`: x[t, s, k, l] − x[t, k, l], between the demonstration sets of one task.
 
     Args:
         states: of T tasks under s demonstration sets each.
@@ -54,45 +59,63 @@ def variance_shares(states: Float[Tensor, "T s S L m d"], layers: Sequence[int])
     Returns:
         The shares; all 0 where the states do not vary at all.
     """
-    places = _places(states.flatten(0, 1), layers).unflatten(0, states.shape[:2])
-    of_task = places.mean(dim=1)
-    of_place = of_task.mean(dim=0)
-    parts = {
-        "layers": of_place - of_place.mean(dim=0),
-        "tasks": of_task - of_place,
-        "demonstrations": places - of_task.unsqueeze(1),
-    }
-    sizes = {name: part.square().sum(dim=-1).mean().item() for name, part in parts.items()}
+    vectors = states.float().flatten(4)
+    stacks = [vectors[:, :, stack, :count] for stack, count in enumerate(layers)]
+    centre = torch.cat(stacks, dim=2).mean(dim=(0, 1, 2))
+    sizes = dict.fromkeys(("stacks", "layers", "tasks", "tasks_by_layer", "demonstrations"), 0.0)
+    for of_set in stacks:  # [T, s, l, md]
+        of_cell = of_set.mean(dim=1)
+        of_task, of_layer = of_cell.mean(dim=1, keepdim=True), of_cell.mean(dim=0)
+        of_stack = of_layer.mean(dim=0)
+        parts = {
+            "stacks": of_stack - centre,
+            "layers": of_layer - of_stack,
+            "tasks": of_task - of_stack,
+            "tasks_by_layer": of_cell - of_task - of_layer + of_stack,
+            "demonstrations": of_set - of_cell.unsqueeze(1),
+        }
+        for name, part in parts.items():  # stacks count by their layers
+            sizes[name] += of_set.shape[2] * part.square().sum(dim=-1).mean().item()
     total = sum(sizes.values())
     return {name: size / total if total else 0.0 for name, size in sizes.items()}
 
 
 def effective_rank(states: Float[Tensor, "n S L m d"], layers: Sequence[int]) -> float:
     """exp(H) of the singular values of all centred states, divided by their sum: how many directions they fill."""
-    places = _places(states, layers).flatten(0, 1)
-    values = torch.linalg.svdvals(places - places.mean(dim=0))
+    places = _places(states, layers).flatten(0, 1).double()
+    places -= places.mean(dim=0)
+    # Their squares are the eigenvalues of the smaller of two products; there are many more states than directions.
+    product = places.T @ places if places.shape[0] > places.shape[1] else places @ places.T
+    values = torch.linalg.eigvalsh(product).clamp_min(0).sqrt()
     shares = values / values.sum()
     return torch.special.entr(shares).nansum().exp().item()
 
 
-def pairwise_cosine(values: Float[Tensor, "n ..."]) -> float | None:
-    """Mean cosine between what two of n tasks have, over all pairs; None for a single task."""
-    vectors = F.normalize(values.float().flatten(1), dim=1)
-    n = vectors.shape[0]
+def pairwise_cosine(*values: Float[Tensor, "n ..."]) -> float | None:
+    """Mean cosine between what two of n tasks have, all `values` of a task as one vector; None for a single task."""
+    n = values[0].shape[0]
     if n < 2:
         return None
-    return ((vectors @ vectors.T).sum() - vectors.square().sum()).item() / (n * (n - 1))
+    vectors = (each.flatten(1).double() for each in values)
+    products = torch.stack([each @ each.T for each in vectors]).sum(dim=0)
+    sizes = products.diagonal().sqrt().clamp_min(torch.finfo(products.dtype).tiny)
+    cosines = products / sizes / sizes.unsqueeze(1)
+    return ((cosines.sum() - cosines.trace()) / (n * (n - 1))).item()
 
 
+@torch.no_grad()
 def batch_measures(states: Float[Tensor, "n S L m d"], layers: Sequence[int]) -> dict[str, Tensor]:
-    """What one training batch tells, as scalars on its device: `layer_cosine`, of consecutive layers in the upper
-    half; `stack_cosine`, of the two stacks; `row_variance`, the share of the states' variance between rows.
+    """What one training batch tells, as scalars on its device, which is not waited for.
 
-    Empty where there are no states.
+    `layer_cosine`, of consecutive layers in the upper half, unless one state serves all layers; `stack_cosine`, of the
+    two stacks; `row_variance`, the share of the states' variance between rows (of `variance_shares`, what depends on
+    the task). Empty where there are no states.
     """
     if not states.numel():
         return {}
-    vectors = states.detach().float().flatten(3)
+    if one_state(states):
+        states, layers = states[:, :, :1], [1] * states.shape[1]
+    vectors = states.float().flatten(3)
     found: dict[str, Tensor] = {}
     pairs = F.cosine_similarity(vectors[:, :, 1:], vectors[:, :, :-1], dim=-1).mean(dim=0)
     upper = [pairs[stack, (count - 1) // 2 : count - 1] for stack, count in enumerate(layers) if count > 1]
@@ -100,10 +123,11 @@ def batch_measures(states: Float[Tensor, "n S L m d"], layers: Sequence[int]) ->
         found["layer_cosine"] = torch.cat(upper).mean()
     if states.shape[1] > 1:
         found["stack_cosine"] = F.cosine_similarity(vectors[:, 0], vectors[:, 1], dim=-1)[:, : min(layers)].mean()
-    places = _places(states.detach(), layers)
-    centred = places - places.mean(dim=(0, 1))
-    between = (places - places.mean(dim=0)).square().sum(dim=-1).mean()
-    found["row_variance"] = between / centred.square().sum(dim=-1).mean().clamp_min(torch.finfo(torch.float32).tiny)
+    places = _places(states, layers)
+    of_place = places.mean(dim=0)
+    between = (places - of_place).square().sum(dim=-1).mean()
+    total = (places - of_place.mean(dim=0)).square().sum(dim=-1).mean()
+    found["row_variance"] = between / total.clamp_min(torch.finfo(torch.float32).tiny)
     return found
 
 

@@ -1,0 +1,83 @@
+"""Adaptations that a task would not get: what the scores under them say is whether and where the task was read."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from random import Random
+
+from hart.data.prompts import Cuts
+from hart.data.tasks import Demonstration, Task
+from hart.model.adaptation import Adaptation
+from hart.model.hart_model import HartModel
+
+Adapt = Callable[[Task], Adaptation]
+
+OWN, ANOTHER_TASK = "own", "another_task"
+
+IN_WORDS = {
+    OWN: "own",
+    ANOTHER_TASK: "another task's",
+    "shuffled_demonstrations": "own demonstrations in another order",
+    "other_demonstrations": "other demonstrations of the task",
+    "parameters_only": "parameters only",
+    "memory_only": "memory only",
+    "another_tasks_parameters": "own memory, another task's parameters",
+    "another_tasks_memory": "own parameters, another task's memory",
+}
+"""Every kind of adaptation in words."""
+
+
+def other_adaptations(model: HartModel, tasks: Sequence[Task], seed: int) -> dict[str, Adapt]:
+    """Kind → the adaptation of that kind that a task of `tasks` gets, its own first.
+
+    Another task's is that of the next in the list. Kinds that would change nothing are left out: another order where
+    no task shows two demonstrations, other ones where no task has any that are not shown, parameters or memory only
+    where the model has one of them. Nothing is kept between calls: a pass of the hypernetwork takes little beside the
+    answers, and the adaptations of all tasks much memory.
+
+    Args:
+        model: with a hypernetwork.
+        seed: of the order and of the draw of other demonstrations.
+    """
+    form = model.input_format
+    following = {id(task): tasks[(index + 1) % len(tasks)] for index, task in enumerate(tasks)}
+
+    def own(task: Task) -> Adaptation:
+        return model.adapt(form.shown(task), cuts=Cuts())
+
+    def other(task: Task) -> Adaptation:
+        return own(following[id(task)])
+
+    kinds: dict[str, Adapt] = {OWN: own, ANOTHER_TASK: other}
+    if any(len(set(form.shown(task).demonstrations)) > 1 for task in tasks):
+        kinds["shuffled_demonstrations"] = lambda task: model.adapt(_shuffled(form.shown(task), seed), cuts=Cuts())
+    if any(_unshown(model, task) for task in tasks):
+        kinds["other_demonstrations"] = lambda task: model.adapt(_with_others(model, task, seed), cuts=Cuts())
+    if model.fusion and model.hypernetwork is not None and model.hypernetwork.scheme is not None:
+        kinds |= {
+            "parameters_only": lambda task: replace(own(task), memory=None, memory_mask=None, kept=None),
+            "memory_only": lambda task: replace(own(task), blocks={}, peft=[]),
+            "another_tasks_parameters": lambda task: replace(own(task), blocks=other(task).blocks),
+            "another_tasks_memory": lambda task: replace(other(task), blocks=own(task).blocks),
+        }
+    return kinds
+
+
+def _unshown(model: HartModel, task: Task) -> list[Demonstration]:
+    return list(task.demonstrations[len(model.input_format.shown(task).demonstrations) :])
+
+
+def _with_others(model: HartModel, task: Task, seed: int) -> Task:
+    """The task with as many demonstrations as it shows, of those that it does not show as far as they go."""
+    shown, unshown = model.input_format.shown(task), _unshown(model, task)
+    drawn = Random(f"{seed} {task.name}").sample(unshown, min(len(unshown), len(shown.demonstrations)))
+    kept = len(shown.demonstrations) - len(drawn)
+    return replace(shown, demonstrations=(*drawn, *shown.demonstrations[:kept]))
+
+
+def _shuffled(task: Task, seed: int) -> Task:
+    """The task with its demonstrations in another order, if it has more than one."""
+    order = list(task.demonstrations)
+    draw = Random(f"{seed} {task.name}")
+    while len(set(order)) > 1 and tuple(order) == task.demonstrations:
+        draw.shuffle(order)
+    return replace(task, demonstrations=tuple(order))
