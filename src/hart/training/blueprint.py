@@ -1,6 +1,6 @@
 """The networks of a configuration without weights: shapes on the meta device, built without data or downloads."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -103,7 +103,7 @@ def build(config: RunConfig) -> Parts:
                     decoder_layers=config.model.decoder_layers,
                     scheme=dict(config.model.scheme),
                     peft=[kind.to_config() for kind in build_kinds(config.model.peft)],
-                    main=asdict(shape),
+                    main=shape.to_config(),
                     tied_encoder=config.model.tied_encoder,
                 )
             )

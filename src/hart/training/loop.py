@@ -142,7 +142,11 @@ class Loop:
         return DataLoader(
             self.dataset,  # type: ignore[arg-type]
             batch_sampler=passes,
-            collate_fn=Collator(self.system.main.tokenizer.pad_token_id, queries_per_task=self.config.queries_per_task),
+            collate_fn=Collator(
+                self.system.main.tokenizer.pad_token_id,
+                queries_per_task=self.config.queries_per_task,
+                demo_pad_token_id=self.system.reader.pad_token_id,
+            ),
             num_workers=self.config.num_workers,
             pin_memory=torch.cuda.is_available(),
         )
