@@ -17,13 +17,14 @@ from hart.peft.injection import attach, binding
 
 NAMES = list(CONFIGS)
 EVERY_MAP = ["q", "k", "v", "o", "wi", "wo"]
+LORA = {"kind": "lora", "rank": 2, "alpha": 2.0, "targets": EVERY_MAP}
 PREFIX = [{"kind": "prefix", "length": 3}]
 KINDS = {
     "prefix": PREFIX,
-    "lora": [{"kind": "lora", "rank": 2, "targets": EVERY_MAP}],
+    "lora": [LORA],
     "ia3": [{"kind": "ia3"}],
     "adapter": [{"kind": "adapter", "bottleneck": 3}],
-    "all": [*PREFIX, {"kind": "lora", "rank": 2, "targets": EVERY_MAP}, {"kind": "ia3"}, {"kind": "adapter"}],
+    "all": [*PREFIX, LORA, {"kind": "ia3"}, {"kind": "adapter"}],
 }
 IDS = torch.randint(2, 60, (2, 14), generator=torch.Generator().manual_seed(3))
 
