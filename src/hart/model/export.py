@@ -2,8 +2,8 @@
 
 PEFT's LoRA and (IA)³ compute what ours do, so these exports are exact, and so are the prefixes of a decoder-only model.
 Those of a T5 are not: PEFT puts them into the key/value cache of the decoder alone, where T5 gives them the relative
-bias of earlier tokens, and ours have none. Neither format has a place for the fused memory. `what_is_lost` lists it; such
-an export must be asked for.
+bias of earlier tokens, and ours have none. Neither format has a place for the fused memory. `what_is_lost` lists it;
+such an export must be asked for.
 
 Maps that a model has fused into one (GPT-2's `c_attn`) have a LoRA each here and one in PEFT: theirs has the ranks of
 ours side by side, and zeros where one has nothing to do with an output.

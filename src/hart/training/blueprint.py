@@ -50,7 +50,7 @@ def base_config(name: str) -> T5Config:
         known = ", ".join(pattern.format("{small,base,large,xl,xxl}") for pattern in _HUB_NAMES)
         raise HartError(f"{name}: its sizes are not known here; give a folder, mini-base, or one of {known}") from error
     if not isinstance(config, T5Config):
-        raise HartError(f"{name}: is a {config.model_type} model; give a T5 checkpoint")
+        raise HartError(f"{name}: is a {config.model_type} model; estimates are of T5 checkpoints alone")
     return config
 
 
