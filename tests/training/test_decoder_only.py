@@ -127,7 +127,7 @@ def test_what_does_not_go_with_it_is_one_line(configured, model: dict[str, Any],
     ids=["learned", "fine-tuned"],
 )
 def test_systems_without_a_hypernetwork(configured, model: dict[str, Any]) -> None:
-    config = configured(model=model, data={"demonstrations_to": "main"}, training={"alpha": 0.0})
+    config = configured(model=model, data={"demonstrations_to": "main"}, training={"alpha": 0.0, "queries_per_task": 1})
     loaded = HartModel.from_pretrained(train(config, quiet=True))
     assert len(loaded.generate(["one three"], loaded.adapt(TASK), max_new_tokens=3)) == 1
 

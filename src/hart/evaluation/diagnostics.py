@@ -132,14 +132,14 @@ def diagnose(
         raise HartError("diagnostics compare tasks with each other; give at least two")
     draws = [_sets(model, task, sets, seed) for task in tasks]
     states, blocks = _read(model, [each for of_task in draws for each in of_task])
-    layers = [model.main.shape.encoder_layers, model.main.shape.decoder_layers]
+    layers = model.main.shape.depths
     measured: dict[str, Any] = {
         "layer_cosines": {}, "layer_cosine": None, "stack_cosines": [], "variance": {}, "effective_rank": None,
     }  # fmt: skip
     if states.numel():
         cosines = consecutive_cosines(states, layers)
         measured = {
-            "layer_cosines": dict(zip(("encoder", "decoder"), cosines, strict=True)),
+            "layer_cosines": dict(zip(model.main.shape.stacks, cosines, strict=True)),
             "layer_cosine": upper_half(cosines),
             "stack_cosines": stack_cosines(states, layers),
             "variance": variance_shares(states.unflatten(0, (len(tasks), sets)), layers),

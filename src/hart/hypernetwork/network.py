@@ -80,7 +80,7 @@ class HyperNetwork(PreTrainedModel):
             self.scheme = build_scheme(
                 config.scheme,
                 d_model=d_model,
-                layers=max(map(self.shape.layers, self.shape.stacks)),
+                layers=max(self.shape.depths),
                 blocks=generated,
                 stacks=len(self.shape.stacks),
             )

@@ -70,6 +70,11 @@ class MainShape:
         """Those that it has, in the order of the layer states."""
         return STACKS if self.has_encoder else ("decoder",)
 
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Layers of each of its stacks."""
+        return tuple(map(self.layers, self.stacks))
+
     def layers(self, stack: Stack) -> int:
         return self.encoder_layers if stack == "encoder" else self.decoder_layers
 

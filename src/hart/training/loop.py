@@ -84,7 +84,7 @@ class Loop:
         self.layout = layout_of(self.accelerator, fsdp=fsdp)
         self.report = Report(self.accelerator, config, run, quiet=quiet)
         shape = system.main.shape
-        self.layers = shape.encoder_layers, shape.decoder_layers
+        self.layers = shape.depths
         self.consistency = make_consistency(config.pairing, len(dataset.tasks), self.layers)
         self.collapses: list[str] = []
         self.step = 0
