@@ -17,9 +17,9 @@ from jaxtyping import install_import_hook  # noqa: E402
 # Before hart is imported: the shapes in the signatures of these modules are checked in every call.
 sys.path.insert(0, os.path.dirname(__file__))
 SHAPED = {
-    "hart.peft": ("attention", "base", "injection"),
+    "hart.peft": ("attention", "base", "decoder_attention", "injection"),
     "hart.hypernetwork": ("decoding", "heads", "network", "schemes", "step_linear"),
-    "hart.model": ("answering", "hart_model", "main_model", "scoring"),
+    "hart.model": ("answering", "decoder_only", "encoder_decoder", "hart_model", "main_model", "scoring"),
 }
 install_import_hook([f"{package}.{name}" for package, names in SHAPED.items() for name in names], "shape_checks.check")
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import T5ForConditionalGeneration
+from decoder_models import decoder_model
+from transformers import PreTrainedModel, T5ForConditionalGeneration
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from hart.hypernetwork.network import HyperNetwork, HyperOutput
@@ -17,20 +18,34 @@ from hart.peft.injection import attach, binding
 LISTS = {name: [{"kind": name}] for name in KINDS}
 LISTS["all"] = [kind for kinds in list(LISTS.values()) for kind in kinds]
 LISTS["cross"] = [{"kind": "prefix", "length": 2, "cross": True}]
-PAIRS = list(itertools.product(SCHEMES, LISTS))
+PAIRS = [("t5", *pair) for pair in itertools.product(SCHEMES, LISTS)]
+PAIRS += [("llama", *pair) for pair in itertools.product(SCHEMES, LISTS) if "cross" not in pair]
 
 
 @pytest.fixture(scope="module")
-def base(tiny_base_dir: Path) -> T5ForConditionalGeneration:
-    """Read by all tests, changed by none."""
-    return T5ForConditionalGeneration.from_pretrained(tiny_base_dir).eval()
+def bases(tiny_base_dir: Path) -> dict[str, PreTrainedModel]:
+    """Main models of both families: one with the hypernetwork's sizes, and one with others. Changed by no test."""
+    t5 = T5ForConditionalGeneration.from_pretrained(tiny_base_dir).eval()
+    return {"t5": t5, "llama": decoder_model("llama")}
 
 
 @pytest.fixture(params=PAIRS, ids=["-".join(pair) for pair in PAIRS])
-def fresh(request: pytest.FixtureRequest, base: T5ForConditionalGeneration) -> HyperNetwork:
+def case(request: pytest.FixtureRequest) -> tuple[str, str, str]:
+    """Base, scheme and list of kinds."""
+    return request.param
+
+
+@pytest.fixture
+def base(case: tuple[str, str, str], bases: dict[str, PreTrainedModel]) -> PreTrainedModel:
+    return bases[case[0]]
+
+
+@pytest.fixture
+def fresh(case: tuple[str, str, str], base: PreTrainedModel, bases: dict[str, PreTrainedModel]) -> HyperNetwork:
     """As a run starts with it."""
-    scheme, kinds = request.param
-    return HyperNetwork.from_base(base, decoder_layers=2, scheme={"name": scheme}, peft=LISTS[kinds]).eval()
+    _, scheme, kinds = case
+    settings: dict = {"decoder_layers": 2, "scheme": {"name": scheme}, "peft": LISTS[kinds]}
+    return HyperNetwork.from_base(base, source=bases["t5"], **settings).eval()
 
 
 @pytest.fixture
@@ -68,8 +83,9 @@ def test_shapes(network, demo_ids, demo_mask):
     assert network.scheme is not None
     shape, rows = network.shape, network.scheme.state_vectors
     layers = max(shape.encoder_layers, shape.decoder_layers)
-    assert output.states.shape == (3, 2, layers, rows, shape.d_model)
-    assert output.memory.shape == (3, 9, shape.d_model)
+    d_model = network.config.t5["d_model"]
+    assert output.states.shape == (3, len(shape.stacks), layers, rows, d_model)
+    assert output.memory.shape == (3, 9, d_model)
     check_blocks(network.kinds, shape, output.blocks)
     assert {block.shape[0] for block in output.blocks.values()} == {3}
 
@@ -77,7 +93,9 @@ def test_shapes(network, demo_ids, demo_mask):
 def test_a_new_network_changes_nothing_if_its_kinds_promise_it(fresh, base, demo_ids, demo_mask):
     main = copy.deepcopy(base)
     attach(main, "sdpa")
-    inputs = {"input_ids": demo_ids, "attention_mask": demo_mask, "decoder_input_ids": demo_ids[:, :4]}
+    inputs = {"input_ids": demo_ids % 60, "attention_mask": demo_mask}
+    if fresh.shape.has_encoder:
+        inputs["decoder_input_ids"] = inputs["input_ids"][:, :4]
     with torch.no_grad():
         before, blocks = main(**inputs).logits, fresh(demo_ids, demo_mask).blocks
         for kind in fresh.kinds:

@@ -10,6 +10,7 @@ from transformers import GenerationConfig, T5Config, T5ForConditionalGeneration
 from hart.errors import HartError
 from hart.model.adaptation import Adaptation
 from hart.model.answering import decoding_options, limit
+from hart.model.encoder_decoder import EncoderDecoder
 from hart.model.main_model import MainModel
 
 QUERIES = ["the cat sat", "one two three one two three on the mat", "in order"]
@@ -127,7 +128,7 @@ def test_stacks_of_different_depth_answer(layers: tuple[int, int], num_beams: in
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.3)
-    deep = MainModel(model, main.tokenizer, name="deep")
+    deep = EncoderDecoder(model, main.tokenizer, name="deep")
     options: dict[str, Any] = {"max_new_tokens": 6, "num_beams": num_beams}
     expected = deep.generate(QUERIES, **options, use_cache=False)
     assert deep.generate(QUERIES, **options) == expected

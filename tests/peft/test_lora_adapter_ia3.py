@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from transformers import T5Config, T5ForConditionalGeneration
 
 from hart.errors import HartError
-from hart.model.main_model import MainModel
+from hart.model.encoder_decoder import EncoderDecoder
 from hart.peft.base import MainShape, build_kinds, row_blocks
 from hart.peft.injection import sites
 
@@ -35,7 +35,7 @@ def blocks_for(peft: list[dict], model: T5ForConditionalGeneration) -> dict[str,
 def bound(
     model: T5ForConditionalGeneration, peft: list[dict], blocks: dict[str, torch.Tensor], tokenizer
 ) -> torch.Tensor:
-    main = MainModel(copy.deepcopy(model), tokenizer, name="tiny")
+    main = EncoderDecoder(copy.deepcopy(model), tokenizer, name="tiny")
     with main.binding(blocks, build_kinds(peft), batch=2):
         return run(main.model)
 

@@ -199,7 +199,7 @@ def test_why_a_run_failed_is_told_in_any_locale(
     said: list[str] = []
     runs = plan(tmp_path / "sweep", [files["hart"]], [0], ["--model.base", "任务"])
     sweep(tmp_path / "sweep", runs, say=said.append)
-    assert "failed: 任务: no T5 checkpoint there" in said[-1]
+    assert "failed: 任务: no checkpoint there" in said[-1]
 
 
 @pytest.mark.usefixtures("in_this_process")

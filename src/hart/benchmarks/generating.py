@@ -13,7 +13,7 @@ from hart.benchmarks.measuring import Run, alternate, count, products, ratios
 from hart.benchmarks.models import hypernetwork, t5_config
 from hart.hypernetwork.decoding import DecoderPass, relative_bias
 from hart.hypernetwork.network import HyperNetwork
-from hart.hypernetwork.schemes.autoregressive import PER_STEP, Autoregressive
+from hart.hypernetwork.schemes.autoregressive import Autoregressive
 from hart.runtime.third_party.transformers import T5Stack
 
 
@@ -111,12 +111,12 @@ def _blocks(network: HyperNetwork, scheme: Any, memory: Tensor, mask: Tensor) ->
 
 def uncached(scheme: Autoregressive, decoder: T5Stack, memory: Tensor, mask: Tensor) -> Tensor:
     """The states of HART's scheme, bottom up, with the whole sequence decoded anew in each step."""
-    bias = relative_bias(decoder, scheme.layers * PER_STEP)
-    step_of = torch.arange(bias.shape[-1], device=bias.device) // PER_STEP
+    bias = relative_bias(decoder, scheme.layers * scheme.stacks)
+    step_of = torch.arange(bias.shape[-1], device=bias.device) // scheme.stacks
     bias = bias.masked_fill(step_of[:, None] < step_of[None, :], torch.finfo(bias.dtype).min)
     inputs = scheme.z.expand(memory.shape[0], -1, -1)
     for _ in range(scheme.layers):
         length = inputs.shape[1]
         states = DecoderPass(decoder, memory, mask).step(inputs, bias[:, :, :length, :length])
-        inputs = torch.cat((inputs, states[:, -PER_STEP:]), dim=1)
-    return states.unflatten(1, (scheme.layers, PER_STEP)).transpose(1, 2).unsqueeze(3)
+        inputs = torch.cat((inputs, states[:, -scheme.stacks :]), dim=1)
+    return states.unflatten(1, (scheme.layers, scheme.stacks)).transpose(1, 2).unsqueeze(3)

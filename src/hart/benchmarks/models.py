@@ -12,6 +12,7 @@ from hart.data.input_format import InputFormat
 from hart.hypernetwork.config import T5_FIELDS, HyperNetworkConfig
 from hart.hypernetwork.network import HyperNetwork
 from hart.model.adaptation import Adaptation
+from hart.model.encoder_decoder import EncoderDecoder
 from hart.model.main_model import MainModel
 from hart.peft.base import MainShape, build_kinds, row_blocks
 
@@ -88,7 +89,7 @@ def twin(model: T5ForConditionalGeneration) -> T5ForConditionalGeneration:
 
 
 def main_model(model: T5ForConditionalGeneration, name: str = "random") -> MainModel:
-    main = MainModel(twin(model), Numbers(), name=name)  # type: ignore[arg-type]
+    main = EncoderDecoder(twin(model), Numbers(), name=name)  # type: ignore[arg-type]
     main.freeze()
     return main
 
@@ -108,7 +109,7 @@ def hypernetwork(
         decoder_layers=min(decoder_layers, config.num_layers),
         scheme={"name": scheme},
         peft=[dict(kind) for kind in peft],
-        main=vars(MainShape.from_config(config)),
+        main=MainShape.from_config(config).to_config(),
     )
     with torch.device("meta"):
         network = HyperNetwork(network_config)

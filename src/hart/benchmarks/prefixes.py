@@ -57,9 +57,9 @@ def against_peft(settings: Settings) -> Iterator[Figure]:
     blocks = random_adaptation(main, 1, 0).blocks
     tuning = PrefixTuningConfig(task_type=TaskType.SEQ_2_SEQ_LM, num_virtual_tokens=PREFIX_LENGTH)
     tuned = get_peft_model(twin(model), tuning).eval().to(settings.device, settings.torch_dtype)
-    sites = injection.sites(main.model, "decoder", "self_attention")
+    sites: list[Any] = injection.sites(main.model, "decoder", "self_attention")
     keys, values = blocks["prefix.decoder.key"], blocks["prefix.decoder.value"]
-    bindings: dict[torch.nn.Module, injection.Binding] = {
+    bindings: dict[injection.Site, injection.Binding] = {
         site: injection.ExtraKeyValues.from_blocks(keys[:, i], values[:, i], main.shape.num_heads)
         for i, site in enumerate(sites)
     }
@@ -75,7 +75,7 @@ def against_peft(settings: Settings) -> Iterator[Figure]:
             )
 
 
-def _within(bindings: dict[torch.nn.Module, injection.Binding], use: Callable[[], Any]) -> None:
+def _within(bindings: dict[injection.Site, injection.Binding], use: Callable[[], Any]) -> None:
     with injection.binding(bindings):
         use()
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from hart.benchmarks import Figure, Settings, measure, summary
 from hart.benchmarks.measuring import ratios
 from hart.benchmarks.models import Numbers, hypernetwork, stock_model, t5_config, twin
+from hart.model.encoder_decoder import EncoderDecoder
 from hart.model.hart_model import HartModel
 from hart.model.main_model import MainModel
 from hart.training.consistency import SlotConsistency
@@ -84,4 +85,4 @@ def _main(model: nn.Module, *, trained: bool = False) -> MainModel:
     if trained:
         made.load_state_dict({name: value.clone() for name, value in made.state_dict().items()}, assign=True)
         made.requires_grad_(True)
-    return MainModel(made, Numbers(), name="random")  # type: ignore[arg-type]
+    return EncoderDecoder(made, Numbers(), name="random")  # type: ignore[arg-type]

@@ -81,8 +81,13 @@ class Collection(ABC):
         length: int,
         seed: int,
         queries_per_task: int,
+        reader: Tokenizer | None = None,
     ) -> Examples:
         """The training examples of a whole run, in the order of its steps.
+
+        Args:
+            tokenizer: of the main model.
+            reader: of the hypernetwork, if it is another one.
 
         Raises:
             HartError: tasks (or text) that cannot be used.
@@ -97,4 +102,5 @@ class Collection(ABC):
             sizes=[self.sampling_size(task) for task in tasks],
             demonstrations=data.demonstrations,
             queries_per_task=queries_per_task,
+            reader=reader,
         )

@@ -23,18 +23,21 @@ class Collator:
     - ``slots`` [b], index of each example in the data set
     - ``task_index`` [b]
 
+    `demo_pad_token_id` is for a hypernetwork whose tokenizer is not the main model's.
+
     Masks are 1 on tokens and 0 on padding. s, t and u are the longest of the batch.
     """
 
-    def __init__(self, pad_token_id: int, *, queries_per_task: int = 1) -> None:
+    def __init__(self, pad_token_id: int, *, queries_per_task: int = 1, demo_pad_token_id: int | None = None) -> None:
         self.pad_token_id = pad_token_id
+        self.demo_pad_token_id = pad_token_id if demo_pad_token_id is None else demo_pad_token_id
         self.queries_per_task = queries_per_task
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         batch: dict[str, Tensor] = {}
         if "demo_ids" in examples[0]:
             demos = [example["demo_ids"] for example in examples[:: self.queries_per_task]]
-            batch["demo_ids"] = _pad(demos, self.pad_token_id)
+            batch["demo_ids"] = _pad(demos, self.demo_pad_token_id)
             batch["demo_mask"] = _pad([[1] * len(ids) for ids in demos], 0)
         queries = [example["query_ids"] for example in examples]
         batch["query_ids"] = _pad(queries, self.pad_token_id)

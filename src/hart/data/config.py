@@ -52,7 +52,10 @@ class DataConfig(Section):
     """The first ones of the task (§4.1), or "randomly sample K shot demonstration examples" (§8.1.3)."""
     input_eos: bool | None = None
     """Whether the main model's input ends with the end-of-sequence token; null: it does, but for P3 (T0's inputs have
-    none, its targets do)."""
+    none, its targets do). It tells a decoder-only model where its answer begins."""
+    chat_template: bool = False
+    """Wrap the main model's input in the chat template of its tokenizer, as instruct models read it; only for
+    decoder-only models, and instead of `input_eos`."""
     task_sampling: Literal["proportional", "uniform"] = "proportional"
     """How a training task is drawn: by (capped) size (§2.1), or all with equal chances (§8.1.3)."""
     max_demonstrations_length: Length = 1024

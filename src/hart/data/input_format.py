@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from hart.data.prompts import Cuts, PromptFormat, Tokenizer, pieces, query_text, unanswered
 from hart.data.reading import check_text
@@ -38,10 +38,14 @@ class InputFormat:
             baselines), "nowhere" leaves them out (FT-Zero-Shot).
         prompt_format: how a task is written. "instructions" is `hart.data.prompts.render_task`; "prompts" are the
             tokens of each demonstration's input and target, with an end of sequence behind each target.
-        input_eos: whether a query (of "prompts": also behind demonstrations) ends with the end-of-sequence token.
+        input_eos: whether a query (of "prompts": also behind demonstrations) ends with the end-of-sequence token. It
+            tells a decoder-only model where its answer begins.
+        chat_template: whether the main model's input is a user's message in the template of its tokenizer, which then
+            says where the answer begins.
 
     Raises:
-        HartError: an unknown option, or a length that leaves no room for a token beside the end of sequence.
+        HartError: an unknown option, a length that leaves no room for a token beside the end of sequence, or a chat
+            template for demonstrations that are tokens.
     """
 
     num_demonstrations: int = 2
@@ -52,6 +56,7 @@ class InputFormat:
     demonstrations_to: DemonstrationsTo = "hypernetwork"
     prompt_format: PromptFormat = "instructions"
     input_eos: bool = True
+    chat_template: bool = False
 
     def __post_init__(self) -> None:
         for name, options in (
@@ -63,6 +68,8 @@ class InputFormat:
         for name in ("max_demonstrations_length", "max_query_length", "max_target_length"):
             if getattr(self, name) < 2:
                 raise HartError(f"{name}: must be at least 2 tokens, not {getattr(self, name)}")
+        if self.chat_template and self.in_context and self.prompt_format == "prompts":
+            raise HartError("chat_template: must be false where P3's demonstrations are in the main model's input")
         if self.num_demonstrations < 0:
             raise HartError(f"num_demonstrations: must be at least 0, not {self.num_demonstrations}")
 
@@ -149,12 +156,22 @@ class InputFormat:
         Raises:
             HartError: as `encode_input`.
         """
-        if self.prompt_format == "instructions":
-            return self._encode_instructions(tokenizer, task, unanswered(query, blank), cuts)
         limit = self.max_demonstrations_length
+        if self.prompt_format == "instructions":
+            tail = unanswered(query, blank)
+            if self.chat_template:
+                around = len(_in_template(tokenizer, "", limit)[0])
+                kept, _ = self._fitting(tokenizer, task, tail, limit - around, cuts)
+                text = "".join(pieces(task, self.num_demonstrations, self.explanations)[: kept + 1]) + tail
+                return _in_template(tokenizer, text, limit)[0]
+            begin = _begin(tokenizer)
+            return begin + self._encode_instructions(tokenizer, task, tail, cuts, taken=len(begin))
+        begin = _begin(tokenizer)
+        limit -= len(begin)
         read = _tokens(tokenizer, query_text(query, blank=blank))
         _note_length(read, limit, self.input_eos, "query", cuts, f"task {task.label}")
-        return self._encode_prompts(tokenizer, task, _cut(read, limit, tokenizer, eos=self.input_eos), cuts)
+        read = _cut(read, limit, tokenizer, eos=self.input_eos)
+        return begin + self._encode_prompts(tokenizer, task, read, cuts, taken=len(begin))
 
     def encode_query(
         self, tokenizer: Tokenizer, text: str, cuts: Cuts | None = None, *, name: str = "", blank: bool = False
@@ -168,9 +185,16 @@ class InputFormat:
         Raises:
             HartError: the query is empty, or holds half of a surrogate pair.
         """
-        read = _tokens(tokenizer, query_text(text, name, blank))
-        _note_length(read, self.max_query_length, self.input_eos, "query", cuts, name)
-        return _cut(read, self.max_query_length, tokenizer, eos=self.input_eos)
+        text, limit = query_text(text, name, blank), self.max_query_length
+        if self.chat_template:
+            tokens, fits = _in_template(tokenizer, text, limit)
+            if not fits and cuts is not None:
+                cuts.note(f"cut the end of the query to stay within {limit} tokens", name)
+            return tokens
+        begin = _begin(tokenizer)
+        read = _tokens(tokenizer, text)
+        _note_length(begin + read, limit, self.input_eos, "query", cuts, name)
+        return begin + _cut(read, limit - len(begin), tokenizer, eos=self.input_eos)
 
     def encode_target(self, tokenizer: Tokenizer, text: str, cuts: Cuts | None = None, *, name: str = "") -> list[int]:
         """Tokens of a reference answer, cut from the end; it may be empty. A cut is noted as by `encode_query`."""
@@ -178,8 +202,17 @@ class InputFormat:
         _note_length(read, self.max_target_length, True, "target", cuts, name)
         return _cut(read, self.max_target_length, tokenizer)
 
-    def _encode_instructions(self, tokenizer: Tokenizer, task: Task, tail: str, cuts: Cuts | None) -> list[int]:
-        max_length = self.max_demonstrations_length
+    def _encode_instructions(
+        self, tokenizer: Tokenizer, task: Task, tail: str, cuts: Cuts | None, *, taken: int = 0
+    ) -> list[int]:
+        max_length = self.max_demonstrations_length - taken
+        _, tokens = self._fitting(tokenizer, task, tail, max_length, cuts)
+        return _cut(tokens, max_length, tokenizer)
+
+    def _fitting(
+        self, tokenizer: Tokenizer, task: Task, tail: str, max_length: int, cuts: Cuts | None
+    ) -> tuple[int, list[int]]:
+        """As the function of that name; notes what is left out or has to be cut."""
         parts = pieces(task, self.num_demonstrations, self.explanations)
         kept, tokens = _fitting(tokenizer, parts, tail, max_length)
         wanted = len(parts) - 1
@@ -192,11 +225,13 @@ class InputFormat:
                 cuts.note(kind, f"task {task.label}", f"{left_out} and {kind}" if kept < wanted else kind)
             elif kept < wanted:
                 cuts.note(f"left out demonstrations {limit}", f"task {task.label}", f"{left_out} {limit}")
-        return _cut(tokens, max_length, tokenizer)
+        return kept, tokens
 
-    def _encode_prompts(self, tokenizer: Tokenizer, task: Task, query: list[int], cuts: Cuts | None) -> list[int]:
+    def _encode_prompts(
+        self, tokenizer: Tokenizer, task: Task, query: list[int], cuts: Cuts | None, *, taken: int = 0
+    ) -> list[int]:
         """Demonstrations as many as fit before the query, in order; without a query at least one, cut if it must be."""
-        max_length = self.max_demonstrations_length
+        max_length = self.max_demonstrations_length - taken
         room = max_length - len(query)
         chosen = task.demonstrations[: self.num_demonstrations]
         tokens: list[int] = []
@@ -219,6 +254,38 @@ class InputFormat:
                 break
             tokens += read + answer
         return tokens + query if tokens or query else [tokenizer.eos_token_id]
+
+
+def _begin(tokenizer: Any) -> list[int]:
+    """What a tokenizer puts before a text that a decoder-only model reads: the beginning of sequence, if it has one."""
+    begin = getattr(tokenizer, "bos_token_id", None)
+    if begin is None or tokenizer("a", add_special_tokens=True, verbose=False)["input_ids"][0] != begin:
+        return []
+    return [begin]
+
+
+def _in_template(tokenizer: Any, text: str, limit: int) -> tuple[list[int], bool]:
+    """The tokens of a user's message in the tokenizer's chat template, up to the answer; and whether all of it fits.
+
+    Of a message that is too long the end is cut.
+
+    Raises:
+        HartError: the tokenizer has no template, or nothing of the message would be left.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise HartError("data.chat_template: the base's tokenizer has no chat template; set it to false")
+    read = _tokens(tokenizer, text)
+    kept = len(read)
+    while True:
+        message = text if kept == len(read) else tokenizer.decode(read[:kept])
+        tokens: list[int] = tokenizer.apply_chat_template(
+            [{"role": "user", "content": message}], add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+        if len(tokens) <= limit:
+            return tokens, kept == len(read)
+        kept -= len(tokens) - limit
+        if kept < 1:
+            raise HartError(f"chat_template: has {len(tokens)} tokens around a message, and the limit is {limit}")
 
 
 def _note_length(tokens: list[int], limit: int, eos: bool, what: str, cuts: Cuts | None, name: str) -> None:

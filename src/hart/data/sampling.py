@@ -68,6 +68,7 @@ class TrainingDataset(Examples):
             section 8.1.3).
         queries_per_task: m consecutive examples, ``m·g`` to ``m·(g+1) − 1``, are different queries of
             one task with the same demonstrations, so that one hypernetwork pass can serve them.
+        reader: tokenizer of the hypernetwork, if it is not the main model's.
 
     Raises:
         HartError: no tasks, a task without instances that can be used or with no other one to show, without the
@@ -90,6 +91,7 @@ class TrainingDataset(Examples):
         sizes: Sequence[int] | None = None,
         demonstrations: Demonstrations = "fixed",
         queries_per_task: int = 1,
+        reader: Tokenizer | None = None,
     ) -> None:
         for name, value, options in (
             ("task_sampling", task_sampling, get_args(TaskSampling)),
@@ -112,6 +114,7 @@ class TrainingDataset(Examples):
             self._positions.append(_check(task, queries_per_task, shots, cuts))
             form.check_readable(task)
         self._tokenizer = tokenizer
+        self._reader = tokenizer if reader is None else reader
         self._form = form
         self._length = length
         self._seed = seed
@@ -120,7 +123,7 @@ class TrainingDataset(Examples):
         self._ends = np.cumsum(sizes or [len(task.instances) for task in self.tasks])
         # Encoded once, here: workers then share the lists.
         self._task_ids = (
-            [form.encode_task(tokenizer, task, cuts) for task in self.tasks]
+            [form.encode_task(self._reader, task, cuts) for task in self.tasks]
             if form.demonstrations_to == "hypernetwork" and not self._samples
             else []
         )
@@ -176,7 +179,7 @@ class TrainingDataset(Examples):
         demo_ids: list[int] = []
         if self._form.demonstrations_to == "hypernetwork":
             encode = self._form.encode_task
-            demo_ids = encode(self._tokenizer, shown, cuts) if self._samples else self._task_ids[task_index]
+            demo_ids = encode(self._reader, shown, cuts) if self._samples else self._task_ids[task_index]
         group = _Group(task_index, members, shown, demo_ids)
         self._last = number, group
         return group

@@ -66,7 +66,13 @@ class Segments(Collection):
         length: int,
         seed: int,
         queries_per_task: int,
+        reader: Tokenizer | None = None,
     ) -> Examples:
+        if reader is not None:
+            raise HartError(
+                f"data.collection: {self.name} cuts one text into parts for both networks, which must then have one "
+                "tokenizer; this base and hypernetwork have two"
+            )
         return SegmentDataset(
             tokenizer,
             InputFormat.from_config(data),

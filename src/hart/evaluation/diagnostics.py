@@ -178,7 +178,7 @@ def diagnose(
     form = model.input_format
     return Diagnostics(
         scheme="none" if network.scheme is None else network.scheme.name,
-        **_measures(states, [model.main.shape.encoder_layers, model.main.shape.decoder_layers], sets),
+        **_measures(states, model.main.shape.depths, sets),
         parameter_cosines=_parameter_cosines(blocks),
         scores=_scores(model, tasks, seed, own, bar, options) if scores else {},
         other_sets=sum(len(task.demonstrations) > len(form.shown(task).demonstrations) for task in tasks),
@@ -186,7 +186,7 @@ def diagnose(
     )
 
 
-def _measures(states: Tensor, layers: list[int], sets: int) -> dict[str, Any]:
+def _measures(states: Tensor, layers: Sequence[int], sets: int) -> dict[str, Any]:
     """Those of the states, by their names in `Diagnostics`."""
     found: dict[str, Any] = {
         "one_state": one_state(states), "layer_cosines": {}, "layer_cosine": None, "stack_cosines": [], "variance": {},

@@ -1,8 +1,8 @@
 """The heads: layer states → row blocks (App. 8.1.2).
 
 "Each MLP consists of a layer normalization, 2 linear projections and a tanh non-linear activation."
-Per family of blocks (encoder/decoder × key/value): LayerNorm with its own gain and shift per layer
-→ one linear map d → (rows/m)·d shared by the layers → reshape to `rows` rows of d → tanh → one
+Per family of blocks (of a T5 with prefixes: encoder/decoder × key/value): LayerNorm with its own gain and shift per
+layer → one linear map d → (rows/m)·d shared by the layers → reshape to `rows` rows of d → tanh → one
 linear map d → width per layer. All layers of a family are computed at once as a batched matrix
 product. The linear maps have no biases: the paper gives each projection as a matrix, and so the
 counts are 4·p·d² shared first maps and 4L second maps of d². The width is heads·d_kv of the main
@@ -16,8 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hart.hypernetwork.schemes.base import STACK_INDEX
-from hart.peft.base import Blocks, RowBlock
+from hart.peft.base import STACKS, Blocks, RowBlock, Stack
 
 TANH_SECOND_MOMENT = 0.394294
 """E[tanh²(x)] for x ~ N(0, 1), which is what the second maps receive before training."""
@@ -92,11 +91,19 @@ class RowBlockHeads(nn.Module):
         blocks: what to generate, in order.
         d_model: width of the states.
         vectors_of: which vectors of a state serve a block (`GenerationScheme.vectors_of`).
+        stacks: those of the main model, in the order of axis 1 of the states.
     """
 
-    def __init__(self, blocks: Sequence[RowBlock], d_model: int, vectors_of: Callable[[RowBlock], slice]) -> None:
+    def __init__(
+        self,
+        blocks: Sequence[RowBlock],
+        d_model: int,
+        vectors_of: Callable[[RowBlock], slice],
+        stacks: Sequence[Stack] = STACKS,
+    ) -> None:
         super().__init__()
         self.blocks = tuple(blocks)
+        self.stacks = tuple(stacks)
         self._vectors = {block.name: vectors_of(block) for block in blocks if block.rows}
         # Module names cannot contain dots.
         self.families = nn.ModuleDict(
@@ -115,9 +122,9 @@ class RowBlockHeads(nn.Module):
     def heads(self) -> list[BlockHead]:
         return [head for head in self.families.values() if isinstance(head, BlockHead)]
 
-    def forward(self, states: Float[Tensor, "n 2 L m d"]) -> Blocks:
+    def forward(self, states: Float[Tensor, "n S L m d"]) -> Blocks:
         made = {
-            head.block.name: head(states[:, STACK_INDEX[head.block.stack], :, self._vectors[head.block.name]])
+            head.block.name: head(states[:, self.stacks.index(head.block.stack), :, self._vectors[head.block.name]])
             for head in self.heads()
         }
         batch = states.shape[0]

@@ -6,7 +6,6 @@ scheme, turn them into layer states; the heads turn those into row blocks. "We o
 output also goes to the main model's decoder (fusion-in-decoder, App. 8.1.3).
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -14,12 +13,12 @@ from typing import Any, Self
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
-from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration
+from transformers import PreTrainedConfig, PreTrainedModel, T5ForConditionalGeneration
 
 from hart.errors import HartError
 from hart.hypernetwork.config import T5_FIELDS, HyperNetworkConfig
 from hart.hypernetwork.heads import BlockHead, RowBlockHeads
-from hart.hypernetwork.schemes.base import STACK_INDEX, GenerationScheme, build_scheme, uses_decoder
+from hart.hypernetwork.schemes.base import GenerationScheme, build_scheme, uses_decoder
 from hart.hypernetwork.schemes.bidirectional import Bidirectional
 from hart.hypernetwork.step_linear import step_linears
 from hart.peft.base import Blocks, MainShape, RowBlock, build_kinds, row_blocks
@@ -32,14 +31,14 @@ class HyperOutput:
 
     Attributes:
         blocks: generated parameters, n of each block.
-        states: layer states (axis 1: encoder, decoder), the h of §3.1 that the local consistency loss compares;
+        states: layer states (axis 1: stacks of the main model), the h of §3.1 that the local consistency loss compares;
             L = 0 where no parameters are generated.
         memory: the encoder's output, to be fused.
         memory_mask: 1 for tokens.
     """
 
     blocks: Blocks
-    states: Float[Tensor, "n 2 L m d"]
+    states: Float[Tensor, "n S L m d"]
     memory: Float[Tensor, "n s d"]
     memory_mask: Shaped[Tensor, "n s"]
 
@@ -47,11 +46,11 @@ class HyperOutput:
 class HyperNetwork(PreTrainedModel):
     """H(d; ξ) of Eq. 2: encoder, truncated decoder, generation scheme and heads.
 
-    `from_base` starts one from a main model's checkpoint; `from_pretrained` loads a trained one.
+    `from_base` starts one for a main model from a T5 checkpoint; `from_pretrained` loads a trained one.
     With nothing to generate (`peft: []`), it is the encoder alone.
 
     Raises:
-        HartError: unknown kind or scheme, or a width other than the main model's.
+        HartError: unknown kind or scheme, or another width than that of a main model of the same family.
     """
 
     config_class = HyperNetworkConfig
@@ -66,9 +65,10 @@ class HyperNetwork(PreTrainedModel):
         self.kinds = build_kinds(config.peft)
         blocks = row_blocks(self.kinds, self.shape)
         encoder_config = config.stack_config(decoder=False)
-        if encoder_config.d_model != self.shape.d_model:
+        d_model = encoder_config.d_model
+        if self.shape.has_encoder and d_model != self.shape.d_model:
             raise HartError(
-                f"hypernetwork: d_model {encoder_config.d_model} differs from the main model's "
+                f"hypernetwork: d_model {d_model} differs from the main model's "
                 f"{self.shape.d_model}; initialise it from a checkpoint of the same width"
             )
         if not config.tied_encoder:
@@ -79,24 +79,25 @@ class HyperNetwork(PreTrainedModel):
         if generated:
             self.scheme = build_scheme(
                 config.scheme,
-                d_model=self.shape.d_model,
-                layers=max(self.shape.encoder_layers, self.shape.decoder_layers),
+                d_model=d_model,
+                layers=max(self.shape.depths),
                 blocks=generated,
+                stacks=len(self.shape.stacks),
             )
         if self.scheme is not None and self.scheme.uses_decoder:
             self.decoder = T5Stack(config.stack_config(decoder=True))
             step_linears(self.decoder)
             self.decoder.set_input_embeddings(None)
         vectors_of = self.scheme.vectors_of if self.scheme is not None else _no_vectors
-        self.heads = RowBlockHeads(blocks, self.shape.d_model, vectors_of)
+        self.heads = RowBlockHeads(blocks, d_model, vectors_of, self.shape.stacks)
         self.post_init()
 
     @classmethod
     def from_base(
         cls,
-        base: T5ForConditionalGeneration,
+        base: PreTrainedModel,
         *,
-        source: T5ForConditionalGeneration | None = None,
+        source: PreTrainedModel | None = None,
         decoder_layers: int = 8,
         scheme: Mapping[str, Any],
         peft: Sequence[Mapping[str, Any]],
@@ -115,23 +116,29 @@ class HyperNetwork(PreTrainedModel):
 
         Args:
             base: the main model; it is only read.
-            source: the checkpoint to start from, loaded; None for `base` itself.
+            source: the checkpoint to start from, loaded; None for `base` itself. For a decoder-only base any T5 of any
+                width and vocabulary: the heads end in the base's widths.
             decoder_layers: N.
             scheme, peft, dropout, tied_encoder: as in `HyperNetworkConfig`.
 
         Raises:
-            HartError: too many decoder layers; `source` has another width or vocabulary than `base`;
-                unknown kind or scheme.
+            HartError: too many decoder layers; `source` is no T5, or has another width or vocabulary than the T5
+                `base`; unknown kind or scheme.
         """
         source = base if source is None else source
-        _check_source(source, base.config, decoder_layers if uses_decoder(scheme) else 1)
+        if not isinstance(source, T5ForConditionalGeneration):
+            raise HartError(
+                "model.hypernetwork_init: must name a T5 checkpoint, which the hypernetwork starts from; "
+                f"{source.name_or_path or 'the base'} is of the architecture {source.config.model_type}"
+            )
         shape = MainShape.from_config(base.config)
+        _check_source(source, base.config if shape.has_encoder else None, decoder_layers if uses_decoder(scheme) else 1)
         config = HyperNetworkConfig(
             t5={name: getattr(source.config, name) for name in T5_FIELDS},
             decoder_layers=decoder_layers,
             scheme=dict(scheme),
             peft=[kind.to_config() for kind in build_kinds(peft)],
-            main=dataclasses.asdict(shape),
+            main=shape.to_config(),
             dropout=dropout,
             tied_encoder=tied_encoder,
         )
@@ -179,7 +186,7 @@ class HyperNetwork(PreTrainedModel):
     @torch.no_grad()
     def attention_maps(
         self, demo_ids: Int[Tensor, "n s"], demo_mask: Shaped[Tensor, "n s"]
-    ) -> Float[Tensor, "n 2 L L"]:
+    ) -> Float[Tensor, "n S L L"]:
         """How the states of layers attend to each other (Fig. 1); see `Bidirectional.attention_maps`.
 
         Raises:
@@ -199,7 +206,7 @@ class HyperNetwork(PreTrainedModel):
         """
         memory = self.encoder(input_ids=demo_ids, attention_mask=demo_mask).last_hidden_state
         if self.scheme is None:
-            states = memory.new_zeros(memory.shape[0], len(STACK_INDEX), 0, 1, memory.shape[2])
+            states = memory.new_zeros(memory.shape[0], len(self.shape.stacks), 0, 1, memory.shape[2])
         else:
             states = self.scheme(self.decoder, memory, demo_mask)
         return HyperOutput(self.heads(states), states, memory, demo_mask)
@@ -239,7 +246,7 @@ class HyperNetwork(PreTrainedModel):
         elif isinstance(module, BlockHead):
             module.reset_parameters(self._init_std(None)[module.block.name])
 
-    def _init_std(self, main: T5ForConditionalGeneration | None) -> dict[str, Tensor]:
+    def _init_std(self, main: PreTrainedModel | None) -> dict[str, Tensor]:
         std: dict[str, Tensor] = {}
         for kind in self.kinds:
             std.update(kind.init_std(main, self.shape))
@@ -254,7 +261,7 @@ def _size(module: nn.Module | None) -> int:
     return 0 if module is None else sum(p.numel() for p in module.parameters())
 
 
-def _check_source(source: T5ForConditionalGeneration, main: T5Config, decoder_layers: int) -> None:
+def _check_source(source: T5ForConditionalGeneration, main: PreTrainedConfig | None, decoder_layers: int) -> None:
     available = source.config.num_decoder_layers or source.config.num_layers
     if not 1 <= decoder_layers <= available:
         raise HartError(
@@ -265,7 +272,7 @@ def _check_source(source: T5ForConditionalGeneration, main: T5Config, decoder_la
         ("d_model", "its memory is fused into the main model"),
         ("vocab_size", "it reads the main model's tokens"),
     ):
-        if getattr(source.config, name) != getattr(main, name):
+        if main is not None and getattr(source.config, name) != getattr(main, name):
             raise HartError(
                 f"model.hypernetwork_init: {source.name_or_path} has {name} {getattr(source.config, name)}, the base "
                 f"{getattr(main, name)}; they must be equal because {why}"

@@ -220,13 +220,18 @@ class Adaptation:
 
     def _fields(self) -> dict[str, Any]:
         values = {**vars(self), **vars(self.input_format), **self._reads()}
-        return {"format": FORMAT, **{name: values[name] for name in _FIELD_TYPES}}
+        later = {name: values[name] for name, default in _LATER.items() if values[name] != default}
+        return {"format": FORMAT, **{name: values[name] for name in _FIELD_TYPES}, **later}
 
     def _reads(self) -> dict[str, Any]:
         """What the main model reads, as it is saved: `in_context` is None where that is the query alone."""
         form = self.input_format
         demonstrations = {name: getattr(form, field) for name, field in _IN_CONTEXT.items()}
-        return {"in_context": demonstrations if form.in_context else None, "input_eos": form.input_eos}
+        return {
+            "in_context": demonstrations if form.in_context else None,
+            "input_eos": form.input_eos,
+            "chat_template": form.chat_template,
+        }
 
 
 def _of_both(kept: tuple[Tensor, Tensor], change: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
@@ -257,7 +262,9 @@ _FIELD_TYPES: dict[str, type | tuple[type, ...]] = {
     "max_target_length": int,
     "created": str,
 }
-_FORMAT_FIELDS = ("in_context", "input_eos", "max_query_length", "max_target_length")
+_LATER = {"chat_template": False}
+"""Fields that files of earlier versions lack, and files of later ones where they are at this default."""
+_FORMAT_FIELDS = ("in_context", "input_eos", "max_query_length", "max_target_length", *_LATER)
 _IN_CONTEXT = {
     "num_demonstrations": "num_demonstrations",
     "explanations": "explanations",
@@ -282,6 +289,10 @@ def _read_fields(folder: Path) -> tuple[dict[str, Any], str | None]:
         if not isinstance(content[name], types):
             raise HartError(f"{path}: field {name} has the wrong type; save the adaptation again")
         fields[name] = content[name]
+    for name, default in _LATER.items():
+        fields[name] = content.get(name, default)
+        if type(fields[name]) is not type(default):
+            raise HartError(f"{path}: field {name} has the wrong type; save the adaptation again")
     for name in ("peft", "tasks"):
         if not all(isinstance(item, dict) for item in fields[name]):
             raise HartError(f"{path}: field {name} must be a list of objects")
@@ -312,5 +323,5 @@ def _refuse_other(folder: Path, fields: dict[str, Any]) -> None:
         found, _ = _read_fields(folder)
     except HartError:
         raise refusal from None
-    if any(found[name] != fields[name] for name in found if name != "created"):
+    if any(found[name] != {**_LATER, **fields}[name] for name in found if name != "created"):
         raise refusal

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor
-from transformers import DynamicCache, EncoderDecoderCache, PreTrainedTokenizerBase, T5ForConditionalGeneration
+from transformers import PreTrainedTokenizerBase
 
 from hart.data.input_format import InputFormat
 from hart.errors import HartError
@@ -40,28 +40,13 @@ class Answer:
     query_tokens: int
 
 
-def answer_batch(
-    model: T5ForConditionalGeneration,
-    tokenizer: PreTrainedTokenizerBase,
-    ids: Int[Tensor, "b t"],
-    mask: Int[Tensor, "b t"],
-    **options: Any,
+def read_answers(
+    tokenizer: PreTrainedTokenizerBase, tokens: Int[Tensor, "b u"], mask: Int[Tensor, "b t"]
 ) -> list[Answer]:
-    """One answer for each query; `options` are those of `transformers`' `generate`."""
-    if options.get("use_cache", True):
-        # Left to itself, generate gives cross-attention's cache as many layers as the encoder has.
-        options["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
-    tokens: Any = model.generate(  # type: ignore[misc]
-        encoder_outputs=model.get_encoder()(input_ids=ids, attention_mask=mask),
-        attention_mask=mask,
-        # Processes of one run answer different queries.
-        synced_gpus=False,
-        **options,
-    )
+    """What was generated for each query, whose tokens are where `mask` is 1."""
     texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
     answers = []
-    # The first token is what the decoder starts with.
-    for text, row, read in zip(texts, tokens[:, 1:].tolist(), mask.sum(dim=1).tolist(), strict=True):
+    for text, row, read in zip(texts, tokens.tolist(), mask.sum(dim=1).tolist(), strict=True):
         finished = tokenizer.eos_token_id in row
         count = row.index(tokenizer.eos_token_id) + 1 if finished else len(row)
         answers.append(Answer(text, count, finished, read))

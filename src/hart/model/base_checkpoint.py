@@ -1,4 +1,4 @@
-"""A T5 checkpoint and its tokenizer, loaded whole and checked to be able to work: what a main model starts from."""
+"""A checkpoint and its tokenizer, loaded whole and checked to be able to work: what a main model starts from."""
 
 import threading
 from pathlib import Path
@@ -7,11 +7,19 @@ from typing import Any, NamedTuple
 import torch
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5ForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    T5ForConditionalGeneration,
+)
 
 from hart.errors import HartError, first_line
 from hart.model.bundled import resolve_base
 from hart.model.weights import check_model_files
+from hart.peft.architectures import architecture
 
 LEAST_VOCABULARY = 3
 """Pieces beside special tokens. Without its files transformers builds a tokenizer that knows one, the space."""
@@ -23,7 +31,7 @@ loading = threading.Lock()
 class BaseCheckpoint(NamedTuple):
     """`commit` is that of the hub's revision which was found, None for a folder."""
 
-    model: T5ForConditionalGeneration
+    model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     commit: str | None
 
@@ -36,8 +44,8 @@ def load_base(name: str, *, revision: str | None = None, dtype: torch.dtype | st
         dtype: of the weights in memory, None or "auto" as stored.
 
     Raises:
-        HartError: no such checkpoint, one that is not a T5, incomplete or damaged files, a tokenizer that is missing
-            or another model's, or float16, in which T5 overflows.
+        HartError: no such checkpoint, one of an architecture without a table of sites, incomplete or damaged files, a
+            tokenizer that is missing or another model's, or float16, which overflows.
     """
     wanted = _dtype(dtype)
     source = resolve_base(name)
@@ -48,14 +56,17 @@ def load_base(name: str, *, revision: str | None = None, dtype: torch.dtype | st
         try:
             config = AutoConfig.from_pretrained(source, **at_revision)
         except (OSError, ValueError) as error:
-            raise HartError(f"{name}: no T5 checkpoint there ({first_line(error)})") from error
-        if not isinstance(config, T5Config) or config.model_type != "t5":
-            raise HartError(f"{name}: config.json has model_type {config.model_type!r}; give a T5 checkpoint")
+            raise HartError(f"{name}: no checkpoint there ({first_line(error)})") from error
+        try:
+            is_t5 = architecture(config).has_encoder
+        except HartError as error:
+            raise HartError(f"{name}: {error}") from None
         commit = _commit(source, revision)
         if commit is not None:
             at_revision = {"revision": commit}  # a branch may move between two files
         try:
-            loaded: Any = T5ForConditionalGeneration.from_pretrained(
+            loader: Any = T5ForConditionalGeneration if is_t5 else AutoModelForCausalLM
+            loaded: Any = loader.from_pretrained(
                 source, dtype=wanted or "auto", output_loading_info=True, **at_revision
             )
         except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
@@ -73,9 +84,13 @@ def load_base(name: str, *, revision: str | None = None, dtype: torch.dtype | st
             key = min(each if isinstance(each, str) else each[0] for each in report[what])
             raise HartError(f"{name}: the checkpoint {problem} {key}; download it again")
     if model.dtype == torch.float16:
-        raise HartError(f"{name}: is stored in float16, in which T5 overflows; load it with dtype float32 or bfloat16")
+        raise HartError(
+            f"{name}: is stored in float16, in which it may overflow; load it with dtype float32 or bfloat16"
+        )
+    if not is_t5 and tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # padding is masked: any token will do
     _check_tokenizer(name, tokenizer, model)
-    if model.config.decoder_start_token_id is None:
+    if is_t5 and model.config.decoder_start_token_id is None:
         model.config.decoder_start_token_id = tokenizer.pad_token_id  # as every T5 has it
     return BaseCheckpoint(model.eval(), tokenizer, commit)
 
@@ -100,7 +115,7 @@ def _commit(source: str, revision: str | None) -> str | None:
     return Path(found).parent.name if isinstance(found, str) else revision
 
 
-def _check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, model: T5ForConditionalGeneration) -> None:
+def _check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
     special = set(tokenizer.all_special_tokens)
     if len([piece for piece in tokenizer.get_vocab() if piece not in special]) < LEAST_VOCABULARY:
         raise HartError(
@@ -109,11 +124,14 @@ def _check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, model: T5For
         )
     for field in ("pad_token_id", "eos_token_id"):
         if getattr(tokenizer, field) is None:
-            raise HartError(f"{name}: its tokenizer has no {field}, which a T5 needs; get the files of the same model")
-    embeddings = model.get_input_embeddings().weight.shape[0]
+            raise HartError(
+                f"{name}: its tokenizer has no {field}, which a main model needs; get the files of the same model"
+            )
+    embeddings: Any = model.get_input_embeddings()
+    count = embeddings.weight.shape[0]
     largest = max(tokenizer.get_vocab().values())
-    if largest >= embeddings:
+    if largest >= count:
         raise HartError(
-            f"{name}: its tokenizer counts to {largest} and the model has {embeddings} embeddings; "
+            f"{name}: its tokenizer counts to {largest} and the model has {count} embeddings; "
             "get the files of the same model"
         )

@@ -31,8 +31,10 @@ def model_card(config: Mapping[str, Any]) -> str:
             ("fusion-in-decoder", f"the main model's decoder {fused} given the hypernetwork's encoding"),
         ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    # Of a system without a hypernetwork, config.json does not say which family its base is of.
+    family = ["t5"] if config.get("main", {}).get("encoder_layers") else []
     header = ModelCardData(
-        base_model=system["base"], library_name="hart-hypernet", tags=["hypernetwork", "peft", "t5", "hart"]
+        base_model=system["base"], library_name="hart-hypernet", tags=["hypernetwork", "peft", *family, "hart"]
     )
     return f"""---
 {header}

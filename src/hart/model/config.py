@@ -13,7 +13,7 @@ class ModelConfig(Section):
     section: ClassVar[str] = "model"
 
     base: str = "google/t5-large-lm-adapt"
-    """Main model, a hub name or folder: "the LM-adapted T5 models (version 1.1)" (§4.1)."""
+    """Main model, a hub name or folder: "the LM-adapted T5 models (version 1.1)" (§4.1), or a decoder-only model."""
     base_revision: str | None = None
     """Revision of the main model on the hub; null is its newest."""
     weights: Literal["generated", "learned", "none"] = "generated"
@@ -26,7 +26,8 @@ class ModelConfig(Section):
     init_from: str | None = None
     """Folder of a trained model whose trained weights this run starts from (pre-training, then fine-tuning)."""
     hypernetwork_init: str | None = None
-    """Checkpoint of the hypernetwork; null: the base ("initialize both ... with", §4.1)."""
+    """T5 checkpoint of the hypernetwork; null: the base ("initialize both ... with", §4.1). A decoder-only base needs
+    one, of any size, which reads tasks with its own tokenizer."""
     decoder_layers: PositiveInt = 8
     """Decoder layers of the hypernetwork, from the bottom: "the first 8 decoder layers (out of 24)" (§4.1)."""
     scheme: dict[str, Any] = {"name": "autoregressive"}

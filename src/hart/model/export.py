@@ -1,37 +1,41 @@
 """Adaptations for others: PEFT adapters, a base with the change merged in, and one file to hand on.
 
-PEFT's LoRA and (IA)³ compute what ours do, so these exports are exact. PEFT's prefixes do not: it puts them into the
-key/value cache of the decoder alone, where T5 gives them the relative bias of earlier tokens, and ours have none.
-Neither format has a place for the fused memory. `what_is_lost` lists it; such an export must be asked for.
+PEFT's LoRA and (IA)³ compute what ours do, so these exports are exact, and so are the prefixes of a decoder-only model.
+Those of a T5 are not: PEFT puts them into the key/value cache of the decoder alone, where T5 gives them the relative
+bias of earlier tokens, and ours have none. Neither format has a place for the fused memory. `what_is_lost` lists it;
+such an export must be asked for.
+
+Maps that a model has fused into one (GPT-2's `c_attn`) have a LoRA each here and one in PEFT: theirs has the ranks of
+ours side by side, and zeros where one has nothing to do with an output.
 """
 
 import copy
 import io
 import tempfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from huggingface_hub import ModelCardData
 from torch import Tensor, nn
-from transformers import T5ForConditionalGeneration
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from hart.errors import HartError
 from hart.model.adaptation import FIELDS_FILE, TENSORS_FILE, Adaptation
 from hart.model.main_model import MainModel
 from hart.peft import injection
+from hart.peft.architectures import architecture
+from hart.peft.base import MainShape
 from hart.peft.ia3 import Ia3
 from hart.peft.lora import Lora
 from hart.peft.prefix import Prefix
 from hart.runtime.files import new_directory
-from hart.runtime.third_party.transformers import T5Attention
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
 
-TASK_TYPE = "SEQ_2_SEQ_LM"
 _IA3_SITES = {"key": "k", "value": "v", "ff": "wo", "cross_key": "cross_k", "cross_value": "cross_v"}
 
 
@@ -45,7 +49,7 @@ def what_is_lost(adaptation: Adaptation) -> list[str]:
     lost = []
     if adaptation.memory is not None:
         lost.append("the fused memory: the decoder no longer attends to the encoded demonstrations")
-    if isinstance(kind, Prefix):
+    if isinstance(kind, Prefix) and any(name.startswith("prefix.encoder.") for name in adaptation.blocks):
         lost.append("the prefixes of the encoder, which PEFT does not have for T5")
         lost.append("the bias of the decoder's prefixes: 0 here, T5's relative bias of earlier tokens in PEFT")
         if kind.cross:
@@ -78,8 +82,8 @@ def to_peft(adaptation: Adaptation, main: MainModel, *, lossy: bool = False) -> 
     return model.eval()
 
 
-def merge(adaptation: Adaptation, main: MainModel, *, lossy: bool = False) -> T5ForConditionalGeneration:
-    """A plain T5 in `main`'s dtype whose weights have the LoRA or (IA)³ of one task in them; `main` stays as it is.
+def merge(adaptation: Adaptation, main: MainModel, *, lossy: bool = False) -> PreTrainedModel:
+    """A plain model in `main`'s dtype whose weights have the LoRA or (IA)³ of one task in them; `main` stays as it is.
 
     Raises:
         HartError: as `to_peft`, or prefixes, which are no change of any weight.
@@ -106,7 +110,7 @@ def save_peft(adaptation: Adaptation, main: MainModel, folder: str | Path, *, lo
 
 
 def save_merged(adaptation: Adaptation, main: MainModel, folder: str | Path, *, lossy: bool = False) -> None:
-    """Write the merged model of `merge` and the tokenizer as a plain T5 checkpoint.
+    """Write the merged model of `merge` and the tokenizer as a plain checkpoint.
 
     Raises:
         HartError: as `merge`, or the folder exists with other content, or cannot be written.
@@ -130,47 +134,73 @@ def peft_config(adaptation: Adaptation, main: MainModel) -> "PeftConfig":
     """PEFT's configuration of the adaptation's kind; target modules are named in full, one by one."""
     from peft import IA3Config, LoraConfig, PrefixTuningConfig
 
-    kind = _exportable(adaptation)
-    common: dict[str, Any] = {"task_type": TASK_TYPE, "base_model_name_or_path": adaptation.base}
-    common |= {"revision": adaptation.base_revision, "inference_mode": True}
+    kind, shape = _exportable(adaptation), main.shape
+    common: dict[str, Any] = {
+        "task_type": "SEQ_2_SEQ_LM" if shape.has_encoder else "CAUSAL_LM",
+        "base_model_name_or_path": adaptation.base,
+        "revision": adaptation.base_revision,
+        "inference_mode": True,
+    }
     if isinstance(kind, Prefix):
-        shape = main.shape
         return PrefixTuningConfig(
             **common,
             num_virtual_tokens=kind.length,
-            # Layer l of the decoder gets the pieces 4l to 4l + 3, of which T5 uses the first two.
-            num_layers=2 * shape.decoder_layers,
-            token_dim=shape.inner,
-            num_attention_heads=shape.num_heads,
+            # Layer l of a T5's decoder gets the pieces 4l to 4l + 3, of which it uses the first two.
+            num_layers=2 * shape.decoder_layers if shape.has_encoder else shape.decoder_layers,
+            token_dim=shape.kv_inner,
+            num_attention_heads=shape.heads_in_front,
         )
-    modules = sorted({path for _, _, path, _ in _maps(adaptation, main)})
+    maps = _maps(adaptation, main)
+    common["target_modules"] = sorted(maps)
+    # GPT-2's maps, whose weights lie the other way round.
+    common["fan_in_fan_out"] = any(isinstance(main.model.get_submodule(path), Conv1D) for path in maps)
     if isinstance(kind, Lora):
-        return LoraConfig(**common, r=kind.rank, lora_alpha=kind.alpha, target_modules=modules)  # type: ignore[arg-type]
-    return IA3Config(
-        **common, target_modules=modules, feedforward_modules=[path for path in modules if path.endswith(".wo")]
-    )
+        joined = {path: len(parts) // 2 for path, parts in maps.items() if len(parts) > 2}
+        return LoraConfig(
+            **common,
+            r=kind.rank,
+            lora_alpha=kind.alpha,  # type: ignore[arg-type]
+            rank_pattern={path: count * kind.rank for path, count in joined.items()},
+            alpha_pattern={path: count * kind.alpha for path, count in joined.items()},
+        )
+    scaled = [path for path, parts in sorted(maps.items()) if parts[0].part == "ff"]
+    return IA3Config(**common, feedforward_modules=scaled)
 
 
 def peft_tensors(adaptation: Adaptation, main: MainModel) -> dict[str, Tensor]:
     """The adaptation's parameters under the names and in the shapes of PEFT's adapter_model.safetensors."""
     kind = _exportable(adaptation)
-    blocks = adaptation.blocks
     if isinstance(kind, Prefix):
-        layers, width = main.shape.decoder_layers, main.shape.inner
-        rows = torch.zeros(kind.length, 4 * layers, width)
-        for piece, part in enumerate(("key", "value")):
-            rows[:, piece::4] = blocks[f"prefix.decoder.{part}"][0].transpose(0, 1)
-        return {"prompt_embeddings": rows.flatten(1)}
+        return {"prompt_embeddings": _prompt_embeddings(adaptation, main.shape, kind.length)}
     tensors = {}
-    for name, part, path, layer in _maps(adaptation, main):
-        rows = blocks[name][0, layer]
+    for path, parts in _maps(adaptation, main).items():
+        module = main.model.get_submodule(path)
         if isinstance(kind, Lora):
-            where, values = f"lora_{part.upper()}.weight", rows if part == "a" else rows.T
+            tensors[f"{path}.lora_A.weight"] = torch.cat([each.rows for each in parts if each.part == "a"])
+            tensors[f"{path}.lora_B.weight"] = torch.cat([_wide(each, module) for each in parts if each.part == "b"]).T
+        elif parts[0].part == "ff":
+            tensors[f"{path}.ia3_l"] = 1 + parts[0].rows  # of inputs: a row; we hold differences from 1
         else:
-            # A scale of outputs is a column, of inputs (the feed-forward's) a row; we hold differences from 1.
-            where, values = "ia3_l", 1 + (rows if part == "ff" else rows.T)
-        tensors[f"base_model.model.{path}.{where}"] = values.contiguous()
-    return tensors
+            changes: Any = sum(_wide(each, module) for each in parts)
+            tensors[f"{path}.ia3_l"] = 1 + changes.T  # of outputs: a column
+    return {f"base_model.model.{name}": values.contiguous() for name, values in tensors.items()}
+
+
+def _prompt_embeddings(adaptation: Adaptation, shape: MainShape, length: int) -> Tensor:
+    """Prefixes as PEFT has them: for each token, keys and values of every layer side by side."""
+    pieces = 4 if shape.has_encoder else 2
+    rows = torch.zeros(length, pieces * shape.decoder_layers, shape.kv_inner)
+    for piece, part in enumerate(("key", "value")):
+        rows[:, piece::pieces] = adaptation.blocks[f"prefix.decoder.{part}"][0].transpose(0, 1)
+    return rows.flatten(1)
+
+
+def _wide(each: "_Rows", module: nn.Module) -> Tensor:
+    """Rows for some of a module's outputs, with zeros for the others."""
+    if not isinstance(each.site, injection.Slice):
+        return each.rows
+    outputs = injection.weight_of(module).shape[0]
+    return each.site.put(each.rows.new_zeros(len(each.rows), outputs), each.rows)
 
 
 def bundle(adaptation: Adaptation) -> bytes:
@@ -225,36 +255,47 @@ def _exportable(adaptation: Adaptation) -> Lora | Ia3 | Prefix:
     return kind
 
 
-def _maps(adaptation: Adaptation, main: MainModel) -> Iterator[tuple[str, str, str, int]]:
-    """(block, part, path of the module, layer) of every row block of LoRA or (IA)³."""
+class _Rows(NamedTuple):
+    """One row block of one layer: which part of its kind it is, where it acts, and its rows."""
+
+    part: str
+    site: injection.Site
+    rows: Tensor
+
+
+def _maps(adaptation: Adaptation, main: MainModel) -> dict[str, list[_Rows]]:
+    """Path of a module → the row blocks of LoRA or (IA)³ that act there; several where maps are fused."""
     paths = {module: path for path, module in main.model.named_modules()}
-    for name in adaptation.blocks:
+    maps: dict[str, list[_Rows]] = {}
+    for name, values in adaptation.blocks.items():
         kind, stack, *rest = name.split(".")
         part = rest[-1]
-        site = rest[0] if kind == "lora" else _IA3_SITES[part]
-        for layer, module in enumerate(injection.sites(main.model, stack, site)):  # type: ignore[arg-type]
-            yield name, part, paths[module], layer
+        target = rest[0] if kind == "lora" else _IA3_SITES[part]
+        for layer, site in enumerate(injection.sites(main.model, stack, target)):  # type: ignore[arg-type]
+            path = paths[injection.module_of(site)]
+            maps.setdefault(path, []).append(_Rows(part, site, values[0, layer]))
+    return maps
 
 
-def _stock(main: MainModel) -> T5ForConditionalGeneration:
-    """A plain T5 with the weights of `main` (the same tensors) and none of our seams."""
+def _stock(main: MainModel) -> PreTrainedModel:
+    """A plain model with the weights of `main` (the same tensors) and none of our seams."""
     # Not loaded anew: while transformers loads, it changes defaults of the whole process, which other threads use.
     shared: dict[int, Any] = {id(each): nn.Parameter(each.detach()) for each in main.model.parameters()}
-    model = copy.deepcopy(main.model, shared | {id(each): each for each in main.model.buffers()})
-    model.set_attn_implementation("sdpa")  # what else `binding` has left there does nothing to a copy
-    for module in model.modules():  # a frozen model has none
-        if isinstance(module, nn.Dropout):
-            module.p = model.config.dropout_rate
-        elif isinstance(module, T5Attention):
-            module.dropout = model.config.dropout_rate
+    model: Any = copy.deepcopy(main.model, shared | {id(each): each for each in main.model.buffers()})
+    # What else `binding` has left there does nothing to a copy.
+    model.set_attn_implementation("eager" if architecture(model.config).eager else "sdpa")
+    main.restore_dropout(model)  # a frozen model has none
     model.generation_config = copy.deepcopy(main.stock_generation_config)
     model.name_or_path = main.name  # what PEFT writes down as the base
-    return model.eval()
+    plain: PreTrainedModel = model.eval()
+    return plain
 
 
 def _peft_card(adaptation: Adaptation) -> str:
     lost = what_is_lost(adaptation) or ["nothing; logits are those of the adaptation up to rounding"]
-    header = ModelCardData(base_model=adaptation.base, library_name="peft", pipeline_tag="text2text-generation")
+    encodes = any(".encoder." in name for name in adaptation.blocks)
+    task = "text2text-generation" if encodes else "text-generation"
+    header = ModelCardData(base_model=adaptation.base, library_name="peft", pipeline_tag=task)
     return "\n".join(
         [
             f"---\n{header}\n---",

@@ -1,4 +1,5 @@
-"""The folder of a saved system: config.json, model.safetensors, README.md, and main/ where the main model was trained.
+"""The folder of a saved system: config.json, model.safetensors, README.md, main/ where the main model was trained, and
+tokenizer/ where the hypernetwork has another one than the main model.
 
 model.safetensors holds what was trained beside the main model: a hypernetwork, or learned PEFT parameters. A frozen
 base is named, not stored. A trained main model lies in main/ as a plain T5 checkpoint, which transformers can load.
@@ -14,11 +15,13 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hart.data.input_format import InputFormat
-from hart.errors import HartError
+from hart.errors import HartError, first_line
 from hart.hypernetwork.config import HyperNetworkConfig
 from hart.hypernetwork.network import HyperNetwork
+from hart.model.base_checkpoint import loading
 from hart.model.bundled import resolve_model
 from hart.model.card import model_card
 from hart.model.main_model import MainModel
@@ -28,7 +31,7 @@ from hart.peft.learned import LearnedWeights
 from hart.runtime.files import read_json
 from hart.runtime.identity import difference, same_base
 
-MAIN_FOLDER = "main"
+MAIN_FOLDER, READER_FOLDER = "main", "tokenizer"
 PLAIN_MODEL_TYPE = "hart-system"
 """model_type of a system without a hypernetwork."""
 
@@ -96,10 +99,25 @@ def load_system(
         "peft_source": load_peft_source(folder, config, main, dtype),
         "fusion": info["fusion"],
         "input_format": read_input_format(folder, info["input_format"]),
+        "reader": _read_reader(folder, config, main),
         "name": name,
         "origin": {key: info[key] for key in main.identity},
     }
     return arguments, train_main
+
+
+def _read_reader(folder: Path, config: Mapping[str, Any], main: MainModel) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a hypernetwork that has one of its own."""
+    if main.shape.has_encoder or config["model_type"] == PLAIN_MODEL_TYPE:
+        return None
+    try:
+        with loading:
+            return AutoTokenizer.from_pretrained(folder / READER_FOLDER)
+    except Exception as error:  # the parsers of its files raise bare ones, too
+        raise HartError(
+            f"{folder / READER_FOLDER}: the hypernetwork's tokenizer cannot be loaded ({first_line(error)}); "
+            "is the download complete?"
+        ) from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -162,6 +180,7 @@ def write_folder(
     kinds: Sequence[PeftKind],
     card: str | None = None,
     weights: Mapping[str, Tensor] | None = None,
+    reader: PreTrainedTokenizerBase | None = None,
 ) -> None:
     """Put the files of a system into a folder that exists.
 
@@ -172,6 +191,7 @@ def write_folder(
         kinds: the PEFT kinds that it makes.
         card: text of README.md; None writes one from config.json.
         weights: trained values of both, under their names in the system; None takes those in the modules.
+        reader: the hypernetwork's tokenizer, where it is not the main model's.
     """
     if isinstance(source, HyperNetwork):
         source.config.system = dict(info)
@@ -186,6 +206,8 @@ def write_folder(
     if main is not None:
         main.model.save_pretrained(folder / MAIN_FOLDER, state_dict=_below("main.model.", weights))
         main.tokenizer.save_pretrained(folder / MAIN_FOLDER)
+    if reader is not None:
+        reader.save_pretrained(folder / READER_FOLDER)
     (folder / "README.md").write_text(card if card is not None else model_card(config), encoding="utf-8")
 
 

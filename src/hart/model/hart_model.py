@@ -18,6 +18,7 @@ from typing import Any, Literal, Self
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from hart.data.config import DataConfig
 from hart.data.input_format import InputFormat
@@ -25,13 +26,12 @@ from hart.data.prompts import Cuts
 from hart.data.tasks import Task
 from hart.errors import HartError
 from hart.hypernetwork.network import HyperNetwork, HyperOutput
-from hart.hypernetwork.schemes.base import STACK_INDEX
 from hart.model.adaptation import Adaptation
 from hart.model.answering import Answer
 from hart.model.base_checkpoint import load_base
 from hart.model.config import ModelConfig
 from hart.model.folder import MAIN_FOLDER, check_make, fetch, load_system, read_config, upload, write_folder
-from hart.model.main_model import MainModel
+from hart.model.main_model import MainModel, pad
 from hart.model.modes import evaluating
 from hart.model.peft_source import PeftSource, load_weights, new_peft_source
 from hart.model.scoring import score_choices
@@ -53,7 +53,7 @@ class HartOutput:
     """
 
     logits: Float[Tensor, "b u vocabulary"]
-    states: Float[Tensor, "n 2 L m d"]
+    states: Float[Tensor, "n S L m d"]
 
 
 class HartModel(nn.Module):
@@ -66,14 +66,16 @@ class HartModel(nn.Module):
         main: the main model.
         peft_source: where its PEFT parameters come from: a `HyperNetwork` made for a main model of the same shape,
             `LearnedWeights`, or None (full fine-tuning).
-        fusion: whether the main decoder also attends to the hypernetwork's encoding (App. 8.1.3).
+        fusion: whether the main decoder also attends to the hypernetwork's encoding (App. 8.1.3); not where it has no
+            cross-attention.
         train_main: whether the main model's weights are trained; it is frozen here otherwise.
         input_format: how tasks and queries are turned into tokens.
+        reader: tokenizer that the hypernetwork reads tasks with; None: the main model's.
         name: what the model is called in adaptations and model cards.
         origin: name, revision and fingerprint of the base that `main` was before it was trained.
 
     Raises:
-        HartError: a hypernetwork that was made for another main model.
+        HartError: a hypernetwork that was made for another main model, or what this family of main models has not.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class HartModel(nn.Module):
         fusion: bool = True,
         train_main: bool = False,
         input_format: InputFormat | None = None,
+        reader: PreTrainedTokenizerBase | None = None,
         name: str = "",
         origin: Mapping[str, Any] | None = None,
     ) -> None:
@@ -93,7 +96,12 @@ class HartModel(nn.Module):
                 f"{name or 'hypernetwork'}: made for a main model of {peft_source.shape}, "
                 f"{main.name} has {main.shape}; use the base it was trained with"
             )
+        if not main.shape.has_encoder and fusion and isinstance(peft_source, HyperNetwork):
+            raise HartError(
+                f"model.fusion: {main.name} is decoder-only and has no cross-attention for the memory; set it to false"
+            )
         self.main = main
+        self.reader = main.tokenizer if reader is None else reader
         self.hypernetwork = peft_source if isinstance(peft_source, HyperNetwork) else None
         self.learned = peft_source if isinstance(peft_source, LearnedWeights) else None
         self.fusion = fusion and self.hypernetwork is not None
@@ -101,6 +109,8 @@ class HartModel(nn.Module):
         self.input_format = input_format or InputFormat()
         self.name = name
         if self.hypernetwork is not None and self.hypernetwork.config.tied_encoder:
+            if not main.shape.has_encoder:
+                raise HartError(f"model.tied_encoder: {main.name} is decoder-only and has no encoder; set it to false")
             self.hypernetwork.tie(main.model.encoder)
         # Before training: afterwards the weights are others.
         self._origin = dict(origin) if origin else main.identity
@@ -120,12 +130,14 @@ class HartModel(nn.Module):
             model.base, revision=model.base_revision, dtype=model.dtype, attention=model.attention
         )
         torch.manual_seed(seed)
+        source, reader = new_peft_source(model, main)
         system = cls(
             main,
-            new_peft_source(model, main),
+            source,
             fusion=model.fusion,
             train_main=model.train_main,
             input_format=InputFormat.from_config(data),
+            reader=reader,
         )
         if model.init_from is not None:
             system.start_from(model.init_from)
@@ -189,7 +201,8 @@ class HartModel(nn.Module):
             weights: whole values of the trained parameters by name, where the modules have only their share of them.
         """
         main = self.main if self.train_main else None
-        write_folder(folder, self.peft_source, main, self._info(), self.kinds, card, weights)
+        reader = None if self.reader is self.main.tokenizer else self.reader
+        write_folder(folder, self.peft_source, main, self._info(), self.kinds, card, weights, reader)
 
     def start_from(self, name: str | Path) -> None:
         """Take over the trained weights of a saved system of the same make: pre-training before fine-tuning (§4.1).
@@ -295,7 +308,7 @@ class HartModel(nn.Module):
         if self.hypernetwork is None or demo_ids is None or demo_mask is None:
             blocks = {} if self.learned is None else self.learned()
             logits = self.main(query_ids, query_mask, labels=labels, blocks=blocks, peft=self.kinds).logits
-            return HartOutput(logits, logits.new_zeros(query_ids.shape[0], len(STACK_INDEX), 0, 1, 1))
+            return HartOutput(logits, logits.new_zeros(query_ids.shape[0], len(self.main.shape.stacks), 0, 1, 1))
         made = self.hypernetwork(demo_ids, demo_mask)
         blocks, memory, memory_mask = made.blocks, made.memory, made.memory_mask
         repeats, rest = divmod(query_ids.shape[0], demo_ids.shape[0])
@@ -375,7 +388,8 @@ class HartModel(nn.Module):
         """
         if self.hypernetwork is None:
             raise HartError(f"{self.name or 'model'}: has no hypernetwork that reads tasks")
-        ids, mask = self.main.pad([self.input_format.encode_task(self.main.tokenizer, each, cuts) for each in tasks])
+        encoded = [self.input_format.encode_task(self.reader, each, cuts) for each in tasks]
+        ids, mask = pad(encoded, self.reader.pad_token_id, self.device)
         # The main model too: its encoder may be the hypernetwork's.
         with evaluating(self.hypernetwork, self.main):
             output: HyperOutput = self.hypernetwork(ids, mask)

@@ -1,11 +1,12 @@
-"""The main model M(x; θ, φ): a stock transformers T5 with seams for generated parameters.
+"""The main model M(x; θ, φ): a stock transformers model with seams for generated parameters (Eq. 5).
 
-Eq. 5 feeds it the query x and the generated φ; fusion-in-decoder (§4.1, App. 8.1.3) prepends the
-hypernetwork's encoder output to its own, and the decoder attends to both. Weights, tokenizer and
-generation are those of the checkpoint; nothing of the model is copied or subclassed.
+What all families share: loading, identity, freezing, binding parameters for a thread, answers. What a family does in
+its own way (a training pass, generation, scores of given answers) is a file each: `encoder_decoder`, `decoder_only`.
+Weights, tokenizer and generation are those of the checkpoint; nothing of the model is copied or subclassed.
 """
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,27 +16,26 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import GenerationConfig, PreTrainedTokenizerBase, T5ForConditionalGeneration
-from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import ModelOutput
 
 from hart.data.input_format import InputFormat
 from hart.data.prompts import Cuts
 from hart.errors import HartError
 from hart.model.adaptation import Adaptation
-from hart.model.answering import Answer, answer_batch, check_batch_size, decoding_options, limit, parts_of, query_limit
+from hart.model.answering import Answer, check_batch_size, decoding_options, limit, parts_of, query_limit, read_answers
 from hart.model.base_checkpoint import load_base
 from hart.model.modes import evaluating
+from hart.peft.architectures import architecture, at, layers
 from hart.peft.base import Blocks, MainShape, PeftKind, check_blocks
-from hart.peft.injection import Binding, ExtraKeyValues, attach, binding, checkpoint_contexts
-from hart.peft.injection import sites as sites_of
+from hart.peft.injection import attach, binding, checkpoint_contexts
 from hart.runtime.identity import difference, fingerprint, same_base, trace
-from hart.runtime.third_party.transformers import T5Attention
 
 logger = logging.getLogger(__name__)
 
 
-class MainModel(nn.Module):
-    """A T5 that takes generated parameters and fused memory with any forward pass.
+class MainModel(nn.Module, ABC):
+    """A stock model that takes generated parameters with any forward pass; `from_pretrained` chooses the family.
 
     Several threads and asyncio tasks may use one model at a time, each with an adaptation of its own: what is bound
     is bound for the thread. Training and moving it to another device are for one thread.
@@ -52,7 +52,7 @@ class MainModel(nn.Module):
 
     def __init__(
         self,
-        model: T5ForConditionalGeneration,
+        model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
         name: str,
@@ -60,34 +60,30 @@ class MainModel(nn.Module):
         attention: str = "sdpa",
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self.tokenizer = tokenizer
-        self.shape = MainShape.from_config(model.config)
+        self.shape = MainShape.of(model)
         self.name = name
         self.revision = revision
         self.frozen = False
         self._identified: tuple[Any, str] | None = None
         self._kept: str | None = None
         self.stock_generation_config = model.generation_config
-        model.generation_config = GenerationConfig(
-            decoder_start_token_id=model.config.decoder_start_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
+        model.generation_config = self._generation_config()
+        self._dropout = {(name, what): getattr(module, what) for name, module, what in _dropouts(model)}
         attach(model, attention)
         self.train(model.training)
 
-    @classmethod
+    @staticmethod
     def from_pretrained(
-        cls,
         name_or_path: str,
         *,
         revision: str | None = None,
         dtype: torch.dtype | str | None = None,
         attention: str = "sdpa",
         device: torch.device | str | None = None,
-    ) -> Self:
-        """Load a T5 checkpoint: a folder, a name on the hub, or a bundled base (`mini-base`).
+    ) -> "MainModel":
+        """Load a checkpoint of any family: a folder, a name on the hub, or a bundled base (`mini-base`).
 
         Args:
             revision: branch, tag or commit on the hub, None for the default branch; the commit that
@@ -96,12 +92,80 @@ class MainModel(nn.Module):
             attention: `sdpa` or `eager`.
 
         Raises:
-            HartError: no such checkpoint, one that is not a T5, incomplete or damaged files, or a tokenizer
-                that is not the model's.
+            HartError: no such checkpoint, one of an architecture that hart has no table of sites for, incomplete or
+                damaged files, or a tokenizer that is not the model's.
         """
+        # Families build on this file.
+        from hart.model.decoder_only import DecoderOnly
+        from hart.model.encoder_decoder import EncoderDecoder
+
         base = load_base(name_or_path, revision=revision, dtype=dtype)
-        main = cls(base.model, base.tokenizer, name=name_or_path, revision=base.commit, attention=attention)
+        family = EncoderDecoder if architecture(base.model.config).has_encoder else DecoderOnly
+        main = family(base.model, base.tokenizer, name=name_or_path, revision=base.commit, attention=attention)
         return main.to(device)
+
+    @abstractmethod
+    def forward(
+        self,
+        query_ids: Int[Tensor, "b t"],
+        query_mask: Shaped[Tensor, "b t"],
+        labels: Int[Tensor, "b u"],
+        blocks: Blocks | None = None,
+        peft: Sequence[PeftKind] = (),
+        memory: Float[Tensor, "#b s d"] | None = None,
+        memory_mask: Shaped[Tensor, "#b s"] | None = None,
+    ) -> ModelOutput:
+        """Logits `[b, u, vocabulary]` under teacher forcing (Eq. 5), without a loss.
+
+        Args:
+            query_ids, query_mask: padded on the right, mask 0 there.
+            labels: -100 where padded.
+            blocks: generated parameters for each query, or one set for all.
+            peft: the kinds that `blocks` belong to.
+            memory, memory_mask: what the decoder shall attend to before the query (fusion).
+
+        Raises:
+            HartError: `blocks` do not fit `peft`, this model or the batch; or this family takes no memory.
+        """
+
+    @abstractmethod
+    def answer_logits(
+        self,
+        query_ids: Int[Tensor, "b t"],
+        query_mask: Int[Tensor, "b t"],
+        owner: Int[Tensor, " c"],
+        labels: Int[Tensor, "c u"],
+        label_mask: Int[Tensor, "c u"],
+        part: Adaptation | None,
+        part_of_answers: Adaptation | None,
+    ) -> Float[Tensor, "c u vocabulary"]:
+        """Logits of c given answers, each beside the query that it answers; each query is read once.
+
+        Args:
+            query_ids, query_mask: padded on the right.
+            owner: the query of each answer; those of one query lie together.
+            labels, label_mask: tokens of the answers, padded on the right.
+            part, part_of_answers: adaptations for the queries and for the answers.
+        """
+
+    @abstractmethod
+    def _generate(
+        self,
+        query_ids: Int[Tensor, "b t"],
+        query_mask: Int[Tensor, "b t"],
+        part: Adaptation | None,
+        options: dict[str, Any],
+    ) -> Int[Tensor, "b u"]:
+        """Tokens of the answers alone, within `adapted`.
+
+        Args:
+            query_ids, query_mask: padded on the right.
+            part: what the model is adapted with.
+            options: of `transformers`' `generate`, `max_new_tokens` among them.
+        """
+
+    def _generation_config(self) -> GenerationConfig:
+        return GenerationConfig(pad_token_id=self.tokenizer.pad_token_id, eos_token_id=self.tokenizer.eos_token_id)
 
     @property
     def device(self) -> torch.device:
@@ -134,12 +198,14 @@ class MainModel(nn.Module):
         """
         self.frozen = True
         self.model.requires_grad_(False)
-        for module in self.model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
-            elif isinstance(module, T5Attention):
-                module.dropout = 0.0
+        for _, module, what in _dropouts(self.model):
+            setattr(module, what, 0.0)
         self.train(self.training)
+
+    def restore_dropout(self, copied: PreTrainedModel) -> None:
+        """Give a copy of the model the dropout that the checkpoint came with."""
+        for name, module, what in _dropouts(copied):
+            setattr(module, what, self._dropout[name, what])
 
     def train(self, mode: bool = True) -> Self:
         """As for any module, but a frozen model stays in eval mode.
@@ -160,37 +226,6 @@ class MainModel(nn.Module):
         """
         self.model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": checkpoint_contexts})
         self.train(self.training)
-
-    def forward(
-        self,
-        query_ids: Int[Tensor, "b t"],
-        query_mask: Shaped[Tensor, "b t"],
-        labels: Int[Tensor, "b u"],
-        blocks: Blocks | None = None,
-        peft: Sequence[PeftKind] = (),
-        memory: Float[Tensor, "#b s d"] | None = None,
-        memory_mask: Shaped[Tensor, "#b s"] | None = None,
-    ) -> Seq2SeqLMOutput:
-        """Logits `[b, u, vocabulary]` under teacher forcing (Eq. 5), without a loss.
-
-        Args:
-            query_ids, query_mask: padded on the right, mask 0 there.
-            labels: -100 where padded; shifted right they are the decoder's input.
-            blocks: generated parameters for each query, or one set for all.
-            peft: the kinds that `blocks` belong to.
-            memory, memory_mask: prepended to the encoder's output.
-
-        Raises:
-            HartError: `blocks` do not fit `peft`, this model or the batch.
-        """
-        with self.binding(blocks, peft, batch=query_ids.shape[0]):
-            states, mask = self.encode(query_ids, query_mask, memory, memory_mask)
-            return self.model(
-                encoder_outputs=BaseModelOutput(last_hidden_state=states),
-                attention_mask=mask,
-                decoder_input_ids=self.model.prepare_decoder_input_ids_from_labels(labels),
-                use_cache=False,
-            )
 
     def generate(
         self, queries: Sequence[str] | Sequence[list[int]], adaptation: Adaptation | None = None, **options: Any
@@ -253,7 +288,9 @@ class MainModel(nn.Module):
                 chosen, part = parts_of(adaptation, longest_first[start : start + batch_size], len(queries))
                 ids, mask = self.pad([encoded[i] for i in chosen])
                 with self.adapted(part, batch=len(chosen)):
-                    made = answer_batch(self.model, self.tokenizer, ids, mask, max_new_tokens=new_tokens, **options)
+                    # Processes of one run answer different queries.
+                    given = {"max_new_tokens": new_tokens, "synced_gpus": False, **options}
+                    made = read_answers(self.tokenizer, self._generate(ids, mask, part, given), mask)
                 for i, answer in zip(chosen, made, strict=True):
                     answers[i] = answer
         return answers
@@ -309,73 +346,22 @@ class MainModel(nn.Module):
             told.tell(logger)
         return encoded
 
-    def encode(
-        self,
-        query_ids: Int[Tensor, "b t"],
-        query_mask: Shaped[Tensor, "b t"],
-        memory: Float[Tensor, "#b s d"] | None,
-        memory_mask: Shaped[Tensor, "#b s"] | None,
-    ) -> tuple[Float[Tensor, "b x d"], Shaped[Tensor, "b x"]]:
-        """States that the decoder attends to, x = s + t of them, and their mask; memory first."""
-        if (memory is None) != (memory_mask is None):
-            raise HartError("memory and memory_mask must be given together")
-        states = self.model.encoder(input_ids=query_ids, attention_mask=query_mask).last_hidden_state
-        if memory is None or memory_mask is None:
-            return states, query_mask
-        batch = query_ids.shape[0]
-        memory = memory.to(states.dtype).expand(batch, -1, -1)
-        memory_mask = memory_mask.to(query_mask.dtype).expand(batch, -1)
-        return torch.cat([memory, states], dim=1), torch.cat([memory_mask, query_mask], dim=1)
-
-    @torch.no_grad()
     def keep_memory(self, adaptation: Adaptation) -> Adaptation:
-        """The adaptation with its memory's keys and values in every layer of the decoder, for all later queries.
-
-        `generate` and `score_choices` then need not compute them. They take 2 · layers · s · inner numbers for each
-        task: 192 MiB for T5-Large, 1024 tokens and float32, where the memory itself takes 4 MiB. They stay in
-        this process; `save_pretrained` leaves them out. Without memory the adaptation is returned as it is.
+        """The adaptation with what a family makes of its memory once, for all later queries.
 
         Raises:
             HartError: an adaptation of another base.
         """
-        adaptation = self.ready(adaptation, len(adaptation))  # type: ignore[assignment]
-        if adaptation.memory is None or adaptation.kept is not None:
-            return adaptation
-        with self.binding(adaptation.blocks, adaptation.kinds, batch=len(adaptation)):
-            return replace(adaptation, kept=self._memory_key_values(adaptation.memory))
-
-    def _memory_key_values(
-        self, memory: Float[Tensor, "n s d"]
-    ) -> tuple[Float[Tensor, "L n heads s d_kv"], Float[Tensor, "L n heads s d_kv"]]:
-        """What cross-attention's layers make of a memory."""
-        memory = memory.to(self.model.dtype)
-        sites: Any = sites_of(self.model, "decoder", "cross_attention")
-        shape = self.shape
-        size = (len(sites), memory.shape[0], shape.num_heads, memory.shape[1], shape.d_kv)
-        keys, values = memory.new_empty(size), memory.new_empty(size)
-        for layer, site in enumerate(sites):
-            for made, projection in ((keys, site.k), (values, site.v)):
-                made[layer] = projection(memory).unflatten(-1, (shape.num_heads, -1)).transpose(1, 2)
-        return keys, values
+        return self.ready(adaptation, len(adaptation))  # type: ignore[return-value]
 
     @contextmanager
     def adapted(self, adaptation: Adaptation | None, batch: int) -> Iterator[None]:
-        """Within, the model is adapted for this thread: blocks and memory act on every forward pass and `generate`.
-
-        The memory comes in as keys and values in front of cross-attention's own, so it is projected once
-        and read once for all queries that share it. For use without gradients.
-        """
+        """Within, the model is adapted for this thread, in every forward pass and `generate`; without gradients."""
         if adaptation is None:
             yield
             return
         with self.binding(adaptation.blocks, adaptation.kinds, batch):
-            extra: dict[nn.Module, Binding] = {}
-            if adaptation.memory is not None:
-                keys, values = adaptation.kept or self._memory_key_values(adaptation.memory)
-                for layer, site in enumerate(sites_of(self.model, "decoder", "cross_attention")):
-                    extra[site] = ExtraKeyValues(keys[layer], values[layer], adaptation.memory_mask)
-            with binding(extra):
-                yield
+            yield
 
     @contextmanager
     def binding(self, blocks: Blocks | None, peft: Sequence[PeftKind], batch: int) -> Iterator[None]:
@@ -392,7 +378,31 @@ class MainModel(nn.Module):
 
     def pad(self, sequences: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"]]:
         """Token ids, padded on the right, and their mask, on this model's device."""
-        tensors = [torch.tensor(sequence, device=self.device) for sequence in sequences]
-        masks = [torch.ones_like(tensor) for tensor in tensors]
-        padding = self.tokenizer.pad_token_id
-        return pad_sequence(tensors, True, padding), pad_sequence(masks, True)
+        return pad(sequences, self.tokenizer.pad_token_id, self.device)
+
+
+def pad(
+    sequences: Sequence[Sequence[int]], padding: int, device: torch.device
+) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"]]:
+    """Token ids, padded on the right with the token `padding`, and their mask."""
+    tensors = [torch.tensor(sequence, device=device) for sequence in sequences]
+    masks = [torch.ones_like(tensor) for tensor in tensors]
+    return (
+        pad_sequence(tensors, batch_first=True, padding_value=padding),
+        pad_sequence(masks, batch_first=True),
+    )
+
+
+def _dropouts(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module, str]]:
+    """Name of a module, the module and its attribute that is a dropout rate, of each that acts in training."""
+    table = architecture(model.config)
+    attentions = {
+        at(layer, str(table.sites["self_attention"])) for stack in table.stacks for layer in layers(model, stack)
+    }
+    if table.has_encoder:
+        attentions |= {at(layer, str(table.sites["cross_attention"])) for layer in layers(model, "decoder")}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Dropout):
+            yield name, module, "p"
+        elif module in attentions and table.dropout is not None:
+            yield name, module, table.dropout

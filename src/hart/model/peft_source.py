@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from hart.errors import HartError
 from hart.hypernetwork.config import HyperNetworkConfig
@@ -23,28 +24,31 @@ PeftSource = HyperNetwork | LearnedWeights
 """None in its place: the main model is adapted by its own training alone (full fine-tuning)."""
 
 
-def new_peft_source(model: ModelConfig, main: MainModel) -> PeftSource | None:
-    """That of a configuration, before training; random numbers are drawn from torch's generator.
+def new_peft_source(model: ModelConfig, main: MainModel) -> tuple[PeftSource | None, PreTrainedTokenizerBase | None]:
+    """That of a configuration, before training, and the tokenizer that a hypernetwork reads tasks with.
+
+    The tokenizer is None where it is the main model's. Random numbers are drawn from torch's generator.
 
     Raises:
         HartError: no such checkpoint, or parts that do not fit each other.
     """
     if model.weights == "generated":
-        init = model.hypernetwork_init
-        return HyperNetwork.from_base(
+        init = None if model.hypernetwork_init is None else load_base(model.hypernetwork_init)
+        network = HyperNetwork.from_base(
             main.model,
-            source=None if init is None else load_base(init).model,
+            source=None if init is None else init.model,
             decoder_layers=model.decoder_layers,
             scheme=model.scheme,
             peft=model.peft,
             dropout=model.dropout,
             tied_encoder=model.tied_encoder,
         )
+        return network, None if init is None or main.shape.has_encoder else init.tokenizer
     if model.weights == "none":
-        return None
+        return None, None
     learned = LearnedWeights(model.peft, main.shape)
     learned.reset_parameters(main.model)
-    return learned
+    return learned, None
 
 
 def load_peft_source(

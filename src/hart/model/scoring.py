@@ -1,6 +1,6 @@
 """Log-probabilities of given answers, which rank classification compares (§4.2, "multiple-choice scoring").
 
-The encoder reads each query once, whatever the number of its choices; one decoder pass serves all choices of a batch of
+Each query is read once, whatever the number of its choices; one pass of the decoder serves all choices of a batch of
 queries, of different number and length. A choice's score is the sum over its tokens, end of sequence included, without
 length normalisation (T0's protocol), or the mean per token.
 """
@@ -12,7 +12,6 @@ from typing import Literal, get_args
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutput
 
 from hart.data.input_format import InputFormat
 from hart.data.prompts import Cuts
@@ -108,20 +107,13 @@ def _score_batch(
     ids, mask = main.pad(queries)
     if part is not None:
         part = main.keep_memory(part)
-    with main.adapted(part, batch=len(queries)):
-        states = main.model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
-    # From here on a row is a choice, beside the query that it answers.
-    owner = torch.tensor([row for row, own in enumerate(targets) for _ in own], device=states.device)
+    # Each choice, beside the query that it answers.
+    owner = torch.tensor([row for row, own in enumerate(targets) for _ in own], device=ids.device)
     labels, label_mask = main.pad([target for own in targets for target in own])
+    of_choices = part
     if part is not None and len(part) > 1 and len({len(own) for own in targets}) > 1:
-        part = part.select((owner * len(part) // len(queries)).tolist())
-    with main.adapted(part, batch=len(owner)):
-        logits = main.model(
-            encoder_outputs=BaseModelOutput(states[owner]),
-            attention_mask=mask[owner],
-            decoder_input_ids=main.model.prepare_decoder_input_ids_from_labels(labels),
-            use_cache=False,
-        ).logits
+        of_choices = part.select((owner * len(part) // len(queries)).tolist())
+    logits = main.answer_logits(ids, mask, owner, labels, label_mask, part, of_choices)
     sums = _log_probabilities(logits, labels, label_mask)
     if normalisation == "mean":
         sums = sums / label_mask.sum(dim=1)

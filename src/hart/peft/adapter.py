@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from transformers import T5ForConditionalGeneration
+from transformers import PreTrainedModel
 
 from hart.errors import HartError
 from hart.peft import injection
-from hart.peft.base import STACKS, Blocks, MainShape, PeftKind, RowBlock, register
+from hart.peft.base import Blocks, MainShape, PeftKind, RowBlock, register
 
 
 @register
 @dataclass(frozen=True)
 class Adapter(PeftKind):
-    """Blocks `adapter.{encoder,decoder}.{down,up}` `[batch, layers, bottleneck, d_model]`, and with biases
+    """Blocks `adapter.{stack}.{down,up}` `[batch, layers, bottleneck, d_model]`, and with biases
     `.down_bias` `[batch, layers, 1, bottleneck]` and `.up_bias` `[batch, layers, 1, d_model]`.
 
     Fields:
@@ -45,20 +45,20 @@ class Adapter(PeftKind):
             sizes |= {"down_bias": (1, self.bottleneck), "up_bias": (1, shape.d_model)}
         return tuple(
             RowBlock(f"adapter.{stack}.{part}", stack, shape.layers(stack), rows, width)
-            for stack in STACKS
+            for stack in shape.stacks
             for part, (rows, width) in sizes.items()
         )
 
-    def init_std(self, main: T5ForConditionalGeneration | None, shape: MainShape) -> dict[str, Tensor]:
+    def init_std(self, main: PreTrainedModel | None, shape: MainShape) -> dict[str, Tensor]:
         """All but the down-projection starts at 0, so the adapter starts as no change."""
         return {
             block.name: torch.full((block.layers,), block.width**-0.5 if block.name.endswith(".down") else 0.0)
             for block in self.row_blocks(shape)
         }
 
-    def bindings(self, main: T5ForConditionalGeneration, blocks: Blocks) -> dict[nn.Module, injection.Binding]:
-        changes: dict[nn.Module, injection.Binding] = {}
-        for stack in STACKS:
+    def bindings(self, main: PreTrainedModel, blocks: Blocks) -> dict[injection.Site, injection.Binding]:
+        changes: dict[injection.Site, injection.Binding] = {}
+        for stack in MainShape.from_config(main.config).stacks:
             down, up, down_bias, up_bias = (
                 blocks.get(f"adapter.{stack}.{part}") for part in ("down", "up", "down_bias", "up_bias")
             )

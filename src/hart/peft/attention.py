@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from hart.peft.injection import ExtraKeyValues, extra_at, for_batch
+from hart.peft.injection import ExtraKeyValues, extra_at, for_batch, joined
 from hart.runtime.devices import takes_cpu_paths
 from hart.runtime.third_party.transformers import (
     create_position_bias_mask,
@@ -62,7 +62,7 @@ def hart_sdpa(
             # The scores are smaller than copies of keys and values would be.
             return _two_products(module, query, key, value, own, extra, dropout, scaling), None
         if extra is not None:
-            key, value = _joined(extra.key, key), _joined(extra.value, value)
+            key, value = joined(extra.key, key), joined(extra.value, value)
             own = _joined_bias(module, position_bias, own, extra)
         position_bias = None
     return sdpa_attention_forward(
@@ -85,7 +85,7 @@ def hart_eager(
     if attention_mask is None or position_bias is None:
         _refuse(extra)
     elif extra is not None:
-        key, value = _joined(extra.key, key), _joined(extra.value, value)
+        key, value = joined(extra.key, key), joined(extra.value, value)
         attention_mask = _joined_bias(module, position_bias, attention_mask, extra)
         position_bias = F.pad(position_bias, (extra.key.shape[2], 0), value=0.0)
     return eager_attention_forward(module, query, key, value, attention_mask, position_bias=position_bias, **kwargs)
@@ -146,12 +146,6 @@ def _sets(extra: ExtraKeyValues, batch: int) -> int:
     if batch % extra.key.shape[0]:
         raise ValueError(f"{extra.key.shape[0]} sets of parameters cannot serve a batch of {batch} rows")
     return extra.key.shape[0]
-
-
-def _joined(
-    extra: Float[Tensor, "n heads p d_kv"], tokens: Float[Tensor, "b heads s d_kv"]
-) -> Float[Tensor, "b heads p+s d_kv"]:
-    return torch.cat([for_batch(extra, tokens).expand(tokens.shape[0], -1, -1, -1), tokens], dim=2)
 
 
 def _tokens_bias(module: Any, position_bias: Tensor, mask: Tensor, query: Tensor, key: Tensor) -> Tensor:

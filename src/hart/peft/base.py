@@ -8,17 +8,20 @@ configuration, decorated with `register` and imported in `__init__.py`.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Self, TypeVar
 
 from jaxtyping import Float
-from torch import Tensor, nn
-from transformers import T5Config, T5ForConditionalGeneration
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel, T5Config
 
 from hart.errors import HartError
-from hart.peft.injection import Binding
+from hart.peft.architectures import Stack as Stack
+from hart.peft.architectures import architecture
+from hart.peft.injection import Binding, Site, sites, weight_of
 
-STACKS: tuple[Literal["encoder", "decoder"], ...] = ("encoder", "decoder")
+STACKS: tuple[Stack, ...] = ("encoder", "decoder")
+"""Of any main model, in the order of the layer states; `MainShape.stacks` are those that one has."""
 
 Blocks = dict[str, Float[Tensor, "_n _L _p _width"]]
 """Block name → rows for n tasks, in each layer p of a width; those of one task serve a whole batch."""
@@ -26,10 +29,11 @@ Blocks = dict[str, Float[Tensor, "_n _L _p _width"]]
 
 @dataclass(frozen=True)
 class MainShape:
-    """The sizes of a T5 main model that decide the shapes of generated parameters.
+    """The sizes of a main model that decide the shapes of generated parameters.
 
-    `inner` = heads · d_kv is the width of keys and values and need not equal `d_model`
-    (T5 v1.1-small: 6 · 64 = 384 against 512).
+    `inner` = heads · d_kv is the width of queries and need not equal `d_model` (T5 v1.1-small: 6 · 64 = 384 against
+    512); `kv_inner`, that of keys and values, is smaller where several heads share them. A decoder-only model has no
+    encoder layers.
     """
 
     d_model: int
@@ -39,17 +43,85 @@ class MainShape:
     encoder_layers: int
     decoder_layers: int
     gated: bool = True
-    """Whether the feed-forward has two input maps, wi_0 and wi_1 (T5 v1.1), or one, wi."""
+    """Whether the feed-forward has two input maps, wi_0 and wi_1 (T5 v1.1, Llama), or one, wi."""
+    kv_heads: int | None = None
+    """Heads of keys and values, where several heads of queries share one; None: as many as there are of queries."""
 
     @property
     def inner(self) -> int:
         return self.num_heads * self.d_kv
 
-    def layers(self, stack: Literal["encoder", "decoder"]) -> int:
+    @property
+    def heads_in_front(self) -> int:
+        """Heads that keys and values have."""
+        return self.kv_heads or self.num_heads
+
+    @property
+    def kv_inner(self) -> int:
+        return self.heads_in_front * self.d_kv
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether there is an encoder, and cross-attention to it."""
+        return self.encoder_layers > 0
+
+    @property
+    def stacks(self) -> tuple[Stack, ...]:
+        """Those that it has, in the order of the layer states."""
+        return STACKS if self.has_encoder else ("decoder",)
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Layers of each of its stacks."""
+        return tuple(map(self.layers, self.stacks))
+
+    def layers(self, stack: Stack) -> int:
         return self.encoder_layers if stack == "encoder" else self.decoder_layers
 
+    def widths(self, site: str) -> tuple[int, int]:
+        """Of the input and the output of a linear map, by the name of its site."""
+        sizes = {
+            "q": (self.d_model, self.inner),
+            **dict.fromkeys(("k", "v"), (self.d_model, self.kv_inner)),
+            "o": (self.inner, self.d_model),
+            **dict.fromkeys(("wi", "wi_0", "wi_1"), (self.d_model, self.d_ff)),
+            "wo": (self.d_ff, self.d_model),
+        }
+        return sizes[site.removeprefix("cross_")]
+
+    def to_config(self) -> dict[str, Any]:
+        """The fields, without those at their defaults that came later than saved models did."""
+        return {name: value for name, value in asdict(self).items() if name != "kv_heads" or value is not None}
+
     @classmethod
-    def from_config(cls, config: T5Config) -> Self:
+    def of(cls, main: PreTrainedModel) -> Self:
+        """That of a model, whose maps are looked at.
+
+        Raises:
+            HartError: an architecture without a table of sites, or layers of other widths than its configuration says.
+        """
+        shape = cls.from_config(main.config)
+        for stack in shape.stacks:
+            for name in ("q", "k", "v", "o", "wo", *(("wi_0", "wi_1") if shape.gated else ("wi",))):
+                for layer, site in enumerate(sites(main, stack, name)):
+                    found, wanted = tuple(weight_of(site).shape), shape.widths(name)[::-1]
+                    if found != wanted:
+                        raise HartError(
+                            f"{main.config.model_type}: map {name} of {stack} layer {layer} has shape {list(found)} "
+                            f"where its configuration says {list(wanted)}; hart needs layers of one width"
+                        )
+        return shape
+
+    @classmethod
+    def from_config(cls, config: PreTrainedConfig) -> Self:
+        """As its configuration says.
+
+        Raises:
+            HartError: an architecture without a table of sites.
+        """
+        table = architecture(config)
+        if not isinstance(config, T5Config):
+            return cls(**table.sizes(config))
         return cls(
             d_model=config.d_model,
             num_heads=config.num_heads,
@@ -70,7 +142,7 @@ class RowBlock:
     """
 
     name: str
-    stack: Literal["encoder", "decoder"]
+    stack: Stack
     layers: int
     rows: int
     width: int
@@ -90,10 +162,14 @@ class PeftKind(ABC):
 
     @abstractmethod
     def row_blocks(self, shape: MainShape) -> tuple[RowBlock, ...]:
-        """The blocks of this kind for a main model of `shape`, in a fixed order."""
+        """The blocks of this kind for a main model of `shape`, in a fixed order.
+
+        Raises:
+            HartError: it is to act where such a main model has nothing.
+        """
 
     @abstractmethod
-    def init_std(self, main: T5ForConditionalGeneration | None, shape: MainShape) -> dict[str, Float[Tensor, " _L"]]:
+    def init_std(self, main: PreTrainedModel | None, shape: MainShape) -> dict[str, Float[Tensor, " _L"]]:
         """Block name → standard deviation, in each layer, of generated rows before training.
 
         Computed from the weights of `main`, without data. With `main=None` (shapes only, or weights
@@ -101,8 +177,8 @@ class PeftKind(ABC):
         """
 
     @abstractmethod
-    def bindings(self, main: T5ForConditionalGeneration, blocks: Blocks) -> dict[nn.Module, Binding]:
-        """Module of `main` → what `blocks` do there, with gradients, within `hart.peft.injection.binding`.
+    def bindings(self, main: PreTrainedModel, blocks: Blocks) -> dict[Site, Binding]:
+        """Site of `main` → what `blocks` do there, with gradients, within `hart.peft.injection.binding`.
 
         `main` must have been prepared with `hart.peft.injection.attach`.
         """
@@ -110,6 +186,11 @@ class PeftKind(ABC):
     def to_config(self) -> dict[str, Any]:
         """The configuration that `build_kinds` turns back into this kind."""
         return {"kind": self.name, **{f.name: getattr(self, f.name) for f in fields(self)}}
+
+    def _needs_cross_attention(self, shape: MainShape, field: str) -> None:
+        """Raise `HartError` unless the main model has the cross-attention that a field asks for."""
+        if not shape.has_encoder:
+            raise HartError(f"peft.{self.name}.{field} is for cross-attention, which a decoder-only base has not")
 
     def _whole_number(self, field: str) -> None:
         """Raise `HartError` unless the field of that name is a whole number ≥ 1."""

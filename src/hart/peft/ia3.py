@@ -6,15 +6,15 @@ Not in the paper: it shows that another PEFT kind is one file. The vectors are s
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
-from transformers import T5ForConditionalGeneration
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from hart.errors import HartError
 from hart.peft import injection
-from hart.peft.base import STACKS, Blocks, MainShape, PeftKind, RowBlock, register
+from hart.peft.base import Blocks, MainShape, PeftKind, RowBlock, Stack, register
 
 _MODULES = {"key": "k", "value": "v", "ff": "feed_forward_inner", "cross_key": "cross_k", "cross_value": "cross_v"}
 
@@ -22,7 +22,7 @@ _MODULES = {"key": "k", "value": "v", "ff": "feed_forward_inner", "cross_key": "
 @register
 @dataclass(frozen=True)
 class Ia3(PeftKind):
-    """Blocks `ia3.{encoder,decoder}.{key,value}` `[batch, layers, 1, inner]` and `.ff` `[batch, layers, 1, d_ff]`.
+    """Blocks `ia3.{stack}.{key,value}` `[batch, layers, 1, kv_inner]` and `.ff` `[batch, layers, 1, d_ff]`.
 
     All of them start at 0: no change.
 
@@ -40,28 +40,37 @@ class Ia3(PeftKind):
             raise HartError(f"peft.ia3.cross must be true or false, not {self.cross!r}")
 
     def row_blocks(self, shape: MainShape) -> tuple[RowBlock, ...]:
+        if self.cross:
+            self._needs_cross_attention(shape, "cross")
         return tuple(
-            RowBlock(f"ia3.{stack}.{part}", stack, shape.layers(stack), 1, shape.d_ff if part == "ff" else shape.inner)
-            for stack, part in self._parts()
+            RowBlock(
+                f"ia3.{stack}.{part}", stack, shape.layers(stack), 1, shape.d_ff if part == "ff" else shape.kv_inner
+            )
+            for stack, part in self._parts(shape)
         )
 
-    def init_std(self, main: T5ForConditionalGeneration | None, shape: MainShape) -> dict[str, Tensor]:
+    def init_std(self, main: PreTrainedModel | None, shape: MainShape) -> dict[str, Tensor]:
         return {block.name: torch.zeros(block.layers) for block in self.row_blocks(shape)}
 
-    def bindings(self, main: T5ForConditionalGeneration, blocks: Blocks) -> dict[nn.Module, injection.Binding]:
-        changes: dict[nn.Module, injection.Binding] = {}
-        for stack, part in self._parts():
+    def bindings(self, main: PreTrainedModel, blocks: Blocks) -> dict[injection.Site, injection.Binding]:
+        changes: dict[injection.Site, injection.Binding] = {}
+        for stack, part in self._parts(MainShape.from_config(main.config)):
             difference = blocks[f"ia3.{stack}.{part}"]
             for layer, module in enumerate(injection.sites(main, stack, _MODULES[part])):
-                changes[module] = functools.partial(_scale, difference[:, layer])
+                scale = _scale_input if isinstance(module, injection.Input) else _scale
+                changes[module] = functools.partial(scale, difference[:, layer])
         return changes
 
-    def _parts(self) -> Iterator[tuple[Literal["encoder", "decoder"], str]]:
+    def _parts(self, shape: MainShape) -> Iterator[tuple[Stack, str]]:
         """Stack and part of every vector."""
-        for stack in STACKS:
+        for stack in shape.stacks:
             for part in _MODULES:
                 if not part.startswith("cross_") or (self.cross and stack == "decoder"):
                     yield stack, part
+
+
+def _scale_input(difference: Tensor, inputs: Tensor) -> Tensor:
+    return _scale(difference, inputs, inputs)
 
 
 def _scale(difference: Tensor, _: Tensor, output: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
-"""The seams of a stock transformers T5 at which generated parameters act (§4.1).
+"""The seams of a stock transformers model at which generated parameters act (§4.1).
 
-Attention takes further keys and values in front of its own, through the functions in `hart.peft.attention`.
+Attention takes further keys and values in front of its own, through the functions in `hart.peft.attention` (T5) and
+`hart.peft.decoder_attention` (decoder-only models).
 
 Any other named module (a linear map, the feed-forward, an activation) takes *changes*: functions of its input and
 output that give a new output, called by a forward hook. LoRA, adapters and (IA)³ are such changes. Several kinds may
@@ -11,54 +12,69 @@ What is bound is bound for one thread or asyncio task (`contextvars`): others us
 with what they have bound themselves.
 """
 
+import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
-from transformers import T5ForConditionalGeneration
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from hart.errors import HartError
+from hart.peft.architectures import Stack as Stack
+from hart.peft.architectures import architecture, at, layers
 
 ATTENTION = {"sdpa": "hart_sdpa", "eager": "hart_eager"}
-"""Stock attention implementation → the registered one with seams (`hart.peft.attention`)."""
+"""Stock attention implementation of a T5 → the registered one with seams (`hart.peft.attention`)."""
 
-_HOOKED = "hart_hooked"
+DECODER_ATTENTION = {"sdpa": "hart_decoder_sdpa", "eager": "hart_decoder_eager"}
+"""The same for decoder-only models (`hart.peft.decoder_attention`)."""
+
+_HOOKED, _INPUT_HOOKED = "hart_hooked", "hart_input_hooked"
 
 Change = Callable[[Tensor, Tensor], Tensor]
 """(input, output) of a module → what it shall give instead; all `[batch, tokens, width]`."""
 
-Stack = Literal["encoder", "decoder"]
+InputChange = Callable[[Tensor], Tensor]
+"""What a module is given → what it shall be given instead."""
 
 
-def _module(layer: int, *path: str) -> Callable[[Any], nn.Module]:
-    """From a T5 block to the module at `path` below its `layer`-th sub-layer."""
+@dataclass(frozen=True)
+class Slice:
+    """Some columns of a module's output, which are a map of their own: `start` to `stop` of each of `groups` groups."""
 
-    def find(block: Any) -> nn.Module:
-        module = block.layer[layer]
-        for name in path:
-            module = getattr(module, name)
-        return module
+    module: nn.Module
+    groups: int
+    start: int
+    stop: int
 
-    return find
+    def of(self, output: Shaped[Tensor, "*any out"]) -> Shaped[Tensor, "*any part"]:
+        """These columns, side by side."""
+        return output.unflatten(-1, (self.groups, -1))[..., self.start : self.stop].flatten(-2)
+
+    def put(self, output: Shaped[Tensor, "*any out"], part: Shaped[Tensor, "*any part"]) -> Shaped[Tensor, "*any out"]:
+        """The output with other values in these columns."""
+        whole, new = (each.unflatten(-1, (self.groups, -1)) for each in (output, part))
+        return torch.cat([whole[..., : self.start], new, whole[..., self.stop :]], dim=-1).flatten(-2)
 
 
-# What a target is called in configurations → the module of a T5 block. One table per model family; so far T5.
-_SITES: dict[str, Callable[[Any], nn.Module]] = {
-    **{name: _module(0, "SelfAttention", name) for name in "qkvo"},
-    **{f"cross_{name}": _module(1, "EncDecAttention", name) for name in "qkvo"},
-    **{name: _module(-1, "DenseReluDense", name) for name in ("wi", "wi_0", "wi_1", "wo")},
-    "self_attention": _module(0, "SelfAttention"),
-    "cross_attention": _module(1, "EncDecAttention"),
-    "feed_forward": _module(-1, "DenseReluDense"),
-    # Between activation and second map, in the gated and in the plain form alike.
-    "feed_forward_inner": _module(-1, "DenseReluDense", "dropout"),
-}
+@dataclass(frozen=True)
+class Input:
+    """What a module is given: its first argument of real numbers, or of whole ones (positions)."""
+
+    module: nn.Module
+    whole_numbers: bool = False
+
+
+Site = nn.Module | Slice | Input
+"""Where something acts: a module's output, some columns of it, or its input."""
 
 
 class ExtraKeyValues(NamedTuple):
@@ -92,31 +108,33 @@ class ExtraKeyValues(NamedTuple):
         return ExtraKeyValues(keys, values, torch.cat(shown, dim=1))
 
 
-Binding = ExtraKeyValues | Change
-"""What acts at one module: keys and values in front of its own, or a change of its output."""
+Binding = ExtraKeyValues | Change | InputChange
+"""What acts at one site: keys and values in front of its own, or a change of its output or input."""
 
-# Module → what acts there now, in this thread or asyncio task. A mapping is replaced, never changed, so a reference to
-# it is a snapshot. One variable for all main models: a module belongs to one of them.
-_bound: ContextVar[Mapping[nn.Module, Any]] = ContextVar("hart_bound", default=MappingProxyType({}))
+# Module, or `Input`, → what acts there now, in this thread or asyncio task. A mapping is replaced, never changed, so a
+# reference to it is a snapshot. One variable for all main models: a module belongs to one of them.
+_bound: ContextVar[Mapping[nn.Module | Input, Any]] = ContextVar("hart_bound", default=MappingProxyType({}))
 _hooking = threading.Lock()
 
 
 @contextmanager
-def binding(*parts: Mapping[nn.Module, Binding]) -> Iterator[None]:
-    """Within, `parts` act at their modules, in this thread (or asyncio task) alone, beside what acts there already.
+def binding(*parts: Mapping[Site, Binding]) -> Iterator[None]:
+    """Within, `parts` act at their sites, in this thread (or asyncio task) alone, beside what acts there already.
 
     Keys and values of two parts stand side by side; changes act one after the other, in the order of `parts`.
     """
     before = _bound.get()
-    values: dict[nn.Module, Any] = dict(before)
+    values: dict[nn.Module | Input, Any] = dict(before)
     for part in parts:
-        for module, value in part.items():
-            present = values.get(module)
+        for site, value in part.items():
+            key = site.module if isinstance(site, Slice) else site
+            present = values.get(key)
             if isinstance(value, ExtraKeyValues):
-                values[module] = value if present is None else present.beside(value)
+                values[key] = value if present is None else present.beside(value)
             else:
-                _hook(module)
-                values[module] = (*(present or ()), value)
+                _hook(key)
+                acting: Any = functools.partial(_change_slice, site, value) if isinstance(site, Slice) else value
+                values[key] = (*(present or ()), acting)
     _bound.set(values)
     try:
         yield
@@ -124,14 +142,19 @@ def binding(*parts: Mapping[nn.Module, Binding]) -> Iterator[None]:
         _bound.set(before)
 
 
-def _hook(module: nn.Module) -> None:
-    """Let changes act on a module's output. The hook stays; without a change it does nothing."""
-    if getattr(module, _HOOKED, False):
+def _hook(place: nn.Module | Input) -> None:
+    """Let changes act on a module's output or input. The hook stays; without a change it does nothing."""
+    module, mark = (place.module, _INPUT_HOOKED) if isinstance(place, Input) else (place, _HOOKED)
+    if getattr(module, mark, False):
         return
     with _hooking:  # of two threads one may have been faster
-        if not getattr(module, _HOOKED, False):
-            module.register_forward_hook(_apply_changes)
-            setattr(module, _HOOKED, True)  # on the module, so that a copy, which has the hook, knows it too
+        if not getattr(module, mark, False):
+            if isinstance(place, Input):
+                hook = _apply_to_whole_numbers if place.whole_numbers else _apply_to_real_numbers
+                module.register_forward_pre_hook(hook, with_kwargs=True)
+            else:
+                module.register_forward_hook(_apply_changes)
+            setattr(module, mark, True)  # on the module, so that a copy, which has the hook, knows it too
 
 
 def checkpoint_contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
@@ -143,7 +166,7 @@ def checkpoint_contexts() -> tuple[AbstractContextManager, AbstractContextManage
 
 
 @contextmanager
-def _restored(values: Mapping[nn.Module, Any]) -> Iterator[None]:
+def _restored(values: Mapping[nn.Module | Input, Any]) -> Iterator[None]:
     current = _bound.get()
     _bound.set(values)
     try:
@@ -152,9 +175,48 @@ def _restored(values: Mapping[nn.Module, Any]) -> Iterator[None]:
         _bound.set(current)
 
 
-def sites(main: T5ForConditionalGeneration, stack: Stack, target: str) -> list[nn.Module]:
-    """The module called `target` in every layer of one stack."""
-    return [_SITES[target](block) for block in getattr(main, stack).block]
+def sites(main: PreTrainedModel, stack: Stack, target: str) -> list[Site]:
+    """The site called `target` in every layer of one stack.
+
+    Raises:
+        HartError: this architecture has no such site.
+    """
+    table = architecture(main.config)
+    inner = target == "feed_forward_inner" and target not in table.sites
+    place = table.sites.get("wo" if inner else target)
+    if place is None:
+        raise HartError(f"peft: main models of the architecture {main.config.model_type!r} have no {target}")
+    path = place if isinstance(place, str) else place.path
+    modules = [at(layer, path) for layer in layers(main, stack)]
+    if inner:
+        return [Input(module) for module in modules]
+    if isinstance(place, str):
+        return list(modules)
+    sizes = table.sizes(main.config)
+    heads = {"q": sizes["num_heads"], **dict.fromkeys("kv", sizes["kv_heads"] or sizes["num_heads"])}
+    widths = [heads[part] * sizes["d_kv"] if part in heads else sizes["d_ff"] for part in place.parts]
+    groups = sizes["num_heads"] if place.per_head else 1
+    before = place.parts.index(target)
+    start, stop = (sum(widths[:end]) // groups for end in (before, before + 1))
+    return [Slice(module, groups, start, stop) for module in modules]
+
+
+def positions(main: PreTrainedModel) -> Input | None:
+    """Where a decoder-only model is told the positions of its tokens; a T5 is not."""
+    path = architecture(main.config).positions
+    return None if path is None else Input(at(main, path), whole_numbers=True)
+
+
+def module_of(site: Site) -> nn.Module:
+    """The module that a site belongs to."""
+    return site if isinstance(site, nn.Module) else site.module
+
+
+def weight_of(site: Site) -> Float[Tensor, "out in"]:
+    """The weights of a linear map, as `nn.Linear` has them; GPT-2's lie the other way round."""
+    module: Any = module_of(site)
+    weight = module.weight.T if isinstance(module, Conv1D) else module.weight
+    return site.of(weight.T).T if isinstance(site, Slice) else weight
 
 
 def for_batch(values: Shaped[Tensor, "n ..."], like: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "b_or_1 ..."]:
@@ -189,17 +251,60 @@ def _apply_changes(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
     return output
 
 
-def attach(main: T5ForConditionalGeneration, attention: str) -> None:
-    """Switch a stock T5 to the attention functions with seams; nothing is bound yet.
+def _change_slice(columns: Slice, change: Any, inputs: Tensor, output: Tensor) -> Tensor:
+    return columns.put(output, change(inputs, columns.of(output)))
 
-    Raises `HartError` for an attention other than those in `ATTENTION`.
+
+def _apply_to_real_numbers(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return _changed_input(Input(module), args, kwargs)
+
+
+def _apply_to_whole_numbers(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return _changed_input(Input(module, whole_numbers=True), args, kwargs)
+
+
+def _changed_input(place: Input, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    changes: tuple[InputChange, ...] | None = _bound.get().get(place)
+    if not changes:
+        return None
+    # By position or by name, as the model happens to call the module.
+    given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
+    for name, value in given.items():
+        if isinstance(value, Tensor) and value.is_floating_point() != place.whole_numbers:
+            for change in changes:
+                value = change(value)
+            given[name] = value
+            break
+    return tuple(given[index] for index in range(len(args))), {name: given[name] for name in kwargs}
+
+
+def attach(main: PreTrainedModel, attention: str) -> None:
+    """Switch a stock model to the attention functions with seams; nothing is bound yet.
+
+    A model whose attention does what fused kernels cannot (Gemma 2) gets `eager`, as transformers has it.
+
+    Raises `HartError` for an attention other than those in `ATTENTION`, or an architecture without a table of sites.
     """
     if attention not in ATTENTION:
         raise HartError(f"attention must be one of {', '.join(ATTENTION)}, not {attention!r}")
-    main.set_attn_implementation(ATTENTION[attention])
+    table = architecture(main.config)
+    names = ATTENTION if table.has_encoder else DECODER_ATTENTION
+    main.set_attn_implementation(names["eager" if table.eager else attention])
 
 
 def extra_at(module: nn.Module) -> ExtraKeyValues | None:
     """The keys and values in front of an attention module's own, if there are any."""
     extra: ExtraKeyValues | None = _bound.get().get(module)
     return extra if extra is not None and extra.key.shape[2] else None
+
+
+def extra_anywhere() -> bool:
+    """Whether any module has keys and values in front of its own."""
+    return any(isinstance(value, ExtraKeyValues) and value.key.shape[2] for value in _bound.get().values())
+
+
+def joined(
+    extra: Float[Tensor, "n heads p d_kv"], tokens: Float[Tensor, "b heads s d_kv"]
+) -> Float[Tensor, "b heads p+s d_kv"]:
+    """Keys, or values, in front of those of tokens."""
+    return torch.cat([for_batch(extra, tokens).expand(tokens.shape[0], -1, -1, -1), tokens], dim=2)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import T5ForConditionalGeneration
+from transformers import PreTrainedModel
 
 from hart.peft.base import Blocks, MainShape, build_kinds, row_blocks
 
@@ -37,7 +37,7 @@ class LearnedWeights(nn.Module):
         )
 
     @torch.no_grad()
-    def reset_parameters(self, main: T5ForConditionalGeneration | None) -> None:
+    def reset_parameters(self, main: PreTrainedModel | None) -> None:
         """Draw rows of the size that each kind asks for at the start (`PeftKind.init_std`)."""
         for kind in self.kinds:
             for name, std in kind.init_std(main, self.shape).items():

@@ -9,15 +9,15 @@ import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
-from transformers import T5ForConditionalGeneration
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from hart.errors import HartError
 from hart.peft import injection
-from hart.peft.base import STACKS, Blocks, MainShape, PeftKind, RowBlock, register
+from hart.peft.base import Blocks, MainShape, PeftKind, RowBlock, Stack, register
 
 SELF, CROSS, FEED_FORWARD = ("q", "k", "v", "o"), ("cross_q", "cross_k", "cross_v", "cross_o"), ("wi", "wo")
 TARGETS = (*SELF, *CROSS, *FEED_FORWARD)
@@ -26,7 +26,7 @@ TARGETS = (*SELF, *CROSS, *FEED_FORWARD)
 @register
 @dataclass(frozen=True)
 class Lora(PeftKind):
-    """Blocks `lora.{encoder,decoder}.{target}.a` `[batch, layers, rank, in]` and `.b` `[batch, layers, rank, out]`.
+    """Blocks `lora.{stack}.{target}.a` `[batch, layers, rank, in]` and `.b` `[batch, layers, rank, out]`.
 
     A target's output becomes y + (alpha / rank) · (x Aᵀ) B.
 
@@ -34,7 +34,8 @@ class Lora(PeftKind):
         rank: r.
         alpha: numerator of the scale; the paper gives neither (open; HINT scales by alpha / rank).
         targets: which maps of each layer: q, k, v, o of self-attention; cross_q, … of the decoder's cross-attention;
-            wi (both input maps where the feed-forward is gated) and wo. HINT takes q and v.
+            wi (both input maps where the feed-forward is gated; Llama's gate and up) and wo
+            (Llama's down). HINT takes q and v.
     """
 
     name: ClassVar[str] = "lora"
@@ -55,47 +56,39 @@ class Lora(PeftKind):
             raise HartError(f"peft.lora.targets names a target twice: {', '.join(targets)}")
 
     def row_blocks(self, shape: MainShape) -> tuple[RowBlock, ...]:
-        widths = _widths(shape)
+        if set(self.targets) & set(CROSS):
+            self._needs_cross_attention(shape, "targets")
         return tuple(
             RowBlock(f"lora.{stack}.{site}.{part}", stack, shape.layers(stack), self.rank, width)
-            for stack, site in self._sites(shape.gated)
-            for part, width in zip("ab", widths[site.removeprefix("cross_")], strict=True)
+            for stack, site in self._sites(shape)
+            for part, width in zip("ab", shape.widths(site), strict=True)
         )
 
-    def init_std(self, main: T5ForConditionalGeneration | None, shape: MainShape) -> dict[str, Tensor]:
+    def init_std(self, main: PreTrainedModel | None, shape: MainShape) -> dict[str, Tensor]:
         """B starts at 0, so LoRA starts as no change; A such that A x keeps the size of x."""
         return {
             block.name: torch.full((block.layers,), block.width**-0.5 if block.name.endswith(".a") else 0.0)
             for block in self.row_blocks(shape)
         }
 
-    def bindings(self, main: T5ForConditionalGeneration, blocks: Blocks) -> dict[nn.Module, injection.Binding]:
+    def bindings(self, main: PreTrainedModel, blocks: Blocks) -> dict[injection.Site, injection.Binding]:
         scale = self.alpha / self.rank
-        changes: dict[nn.Module, injection.Binding] = {}
-        for stack, site in self._sites(main.config.is_gated_act):
+        changes: dict[injection.Site, injection.Binding] = {}
+        for stack, site in self._sites(MainShape.from_config(main.config)):
             a, b = blocks[f"lora.{stack}.{site}.a"], blocks[f"lora.{stack}.{site}.b"]
             for layer, module in enumerate(injection.sites(main, stack, site)):
                 changes[module] = functools.partial(_add_low_rank, a[:, layer], b[:, layer], scale)
         return changes
 
-    def _sites(self, gated: bool) -> Iterator[tuple[Literal["encoder", "decoder"], str]]:
+    def _sites(self, shape: MainShape) -> Iterator[tuple[Stack, str]]:
         """Stack and module name of every map that is changed."""
-        for stack in STACKS:
+        for stack in shape.stacks:
             for target in self.targets:
                 if stack == "encoder" and target in CROSS:
                     continue
-                yield from ((stack, site) for site in (("wi_0", "wi_1") if gated and target == "wi" else (target,)))
-
-
-def _widths(shape: MainShape) -> dict[str, tuple[int, int]]:
-    """Module name → widths of its input and output."""
-    inwards, wide = (shape.d_model, shape.inner), (shape.d_model, shape.d_ff)
-    return {
-        **dict.fromkeys(("q", "k", "v"), inwards),
-        "o": inwards[::-1],
-        **dict.fromkeys(("wi", "wi_0", "wi_1"), wide),
-        "wo": wide[::-1],
-    }
+                yield from (
+                    (stack, site) for site in (("wi_0", "wi_1") if shape.gated and target == "wi" else (target,))
+                )
 
 
 def _add_low_rank(a: Tensor, b: Tensor, scale: float, inputs: Tensor, output: Tensor) -> Tensor:

@@ -5,24 +5,27 @@
 self-attention of the encoder and of the decoder, not to cross-attention.
 """
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import T5ForConditionalGeneration
+from transformers import PreTrainedModel
 
 from hart.errors import HartError
 from hart.peft import injection
-from hart.peft.base import STACKS, Blocks, MainShape, PeftKind, RowBlock, register
+from hart.peft.architectures import architecture, at, layers
+from hart.peft.base import Blocks, MainShape, PeftKind, RowBlock, Stack, register
 
 
 @register
 @dataclass(frozen=True)
 class Prefix(PeftKind):
-    """Blocks `prefix.{encoder,decoder}.{key,value}` `[batch, layers, length, heads · d_kv]`.
+    """Blocks `prefix.{stack}.{key,value}` `[batch, layers, length, kv_heads · d_kv]`.
 
     With `cross` also `prefix.decoder.{cross_key,cross_value}`.
 
@@ -51,48 +54,70 @@ class Prefix(PeftKind):
             raise HartError(f"peft.prefix.cross must be true or false, not {self.cross!r}")
 
     def row_blocks(self, shape: MainShape) -> tuple[RowBlock, ...]:
+        if self.cross:
+            self._needs_cross_attention(shape, "cross")
         return tuple(
-            RowBlock(f"prefix.{stack}.{part}", stack, shape.layers(stack), self.length, shape.inner)
-            for stack, site, names in self._sites()
+            RowBlock(f"prefix.{stack}.{part}", stack, shape.layers(stack), self.length, shape.kv_inner)
+            for stack, site, names in self._sites(shape)
             for part in names
         )
 
-    def init_std(self, main: T5ForConditionalGeneration | None, shape: MainShape) -> dict[str, Tensor]:
+    def init_std(self, main: PreTrainedModel | None, shape: MainShape) -> dict[str, Tensor]:
         """`init_scale` times the standard deviation of the main model's own keys and values.
 
         The input x̂ of the projections has unit root mean square before the norm's gain g, so with
         uncorrelated features Var[(W(g∘x̂))_i] = Σ_j W_ij² g_j², averaged over i per layer. T5 is
-        initialised with Var[W_ij] = 1/d and g = 1, hence standard deviation 1 without weights.
+        initialised with Var[W_ij] = 1/d and g = 1, hence standard deviation 1 without weights. Keys that pass a norm
+        of their own (Qwen 3, Gemma 3) have its gains for deviations.
         """
         if main is None:
             return {block.name: torch.full((block.layers,), self.init_scale) for block in self.row_blocks(shape)}
         stds: dict[str, Tensor] = {}
-        for stack, site, names in self._sites():
-            attentions: list[Any] = injection.sites(main, stack, site)
+        table = architecture(main.config)
+        for stack, site, names in self._sites(shape):
             # Self-attention reads what its own layer has normed, cross-attention the encoder's output.
-            own = [block.layer[0].layer_norm for block in getattr(main, stack).block]
-            norms = own if site == "self_attention" else [main.encoder.final_layer_norm] * len(attentions)
+            if site == "self_attention":
+                norms = [at(layer, table.norm) for layer in layers(main, stack)]
+            else:
+                norms = [at(main, "encoder.final_layer_norm")] * shape.layers(stack)
             for part, projection in zip(names, "kv", strict=True):
+                target = projection if site == "self_attention" else f"cross_{projection}"
+                maps = injection.sites(main, stack, target)
                 per_layer = []
-                for attention, norm in zip(attentions, norms, strict=True):
-                    product = getattr(attention, projection).weight.detach().float() * norm.weight.detach().float()
+                for layer, (place, norm) in enumerate(zip(maps, norms, strict=True)):
+                    if projection == "k" and table.key_norm is not None:
+                        gains = _gains(at(layers(main, stack)[layer], table.key_norm), table.gain)
+                        per_layer.append(gains.square().mean().sqrt())
+                        continue
+                    product = injection.weight_of(place).detach().float() * _gains(norm, table.gain)
                     per_layer.append(product.square().sum(dim=1).mean().sqrt())
                 stds[f"prefix.{stack}.{part}"] = self.init_scale * torch.stack(per_layer).cpu()
         return stds
 
-    def bindings(self, main: T5ForConditionalGeneration, blocks: Blocks) -> dict[nn.Module, injection.Binding]:
-        extra: dict[nn.Module, injection.Binding] = {}
-        for stack, site, names in self._sites():
+    def bindings(self, main: PreTrainedModel, blocks: Blocks) -> dict[injection.Site, injection.Binding]:
+        extra: dict[injection.Site, injection.Binding] = {}
+        shape = MainShape.from_config(main.config)
+        for stack, site, names in self._sites(shape):
             keys, values = (blocks[f"prefix.{stack}.{part}"] for part in names)
             for layer, attention in enumerate(injection.sites(main, stack, site)):
                 extra[attention] = injection.ExtraKeyValues.from_blocks(
-                    keys[:, layer], values[:, layer], main.config.num_heads
+                    keys[:, layer], values[:, layer], shape.heads_in_front
                 )
+        told = injection.positions(main)
+        if told is not None:
+            # A prefix is a past of as many tokens (PEFT's convention), so the first token is at position p.
+            extra[told] = functools.partial(torch.add, other=self.length)
         return extra
 
-    def _sites(self) -> Iterator[tuple[Literal["encoder", "decoder"], str, tuple[str, str]]]:
+    def _sites(self, shape: MainShape) -> Iterator[tuple[Stack, str, tuple[str, str]]]:
         """Stack, site and the names of its two blocks."""
-        for stack in STACKS:
+        for stack in shape.stacks:
             yield stack, "self_attention", ("key", "value")
         if self.cross:
             yield "decoder", "cross_attention", ("cross_key", "cross_value")
+
+
+def _gains(norm: nn.Module, more: float) -> Float[Tensor, " d"]:
+    """What a norm scales by; some add `more` to their weights."""
+    weight: Tensor = norm.weight  # type: ignore[assignment]
+    return weight.detach().float() + more

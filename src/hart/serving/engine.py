@@ -82,6 +82,11 @@ class Engine:
     """
 
     def __init__(self, model: HartModel, store: Store, metrics: Metrics) -> None:
+        if not model.main.shape.has_encoder:
+            raise HartError(
+                f"{model.name or model.main.name}: hart serve takes encoder-decoder models so far, and the base is "
+                "decoder-only; use hart adapt and hart predict"
+            )
         self.model = model.eval()
         self.store = store
         self.form = model.input_format

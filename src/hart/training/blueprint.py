@@ -1,6 +1,6 @@
 """The networks of a configuration without weights: shapes on the meta device, built without data or downloads."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -50,7 +50,7 @@ def base_config(name: str) -> T5Config:
         known = ", ".join(pattern.format("{small,base,large,xl,xxl}") for pattern in _HUB_NAMES)
         raise HartError(f"{name}: its sizes are not known here; give a folder, mini-base, or one of {known}") from error
     if not isinstance(config, T5Config):
-        raise HartError(f"{name}: is a {config.model_type} model; give a T5 checkpoint")
+        raise HartError(f"{name}: is a {config.model_type} model; estimates are of T5 checkpoints alone")
     return config
 
 
@@ -103,7 +103,7 @@ def build(config: RunConfig) -> Parts:
                     decoder_layers=config.model.decoder_layers,
                     scheme=dict(config.model.scheme),
                     peft=[kind.to_config() for kind in build_kinds(config.model.peft)],
-                    main=asdict(shape),
+                    main=shape.to_config(),
                     tied_encoder=config.model.tied_encoder,
                 )
             )

@@ -32,12 +32,12 @@ class Consistency(ABC):
     micro-batches are averaged.
 
     Args:
-        layers: of the main model's encoder and decoder; the states of layers that the shallower stack does not have
+        layers: of each stack of the main model; the states of layers that the shallower stack does not have
             serve nothing and do not count.
     """
 
-    def __init__(self, layers: tuple[int, int] | None = None) -> None:
-        self._layers = layers if layers is not None and layers[0] != layers[1] else None
+    def __init__(self, layers: tuple[int, ...] | None = None) -> None:
+        self._layers = layers if layers is not None and len(set(layers)) > 1 else None
         self._current: list[tuple[Tensor, Tensor]] = []
 
     @abstractmethod
@@ -78,7 +78,7 @@ class Consistency(ABC):
 class SlotConsistency(Consistency):
     """Row i of this step's batch against row i of the last one's: the equation per row, whatever their tasks."""
 
-    def __init__(self, layers: tuple[int, int] | None = None) -> None:
+    def __init__(self, layers: tuple[int, ...] | None = None) -> None:
         super().__init__(layers)
         self._previous: tuple[Tensor, Tensor] | None = None
 
@@ -136,7 +136,7 @@ class TaskConsistency(Consistency):
         tasks: number of training tasks.
     """
 
-    def __init__(self, tasks: int, layers: tuple[int, int] | None = None) -> None:
+    def __init__(self, tasks: int, layers: tuple[int, ...] | None = None) -> None:
         super().__init__(layers)
         self._of_task: Tensor | None = None
         self._known = torch.zeros(tasks, dtype=torch.bool)
@@ -188,7 +188,7 @@ class TaskConsistency(Consistency):
             self._known[state["tasks"]] = True
 
 
-def make_consistency(pairing: Pairing, tasks: int, layers: tuple[int, int]) -> Consistency:
+def make_consistency(pairing: Pairing, tasks: int, layers: tuple[int, ...]) -> Consistency:
     """The consistency loss that `training.pairing` names.
 
     Args:

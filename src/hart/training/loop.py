@@ -84,7 +84,7 @@ class Loop:
         self.layout = layout_of(self.accelerator, fsdp=fsdp)
         self.report = Report(self.accelerator, config, run, quiet=quiet)
         shape = system.main.shape
-        self.layers = shape.encoder_layers, shape.decoder_layers
+        self.layers = shape.depths
         self.consistency = make_consistency(config.pairing, len(dataset.tasks), self.layers)
         self.collapses: list[str] = []
         self.step = 0
@@ -142,7 +142,11 @@ class Loop:
         return DataLoader(
             self.dataset,  # type: ignore[arg-type]
             batch_sampler=passes,
-            collate_fn=Collator(self.system.main.tokenizer.pad_token_id, queries_per_task=self.config.queries_per_task),
+            collate_fn=Collator(
+                self.system.main.tokenizer.pad_token_id,
+                queries_per_task=self.config.queries_per_task,
+                demo_pad_token_id=self.system.reader.pad_token_id,
+            ),
             num_workers=self.config.num_workers,
             pin_memory=torch.cuda.is_available(),
         )

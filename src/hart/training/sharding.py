@@ -71,6 +71,8 @@ def shard(system: HartModel, *, bf16: bool) -> None:
 
     if not hasattr(FSDPModule, "reset_iter_state"):
         raise HartError("training.fsdp needs PyTorch 2.13 or newer; training.deepspeed works with this one")
+    if not system.main.shape.has_encoder:
+        raise HartError("training.fsdp divides encoder-decoder models alone so far, and model.base is decoder-only")
     system.main.keep_fingerprint()
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -107,7 +107,9 @@ def _set_up(config: RunConfig, tasks: Sequence[Task] | None, run: RunFolder, *, 
         tasks, excluded = without_long(tasks, system.main.tokenizer, data.max_average_length)
         if owner and excluded:
             run.note_excluded(excluded, data.max_average_length)
-    dataset = training_examples(config, tasks, system.main.tokenizer)
+    tokenizer = system.main.tokenizer
+    reader = None if system.reader is tokenizer else system.reader
+    dataset = training_examples(config, tasks, tokenizer, reader)
     loop = Loop(system, dataset, validation, training, run, quiet=quiet)
     if owner:
         run.record = record_of(config, system.main.identity, tasks, validation, loop.optimizer_used)
@@ -132,8 +134,17 @@ def _to_go_on_from(run: RunFolder, loop: Loop) -> Path | None:
     return checkpoint
 
 
-def training_examples(config: RunConfig, tasks: Sequence[Task] | None, tokenizer: PreTrainedTokenizerBase) -> Examples:
+def training_examples(
+    config: RunConfig,
+    tasks: Sequence[Task] | None,
+    tokenizer: PreTrainedTokenizerBase,
+    reader: PreTrainedTokenizerBase | None = None,
+) -> Examples:
     """The examples of a whole run, in the order of its steps: of `tasks`, or of text to pre-train on.
+
+    Args:
+        tokenizer: of the main model.
+        reader: of the hypernetwork, if it is another one.
 
     Raises:
         HartError: tasks or text that cannot be used.
@@ -146,4 +157,5 @@ def training_examples(config: RunConfig, tasks: Sequence[Task] | None, tokenizer
         length=training.max_steps * training.batch_size,
         seed=training.seed,
         queries_per_task=training.queries_per_task,
+        reader=reader,
     )

@@ -1,7 +1,8 @@
 """HART's scheme: the states of all layers, one after the other (§3.1, App. 8.1.2).
 
 h_1 = H_dec(z), h_l = H_dec(h_{l−1}): L decoding steps of two positions each, of which the first
-serves layer l of the main encoder and the second layer l of the main decoder. What the paper leaves open, and
+serves layer l of the main encoder and the second layer l of the main decoder (of a main model without an encoder: of
+one position each). What the paper leaves open, and
 is chosen here: step l attends to all earlier steps (a decoder that "autoregressively decodes a
 sequence"), its two positions see each other, and h_l is the decoder's output after its final norm, fed
 back as the next embedding. Other orders than from the bottom layer to the top are those of Table 7 (App. 8.2).
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from hart.errors import HartError
 from hart.hypernetwork.decoding import DecoderPass, relative_bias
-from hart.hypernetwork.schemes.base import STACK_INDEX, GenerationScheme, register
+from hart.hypernetwork.schemes.base import GenerationScheme, register
 from hart.hypernetwork.schemes.order import LayerOrder, Order
 from hart.peft.base import RowBlock
 from hart.runtime.third_party.transformers import T5Stack
@@ -28,18 +29,16 @@ from hart.runtime.third_party.transformers import T5Stack
 History = Literal["all", "last"]
 Feedback = Literal["state", "scaled", "before_norm", "residual"]
 
-PER_STEP = len(STACK_INDEX)
-"""Positions of a step: one for the encoder's layer and one for the decoder's: z ∈ R^{2×d} (App. 8.1.2)."""
-
 
 @register
 class Autoregressive(GenerationScheme):
-    """L cached steps from a learnable z `[2, d]`; states have m = 1 vector.
+    """L cached steps from a learnable z `[S, d]` (App. 8.1.2: z ∈ R^{2×d}); states have m = 1 vector.
 
     Args:
         d_model: width of the decoder.
         layers: L, the number of steps.
         blocks: what is generated from the states; not needed here.
+        stacks: S, positions of a step: one for each stack's layer.
         history: what step l may see: `all` earlier steps, or `last`, only its own input h_{l−1},
             the equations of §3.1 to the letter.
         order: in which the layers get their steps: `bottom_up`, `top_down`, or `random`, a fixed permutation. Of a
@@ -62,6 +61,7 @@ class Autoregressive(GenerationScheme):
         d_model: int,
         layers: int,
         blocks: Sequence[RowBlock],
+        stacks: int = 2,
         *,
         history: History = "all",
         order: Order = "bottom_up",
@@ -80,13 +80,14 @@ class Autoregressive(GenerationScheme):
             raise HartError(f"scheme.autoregressive.step_embeddings must be true or false, not {step_embeddings!r}")
         self.layer_order = LayerOrder(self.name, layers, order, order_seed)
         self.layers = layers
+        self.stacks = stacks
         self.history = history
         self.order = order
         self.order_seed = order_seed
         self.feedback = feedback
         self.step_embeddings = step_embeddings
-        self.z = nn.Parameter(torch.empty(PER_STEP, d_model))
-        self.step_embedding = nn.Parameter(torch.empty(layers, PER_STEP, d_model)) if step_embeddings else None
+        self.z = nn.Parameter(torch.empty(stacks, d_model))
+        self.step_embedding = nn.Parameter(torch.empty(layers, stacks, d_model)) if step_embeddings else None
 
     def reset_parameters(self, std: float) -> None:
         nn.init.normal_(self.z, std=std)
@@ -95,28 +96,28 @@ class Autoregressive(GenerationScheme):
 
     def forward(
         self, decoder: T5Stack | None, memory: Float[Tensor, "n s d"], memory_mask: Shaped[Tensor, "n s"]
-    ) -> Float[Tensor, "n 2 L m d"]:
+    ) -> Float[Tensor, "n S L m d"]:
         assert decoder is not None
-        bias = relative_bias(decoder, self.layers * PER_STEP)
+        bias = relative_bias(decoder, self.layers * self.stacks)
         decoding = DecoderPass(decoder, memory, memory_mask)
         inputs = self.z.expand(memory.shape[0], -1, -1)
         steps: list[Tensor] = []
         for step in range(self.layers):
             if self.step_embedding is not None:
                 inputs = inputs + self.step_embedding[step]
-            end = (step + 1) * PER_STEP
-            begin = 0 if self.history == "all" else end - PER_STEP
-            state = decoding.step(inputs, bias[:, :, end - PER_STEP : end, begin:end])
+            end = (step + 1) * self.stacks
+            begin = 0 if self.history == "all" else end - self.stacks
+            state = decoding.step(inputs, bias[:, :, end - self.stacks : end, begin:end])
             steps.append(state)
             inputs = self._fed_back(inputs, state, decoding.before_norm)
             if self.history == "last":
                 decoding.forget()
-        # [n, 2, d] for each layer
+        # [n, S, d] for each layer
         return torch.stack([steps[step] for step in self.layer_order.step_of_layer], dim=2).unsqueeze(3)
 
     def _fed_back(
-        self, inputs: Float[Tensor, "n 2 d"], state: Float[Tensor, "n 2 d"], before_norm: Float[Tensor, "n 2 d"]
-    ) -> Float[Tensor, "n 2 d"]:
+        self, inputs: Float[Tensor, "n S d"], state: Float[Tensor, "n S d"], before_norm: Float[Tensor, "n S d"]
+    ) -> Float[Tensor, "n S d"]:
         if self.feedback == "before_norm":
             return before_norm
         if self.feedback == "residual":

@@ -1,7 +1,7 @@
 """Generation schemes: how the states for the layers of the main model are made (§2.2, §3.1).
 
-Every scheme yields layer states `[n, 2, L, m, d]` from the encoded demonstrations of n tasks: axis 1 is the
-stack of the main model (0 encoder, 1 decoder), L the layers, m the vectors of one state. A scheme
+Every scheme yields layer states `[n, S, L, m, d]` from the encoded demonstrations of n tasks: axis 1 is the
+stack of the main model (of a T5: 0 encoder, 1 decoder), L the layers, m the vectors of one state. A scheme
 owns its learnable inputs; the decoder belongs to the hypernetwork. One scheme is one file in this
 package, decorated with `register` and imported in `__init__.py`.
 """
@@ -18,18 +18,16 @@ from hart.errors import HartError
 from hart.peft.base import RowBlock
 from hart.runtime.third_party.transformers import T5Stack
 
-STACK_INDEX = {"encoder": 0, "decoder": 1}
-"""Where a stack of the main model lies on axis 1 of the layer states."""
-
 
 class GenerationScheme(nn.Module, ABC):
     """Turns encoded demonstrations into layer states by running the hypernetwork's decoder.
 
-    Concrete schemes take `(d_model, layers, blocks)` and then keyword-only arguments, which are the
+    Concrete schemes take `(d_model, layers, blocks, stacks)` and then keyword-only arguments, which are the
     keys allowed in the configuration beside `name`; each is kept as an attribute of the same name.
 
     Attributes:
-        layers: L, the largest number of layers of the main model's two stacks.
+        layers: L, the largest number of layers of the main model's stacks.
+        stacks: S, how many stacks the main model has: 2 of a T5, 1 of a decoder-only model.
         state_vectors: m, how many vectors make one state.
         uses_decoder: False for a scheme that needs no T5 decoder; the hypernetwork then has none.
     """
@@ -37,6 +35,7 @@ class GenerationScheme(nn.Module, ABC):
     name: ClassVar[str]
     uses_decoder: ClassVar[bool] = True
     layers: int
+    stacks: int
     state_vectors: int
 
     @abstractmethod
@@ -50,7 +49,7 @@ class GenerationScheme(nn.Module, ABC):
     @abstractmethod
     def forward(
         self, decoder: T5Stack | None, memory: Float[Tensor, "n s d"], memory_mask: Shaped[Tensor, "n s"]
-    ) -> Float[Tensor, "n 2 L m d"]:
+    ) -> Float[Tensor, "n S L m d"]:
         """Layer states for a batch of encoded demonstrations.
 
         Args:
@@ -92,14 +91,15 @@ def uses_decoder(config: Mapping[str, Any]) -> bool:
 
 
 def build_scheme(
-    config: Mapping[str, Any], *, d_model: int, layers: int, blocks: Sequence[RowBlock]
+    config: Mapping[str, Any], *, d_model: int, layers: int, blocks: Sequence[RowBlock], stacks: int = 2
 ) -> GenerationScheme:
     """A scheme from a configuration such as `{"name": "autoregressive"}`.
 
     Args:
         d_model: width of the decoder.
-        layers: L, the largest number of layers of the main model's two stacks.
+        layers: L, the largest number of layers of the main model's stacks.
         blocks: what will be generated from the states.
+        stacks: S, how many stacks the main model has.
 
     Raises:
         HartError: unknown scheme or option, or an option out of range.
@@ -114,7 +114,7 @@ def build_scheme(
     if unknown:
         takes = f"takes {', '.join(known)}" if known else "has no options"
         raise HartError(f"scheme.{name}: unknown option {unknown[0]!r}; it {takes}")
-    built = scheme(d_model, layers, blocks, **options)
+    built = scheme(d_model, layers, blocks, stacks, **options)
     for block in blocks:
         vectors = built.vectors_of(block)
         if block.rows % (vectors.stop - vectors.start):

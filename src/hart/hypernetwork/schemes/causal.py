@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hart.hypernetwork.decoding import relative_bias
-from hart.hypernetwork.schemes.base import STACK_INDEX, register
+from hart.hypernetwork.schemes.base import register
 from hart.hypernetwork.schemes.bidirectional import Bidirectional
 from hart.hypernetwork.schemes.order import LayerOrder, Order
 from hart.peft.base import RowBlock
@@ -23,12 +23,13 @@ from hart.runtime.third_party.transformers import T5Stack
 
 @register
 class Causal(Bidirectional):
-    """One pass over z `[2Lm, d]` with a causal mask over layers.
+    """One pass over z `[S·L·m, d]` with a causal mask over layers.
 
     Args:
         d_model: width of the decoder.
         layers: L.
         blocks: what is generated from the states; not needed here.
+        stacks: S.
         rows: m, vectors of a state, as in `Bidirectional`.
         order: which layers come before which: `bottom_up`, `top_down` or `random`, a fixed permutation (Table 7).
         order_seed: of the permutation; the same in every process and on every machine.
@@ -44,12 +45,13 @@ class Causal(Bidirectional):
         d_model: int,
         layers: int,
         blocks: Sequence[RowBlock],
+        stacks: int = 2,
         *,
         rows: int = 1,
         order: Order = "bottom_up",
         order_seed: int = 0,
     ) -> None:
-        super().__init__(d_model, layers, blocks, rows=rows)
+        super().__init__(d_model, layers, blocks, stacks, rows=rows)
         self.layer_order = LayerOrder(self.name, layers, order, order_seed)
         self.order = order
         self.order_seed = order_seed
@@ -57,5 +59,5 @@ class Causal(Bidirectional):
     def bias(self, decoder: T5Stack) -> Float[Tensor, "1 heads x x"]:
         """The relative bias, and a large negative number where a position belongs to a later layer."""
         bias = relative_bias(decoder, self.z.shape[0])
-        step = torch.arange(self.layers, device=bias.device).repeat_interleave(len(STACK_INDEX) * self.rows)
+        step = torch.arange(self.layers, device=bias.device).repeat_interleave(self.stacks * self.rows)
         return bias.masked_fill(step[None, :] > step[:, None], torch.finfo(bias.dtype).min)

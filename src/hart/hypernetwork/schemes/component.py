@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hart.errors import HartError
-from hart.hypernetwork.schemes.base import STACK_INDEX, GenerationScheme, register
+from hart.hypernetwork.schemes.base import GenerationScheme, register
 from hart.peft.base import RowBlock
 from hart.runtime.third_party.transformers import T5Stack
 
@@ -29,6 +29,7 @@ class Component(GenerationScheme):
         d_model: width of the encoder's output.
         layers: L.
         blocks: what is generated; decides the components.
+        stacks: S.
         heads: of the cross-attention, each of width d_model / heads.
 
     Raises:
@@ -38,25 +39,28 @@ class Component(GenerationScheme):
     name = "component"
     uses_decoder = False
 
-    def __init__(self, d_model: int, layers: int, blocks: Sequence[RowBlock], *, heads: int | None = None) -> None:
+    def __init__(
+        self, d_model: int, layers: int, blocks: Sequence[RowBlock], stacks: int = 2, *, heads: int | None = None
+    ) -> None:
         super().__init__()
         if heads is not None and (type(heads) is not int or heads < 1 or d_model % heads):
             raise HartError(f"scheme.component.heads must be a divisor of d_model {d_model} or null, not {heads!r}")
         self.layers = layers
+        self.stacks = stacks
         # Heads of width 64 as in T5 from small to XL, where the width allows it.
         self.heads = heads or (d_model // 64 if d_model % 64 == 0 else 1)
         self._vectors: dict[str, slice] = {}
         self.state_vectors = 0
-        for stack in STACK_INDEX:
-            # The two stacks are told apart by axis 1 of the states, so both count from 0.
+        for stack in {block.stack for block in blocks}:
+            # Stacks are told apart by axis 1 of the states, so both count from 0.
             used = 0
             for block in (each for each in blocks if each.stack == stack):
                 count = block.rows if block.name.startswith("prefix.") else 1
                 self._vectors[block.name] = slice(used, used + count)
                 used += count
             self.state_vectors = max(self.state_vectors, used)
-        self.z = nn.Parameter(torch.empty(len(STACK_INDEX), layers, 1, d_model))
-        self.components = nn.Parameter(torch.empty(len(STACK_INDEX), 1, self.state_vectors, d_model))
+        self.z = nn.Parameter(torch.empty(stacks, layers, 1, d_model))
+        self.components = nn.Parameter(torch.empty(stacks, 1, self.state_vectors, d_model))
         self.norm = nn.Parameter(torch.empty(d_model))
         self.query, self.key, self.value, self.output = (nn.Linear(d_model, d_model, bias=False) for _ in range(4))
 
@@ -77,7 +81,7 @@ class Component(GenerationScheme):
 
     def forward(
         self, decoder: T5Stack | None, memory: Float[Tensor, "n s d"], memory_mask: Shaped[Tensor, "n s"]
-    ) -> Float[Tensor, "n 2 L m d"]:
+    ) -> Float[Tensor, "n S L m d"]:
         embeddings = (self.z + self.components).flatten(0, 2)
         normed = F.rms_norm(embeddings, embeddings.shape[-1:], self.norm, EPSILON)
         queries = self.query(normed).unflatten(-1, (self.heads, -1)).transpose(0, 1)
@@ -93,4 +97,4 @@ class Component(GenerationScheme):
         )
         states = embeddings + self.output(attended.transpose(1, 2).flatten(2))
         states = F.rms_norm(states, states.shape[-1:], eps=EPSILON)
-        return states.unflatten(1, (len(STACK_INDEX), self.layers, self.state_vectors))
+        return states.unflatten(1, (self.stacks, self.layers, self.state_vectors))

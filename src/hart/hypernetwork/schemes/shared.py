@@ -1,7 +1,8 @@
 """HyperTuning's scheme: one state shared by all layers (§2.2 Eq. 3–4, App. 8.1.2).
 
 One decoder pass over 2m learnable inputs with bidirectional self-attention. The first m states serve
-the encoder of the main model and the last m its decoder, the same for every layer; only the heads'
+the encoder of the main model and the last m its decoder (a main model without an encoder
+has m), the same for every layer; only the heads'
 second linear maps tell the layers apart. It is the baseline that HART's layer-by-layer states are
 compared with.
 """
@@ -15,19 +16,20 @@ from torch import Tensor, nn
 
 from hart.errors import HartError
 from hart.hypernetwork.decoding import DecoderPass, relative_bias
-from hart.hypernetwork.schemes.base import STACK_INDEX, GenerationScheme, register
+from hart.hypernetwork.schemes.base import GenerationScheme, register
 from hart.peft.base import RowBlock
 from hart.runtime.third_party.transformers import T5Stack
 
 
 @register
 class Shared(GenerationScheme):
-    """One bidirectional pass over z `[2m, d]`; the states are views that repeat it for each layer.
+    """One bidirectional pass over z `[S·m, d]`; the states are views that repeat it for each layer.
 
     Args:
         d_model: width of the decoder.
         layers: L, how many layers share the state.
         blocks: what is generated.
+        stacks: S.
         rows: m, vectors of a state, which must divide the rows of every block; None takes their greatest common
             divisor, hence the prefix length p where only prefixes are generated, as in the paper.
 
@@ -37,24 +39,27 @@ class Shared(GenerationScheme):
 
     name = "shared"
 
-    def __init__(self, d_model: int, layers: int, blocks: Sequence[RowBlock], *, rows: int | None = None) -> None:
+    def __init__(
+        self, d_model: int, layers: int, blocks: Sequence[RowBlock], stacks: int = 2, *, rows: int | None = None
+    ) -> None:
         super().__init__()
         if rows is not None and (type(rows) is not int or rows < 1):
             raise HartError(f"scheme.shared.rows must be a whole number ≥ 1 or null, not {rows!r}")
         self.layers = layers
+        self.stacks = stacks
         self.rows = rows
         self.state_vectors = rows or math.gcd(*(block.rows for block in blocks))
-        self.z = nn.Parameter(torch.empty(len(STACK_INDEX) * self.state_vectors, d_model))
+        self.z = nn.Parameter(torch.empty(stacks * self.state_vectors, d_model))
 
     def reset_parameters(self, std: float) -> None:
         nn.init.normal_(self.z, std=std)
 
     def forward(
         self, decoder: T5Stack | None, memory: Float[Tensor, "n s d"], memory_mask: Shaped[Tensor, "n s"]
-    ) -> Float[Tensor, "n 2 L m d"]:
+    ) -> Float[Tensor, "n S L m d"]:
         assert decoder is not None
         inputs = self.z.expand(memory.shape[0], -1, -1)
         decoding = DecoderPass(decoder, memory, memory_mask)
         states = decoding.step(inputs, relative_bias(decoder, inputs.shape[1]))
-        per_stack = states.unflatten(1, (len(STACK_INDEX), 1, self.state_vectors))
+        per_stack = states.unflatten(1, (self.stacks, 1, self.state_vectors))
         return per_stack.expand(-1, -1, self.layers, -1, -1)

@@ -1,0 +1,136 @@
+"""Decoder-only main models: Llama, Qwen, Mistral, Gemma, Phi-3, GPT-2, GPT-NeoX (`hart.peft.architectures`).
+
+A query and its answer are one sequence. Queries are padded on the left and answers on the right, so the answers of a
+batch begin in one column: the stock model computes logits from there on alone, in training as in generation, and a
+window that slides over tokens meets no padding between query and answer. Positions count tokens, not padding.
+
+Whatever else a main model may read before a query (the hypernetwork's memory, as keys and values in front) would be
+bound beside the prefixes in `DecoderOnly.adapted`; so far such a model has no fusion.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from hart.errors import HartError
+from hart.model.adaptation import Adaptation
+from hart.model.main_model import MainModel
+from hart.peft.base import Blocks, PeftKind
+from hart.peft.injection import positions
+from hart.peft.prefix import Prefix
+
+
+class DecoderOnly(MainModel):
+    """A decoder-only language model that takes generated parameters with any forward pass."""
+
+    def forward(
+        self,
+        query_ids: Int[Tensor, "b t"],
+        query_mask: Shaped[Tensor, "b t"],
+        labels: Int[Tensor, "b u"],
+        blocks: Blocks | None = None,
+        peft: Sequence[PeftKind] = (),
+        memory: Float[Tensor, "#b s d"] | None = None,
+        memory_mask: Shaped[Tensor, "#b s"] | None = None,
+    ) -> CausalLMOutputWithPast:
+        """As `MainModel.forward`: query and answer are one sequence; logits are those that predict the answer."""
+        if memory is not None or memory_mask is not None:
+            raise HartError("memory: a decoder-only main model has no cross-attention to fuse it in; leave it out")
+        ids, mask = _to_the_left(query_ids, query_mask)
+        # The last token of an answer predicts nothing that counts.
+        answer, answered = labels[:, :-1], (labels[:, :-1] >= 0).to(mask.dtype)
+        ids = torch.cat([ids, answer.masked_fill(answered == 0, self.tokenizer.pad_token_id)], dim=1)
+        mask = torch.cat([mask, answered], dim=1)
+        self._check_length(ids.shape[1], peft)
+        with self.binding(blocks, peft, batch=ids.shape[0]):
+            made: CausalLMOutputWithPast = self.model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=_positions(mask),
+                use_cache=False,
+                logits_to_keep=labels.shape[1],
+            )
+            return made
+
+    @torch.no_grad()
+    def answer_logits(
+        self,
+        query_ids: Int[Tensor, "b t"],
+        query_mask: Int[Tensor, "b t"],
+        owner: Int[Tensor, " c"],
+        labels: Int[Tensor, "c u"],
+        label_mask: Int[Tensor, "c u"],
+        part: Adaptation | None,
+        part_of_answers: Adaptation | None,
+    ) -> Float[Tensor, "c u vocabulary"]:
+        """As `MainModel.answer_logits`: keys and values of a query are computed once, for all its answers."""
+        ids, mask = _to_the_left(query_ids, query_mask)
+        self._check_length(ids.shape[1] + labels.shape[1], () if part is None else part.kinds)
+        cache = DynamicCache(config=self.model.config)
+        with self.adapted(part, batch=ids.shape[0]):
+            first: Tensor = self.model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=_positions(mask),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[owner]
+        if labels.shape[1] == 1:
+            return first
+        cache.batch_select_indices(owner)
+        mask = torch.cat([mask[owner], label_mask[:, :-1]], dim=1)
+        with self.adapted(part_of_answers, batch=owner.shape[0]):
+            rest: Tensor = self.model(
+                input_ids=labels[:, :-1],
+                attention_mask=mask,
+                position_ids=_positions(mask)[:, ids.shape[1] :],
+                past_key_values=cache,
+                use_cache=True,
+            ).logits
+        return torch.cat([first, rest], dim=1)
+
+    def _generate(
+        self,
+        query_ids: Int[Tensor, "b t"],
+        query_mask: Int[Tensor, "b t"],
+        part: Adaptation | None,
+        options: dict[str, Any],
+    ) -> Int[Tensor, "b u"]:
+        ids, mask = _to_the_left(query_ids, query_mask)
+        self._check_length(ids.shape[1] + options["max_new_tokens"] - 1, () if part is None else part.kinds)
+        tokens: Tensor = self.model.generate(input_ids=ids, attention_mask=mask, **options)
+        return tokens[:, ids.shape[1] :]
+
+    def _check_length(self, tokens: int, kinds: Sequence[PeftKind]) -> None:
+        """Raise `HartError` where tokens, behind a prefix, do not fit learned positions (GPT-2)."""
+        told = positions(self.model)
+        if told is None or not isinstance(told.module, nn.Embedding):
+            return
+        prefix = sum(kind.length for kind in kinds if isinstance(kind, Prefix))
+        most = told.module.num_embeddings
+        if tokens + prefix > most:
+            raise HartError(
+                f"{self.name}: has {most} positions, and query and answer have {tokens} tokens behind a prefix of "
+                f"{prefix}; lower max_query_length or the length of answers"
+            )
+
+
+def _to_the_left(
+    ids: Int[Tensor, "b t"], mask: Shaped[Tensor, "b t"]
+) -> tuple[Int[Tensor, "b t"], Shaped[Tensor, "b t"]]:
+    """The same rows with their padding moved from the right to the left."""
+    length = ids.shape[1]
+    padding = length - mask.sum(dim=1, keepdim=True)
+    source = (torch.arange(length, device=ids.device) - padding) % length
+    return ids.gather(1, source), mask.gather(1, source)
+
+
+def _positions(mask: Shaped[Tensor, "b t"]) -> Int[Tensor, "b t"]:
+    """How many tokens each one has before it; 0 on padding before the first."""
+    return (mask.long().cumsum(dim=1) - 1).clamp(min=0)

@@ -1,0 +1,188 @@
+"""Where the sites of each architecture are: one table for all families of main models (§4.1).
+
+A *site* is a place in every layer at which generated parameters act, called by one name in all architectures (`q`,
+`wi_0`, `self_attention`). A row of the table says which module of a stock `transformers` model it is. A map that a
+model has fused with others (GPT-2's `c_attn`, GPT-NeoX's `query_key_value`, Phi-3's `qkv_proj`) is some columns of one
+module's output. Another architecture is another row; `MainShape.of` checks a row against the modules of a model.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import nn
+
+from hart.errors import HartError
+
+Stack = Literal["encoder", "decoder"]
+
+ATTENTION = ("q", "k", "v", "o")
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A map that is some columns of a module's output.
+
+    Attributes:
+        path: of the module.
+        parts: the sites whose outputs lie side by side in it, in order.
+        per_head: whether they do so within each head (GPT-NeoX) or one after the other.
+    """
+
+    path: str
+    parts: tuple[str, ...]
+    per_head: bool = False
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One row of the table.
+
+    Attributes:
+        stacks: stack → path of the list of its layers; a decoder-only model has a `decoder` alone.
+        sites: name of a site → path of its module below a layer, or where it lies in a fused one.
+        norm: path, below a layer, of the norm that the input of self-attention has passed.
+        gain: what is added to the weights of norms before they scale (Gemma's are differences from 1).
+        key_norm: path of the norm that keys pass behind their map.
+        positions: path of the module that is told the position of each token.
+        dropout: name of the attribute of attention modules that holds their dropout rate, where it is not a module.
+        eager: whether attention does what fused kernels cannot (Gemma 2 caps scores).
+    """
+
+    stacks: Mapping[Stack, str]
+    sites: Mapping[str, str | Fused]
+    norm: str
+    gain: float = 0.0
+    key_norm: str | None = None
+    positions: str | None = None
+    dropout: str | None = "attention_dropout"
+    eager: bool = False
+
+    @property
+    def has_encoder(self) -> bool:
+        return "encoder" in self.stacks
+
+    @property
+    def gated(self) -> bool:
+        """Whether the feed-forward has two input maps."""
+        return "wi_0" in self.sites
+
+    def sizes(self, config: Any) -> dict[str, Any]:
+        """The fields of `MainShape` for a decoder-only model's configuration."""
+        heads = config.num_attention_heads
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        d_ff = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
+        return {
+            "d_model": config.hidden_size,
+            "num_heads": heads,
+            "d_kv": getattr(config, "head_dim", None) or config.hidden_size // heads,
+            "d_ff": d_ff,
+            "encoder_layers": 0,
+            "decoder_layers": config.num_hidden_layers,
+            "gated": self.gated,
+            "kv_heads": None if kv_heads == heads else kv_heads,
+        }
+
+
+_T5_SITES: dict[str, str | Fused] = {
+    "self_attention": "layer.0.SelfAttention",
+    **{name: f"layer.0.SelfAttention.{name}" for name in ATTENTION},
+    "cross_attention": "layer.1.EncDecAttention",
+    **{f"cross_{name}": f"layer.1.EncDecAttention.{name}" for name in ATTENTION},
+    "feed_forward": "layer.-1.DenseReluDense",
+    **{name: f"layer.-1.DenseReluDense.{name}" for name in ("wi", "wi_0", "wi_1", "wo")},
+    # Between activation and second map, in the gated and in the plain form alike.
+    "feed_forward_inner": "layer.-1.DenseReluDense.dropout",
+}
+_T5 = Architecture(
+    stacks={"encoder": "encoder.block", "decoder": "decoder.block"},
+    sites=_T5_SITES,
+    norm="layer.0.layer_norm",
+    dropout="dropout",
+)
+
+_LLAMA = Architecture(
+    stacks={"decoder": "model.layers"},
+    sites={
+        "self_attention": "self_attn",
+        **{name: f"self_attn.{name}_proj" for name in ATTENTION},
+        "feed_forward": "mlp",
+        "wi_0": "mlp.gate_proj",
+        "wi_1": "mlp.up_proj",
+        "wo": "mlp.down_proj",
+    },
+    norm="input_layernorm",
+    positions="model.rotary_emb",
+)
+_QKV = ("q", "k", "v")
+_PHI3_QKV, _PHI3_WI = Fused("self_attn.qkv_proj", _QKV), Fused("mlp.gate_up_proj", ("wi_0", "wi_1"))
+_PHI3 = replace(_LLAMA, sites={**_LLAMA.sites, **dict.fromkeys(_QKV, _PHI3_QKV), "wi_0": _PHI3_WI, "wi_1": _PHI3_WI})
+_GPT2 = Architecture(
+    stacks={"decoder": "transformer.h"},
+    sites={
+        "self_attention": "attn",
+        **dict.fromkeys(_QKV, Fused("attn.c_attn", _QKV)),
+        "o": "attn.c_proj",
+        "feed_forward": "mlp",
+        "wi": "mlp.c_fc",
+        "wo": "mlp.c_proj",
+    },
+    norm="ln_1",
+    positions="transformer.wpe",
+    dropout=None,
+)
+_NEOX = Architecture(
+    stacks={"decoder": "gpt_neox.layers"},
+    sites={
+        "self_attention": "attention",
+        **dict.fromkeys(_QKV, Fused("attention.query_key_value", _QKV, per_head=True)),
+        "o": "attention.dense",
+        "feed_forward": "mlp",
+        "wi": "mlp.dense_h_to_4h",
+        "wo": "mlp.dense_4h_to_h",
+    },
+    norm="input_layernorm",
+    positions="gpt_neox.rotary_emb",
+)
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "t5": _T5,
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": replace(_LLAMA, key_norm="self_attn.k_norm"),
+    "gemma2": replace(_LLAMA, gain=1.0, eager=True),
+    "gemma3_text": replace(_LLAMA, gain=1.0, key_norm="self_attn.k_norm"),
+    "phi3": _PHI3,
+    "gpt2": _GPT2,
+    "gpt_neox": _NEOX,
+}
+"""`model_type` of a configuration of `transformers` → its row."""
+
+
+def architecture(config: Any) -> Architecture:
+    """The row of a model's configuration.
+
+    Raises:
+        HartError: there is none.
+    """
+    found = ARCHITECTURES.get(config.model_type)
+    if found is None:
+        raise HartError(
+            f"main models of the architecture {config.model_type!r} have no row in hart's table of sites; "
+            f"it has {', '.join(ARCHITECTURES)}"
+        )
+    return found
+
+
+def at(module: Any, path: str) -> nn.Module:
+    """The module at a dotted path below another one; a list's last element is -1."""
+    for name in path.split("."):
+        module = module[int(name)] if isinstance(module, nn.ModuleList) else getattr(module, name)
+    return module
+
+
+def layers(main: nn.Module, stack: Stack) -> list[nn.Module]:
+    """The layers of one stack of a main model, from the bottom."""
+    found: Any = at(main, architecture(main.config).stacks[stack])
+    return list(found)

@@ -1,0 +1,69 @@
+"""Tiny random decoder-only models of every architecture in the table, whose every part matters."""
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM as Models
+from transformers import (
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 40,
+    "max_position_embeddings": 512,
+    "attention_dropout": 0.1,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+}
+GROUPED = {**SIZES, "num_key_value_heads": 2}
+# Wider heads than hidden_size / heads, as Qwen 3 and Gemma have them.
+WIDE = {**GROUPED, "head_dim": 16}
+WINDOW = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+
+CONFIGS: dict[str, tuple[type[PreTrainedConfig], dict]] = {
+    "llama": (LlamaConfig, GROUPED),
+    "mistral": (MistralConfig, {**GROUPED, "sliding_window": 8}),
+    "qwen2": (Qwen2Config, GROUPED),
+    "qwen3": (Qwen3Config, WIDE),
+    "gemma2": (Gemma2Config, {**WIDE, **WINDOW, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0}),
+    "gemma3_text": (Gemma3TextConfig, {**WIDE, **WINDOW, "query_pre_attn_scalar": 16}),
+    "phi3": (Phi3Config, {**GROUPED, "sliding_window": 8}),
+    "gpt2": (
+        GPT2Config,
+        {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 512, "bos_token_id": None, "eos_token_id": 1},
+    ),
+    "gpt_neox": (GPTNeoXConfig, {**SIZES, "use_parallel_residual": True}),
+}
+
+
+def decoder_model(name: str, vocabulary: int = 64) -> PreTrainedModel:
+    """In eval mode. Gains and biases are drawn at random: at their initial values code that forgets them would pass."""
+    made, sizes = CONFIGS[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        model = Models.from_config(made(vocab_size=vocabulary, **sizes))
+        with torch.no_grad():
+            for path, parameter in model.named_parameters():
+                if path.endswith("bias"):
+                    parameter.normal_(std=0.2)
+                elif parameter.dim() == 1:
+                    parameter.add_(torch.empty_like(parameter).uniform_(-0.4, 0.4))
+                elif parameter.dim() == 2:
+                    # Five times the usual size, so that attention is not flat.
+                    parameter.normal_(
+                        std=0.1 if isinstance(model.get_submodule(path.rpartition(".")[0]), nn.Embedding) else 0.2
+                    )
+    return model.eval()

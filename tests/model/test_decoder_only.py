@@ -1,0 +1,160 @@
+"""Decoder-only main models: answers, scores and training passes against the stock model, alone and in batches."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from decoder_models import CONFIGS, decoder_model
+from transformers import PreTrainedTokenizerFast
+
+from hart.data.input_format import InputFormat
+from hart.errors import HartError
+from hart.model.adaptation import Adaptation
+from hart.model.decoder_only import DecoderOnly
+from hart.model.main_model import MainModel
+from hart.model.scoring import score_choices
+from hart.peft.base import Blocks, build_kinds, row_blocks
+
+PREFIX = [{"kind": "prefix", "length": 3}]
+LORA = [{"kind": "lora", "rank": 2, "targets": ["q", "v", "wi"]}]
+KINDS = {"prefix": PREFIX, "lora": LORA, "all": [*PREFIX, *LORA, {"kind": "ia3"}, {"kind": "adapter", "bottleneck": 2}]}
+QUERIES = ["the cat sat on the mat one", "two", "three in order"]
+
+
+@pytest.fixture(params=["llama", "qwen3", "gemma3_text", "gpt2"])
+def main(request: pytest.FixtureRequest, tiny_tokenizer: PreTrainedTokenizerFast) -> MainModel:
+    return made(request.param, tiny_tokenizer)
+
+
+def made(name: str, tokenizer: PreTrainedTokenizerFast) -> MainModel:
+    main = DecoderOnly(decoder_model(name, len(tokenizer)), tokenizer, name=name)
+    main.freeze()
+    return main
+
+
+def adaptation(main: MainModel, peft: list[dict], n: int = len(QUERIES)) -> Adaptation:
+    generator = torch.Generator().manual_seed(1)
+    blocks: Blocks = {
+        block.name: 0.4 * torch.randn(n, block.layers, block.rows, block.width, generator=generator)
+        for block in row_blocks(build_kinds(peft), main.shape)
+    }
+    task = {"name": "t", "Definition": ["d"], "Positive Examples": [{"input": "a", "output": "b"}]}
+    configs = [kind.to_config() for kind in build_kinds(peft)]
+    return Adaptation(blocks, None, None, configs, tasks=[task] * n, **main.identity)
+
+
+def batch(main: MainModel) -> dict[str, Any]:
+    ids, mask = main.pad([[5, 6, 7, 8, 9, 10, 1], [9, 1], [10, 11, 12, 1]])
+    labels = torch.tensor([[5, 6, 7, 1], [8, 1, -100, -100], [9, 10, 1, -100]])
+    return {"query_ids": ids, "query_mask": mask, "labels": labels}
+
+
+@torch.no_grad()
+def test_a_training_pass_predicts_the_answer_behind_the_query(main: MainModel) -> None:
+    given = batch(main)
+    logits = main(**given).logits
+    assert logits.shape[:2] == given["labels"].shape
+    for row in range(3):
+        query = given["query_ids"][row][given["query_mask"][row] == 1]
+        answer = given["labels"][row][given["labels"][row] >= 0]
+        whole = main.model(torch.cat([query, answer])[None]).logits[0, len(query) - 1 : -1]
+        torch.testing.assert_close(logits[row, : len(answer)], whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kinds", KINDS)
+def test_gradient_reaches_every_row_and_none_of_the_frozen_model(main: MainModel, kinds: str) -> None:
+    found = []
+    for recompute in (False, True):
+        if recompute:
+            main.enable_gradient_checkpointing()
+        main.train()
+        assert main.model.training == recompute
+        blocks = {k: v.requires_grad_() for k, v in adaptation(main, KINDS[kinds]).blocks.items()}
+        output = main(**batch(main), blocks=blocks, peft=build_kinds(KINDS[kinds])).logits
+        main(**batch(main), blocks={k: 2 * v.detach() for k, v in blocks.items()}, peft=build_kinds(KINDS[kinds]))
+        kept = batch(main)["labels"] >= 0
+        output[kept].square().mean().backward()
+        found.append({name: values.grad for name, values in blocks.items()})
+    for name, gradient in found[0].items():
+        assert gradient.isfinite().all() and gradient.flatten(2).any(dim=2).all(), name
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-3, atol=1e-4)
+    assert not any(p.grad is not None for p in main.model.parameters())
+
+
+@pytest.mark.parametrize("options", [{}, {"use_cache": False}, {"num_beams": 3}], ids=str)
+@pytest.mark.parametrize("kinds", KINDS)
+def test_a_batch_of_mixed_tasks_answers_as_each_does_alone(main: MainModel, kinds: str, options: dict) -> None:
+    mixed = adaptation(main, KINDS[kinds])
+    alone = [main.generate([query], mixed[i], max_new_tokens=6, **options)[0] for i, query in enumerate(QUERIES)]
+    assert main.generate(QUERIES, mixed, max_new_tokens=6, **options) == alone
+    if options == {"use_cache": False}:
+        assert main.generate(QUERIES, mixed, max_new_tokens=6) == alone
+    bare = main.generate(QUERIES, max_new_tokens=6, **options)
+    assert alone != bare
+
+
+def test_answers_of_the_bare_base_are_those_of_the_stock_model(main: MainModel) -> None:
+    form = InputFormat()
+    stock = decoder_model(main.name, len(main.tokenizer))
+    for answer, query in zip(main.answers(QUERIES, max_new_tokens=6), QUERIES, strict=True):
+        ids = torch.tensor([form.encode_query(main.tokenizer, query)])
+        made: Any = stock.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
+        tokens = made[0, ids.shape[1] :].tolist()
+        assert answer.text == main.tokenizer.decode(tokens, skip_special_tokens=True)
+        assert answer.query_tokens == ids.shape[1] and answer.tokens == len(tokens)
+
+
+def test_sampling_is_decided_by_the_seed(main: MainModel) -> None:
+    made = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        made.append(main.generate(QUERIES, adaptation(main, PREFIX), max_new_tokens=6, temperature=0.8, top_p=0.9))
+    assert made[0] == made[1] != main.generate(QUERIES, adaptation(main, PREFIX), max_new_tokens=6)
+
+
+@pytest.mark.parametrize("kinds", [None, *KINDS])
+def test_a_score_is_that_of_a_pass_of_its_own(main: MainModel, kinds: str | None) -> None:
+    choices = [["cat", "the cat sat on", ""], ["one"], ["in", "order two"]]
+    mixed = None if kinds is None else adaptation(main, KINDS[kinds])
+    found = score_choices(main, QUERIES, choices, mixed)
+    form = InputFormat()
+    for row, (query, own) in enumerate(zip(QUERIES, choices, strict=True)):
+        ids, mask = main.pad([form.encode_query(main.tokenizer, query)])
+        for score, text in zip(found[row], own, strict=True):
+            labels = torch.tensor([form.encode_target(main.tokenizer, text)])
+            part = {} if mixed is None else {"blocks": mixed[row].blocks, "peft": mixed.kinds}
+            with torch.no_grad():
+                logits = main(ids, mask, labels=labels, **part).logits.log_softmax(-1)
+            expected = logits.gather(2, labels[..., None]).sum().item()
+            assert score == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_all_architectures_train_answer_and_score_in_bf16(name: str, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    main = made(name, tiny_tokenizer)
+    main.to(torch.bfloat16)
+    mixed = adaptation(main, KINDS["all"])
+    blocks = {key: values.requires_grad_() for key, values in mixed.blocks.items()}
+    logits = main(**batch(main), blocks=blocks, peft=mixed.kinds).logits
+    assert logits.dtype == torch.bfloat16 and logits.isfinite().all()
+    logits[batch(main)["labels"] >= 0].float().square().mean().backward()
+    assert all(values.grad is not None and values.grad.isfinite().all() for values in blocks.values())
+    assert len(main.generate(QUERIES, mixed, max_new_tokens=3)) == 3
+    assert len(score_choices(main, QUERIES, [["a", "b"]] * 3, mixed)) == 3
+
+
+def test_loaded_by_the_family_of_its_checkpoint(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    decoder_model("llama", len(tiny_tokenizer)).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    loaded = MainModel.from_pretrained(str(tmp_path), dtype="float32")
+    assert isinstance(loaded, DecoderOnly) and loaded.shape.stacks == ("decoder",)
+    assert loaded.fingerprint == made("llama", tiny_tokenizer).fingerprint
+
+
+def test_no_room_and_no_memory_are_told(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    main = made("gpt2", tiny_tokenizer)
+    with pytest.raises(HartError, match="gpt2: has 512 positions, and query and answer have .* behind a prefix of 3"):
+        main.generate(QUERIES, adaptation(main, PREFIX), max_new_tokens=510)
+    with pytest.raises(HartError, match="decoder-only main model has no cross-attention"):
+        main(**batch(main), memory=torch.zeros(3, 2, 32), memory_mask=torch.ones(3, 2))

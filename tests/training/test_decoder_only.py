@@ -1,0 +1,153 @@
+"""A decoder-only base in a run from a YAML file: training, resume, evaluation, adapting, answers, export."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from decoder_models import decoder_model
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+from hart import Adaptation, HartError, HartModel, Task
+from hart.cli import main as cli
+from hart.model.bundled import resolve_base
+from hart.training.config import RunConfig, load
+from hart.training.run_folder import read_metrics
+from hart.training.train import train
+
+STEPS = 4
+TASK = Task("Write the words in reverse order.", [("one two", "two one"), ("the cat", "cat the")], name="reverse")
+
+
+@pytest.fixture(scope="module")
+def llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama with the bundled tokenizer."""
+    folder = tmp_path_factory.mktemp("llama")
+    tokenizer = AutoTokenizer.from_pretrained(resolve_base("mini-base"))
+    decoder_model("llama", len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def configured(llama_dir: Path, tmp_path: Path) -> Callable[..., RunConfig]:
+    """A configuration of the bundled tasks from a YAML file, of which sections may be changed."""
+
+    def build(name: str = "run", **sections: dict[str, Any]) -> RunConfig:
+        model = {"base": str(llama_dir), "hypernetwork_init": "mini-base", "decoder_layers": 1, "fusion": False}
+        peft = [{"kind": "prefix", "length": 2}, {"kind": "lora", "rank": 2, "targets": ["q", "v", "wo"]}]
+        lengths = {"max_demonstrations_length": 128, "max_query_length": 32, "max_target_length": 16}
+        data = {"collection": "procedural", "max_train_instances": 4, "demonstrations": "sampled", **lengths}
+        training = {
+            "output_dir": str(tmp_path / name),
+            "max_steps": STEPS,
+            "save_every": 2,
+            "batch_size": 4,
+            "queries_per_task": 2,
+            "learning_rate": 1e-3,
+            "optimizer": "adamw",
+            "log_every": 1,
+            "alpha": 0.5,
+            "trackers": [],
+        }
+        content: dict[str, dict[str, Any]] = {"model": {**model, "peft": peft}, "data": data, "training": training}
+        for section, fields in sections.items():
+            content[section] |= fields
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+        return load(tmp_path / f"{name}.yaml")
+
+    return build
+
+
+def test_a_run_its_resume_and_what_is_made_of_it(configured, tmp_path: Path, capsys) -> None:
+    final = train(configured(), quiet=True)
+    rows = read_metrics(final.parent / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4] and all(row["prediction_loss"] > 0 for row in rows)
+    assert rows[-1]["consistency_loss"] > 0
+    # Interrupted behind its first checkpoint, it ends in the same weights.
+    again = shutil.copytree(final.parent, tmp_path / "again")
+    shutil.rmtree(again / "final")
+    shutil.rmtree(again / "checkpoints" / f"checkpoint-{STEPS}")
+    resumed = train(configured("again"), quiet=True)
+    expected, found = load_file(final / "model.safetensors"), load_file(resumed / "model.safetensors")
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], values) for name, values in expected.items())
+
+    model = HartModel.from_pretrained(final)
+    assert model.reader is not model.main.tokenizer
+    adaptation = model.adapt(TASK)
+    answers = model.generate(["one three", "cat"], adaptation, max_new_tokens=4)
+    scores = model.score("one three", ["three one", "cat"], adaptation)
+    assert len(answers) == 2 and len(scores) == 2 and all(score < 0 for score in scores)
+
+    task = tmp_path / "reverse.json"
+    TASK.save(task)
+    status = cli(["adapt", str(final), "--task", str(task), "--output-dir", str(tmp_path / "a")])
+    assert status == 0
+    saved = Adaptation.from_pretrained(tmp_path / "a")
+    assert all(torch.equal(saved.blocks[name], values) for name, values in adaptation.blocks.items())
+    capsys.readouterr()
+    assert cli(["predict", str(tmp_path / "a"), "--input", "one three", "--max-new-tokens", "4"]) == 0
+    assert capsys.readouterr().out.strip() == answers[0].strip()
+    output = tmp_path / "results.json"
+    words = ["--data", "procedural", "--split", "test", "--max-instances", "2"]
+    assert cli(["evaluate", str(final), *words, "--output", str(output)]) == 0
+    assert json.loads(output.read_text(encoding="utf-8"))
+    capsys.readouterr()
+    assert cli(["serve", str(final), "--port", "0"]) == 2
+    assert "hart serve takes encoder-decoder models so far" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ({"hypernetwork_init": None}, "hypernetwork_init: must name a T5 checkpoint"),
+        ({"fusion": True}, "model.fusion: .* is decoder-only and has no cross-attention for the memory"),
+        ({"peft": [{"kind": "prefix", "cross": True}]}, "which a decoder-only base has not"),
+    ],
+)
+def test_what_does_not_go_with_it_is_one_line(configured, model: dict[str, Any], told: str) -> None:
+    config = configured(model=model)
+    with pytest.raises(HartError, match=told) as refusal:
+        train(config, quiet=True)
+    assert "\n" not in str(refusal.value) and not Path(config.training.output_dir).exists()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"weights": "learned", "hypernetwork_init": None},
+        {"weights": "none", "train_main": True, "peft": [], "hypernetwork_init": None},
+    ],
+    ids=["learned", "fine-tuned"],
+)
+def test_systems_without_a_hypernetwork(configured, model: dict[str, Any]) -> None:
+    config = configured(model=model, data={"demonstrations_to": "main"}, training={"alpha": 0.0, "queries_per_task": 1})
+    loaded = HartModel.from_pretrained(train(config, quiet=True))
+    assert len(loaded.generate(["one three"], loaded.adapt(TASK), max_new_tokens=3)) == 1
+
+
+def test_a_chat_template_wraps_the_query(configured, llama_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(HartError, match="chat_template: the base's tokenizer has no chat template"):
+        train(configured(data={"chat_template": True}), quiet=True)
+    base = shutil.copytree(llama_dir, tmp_path / "chat")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = (
+        "{% for m in messages %}the {{ m.content }} cat{% endfor %}{% if add_generation_prompt %} mat{% endif %}"
+    )
+    tokenizer.save_pretrained(base)
+    final = train(configured("chat-run", model={"base": str(base)}, data={"chat_template": True}), quiet=True)
+    model = HartModel.from_pretrained(final)
+    assert model.input_format.chat_template
+    read = model.main.encode_queries(["one two"], model.adapt(TASK), 32)[0]
+    assert tokenizer.decode(read) == "the one two cat mat"
+    model.adapt(TASK).save_pretrained(tmp_path / "a")
+    assert Adaptation.from_pretrained(tmp_path / "a").input_format.chat_template
+    # What is too long loses its end, and the template stays whole.
+    cut = model.input_format.encode_query(tokenizer, "one two " * 40)
+    assert len(cut) <= 32 and tokenizer.decode(cut).endswith("cat mat")
