@@ -15,7 +15,7 @@ from hart.model.folder import read_config
 from hart.runtime.files import damage
 from hart.training.config import RunConfig, load
 from hart.training.run_folder import FREE_FIELDS, RunFolder, read_metrics
-from hart.training.sweep import RUN_FOLDER
+from hart.training.sweep_plan import RUN_FOLDER
 
 LOSSES = ("prediction_loss", "consistency_loss")
 

@@ -32,8 +32,8 @@ from hart.evaluation.states import (
     variance_shares,
 )
 from hart.evaluation.systems import hart_system
-from hart.hypernetwork.schemes.base import STACK_INDEX
 from hart.model.hart_model import HartModel
+from hart.peft.base import MainShape
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """What is done, and how many times → a context with the function that moves a progress bar on."""
@@ -178,7 +178,7 @@ def diagnose(
     form = model.input_format
     return Diagnostics(
         scheme="none" if network.scheme is None else network.scheme.name,
-        **_measures(states, model.main.shape.depths, sets),
+        **_measures(states, model.main.shape, sets),
         parameter_cosines=_parameter_cosines(blocks),
         scores=_scores(model, tasks, seed, own, bar, options) if scores else {},
         other_sets=sum(len(task.demonstrations) > len(form.shown(task).demonstrations) for task in tasks),
@@ -186,8 +186,9 @@ def diagnose(
     )
 
 
-def _measures(states: Tensor, layers: Sequence[int], sets: int) -> dict[str, Any]:
+def _measures(states: Tensor, shape: MainShape, sets: int) -> dict[str, Any]:
     """Those of the states, by their names in `Diagnostics`."""
+    layers: Sequence[int] = shape.depths
     found: dict[str, Any] = {
         "one_state": one_state(states), "layer_cosines": {}, "layer_cosine": None, "stack_cosines": [], "variance": {},
         "effective_rank": None,
@@ -199,7 +200,7 @@ def _measures(states: Tensor, layers: Sequence[int], sets: int) -> dict[str, Any
         states, layers = states[:, :, :1], [1 for _ in layers]
     else:
         cosines = consecutive_cosines(states, layers)
-        found |= {"layer_cosines": dict(zip(STACK_INDEX, cosines, strict=True)), "layer_cosine": upper_half(cosines)}
+        found |= {"layer_cosines": dict(zip(shape.stacks, cosines, strict=True)), "layer_cosine": upper_half(cosines)}
     return found | {
         "stack_cosines": stack_cosines(states, layers),
         "variance": variance_shares(states.unflatten(0, (-1, sets)), layers),
