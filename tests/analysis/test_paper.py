@@ -33,10 +33,6 @@ def test_averages_are_means_of_their_columns_but_for_two() -> None:
 def test_a_file_is_the_system_that_its_name_says(path: Path) -> None:
     name = path.stem.removesuffix("_sni").removesuffix("_p3")
     expected = "" if name.startswith(OTHERS) or name.endswith("_pretrain") else name
-    if name == "hart_procedural" and not load(path).training.alpha:
-        expected = "hart_no_consistency"
-    if name in ("hart_mini", "hart_procedural") and load(path).training.alpha:
-        expected = "hart" if load(path).training.pairing == "slots" else ""
     assert system_of(flat(path)) == expected
     assert size_of(flat(path)) == ("xl" if path.parent.name == "t5-xl" else "large")
 

@@ -111,6 +111,10 @@ def test_gradient_reaches_every_parameter_from_the_blocks_alone(network, demo_id
         for name, p in network.named_parameters()
         if p.grad is None or not p.grad.isfinite().all() or not p.grad.any()
     ]
+    if network.scheme.uses_decoder and network.scheme.z.shape[0] == 1:
+        # One position attends to itself alone, however it scores: its queries, keys and bias change nothing.
+        scores = ("SelfAttention.q.weight", "SelfAttention.k.weight", "relative_attention_bias.weight")
+        unreached = [name for name in unreached if not name.endswith(scores)]
     assert not unreached
     for head in network.heads.heads():
         assert head.second.grad.flatten(1).any(dim=1).all(), f"{head.block.name}: a layer is unused"
@@ -130,10 +134,13 @@ def test_saved_and_loaded_generates_the_same_bits(network, demo_ids, demo_mask, 
     assert loaded.config.peft == network.config.peft
     with torch.no_grad():
         before, after = network(demo_ids, demo_mask), loaded(demo_ids, demo_mask)
-    assert torch.equal(before.states, after.states)
+    # Products with a single row round by where in memory the weights lie, which a stack of its own brings with it.
+    tolerance = 0 if network.shape.has_encoder else 1e-5
+    torch.testing.assert_close(after.states, before.states, rtol=tolerance, atol=tolerance)
     assert torch.equal(before.memory, after.memory)
     assert before.blocks.keys() == after.blocks.keys()
-    assert all(torch.equal(before.blocks[name], after.blocks[name]) for name in before.blocks)
+    for name, values in before.blocks.items():
+        torch.testing.assert_close(after.blocks[name], values, rtol=tolerance, atol=tolerance)
 
 
 def test_a_batch_equals_each_row_alone_without_its_padding(network, demo_ids, demo_mask):
