@@ -28,7 +28,6 @@ from hart.training.run_folder import RunFolder, holding, read_metrics
 from hart.training.train import train
 
 INSTANCES = 20
-STEPS = 1200
 
 NEW_TASK = Task(
     definition="You are given a list of words. Keep only the fruits, then end the answer with the word done.",
@@ -63,7 +62,7 @@ def quickstart_config(output_dir: str, *, seed: int = 0) -> RunConfig:
         ),
         training=TrainingConfig(
             output_dir=output_dir,
-            max_steps=STEPS,
+            max_steps=1000,
             batch_size=32,
             queries_per_task=4,
             learning_rate=1e-3,
