@@ -283,7 +283,7 @@ def test_loading_what_is_not_a_base(tmp_path: Path, tiny_base_dir: Path) -> None
     assert "no checkpoint" in load_changed("config.json", None)
     assert "config.json: not a file of a model, the text is not JSON" in load_changed("config.json", b"{")
     bert = json.dumps({"model_type": "bert"}).encode()
-    assert "has model_type 'bert'" in load_changed("config.json", bert)
+    assert "architecture 'bert' have no row" in load_changed("config.json", bert)
     wider = json.dumps(config | {"d_ff": config["d_ff"] * 2}).encode()
     assert "cannot be loaded" in load_changed("config.json", wider)
     deeper = json.dumps(config | {"num_layers": config["num_layers"] + 1}).encode()
