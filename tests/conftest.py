@@ -212,7 +212,7 @@ def build_config(tiny_base_dir: Path, toy_data_dir: Path) -> Callable[..., RunCo
         intervals = {"log_every": 1, "save_every": 2}
         lengths = {"max_demonstrations_length": 128, "max_query_length": 32, "max_target_length": 32}
         return RunConfig(
-            model=ModelConfig(base=str(tiny_base_dir), **{**small, **(model or {})}),
+            model=ModelConfig(**{"base": str(tiny_base_dir), **small, **(model or {})}),
             data=DataConfig(**{"dir": str(toy_data_dir), **lengths, **(data or {})}),
             training=TrainingConfig(output_dir=str(output_dir), **{**run, **intervals, **training}),
         )

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from decoder_models import decoder_model
+from transformers import AutoTokenizer
 
 from hart.analysis.figures import find_groups
 from hart.analysis.figures_reading import Reader, Reading, demonstration_sets, evenly, layer_cosines
@@ -19,7 +21,9 @@ from hart.analysis.figures_states import (
 )
 from hart.analysis.figures_style import NotDrawable
 from hart.data.collections import load_tasks
+from hart.data.prompts import Cuts
 from hart.errors import HartError
+from hart.model.bundled import resolve_base
 from hart.model.hart_model import HartModel
 
 
@@ -163,3 +167,28 @@ def test_full_fine_tuning_has_no_states(make_run, falling) -> None:
     path = make_run("full", falling(20), final=True, model=model, data={"demonstrations_to": "main"})
     with pytest.raises(NotDrawable, match="generates no weights"):
         states_cosine(find_groups([str(path)])[0], Reader())
+
+
+def test_decoder_only_models_have_one_stack_and_a_tokenizer_of_their_hypernetwork(make_run, falling, tmp_path) -> None:
+    base = tmp_path / "llama"
+    tokenizer = AutoTokenizer.from_pretrained(resolve_base("mini-base"))
+    tokenizer.add_tokens(["the", "words"])  # else both networks had the same
+    decoder_model("llama", len(tokenizer)).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    scheme = {"name": "bidirectional", "rows": 2}
+    options = {"base": str(base), "hypernetwork_init": "mini-base", "decoder_layers": 1, "fusion": False}
+    llama = make_run("llama-run", falling(20), final=True, model={**options, "scheme": scheme})
+    t5 = make_run("t5", falling(20), final=True, model={"scheme": {"name": "bidirectional"}})
+    groups, _ = find_groups([str(llama), str(t5)])
+    reader = Reader()
+    for draw in (fig1_attention, fig5_tsne, states_cosine):
+        rows = draw(groups, reader).tables[""].rows
+        at = 1 if draw is not states_cosine else 2
+        assert {(row[0], row[at]) for row in rows} == {("llama-run", "decoder"), ("t5", "encoder"), ("t5", "decoder")}
+    shares = fig1_attention(groups[:1], reader).tables["shares"].rows
+    assert shares[0][-1] == pytest.approx(1 / 3)  # uniform over three layers, the only stack's
+
+    model = HartModel.from_pretrained(llama / "final")
+    (task,) = load_tasks(groups[0].config.data, "test")
+    states = model.read([model.input_format.shown(task)], Cuts()).states.detach()
+    np.testing.assert_allclose(reader.read(groups[0].sources[0]).cosines, layer_cosines(states)[0], atol=1e-6)

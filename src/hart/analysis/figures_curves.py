@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from hart.analysis import figures_spikes
 from hart.analysis.figures_runs import CONSISTENCY_FIELDS, SCHEME_FIELDS, Curves, Group, differing
 from hart.analysis.figures_spikes import Spikes, find_spikes, running_median
-from hart.analysis.figures_style import COLUMN, PAGE, Drawing, NotDrawable, Table, looks, panels
+from hart.analysis.figures_style import COLUMN, PAGE, Drawing, NotDrawable, Table, log_axis, looks, panels
 
 STEPS, NATS = "optimizer step", "prediction loss\n(nats per target token)"
 
@@ -136,8 +136,8 @@ def fig3_autoregression(groups: Sequence[Group]) -> Drawing:
     for panel, family in zip(axes[0], families, strict=True):
         labels = {group.label for group in family}
         _lines(panel, [series for series in made if series.label in labels], groups)
-        panel.set(xlabel=STEPS, yscale="log")
-        panel.yaxis.set_major_formatter("{x:g}")
+        panel.set(xlabel=STEPS)
+        log_axis(panel)
         panel.legend()
     axes[0, 0].set_ylabel(NATS)
     return Drawing(figure, {"": _table(made, "prediction_loss")}, remarks)
@@ -163,7 +163,8 @@ def fig5_consistency_loss(groups: Sequence[Group]) -> Drawing:
     for panel, kind in zip(axes[0], kinds, strict=True):
         _lines(panel, [series for series in made if pairing[series.label] == kind], groups, positive=True)
         against = "same row one step before" if kind == "slots" else "newest states of the same task"
-        panel.set(xlabel=STEPS, yscale="log")
+        panel.set(xlabel=STEPS)
+        log_axis(panel)
         panel.set_title(f"pairing {kind}: against the {against}", fontsize=7)
         panel.legend()
     axes[0, 0].set_ylabel(r"$\mathcal{L}_{\mathrm{cst}}$ (mean square)")
@@ -232,12 +233,13 @@ def fig4_consistency(groups: Sequence[Group]) -> Drawing:
     remarks: list[str] = []
     for column, family in enumerate(families):
         made, said = all_series(family, "prediction_loss")
-        remarks += [each for each in said if "band" not in each and each not in remarks]
+        said = [each for each in said if "band" not in each]
+        last = {int(series.steps[-1]) for series in made}
+        if len(last) > 1:
+            said.append(f"compared up to step {min(last)}, which all have reached")
+        whose = f"{', '.join(series.label for series in made)}: " if len(families) > 1 else ""
+        remarks += [whose + each for each in said]
         _with_and_without(axes[:, column], made, groups, curves, numbers)
-        if len({int(series.steps[-1]) for series in made}) > 1:
-            remarks.append(
-                f"compared up to step {min(int(series.steps[-1]) for series in made)}, which all have reached"
-            )
     axes[0, 0].set_ylabel(NATS)
     axes[1, 0].set_ylabel("residual\n(nats per target token)")
     window, counted = figures_spikes.WINDOW, sorted({str(row[2]) for row in numbers})
@@ -303,8 +305,7 @@ def _with_and_without(
     counted = np.concatenate([each.residual[each.counted] for _, _, found in taken for each in found])
     if counted.size:
         lower.set_ylim(1.15 * counted.min(), 1.15 * counted.max())
-    upper.set(yscale="log")
-    upper.yaxis.set_major_formatter("{x:g}")
+    log_axis(upper)
     upper.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
     lower.set(xlabel=STEPS)
     lower.axhline(0, color="0.6", linewidth=0.5, zorder=0)

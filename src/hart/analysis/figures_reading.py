@@ -19,9 +19,10 @@ from hart.data.collections import load_tasks
 from hart.data.config import DataConfig
 from hart.data.input_format import InputFormat
 from hart.data.tasks import Demonstration, Task
+from hart.evaluation.states import one_state
 from hart.hypernetwork.schemes.bidirectional import Bidirectional
 from hart.model.hart_model import HartModel
-from hart.peft.base import STACKS
+from hart.model.main_model import pad
 
 MAX_TASKS = 16
 SCATTERED_TASKS, SCATTERED_SETS = 4, 8
@@ -40,11 +41,11 @@ class Reading:
         stacks: of the main model, by name, in the order of axis 1 of the states.
         depths: layers of each stack.
         tasks: how many were read for `cosines` and `attention`.
-        cosines: float64 `[2, L, L]`, of the states of layers of one stack, mean over tasks.
-        attention: float64 `[2, L, L]`, mean over heads and tasks; None for schemes without it.
+        cosines: float64 `[S, L, L]`, of the states of layers of one stack, mean over tasks.
+        attention: float64 `[S, L, L]`, mean over heads, rows of a state and tasks; None for schemes without it.
         layer_of_step: in which order layers are generated, where there is an order.
         names: of the tasks whose states were kept.
-        states: float32 `[tasks, sets, 2, L, m·d]`, under several demonstration sets; None where all layers share one.
+        states: float32 `[tasks, sets, S, L, m·d]`, under several demonstration sets; None where all layers share one.
     """
 
     scheme: str
@@ -127,18 +128,19 @@ class Reader:
         network, form = model.hypernetwork, model.input_format
         assert network is not None and network.scheme is not None
         shape = model.main.shape
-        depths = tuple(shape.layers(stack) for stack in STACKS)
         shown = [form.shown(task) for task in evenly(tasks, self.max_tasks)]
         attends = isinstance(network.scheme, Bidirectional)
-        cosines, maps = [], []
+        cosines, maps, single = [], [], True
         for part in _batches(shown):
             ids, mask = _encoded(model, form, part)
-            cosines.append(layer_cosines(network(ids, mask).states).double().cpu())
+            states = network(ids, mask).states
+            single = single and one_state(states)
+            cosines.append(layer_cosines(states).double().cpu())
             if attends:
                 maps.append(network.attention_maps(ids, mask).double().cpu())
             self.on_task(len(part))
         names, scattered = [task.label for task in evenly(tasks, SCATTERED_TASKS)], None
-        if network.scheme.name != "shared":
+        if not single:
             sets = [each for task in evenly(tasks, SCATTERED_TASKS) for each in demonstration_sets(task, form)]
             read = [network(*_encoded(model, form, part)).states.flatten(3).float().cpu() for part in _batches(sets)]
             scattered = torch.cat(read).unflatten(0, (len(names), -1)).numpy()
@@ -146,8 +148,8 @@ class Reader:
         order = getattr(network.scheme, "layer_order", None)
         return Reading(
             scheme=network.scheme.name,
-            stacks=STACKS,
-            depths=depths,
+            stacks=shape.stacks,
+            depths=shape.depths,
             tasks=len(shown),
             cosines=torch.cat(cosines).mean(0).numpy(),
             attention=torch.cat(maps).mean(0).numpy() if attends else None,
@@ -177,7 +179,7 @@ def demonstration_sets(task: Task, form: InputFormat, number: int = SCATTERED_SE
 
 
 def layer_cosines(states: Tensor) -> Tensor:
-    """Cosine of the states of each two layers of a stack: `[n, 2, L, m, d]` → `[n, 2, L, L]`."""
+    """Cosine of the states of each two layers of a stack: `[n, S, L, m, d]` → `[n, S, L, L]`."""
     unit = torch.nn.functional.normalize(states.flatten(3).float(), dim=-1)
     return unit @ unit.transpose(-1, -2)
 
@@ -187,4 +189,4 @@ def _batches(tasks: Sequence[Task]) -> list[Sequence[Task]]:
 
 
 def _encoded(model: HartModel, form: InputFormat, tasks: Sequence[Task]) -> tuple[Tensor, Tensor]:
-    return model.main.pad([form.encode_task(model.main.tokenizer, task) for task in tasks])
+    return pad([form.encode_task(model.reader, task) for task in tasks], model.reader.pad_token_id, model.device)

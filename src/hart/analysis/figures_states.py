@@ -1,14 +1,17 @@
 """Pictures of a hypernetwork's inside: attention between layers (Fig. 1), where their states lie (Fig. 5, right)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from hart.analysis.figures_reading import Reader, Reading
 from hart.analysis.figures_runs import Group, Source
 from hart.analysis.figures_style import (
+    COLUMN,
     PAGE,
     PALETTE,
     SHADES,
@@ -22,7 +25,10 @@ from hart.analysis.figures_style import (
     panels,
 )  # fmt: skip
 from hart.errors import HartError
+from hart.peft.base import STACKS
 
+ABREAST = 4
+"""Matrices beside each other on a page, at most."""
 SHARES = ("predecessor", "two predecessors", "itself", "the rest")
 
 
@@ -51,11 +57,17 @@ def _readings(groups: Sequence[Group], reader: Reader) -> tuple[list[tuple[Group
     return found, [f"left out: {error}" for error in failed]
 
 
+def _stacks(readings: Iterable[Reading]) -> dict[str, int]:
+    """The stacks that any of the main models has → their place in a figure; a decoder-only model has no encoder."""
+    having = {stack for reading in readings for stack in reading.stacks}
+    return {stack: at for at, stack in enumerate(each for each in STACKS if each in having)}
+
+
 def fig1_attention(groups: Sequence[Group], reader: Reader) -> Drawing:
     """How much the state of a layer attends to those of others, in the last decoder layer, mean over heads (Fig. 1).
 
-    The schemes bidirectional and causal have such maps. Mean over tasks, and over a group's seeds. A row sums to 1
-    over both stacks together; a panel shows one stack, so its rows sum to less.
+    The schemes bidirectional and causal have such maps. Mean over tasks, over the rows of a state, and over a group's
+    seeds. A row sums to 1 over all stacks together; a panel shows one stack, so of two stacks its rows sum to less.
 
     Raises:
         NotDrawable: no model has such a scheme.
@@ -65,8 +77,9 @@ def fig1_attention(groups: Sequence[Group], reader: Reader) -> Drawing:
     shown = [(group, made) for group, made in shown if made]
     if not shown:
         raise NotDrawable("needs a model with scheme bidirectional or causal; others have no attention between layers")
-    stacks = shown[0][1][0].stacks
-    figure, axes = panels(len(shown), len(stacks), width=4.9, height=0.3 + 2.9 * len(shown))
+    stacks = _stacks(made[0] for _, made in shown)
+    figure, axes = panels(len(shown), len(stacks), width=2.15 * len(stacks) + 0.6, height=0.3 + 2.9 * len(shown))
+    _hide_unused(axes, [made[0] for _, made in shown], stacks)
     cells: list[list[Any]] = []
     numbers: list[list[Any]] = []
     for row, (group, made) in zip(axes, shown, strict=True):
@@ -74,7 +87,8 @@ def fig1_attention(groups: Sequence[Group], reader: Reader) -> Drawing:
         even = uniform_attention(made[0])
         top = max(mean[at, :depth, :depth].max() for at, depth in enumerate(made[0].depths))
         image: Any = None
-        for at, (stack, depth, panel) in enumerate(zip(stacks, made[0].depths, row, strict=True)):
+        for at, (stack, depth) in enumerate(zip(made[0].stacks, made[0].depths, strict=True)):
+            panel = row[stacks[stack]]
             seen = np.where(even[at] > 0, mean[at], np.nan)[:depth, :depth]
             image = heat_map(panel, seen, numbers=True, cmap=SHADES, vmin=0, vmax=top)
             shares, of_even = (attention_shares(map_[at], made[0], depth) for map_ in (mean, even))
@@ -90,9 +104,10 @@ def fig1_attention(groups: Sequence[Group], reader: Reader) -> Drawing:
         figure.colorbar(image, ax=list(row), label="attention", shrink=0.6, pad=0.02).outline.set_visible(False)
     tasks = shown[0][1][0].tasks
     remarks = [
-        f"mean over heads and {tasks} tasks of the test split; last layer of the hypernetwork's decoder",
+        f"mean over heads, rows of a state and {tasks} tasks of the test split, last layer of the hypernetwork's "
+        "decoder",
         "below each map: share of a layer's attention, mean over all layers but the first; in parentheses that of "
-        "uniform attention; the rest lies on other layers and on the other stack",
+        "uniform attention; the rest lies on other layers" + (" and on the other stack" if len(stacks) > 1 else ""),
         *remarks,
     ]
     columns = ["run", "stack", "layer", "attended_layer", "attention", "uniform"]
@@ -103,8 +118,15 @@ def fig1_attention(groups: Sequence[Group], reader: Reader) -> Drawing:
     return Drawing(figure, tables, remarks)
 
 
+def _hide_unused(axes: np.ndarray, readings: Sequence[Reading], stacks: Mapping[str, int]) -> None:
+    """Leave out the panels `[readings, stacks]` of stacks that a main model does not have."""
+    for row, reading in zip(axes, readings, strict=True):
+        for stack in stacks.keys() - set(reading.stacks):
+            row[stacks[stack]].set_axis_off()
+
+
 def uniform_attention(reading: Reading) -> np.ndarray:
-    """What the maps `[2, L, L]` would be if each layer attended equally to all positions that it may see."""
+    """What the maps `[S, L, L]` would be if each layer attended equally to all positions that it may see."""
     count, size = len(reading.stacks), reading.cosines.shape[-1]
     visible = np.ones((size, size))
     if reading.scheme == "causal":
@@ -148,43 +170,38 @@ def states_cosine(groups: Sequence[Group], reader: Reader) -> Drawing:
         NotDrawable: no model has states.
     """
     found, remarks = _readings(groups, reader)
-    stacks = found[0][1][0].stacks
-    width = min(PAGE, 1.75 * (len(found) + 1) + 0.5)
-    height = 0.75 + len(stacks) * (width - 0.5) / (len(found) + 1)
-    figure, axes = panels(len(stacks), len(found) + 1, width=width, height=height)
+    stacks = _stacks(made[0] for _, made in found)
+    figure, matrices, lines = _matrices_and_lines(len(found), len(stacks))
+    _hide_unused(matrices, [made[0] for _, made in found], stacks)
     look = looks([group.label for group in groups])
     cells: list[list[Any]] = []
     image: Any = None
     for column, (group, made) in enumerate(found):
         mean = np.mean([each.cosines for each in made], axis=0)
         style = look[group.label]
-        for at, (stack, depth) in enumerate(zip(stacks, made[0].depths, strict=True)):
-            panel, line = axes[at, column], axes[at, -1]
+        matrices[column, 0].set_title(group.label, color=style["color"], fontsize=7)
+        for at, (stack, depth) in enumerate(zip(made[0].stacks, made[0].depths, strict=True)):
+            panel, line = matrices[column, stacks[stack]], lines[stacks[stack]]
             matrix = mean[at, :depth, :depth]
-            image = heat_map(panel, matrix, numbers=len(found) <= 3, cmap=SIGNED, vmin=-1, vmax=1)
-            panel.set(xlabel=f"layer of the {stack}")
-            if column == 0:
-                panel.set_ylabel(f"layer of the {stack}")
-            if at == 0:
-                panel.set_title(group.label, color=style["color"])
+            image = heat_map(panel, matrix, numbers=len(found) < ABREAST, cmap=SIGNED, vmin=-1, vmax=1)
+            panel.set_xlabel(f"{stack} layer")
+            if column % _abreast(len(found)) == 0:
+                panel.set_ylabel(f"{stack} layer")
             each = np.array([np.diag(one.cosines[at, :depth, :depth], 1) for one in made])
             layers = np.arange(2, depth + 1)
             line.plot(layers, each.mean(axis=0), marker="o", markersize=2, label=group.label, **style)
             if len(made) > 1:
-                line.fill_between(
-                    layers, each.min(axis=0), each.max(axis=0), color=style["color"], alpha=0.2, linewidth=0
-                )
+                low, high = each.min(axis=0), each.max(axis=0)
+                line.fill_between(layers, low, high, color=style["color"], alpha=0.2, linewidth=0)
             cells += [
                 [group.label, len(made), stack, row + 1, col + 1, value] for (row, col), value in np.ndenumerate(matrix)
             ]
-    for stack, line in zip(stacks, axes[:, -1], strict=True):
-        line.set(xlabel=f"layer of the {stack}", ylabel="cosine with the layer below")
+    for stack, line in zip(stacks, lines, strict=True):
+        line.set(xlabel=f"{stack} layer", ylabel="cosine with the\nlayer below")
         line.set_ylim(min(0, line.get_ylim()[0]), 1.05)
-        line.set_box_aspect(1)
-        line.xaxis.get_major_locator().set_params(integer=True)
-    axes[0, -1].set_title("consecutive layers")
-    axes[0, -1].legend(fontsize=5.5, loc="lower right")
-    figure.colorbar(image, ax=axes[:, :-1].ravel().tolist(), label="cosine", shrink=0.5, pad=0.02, aspect=30)
+        line.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(*lines[-1].get_legend_handles_labels(), loc="outside upper center", ncols=min(ABREAST, len(found)))
+    figure.colorbar(image, ax=matrices.ravel().tolist(), label="cosine", shrink=0.6, pad=0.02, aspect=30)
     tasks = found[0][1][0].tasks
     several = ", and over seeds (bands: lowest to highest)" if any(len(made) > 1 for _, made in found) else ""
     if any(made[0].states is None for _, made in found):
@@ -192,6 +209,35 @@ def states_cosine(groups: Sequence[Group], reader: Reader) -> Drawing:
     remarks = [f"mean over {tasks} tasks of the test split{several}", *remarks]
     columns = ["run", "seeds", "stack", "layer", "other_layer", "cosine"]
     return Drawing(figure, {"": Table(columns, cells)}, remarks)
+
+
+def _matrices_and_lines(groups: int, stacks: int) -> tuple[Figure, np.ndarray, list[Axes]]:
+    """Panels `[groups, stacks]`, up to four groups abreast, each with its stacks in a column; below, one per stack."""
+    columns = _abreast(groups)
+    blocks = -(-groups // columns)
+    side = (PAGE - 0.8) / ABREAST if columns == ABREAST else 1.9
+    width = max(COLUMN, side * columns + 0.8)
+    figure = Figure(figsize=(width, (side + 0.25) * stacks * blocks + 2.0), layout="constrained")
+    # As many units as both kinds of row divide.
+    grid = figure.add_gridspec(stacks * blocks + 1, columns * stacks)
+    matrices = [
+        [
+            figure.add_subplot(grid[group // columns * stacks + at, _span(group % columns, stacks)])
+            for at in range(stacks)
+        ]
+        for group in range(groups)
+    ]
+    lines = [figure.add_subplot(grid[-1, _span(at, columns)]) for at in range(stacks)]
+    return figure, np.array(matrices), lines
+
+
+def _abreast(groups: int) -> int:
+    """As many in each row as share the rows evenly: of five three and two."""
+    return -(-groups // -(-groups // ABREAST))
+
+
+def _span(at: int, units: int) -> slice:
+    return slice(at * units, (at + 1) * units)
 
 
 def fig5_tsne(groups: Sequence[Group], reader: Reader) -> Drawing:
@@ -211,19 +257,23 @@ def fig5_tsne(groups: Sequence[Group], reader: Reader) -> Drawing:
         raise NotDrawable("needs a model whose layers have states of their own; in scheme shared all have one")
     if any(len(made) > 1 for _, made in found):
         remarks.append("of several seeds the first")
-    stacks = shown[0][1].stacks
-    figure, axes = panels(len(shown), 2 * len(stacks), width=PAGE, height=0.5 + 1.8 * len(shown))
+    stacks = _stacks(reading for _, reading in shown)
+    width = PAGE * len(stacks) / 2
+    figure, axes = panels(len(shown), 2 * len(stacks), width=width, height=0.5 + 1.8 * len(shown))
+    for part in (axes[:, ::2], axes[:, 1::2]):
+        _hide_unused(part, [reading for _, reading in shown], stacks)
     points: list[list[Any]] = []
     numbers: list[list[Any]] = []
     for row, (group, reading) in zip(axes, shown, strict=True):
-        row[0].set_ylabel(group.label)
-        for at, stack in enumerate(stacks):
-            pair = row[2 * at : 2 * at + 2]
+        for at, stack in enumerate(reading.stacks):
+            pair = row[2 * stacks[stack] : 2 * stacks[stack] + 2]
+            if at == 0:
+                pair[0].set_ylabel(group.label)
             _map(pair, group.label, reading, at, stack, points, numbers)
     first = shown[0][1]
     names = [task.removeprefix("procedural_").replace("_", " ") for task in first.names]
     handles = [
-        axes[0, 1].plot([], [], "o", markersize=3, color=PALETTE[at % len(PALETTE)])[0] for at in range(len(names))
+        axes[0, -1].plot([], [], "o", markersize=3, color=PALETTE[at % len(PALETTE)])[0] for at in range(len(names))
     ]
     figure.legend(handles, names, loc="outside upper center", ncols=2, fontsize=6)
     assert first.states is not None

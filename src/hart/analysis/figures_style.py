@@ -17,6 +17,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from hart.errors import HartError
 from hart.runtime.files import write_bytes, write_text
@@ -142,6 +143,14 @@ def heat_map(axes: Axes, values: np.ndarray, *, numbers: bool, **options: Any) -
             text = f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 0.995 else f"{value:.0f}"
             axes.text(column, row, text, ha="center", va="center", fontsize=4.5, color="white" if dark else "black")
     return image
+
+
+def log_axis(axes: Axes) -> None:
+    """A logarithmic y axis with plain numbers at 1, 2 and 5 times the powers of ten."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def save(drawing: Drawing, name: str, folder: Path, formats: Sequence[str]) -> list[Path]:
