@@ -88,7 +88,9 @@ def run_two(config: RunConfig) -> Path:
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in row.items() if k != "seconds_per_step"} for row in read_metrics(run / "metrics.jsonl")]
+    # Those of the states are of the last pass alone, of which processes have different rows.
+    other = {"seconds_per_step", "layer_cosine", "stack_cosine", "row_variance"}
+    return [{k: v for k, v in row.items() if k not in other} for row in read_metrics(run / "metrics.jsonl")]
 
 
 def weights(run: Path) -> dict[str, Tensor]:

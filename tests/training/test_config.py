@@ -75,6 +75,7 @@ OTHER: dict[str, dict[str, Any]] = {
         "explanations": True,
         "demonstrations": "sampled",
         "input_eos": False,
+        "chat_template": True,
         "task_sampling": "uniform",
         "max_demonstrations_length": 10,
         "max_query_length": 11,
