@@ -24,6 +24,7 @@ LEARNED = {"weights": "learned", "fusion": False}
 SYSTEMS = {
     "hart": ({}, {}, 1.0),
     "hypertuning": ({"scheme": {"name": "shared"}}, {}, 0.0),
+    "causal": ({"scheme": {"name": "causal", "rows": 4}}, {}, 0.0),
     "fusion alone": ({"peft": []}, {}, 1.0),
     "tuned": (TUNED, {"demonstrations_to": "main"}, 0.0),
     "learned": (LEARNED, {"demonstrations_to": "main"}, 0.0),

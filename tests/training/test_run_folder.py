@@ -243,6 +243,14 @@ def test_losses_of_steps_are_rewound_with_the_metrics(run_config: Build):
     assert run.steps.read_text().splitlines() == ["step,loss,prediction_loss", "1,0.5,0.5", "2,0.25,0.125", "3,2.0,3.0"]
 
 
+def test_a_torn_header_of_steps_is_written_anew(run_config: Build):
+    run = RunFolder(run_config())
+    run.steps.write_text("step,lo")  # when the process died
+    run.rewind_metrics(-1)
+    run.append_steps(1, {"loss": [0.5]})
+    assert run.steps.read_text().splitlines() == ["step,loss", "1,0.5"]
+
+
 def test_a_line_of_metrics_that_cannot_be_written_is_one_line(run_config: Build):
     run = RunFolder(run_config())
     run.metrics.mkdir()

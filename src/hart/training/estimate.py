@@ -191,9 +191,7 @@ def _flops(config: RunConfig, parts: Parts, tokens: dict[str, int]) -> float:
         reading: float = tokens["hypernetwork"] * t5.num_layers * (layer + 4 * read * inner)
         steps = 0.0
         if parts.peft_source.decoder is not None and parts.peft_source.scheme is not None:
-            vectors = 2 * parts.peft_source.scheme.state_vectors
-            if config.model.scheme["name"] in ("autoregressive", "bidirectional"):
-                vectors = 2 * t5.num_layers
+            vectors = parts.peft_source.scheme.positions
             per_vector = layer + cross + 4 * (vectors + read) * inner
             steps = passes * config.model.decoder_layers * (vectors * per_vector + read * cross)
         heads = sum(_head_flops(head) for head in parts.peft_source.heads.heads()) * passes

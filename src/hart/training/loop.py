@@ -25,7 +25,7 @@ from hart.data.sampling import Examples
 from hart.data.tasks import Task
 from hart.errors import HartError
 from hart.evaluation.run import evaluate_model
-from hart.evaluation.states import batch_measures, collapses, one_state
+from hart.evaluation.states import batch_measures, collapses
 from hart.model.hart_model import HartModel
 from hart.model.modes import evaluating
 from hart.runtime.ranks import anywhere, rank, together, world_size
@@ -254,8 +254,8 @@ class Loop:
         assert self._states is not None
         found = batch_measures(self._states, self.layers)
         means = {name: float(self.accelerator.reduce(value, "mean")) for name, value in found.items()}
-        by_layer = None if one_state(self._states) else means.get("layer_cosine")
-        self.collapses = collapses(by_layer, means.get("row_variance") if len(self._states) > 1 else None)
+        between = means.get("row_variance") if len(self._states) > 1 else None
+        self.collapses = collapses(means.get("layer_cosine"), between)
         return means
 
     def evaluate(self) -> None:

@@ -246,7 +246,10 @@ class RunFolder:
             header, *lines = self.steps.read_text(encoding="utf-8").splitlines() or [""]
             whole = (line for line in lines if line.count(",") == header.count(","))
             kept_lines = [line for line in whole if int(line.partition(",")[0]) <= step]
-            write_text(self.steps, "".join(f"{line}\n" for line in [header, *kept_lines]))
+            if kept_lines:
+                write_text(self.steps, "".join(f"{line}\n" for line in [header, *kept_lines]))
+            else:  # the header may be cut short
+                self.steps.unlink()
 
 
 def _append(path: Path, text: str) -> None:

@@ -38,6 +38,11 @@ class GenerationScheme(nn.Module, ABC):
     stacks: int
     state_vectors: int
 
+    @property
+    def positions(self) -> int:
+        """Vectors that the decoder computes for one task, over all steps."""
+        return self.stacks * self.layers * self.state_vectors
+
     @abstractmethod
     def reset_parameters(self, std: float) -> None:
         """Draw the learnable inputs; `std` is that of the embeddings the decoder is used to."""

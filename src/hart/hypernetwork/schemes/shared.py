@@ -51,6 +51,10 @@ class Shared(GenerationScheme):
         self.state_vectors = rows or math.gcd(*(block.rows for block in blocks))
         self.z = nn.Parameter(torch.empty(stacks * self.state_vectors, d_model))
 
+    @property
+    def positions(self) -> int:
+        return self.stacks * self.state_vectors
+
     def reset_parameters(self, std: float) -> None:
         nn.init.normal_(self.z, std=std)
 
