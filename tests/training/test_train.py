@@ -1,12 +1,10 @@
 """Training: against a loop written out by hand, what it leaves, and how it stops."""
 
-import csv
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from statistics import fmean
 from types import SimpleNamespace
 from typing import Any
 
@@ -99,27 +97,6 @@ def test_training_is_the_plain_loop(run_config: Build, alpha: float):
         torch.testing.assert_close(found[name], values)
 
 
-def test_losses_are_logged_apart_and_add_up(run_config: Build):
-    config = run_config(alpha=ALPHA, log_every=2, micro_batch_size=4)
-    logged = rows(train(config, quiet=True).parent)
-    assert [row["step"] for row in logged] == [1, 2, 4]
-    for row in logged:
-        assert row["loss"] == pytest.approx(row["prediction_loss"] + ALPHA * row["consistency_loss"])
-        assert row["seconds_per_step"] > 0
-    assert logged[0]["consistency_loss"] == 0 < logged[1]["consistency_loss"]
-
-
-def test_steps_csv_has_the_losses_of_each_step(run_config: Build):
-    often = train(run_config("often", alpha=ALPHA, log_every=1, micro_batch_size=4), quiet=True).parent
-    seldom = train(run_config("seldom", alpha=ALPHA, log_every=3, micro_batch_size=4, save_every=2), quiet=True).parent
-    assert (seldom / "steps.csv").read_text() == (often / "steps.csv").read_text()
-    with (often / "steps.csv").open(encoding="utf-8") as file:
-        steps = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-    names = ("step", "loss", "prediction_loss", "consistency_loss")
-    assert steps == [{name: row[name] for name in names} for row in rows(often)]
-    assert rows(seldom)[1]["loss"] == pytest.approx(fmean(row["loss"] for row in steps[1:3]))
-
-
 def test_states_of_a_further_pass_carry_no_dropout(run_config: Build):
     """With a rate of zero both passes are the same; with another, L_cst moves, and nothing else is drawn."""
 
@@ -167,14 +144,6 @@ def test_what_is_optional_is_not_imported() -> None:
     """accelerate has some of its names only where DeepSpeed is installed."""
     code = "import sys; sys.modules.update(deepspeed=None, bitsandbytes=None, peft=None); import hart.training.train"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_rows_of_longer_intervals_are_means_of_the_steps(run_config: Build):
-    each = rows(train(run_config("each"), quiet=True).parent)
-    pairs = rows(train(run_config("pairs", log_every=2), quiet=True).parent)
-    for name in ("loss", "prediction_loss", "consistency_loss"):
-        mean = (each[2][name] + each[3][name]) / 2
-        assert pairs[-1][name] == pytest.approx(mean)
 
 
 def test_main_model_stays_bit_identical_and_gets_no_gradient(run_config: Build, monkeypatch: pytest.MonkeyPatch):
@@ -293,51 +262,6 @@ def test_no_validation_tasks_mean_no_evaluation(run_config: Build, caplog: pytes
     assert len(told) == 1 and "training.eval_every 1; nothing is evaluated" in told[0]
 
 
-def test_progress_bar_shows_the_losses(run_config: Build, capsys: pytest.CaptureFixture[str], monkeypatch):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    train(run_config(), quiet=False)
-    shown = capsys.readouterr().err
-    assert "L_pred=" in shown and "L_cst=" in shown and f"{STEPS}/{STEPS}" in shown
-
-
-def test_without_a_terminal_a_start_line_and_a_line_per_interval(run_config: Build, capsys: pytest.CaptureFixture[str]):
-    config = run_config(log_every=2)
-    train(config, quiet=False)
-    start, *lines = capsys.readouterr().err.splitlines()
-    assert start.startswith("training ") and f"for the base {config.model.base}: 4 steps of 8 queries, float32" in start
-    assert "3 tasks" in start and start.endswith("1 × cpu (replicated)")
-    assert [line.partition(":")[0] for line in lines] == ["step 1/4", "step 2/4", "step 4/4"]
-    assert all("loss " in line and "L_pred " in line and "L_cst " in line for line in lines)
-
-
-def test_rows_say_what_their_means_are_over(run_config: Build):
-    each, pairs = (rows(train(run_config(f"in-{n}", log_every=n), quiet=True).parent) for n in (1, 2))
-    assert [row["steps"] for row in each] == [1] * STEPS and [row["steps"] for row in pairs] == [1, 1, 2]
-    assert pairs[-1]["tokens"] == each[-1]["tokens"] + each[-2]["tokens"] > 0
-
-
-@pytest.mark.parametrize("name", ["wandb", "trackio", "mlflow"])
-def test_a_tracker_that_is_missing_is_named(run_config: Build, tmp_path: Path, monkeypatch, name: str):
-    monkeypatch.setattr("hart.training.reporting.importlib.util.find_spec", lambda _: None)
-    with pytest.raises(HartError, match=f"^training.trackers: {name} is not installed; pip install {name}, or leave"):
-        train(run_config(trackers=[name]), quiet=True)
-    assert not (tmp_path / "run").exists()
-
-
-def test_8_bit_adam_trains_and_goes_on_where_it_was(run_config: Build):
-    pytest.importorskip("bitsandbytes")
-    final = train(run_config(optimizer="adamw_8bit"), quiet=True)
-    whole = load_file(final / "model.safetensors")
-    last = final.parent / "checkpoints" / f"checkpoint-{STEPS}"
-    state = torch.load(last / "optimizer.pt", weights_only=True)["state"]
-    moments = {part.dtype for values in state.values() for part in values["__bnb_optimizer_quant_state__"].values()}
-    assert torch.uint8 in moments, "no moment is kept in 8 bits"
-    shutil.rmtree(final)
-    shutil.rmtree(last)
-    again = load_file(train(run_config(optimizer="adamw_8bit"), quiet=True) / "model.safetensors")
-    assert all(torch.equal(again[name], values) for name, values in whole.items())
-
-
 @pytest.mark.parametrize(
     ("model", "others"),
     [
@@ -362,20 +286,6 @@ def test_a_prefix_of_no_rows_beside_something_to_train_is_taken(run_config: Buil
     none = {"kind": "prefix", "length": 0}
     train(run_config("fusion", max_steps=1, model={"peft": [none]}), quiet=True)
     train(run_config("lora", max_steps=1, model={"fusion": False, "peft": [none, {"kind": "lora"}]}), quiet=True)
-
-
-def test_adams_constants_are_those_of_the_configuration(run_config: Build, monkeypatch: pytest.MonkeyPatch):
-    seen: list[dict[str, Any]] = []
-    begin = module.make_optimizer
-
-    def keep(*args: Any) -> Any:
-        optimizer = begin(*args)
-        seen.extend(optimizer.param_groups)
-        return optimizer
-
-    monkeypatch.setattr(module, "make_optimizer", keep)
-    train(run_config(max_steps=1, adam_beta1=0.8, adam_beta2=0.95, adam_epsilon=1e-6), quiet=True)
-    assert seen and all(group["betas"] == (0.8, 0.95) and group["eps"] == 1e-6 for group in seen)
 
 
 # --- stopping --------------------------------------------------------------------------------------------

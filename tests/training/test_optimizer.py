@@ -1,0 +1,45 @@
+"""Optimizers: 8-bit Adam, and Adam's constants."""
+
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hart.training import loop as module
+from hart.training.config import RunConfig
+from hart.training.train import train
+
+Build = Callable[..., RunConfig]
+
+STEPS = 4  # of `run_config`
+
+
+def test_8_bit_adam_trains_and_goes_on_where_it_was(run_config: Build):
+    pytest.importorskip("bitsandbytes")
+    final = train(run_config(optimizer="adamw_8bit"), quiet=True)
+    whole = load_file(final / "model.safetensors")
+    last = final.parent / "checkpoints" / f"checkpoint-{STEPS}"
+    state = torch.load(last / "optimizer.pt", weights_only=True)["state"]
+    moments = {part.dtype for values in state.values() for part in values["__bnb_optimizer_quant_state__"].values()}
+    assert torch.uint8 in moments, "no moment is kept in 8 bits"
+    shutil.rmtree(final)
+    shutil.rmtree(last)
+    again = load_file(train(run_config(optimizer="adamw_8bit"), quiet=True) / "model.safetensors")
+    assert all(torch.equal(again[name], values) for name, values in whole.items())
+
+
+def test_adams_constants_are_those_of_the_configuration(run_config: Build, monkeypatch: pytest.MonkeyPatch):
+    seen: list[dict[str, Any]] = []
+    begin = module.make_optimizer
+
+    def keep(*args: Any) -> Any:
+        optimizer = begin(*args)
+        seen.extend(optimizer.param_groups)
+        return optimizer
+
+    monkeypatch.setattr(module, "make_optimizer", keep)
+    train(run_config(max_steps=1, adam_beta1=0.8, adam_beta2=0.95, adam_epsilon=1e-6), quiet=True)
+    assert seen and all(group["betas"] == (0.8, 0.95) and group["eps"] == 1e-6 for group in seen)
