@@ -90,6 +90,11 @@ def test_shapes(network, demo_ids, demo_mask):
     assert {block.shape[0] for block in output.blocks.values()} == {3}
 
 
+def test_one_state_serves_all_layers_where_the_scheme_says_so_alone(network, demo_ids, demo_mask):
+    states = network(demo_ids, demo_mask).states
+    assert torch.equal(states, states[:, :, :1].expand_as(states)) == network.one_state
+
+
 def test_a_new_network_changes_nothing_if_its_kinds_promise_it(fresh, base, demo_ids, demo_mask):
     main = copy.deepcopy(base)
     attach(main, "sdpa")

@@ -11,7 +11,6 @@ from hart.evaluation.states import (
     collapses,
     consecutive_cosines,
     effective_rank,
-    one_state,
     pairwise_cosine,
     stack_cosines,
     upper_half,
@@ -175,11 +174,12 @@ def test_measures_of_a_batch_are_those_of_one_set_per_task():
 def test_one_state_for_all_layers_has_no_cosine_of_layers_in_a_batch():
     one = random_states(N)[:, :, :1]
     repeated = one.expand(-1, -1, LAYERS, -1, -1)
-    found = batch_measures(repeated, BOTH)
-    assert one_state(repeated) and not one_state(repeated.contiguous()) and not one_state(one)
+    # Of another dtype a view is written out: nothing of the numbers tells that they are one state by construction.
+    found = batch_measures(repeated.bfloat16().float(), BOTH, one_state=True)
+    assert "layer_cosine" in batch_measures(repeated, BOTH)
     assert [*found] == ["stack_cosine", "row_variance"]
-    written_out = batch_measures(repeated.contiguous(), BOTH)
-    assert all(found[name].item() == pytest.approx(written_out[name].item(), abs=1e-5) for name in found)
+    written_out = batch_measures(repeated, BOTH)
+    assert all(found[name].item() == pytest.approx(written_out[name].item(), abs=1e-2) for name in found)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ from hart.data.collections import load_tasks
 from hart.data.config import DataConfig
 from hart.data.input_format import InputFormat
 from hart.data.tasks import Demonstration, Task
-from hart.evaluation.states import one_state
 from hart.hypernetwork.schemes.bidirectional import Bidirectional
 from hart.model.hart_model import HartModel
 from hart.model.main_model import pad
@@ -130,17 +129,16 @@ class Reader:
         shape = model.main.shape
         shown = [form.shown(task) for task in evenly(tasks, self.max_tasks)]
         attends = isinstance(network.scheme, Bidirectional)
-        cosines, maps, single = [], [], True
+        cosines, maps = [], []
         for part in _batches(shown):
             ids, mask = _encoded(model, form, part)
             states = network(ids, mask).states
-            single = single and one_state(states)
             cosines.append(layer_cosines(states).double().cpu())
             if attends:
                 maps.append(network.attention_maps(ids, mask).double().cpu())
             self.on_task(len(part))
         names, scattered = [task.label for task in evenly(tasks, SCATTERED_TASKS)], None
-        if not single:
+        if not network.one_state:
             sets = [each for task in evenly(tasks, SCATTERED_TASKS) for each in demonstration_sets(task, form)]
             read = [network(*_encoded(model, form, part)).states.flatten(3).float().cpu() for part in _batches(sets)]
             scattered = torch.cat(read).unflatten(0, (len(names), -1)).numpy()

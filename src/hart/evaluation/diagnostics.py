@@ -25,13 +25,13 @@ from hart.evaluation.states import (
     collapses,
     consecutive_cosines,
     effective_rank,
-    one_state,
     pairwise_cosine,
     stack_cosines,
     upper_half,
     variance_shares,
 )
 from hart.evaluation.systems import hart_system
+from hart.hypernetwork.network import HyperNetwork
 from hart.model.hart_model import HartModel
 from hart.peft.base import MainShape
 
@@ -174,11 +174,11 @@ def diagnose(
     network = model.hypernetwork
     assert network is not None
     draws = [_sets(model, task, sets, seed) for task in tasks]
-    states, blocks = _read(model, [each for of_task in draws for each in of_task], sets)
+    states, blocks = _read(model, network, [each for of_task in draws for each in of_task], sets)
     form = model.input_format
     return Diagnostics(
         scheme="none" if network.scheme is None else network.scheme.name,
-        **_measures(states, model.main.shape, sets),
+        **_measures(states, model.main.shape, sets, network.one_state),
         parameter_cosines=_parameter_cosines(blocks),
         scores=_scores(model, tasks, seed, own, bar, options) if scores else {},
         other_sets=sum(len(task.demonstrations) > len(form.shown(task).demonstrations) for task in tasks),
@@ -186,18 +186,18 @@ def diagnose(
     )
 
 
-def _measures(states: Tensor, shape: MainShape, sets: int) -> dict[str, Any]:
-    """Those of the states, by their names in `Diagnostics`."""
+def _measures(states: Tensor, shape: MainShape, sets: int, one_state: bool) -> dict[str, Any]:
+    """Those of the states (L = 1 where one state serves all layers), by their names in `Diagnostics`."""
     layers: Sequence[int] = shape.depths
     found: dict[str, Any] = {
-        "one_state": one_state(states), "layer_cosines": {}, "layer_cosine": None, "stack_cosines": [], "variance": {},
+        "one_state": one_state, "layer_cosines": {}, "layer_cosine": None, "stack_cosines": [], "variance": {},
         "effective_rank": None,
     }  # fmt: skip
     if not states.numel():
         return found
-    if found["one_state"]:
+    if one_state:
         found["layer_cosine"] = 1.0
-        states, layers = states[:, :, :1], [1 for _ in layers]
+        layers = [1 for _ in layers]
     else:
         cosines = consecutive_cosines(states, layers)
         found |= {"layer_cosines": dict(zip(shape.stacks, cosines, strict=True)), "layer_cosine": upper_half(cosines)}
@@ -223,23 +223,20 @@ def _sets(model: HartModel, task: Task, sets: int, seed: int) -> list[Task]:
 
 
 @torch.no_grad()
-def _read(model: HartModel, draws: Sequence[Task], sets: int) -> tuple[Tensor, dict[str, Tensor]]:
+def _read(
+    model: HartModel, network: HyperNetwork, draws: Sequence[Task], sets: int
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Layer states of every draw and the blocks of every task's first, on the CPU.
 
-    A state that serves all layers stays a view. Blocks without numbers are left out.
+    A state that serves all layers is there once. Blocks without numbers are left out.
     """
-    states, blocks, one = [], [], True
+    states, blocks = [], []
     for start in range(0, len(draws), PASS):
         made = model.read(draws[start : start + PASS], Cuts())
-        one = one and one_state(made.states)
-        states.append((made.states[:, :, :1] if one else made.states).float().cpu())
+        states.append((made.states[:, :, :1] if network.one_state else made.states).float().cpu())
         first = -start % sets
         blocks.append({name: rows[first::sets].float().cpu() for name, rows in made.blocks.items() if rows.numel()})
-        layers = made.states.shape[2]
-    joined = torch.cat(states)
-    if one:
-        joined = joined.expand(-1, -1, layers, -1, -1)
-    return joined, {name: torch.cat([each[name] for each in blocks]) for name in blocks[0]}
+    return torch.cat(states), {name: torch.cat([each[name] for each in blocks]) for name in blocks[0]}
 
 
 def _scores(

@@ -1,6 +1,6 @@
 """Measures of layer states: do they differ by layer, by task and by demonstrations (§3.1, App. 8.3, Fig. 5)?
 
-All take states `[n, S, L, m, d]` as the hypernetwork returns them (S = 2 stacks of the main model: encoder, decoder)
+All take states `[n, S, L, m, d]` as the hypernetwork returns them (S stacks of the main model)
 and the layers that each stack has: states of further layers serve nothing and are left out. The m vectors of a state
 count as one long one. Cosines are between vectors as they are, not centred.
 """
@@ -104,16 +104,18 @@ def pairwise_cosine(*values: Float[Tensor, "n ..."]) -> float | None:
 
 
 @torch.no_grad()
-def batch_measures(states: Float[Tensor, "n S L m d"], layers: Sequence[int]) -> dict[str, Tensor]:
+def batch_measures(
+    states: Float[Tensor, "n S L m d"], layers: Sequence[int], *, one_state: bool = False
+) -> dict[str, Tensor]:
     """What one training batch tells, as scalars on its device, which is not waited for.
 
-    `layer_cosine`, of consecutive layers in the upper half, unless one state serves all layers; `stack_cosine`, of the
+    `layer_cosine`, of consecutive layers in the upper half, unless `one_state` serves all; `stack_cosine`, of the
     two stacks; `row_variance`, the share of the states' variance between rows (of `variance_shares`, what depends on
     the task). Empty where there are no states.
     """
     if not states.numel():
         return {}
-    if one_state(states):
+    if one_state:
         states, layers = states[:, :, :1], [1] * states.shape[1]
     vectors = states.float().flatten(3)
     found: dict[str, Tensor] = {}
@@ -129,11 +131,6 @@ def batch_measures(states: Float[Tensor, "n S L m d"], layers: Sequence[int]) ->
     total = (places - of_place.mean(dim=0)).square().sum(dim=-1).mean()
     found["row_variance"] = between / total.clamp_min(torch.finfo(torch.float32).tiny)
     return found
-
-
-def one_state(states: Float[Tensor, "n S L m d"]) -> bool:
-    """Whether one state serves all layers by construction (the shared scheme), so that its cosine of 1 says nothing."""
-    return states.numel() > 0 and states.shape[2] > 1 and states.stride(2) == 0
 
 
 def collapses(layer_cosine: float | None, between_tasks: float | None) -> list[str]:

@@ -230,6 +230,11 @@ class HyperNetwork(PreTrainedModel):
         }
 
     @property
+    def one_state(self) -> bool:
+        """Whether one state serves all layers by construction, so that its cosine of 1 over layers says nothing."""
+        return self.scheme is not None and self.scheme.shared_by_layers
+
+    @property
     def dropout_rate(self) -> float:
         """Dropout of encoder and decoder while they are trained."""
         rate: float = self.config.stack_config(decoder=False).dropout_rate

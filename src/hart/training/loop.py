@@ -252,7 +252,9 @@ class Loop:
     def measures(self) -> dict[str, float]:
         """`batch_measures` of the layer states of the last pass, means over the processes; notes what has collapsed."""
         assert self._states is not None
-        found = batch_measures(self._states, self.layers)
+        network = self.system.hypernetwork
+        one = network is not None and network.one_state
+        found = batch_measures(self._states, self.layers, one_state=one)
         means = {name: float(self.accelerator.reduce(value, "mean")) for name, value in found.items()}
         between = means.get("row_variance") if len(self._states) > 1 else None
         self.collapses = collapses(means.get("layer_cosine"), between)

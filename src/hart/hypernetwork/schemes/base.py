@@ -30,10 +30,12 @@ class GenerationScheme(nn.Module, ABC):
         stacks: S, how many stacks the main model has: 2 of a T5, 1 of a decoder-only model.
         state_vectors: m, how many vectors make one state.
         uses_decoder: False for a scheme that needs no T5 decoder; the hypernetwork then has none.
+        shared_by_layers: True for a scheme whose one state serves all layers by construction.
     """
 
     name: ClassVar[str]
     uses_decoder: ClassVar[bool] = True
+    shared_by_layers: ClassVar[bool] = False
     layers: int
     stacks: int
     state_vectors: int

@@ -38,6 +38,7 @@ class Shared(GenerationScheme):
     """
 
     name = "shared"
+    shared_by_layers = True
 
     def __init__(
         self, d_model: int, layers: int, blocks: Sequence[RowBlock], stacks: int = 2, *, rows: int | None = None
