@@ -98,7 +98,7 @@ def test_every_option_of_kinds_and_schemes_is_documented() -> None:
         assert f"| `{name}` | `{option}` | `{shown}` |" in text
     for name, scheme in SCHEMES.items():
         assert f"| `{name}` |" in text
-        for option in scheme.option_names():
+        for option in scheme.options():
             assert f"| `{name}` | `{option}` |" in text
 
 

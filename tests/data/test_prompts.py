@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hart.data.input_format import InputFormat
@@ -403,3 +404,22 @@ def test_a_query_may_go_without_its_end(tiny_tokenizer):
     query = tokens_of(tiny_tokenizer, "on the cat")
     assert InputFormat(input_eos=False).encode_query(tiny_tokenizer, " on the cat ") == query
     assert InputFormat(max_query_length=2, input_eos=False).encode_query(tiny_tokenizer, "on the cat") == query[:2]
+
+
+@pytest.mark.parametrize("form", [{}, {"prompt_format": "prompts"}], ids=str)
+def test_a_beginning_of_sequence_comes_first_and_counts(tiny_base_dir: Path, form: dict) -> None:
+    """As of Llama's tokenizer, which puts it before every text."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_base_dir, bos_token="<unk>")
+    plain = InputFormat().encode_query(tokenizer, "one two")
+    begin = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<unk> $A", special_tokens=[("<unk>", begin)]
+    )
+    assert InputFormat().encode_query(tokenizer, "one two") == [begin, *plain]
+    assert begin not in InputFormat().encode_target(tokenizer, "one two")
+    cuts, limit = Cuts(), 20
+    cut = encode_in_context(tokenizer, TASK, "one two " * 30, limit, cuts, **form)
+    assert len(cut) == limit and cut[0] == begin and cut[-1] == tokenizer.eos_token_id
+    cut = InputFormat(max_query_length=limit).encode_query(tokenizer, "one two " * 30, cuts, name="query 1")
+    assert len(cut) == limit and cut[0] == begin
+    assert all(f"within {limit} tokens" in message for message, _ in cuts._noted.values())

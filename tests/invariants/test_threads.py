@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from decoder_models import decoder_model
+from transformers import PreTrainedTokenizerFast
 
 from hart.data.tasks import Instance, Task
 from hart.evaluation.run import evaluate_model
@@ -42,6 +44,11 @@ KINDS: dict[str, list[dict[str, Any]]] = {
         {"kind": "ia3"},
     ],
 }
+# A decoder-only model has no cross-attention.
+DECODER_ONLY = {"kind": "prefix", "length": 3}, *KINDS["all"][1:]
+CASES = {f"t5, {name}": ("t5", kinds) for name, kinds in KINDS.items()}
+# GPT-2 has fused maps and learned positions, Gemma 3 rotary ones and windows.
+CASES |= {f"{name}, all": (name, [*DECODER_ONLY]) for name in ("gpt2", "gemma3_text")}
 
 
 @pytest.fixture(autouse=True)
@@ -63,9 +70,16 @@ def build(base: Path, peft: list[dict[str, Any]], **model: Any) -> HartModel:
     return system.eval()
 
 
-@pytest.fixture(params=KINDS)
-def system(request: pytest.FixtureRequest, tiny_base_dir: Path) -> HartModel:
-    return build(tiny_base_dir, KINDS[request.param])
+@pytest.fixture(params=CASES)
+def system(
+    request: pytest.FixtureRequest, tiny_base_dir: Path, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> HartModel:
+    family, kinds = CASES[request.param]
+    if family == "t5":
+        return build(tiny_base_dir, kinds)
+    decoder_model(family, len(tiny_tokenizer)).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    return build(tmp_path, kinds, hypernetwork_init=str(tiny_base_dir), fusion=False)
 
 
 def together(work: Callable[[int], None]) -> None:

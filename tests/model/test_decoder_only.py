@@ -10,8 +10,10 @@ from transformers import PreTrainedTokenizerFast
 
 from hart.data.input_format import InputFormat
 from hart.errors import HartError
+from hart.hypernetwork.network import HyperNetwork
 from hart.model.adaptation import Adaptation
 from hart.model.decoder_only import DecoderOnly
+from hart.model.hart_model import HartModel
 from hart.model.main_model import MainModel
 from hart.model.scoring import score_choices
 from hart.peft.base import Blocks, build_kinds, row_blocks
@@ -158,3 +160,43 @@ def test_no_room_and_no_memory_are_told(tiny_tokenizer: PreTrainedTokenizerFast)
         main.generate(QUERIES, adaptation(main, PREFIX), max_new_tokens=510)
     with pytest.raises(HartError, match="decoder-only main model has no cross-attention"):
         main(**batch(main), memory=torch.zeros(3, 2, 32), memory_mask=torch.ones(3, 2))
+
+
+def test_learned_positions_are_used_to_the_last_one(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    main, short, long = made("gpt2", tiny_tokenizer), "cat", "the cat sat on the mat one two three in order"
+    answers = [len(InputFormat().encode_target(tiny_tokenizer, text)) for text in (short, long)]
+    # The last token of an answer is predicted and never read.
+    room = 512 - 3 - (answers[0] - 1)
+    mixed = adaptation(main, PREFIX, n=2)
+    assert score_choices(main, [[5] * room], [[short]], mixed[0])[0][0] < 0
+    with pytest.raises(HartError, match=f"query and answer have {room + answers[0]} tokens"):
+        score_choices(main, [[5] * (room + 1)], [[short]], mixed[0])
+    # Rows of a batch are padded to the longest, and padding has no position.
+    together = score_choices(main, [[5] * room, [5, 6]], [[short], [long]], mixed)
+    assert together[1][0] == pytest.approx(score_choices(main, [[5, 6]], [[long]], mixed[1])[0][0], abs=1e-3)
+    ids, mask = main.pad([[5] * room, [5, 6]])
+    labels, kept = main.pad([InputFormat().encode_target(tiny_tokenizer, text) for text in (short, long)])
+    with torch.no_grad():
+        assert main(ids, mask, labels.masked_fill(kept == 0, -100), mixed.blocks, mixed.kinds).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_the_tokenizer_of_the_hypernetwork_comes_back(
+    family: str, tiny_base_dir: Path, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """Also where it was not told apart from the main model's; and a T5's own, where it was."""
+    base, reader = tiny_base_dir, None
+    if family == "llama":
+        base = tmp_path / "base"
+        decoder_model("llama", len(tiny_tokenizer)).save_pretrained(base)
+        tiny_tokenizer.save_pretrained(base)
+    else:
+        reader = PreTrainedTokenizerFast.from_pretrained(tiny_base_dir, sep_token="<sep>")
+    main = MainModel.from_pretrained(str(base), dtype="float32")
+    t5 = MainModel.from_pretrained(str(tiny_base_dir), dtype="float32").model
+    network = HyperNetwork.from_base(main.model, source=t5, decoder_layers=1, scheme={"name": "causal"}, peft=PREFIX)
+    system = HartModel(main, network, fusion=False, reader=reader).eval()
+    system.save_pretrained(tmp_path / "model")
+    loaded = HartModel.from_pretrained(tmp_path / "model")
+    assert loaded.reader.get_vocab() == system.reader.get_vocab()
+    assert loaded.reader.sep_token == system.reader.sep_token

@@ -1,6 +1,7 @@
 """Every system of the paper's tables: what trains, what stays, and that a saved one answers as before."""
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -267,3 +268,17 @@ def test_contradictory_fields_are_refused(model: dict, data: dict, field: str, r
     with pytest.raises(FieldError) as caught:
         run_config(model=model, data=data)
     assert caught.value.field == field
+
+
+def test_pre_training_may_be_older_than_an_option_of_its_scheme(run_config: Build, tmp_path: Path):
+    hart = settings("hart")
+    build(run_config(**hart)).save_pretrained(tmp_path / "pretrained")
+    config = tmp_path / "pretrained" / "config.json"
+    content = json.loads(config.read_text())
+    del content["scheme"]["feedback"], content["scheme"]["step_embeddings"]
+    config.write_text(json.dumps(content))
+    hart["model"] = {**hart["model"], "init_from": str(tmp_path / "pretrained")}
+    build(run_config("fine", **hart))
+    hart["model"]["scheme"] = {"name": "autoregressive", "feedback": "residual"}
+    with pytest.raises(HartError, match="model.init_from: .* has scheme"):
+        build(run_config("other", **hart))

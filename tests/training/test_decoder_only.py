@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,10 @@ def test_a_run_its_resume_and_what_is_made_of_it(configured, tmp_path: Path, cap
     [
         ({"hypernetwork_init": None}, "hypernetwork_init: must name a T5 checkpoint"),
         ({"fusion": True}, "model.fusion: .* is decoder-only and has no cross-attention for the memory"),
+        (
+            {"tied_encoder": True, "train_main": True, "hypernetwork_init": None},
+            "model.tied_encoder: a decoder-only base has no encoder to share; set it to false",
+        ),
         ({"peft": [{"kind": "prefix", "cross": True}]}, "which a decoder-only base has not"),
     ],
 )
@@ -151,3 +156,6 @@ def test_a_chat_template_wraps_the_query(configured, llama_dir: Path, tmp_path: 
     # What is too long loses its end, and the template stays whole.
     cut = model.input_format.encode_query(tokenizer, "one two " * 40)
     assert len(cut) <= 32 and tokenizer.decode(cut).endswith("cat mat")
+    around = len(model.input_format.encode_query(tokenizer, "one")) - 1
+    with pytest.raises(HartError, match=f"has {around} tokens around a message, and the limit is {around}"):
+        replace(model.input_format, max_query_length=around).encode_query(tokenizer, "one two " * 40)

@@ -4,8 +4,8 @@ Whoever turns text into tokens holds an `InputFormat`: data sets, models, adapta
 
 Limits (section 8.1.3): an example is added only while the whole text still fits, the first that does not fit ends the
 list; what is then still too long is cut from the end. No query is ever left out. Every sequence ends with the
-end-of-sequence token, also where it was cut; a query has none where the main model is to read it as T0 did. What did
-not fit is noted in the `cuts` that a caller gives, and not told without them.
+end-of-sequence token, also where it was cut; a query has none where the main model is to read it as T0 did, or in a
+chat template. What did not fit is noted in the `cuts` that a caller gives, and not told without them.
 """
 
 from bisect import bisect_left
@@ -167,10 +167,9 @@ class InputFormat:
             begin = _begin(tokenizer)
             return begin + self._encode_instructions(tokenizer, task, tail, cuts, taken=len(begin))
         begin = _begin(tokenizer)
-        limit -= len(begin)
         read = _tokens(tokenizer, query_text(query, blank=blank))
-        _note_length(read, limit, self.input_eos, "query", cuts, f"task {task.label}")
-        read = _cut(read, limit, tokenizer, eos=self.input_eos)
+        _note_length(begin + read, limit, self.input_eos, "query", cuts, f"task {task.label}")
+        read = _cut(read, limit - len(begin), tokenizer, eos=self.input_eos)
         return begin + self._encode_prompts(tokenizer, task, read, cuts, taken=len(begin))
 
     def encode_query(
@@ -217,7 +216,7 @@ class InputFormat:
         kept, tokens = _fitting(tokenizer, parts, tail, max_length)
         wanted = len(parts) - 1
         if cuts is not None:
-            limit = f"to stay within {max_length} tokens"
+            limit = f"to stay within {self.max_demonstrations_length} tokens"
             numbers = ", ".join(str(number) for number in range(kept + 1, wanted + 1))
             left_out = f"left out demonstration {numbers} of {wanted}"
             if len(tokens) >= max_length:
@@ -245,7 +244,7 @@ class InputFormat:
                     answer = [*answer[: room - 1], tokenizer.eos_token_id] if len(answer) > room else answer
                     tokens = read[: room - len(answer)] + answer
                 if cuts is not None:
-                    limit = f"to stay within {max_length} tokens"
+                    limit = f"to stay within {self.max_demonstrations_length} tokens"
                     kind = f"left out demonstrations {limit}"
                     if only:
                         kind = f"cut the {cut} of the only demonstration that it shows {limit}"
@@ -283,9 +282,10 @@ def _in_template(tokenizer: Any, text: str, limit: int) -> tuple[list[int], bool
         )
         if len(tokens) <= limit:
             return tokens, kept == len(read)
-        kept -= len(tokens) - limit
+        around = len(tokens) - kept
+        kept = limit - around
         if kept < 1:
-            raise HartError(f"chat_template: has {len(tokens)} tokens around a message, and the limit is {limit}")
+            raise HartError(f"data.chat_template: has {around} tokens around a message, and the limit is {limit}")
 
 
 def _note_length(tokens: list[int], limit: int, eos: bool, what: str, cuts: Cuts | None, name: str) -> None:

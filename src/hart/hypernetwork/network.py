@@ -123,15 +123,17 @@ class HyperNetwork(PreTrainedModel):
 
         Raises:
             HartError: too many decoder layers; `source` is no T5, or has another width or vocabulary than the T5
-                `base`; unknown kind or scheme.
+                `base`; a decoder-only `base` has no encoder to tie; unknown kind or scheme.
         """
+        shape = MainShape.from_config(base.config)
+        if tied_encoder and not shape.has_encoder:
+            raise HartError("model.tied_encoder: a decoder-only base has no encoder to share; set it to false")
         source = base if source is None else source
         if not isinstance(source, T5ForConditionalGeneration):
             raise HartError(
                 "model.hypernetwork_init: must name a T5 checkpoint, which the hypernetwork starts from; "
                 f"{source.name_or_path or 'the base'} is of the architecture {source.config.model_type}"
             )
-        shape = MainShape.from_config(base.config)
         _check_source(source, base.config if shape.has_encoder else None, decoder_layers if uses_decoder(scheme) else 1)
         config = HyperNetworkConfig(
             t5={name: getattr(source.config, name) for name in T5_FIELDS},

@@ -1,7 +1,7 @@
 """What one forward pass of a hypernetwork leaves behind for a task, and its file format.
 
-An `Adaptation` holds the generated row blocks (§3.1), the hypernetwork's encoder output that the
-main model's decoder also attends to (fusion-in-decoder, §4.1), and where they come from. It has
+An `Adaptation` holds the generated row blocks (§3.1), with fusion-in-decoder (§4.1) the hypernetwork's encoder output
+that the main model's decoder also attends to, and where they come from. It has
 one entry per task, so adaptations stack into batches that mix tasks.
 """
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from jaxtyping import Float, Shaped
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -37,32 +38,33 @@ def _now() -> str:
 
 @dataclass
 class Adaptation:
-    """Generated parameters for n tasks.
+    """What adapts a main model to n tasks: parameters that were generated, or learned, and a memory to be fused.
 
     Attributes:
-        blocks: block name → `[n, layers, rows, width]`; empty without generated parameters.
-        memory: `[n, s, d_model]`, prepended to the main encoder's output; None without fusion.
-        memory_mask: `[n, s]`, 1 for tokens and 0 for padding on the right; None without fusion.
+        blocks: block name → `[n, L, p, width]`; empty where there are no PEFT parameters.
+        memory: what the decoder of an encoder-decoder main model attends to before the query's encoding; None without
+            fusion.
+        memory_mask: 1 for tokens and 0 for padding on the right; None without fusion.
         peft: configuration of each PEFT kind, as `PeftKind.to_config` gives it.
         base: name of the main model, as it was given to `MainModel.from_pretrained`.
         base_revision: its revision on the hub, if it has one.
         base_fingerprint: `MainModel.fingerprint`; a main model with other weights or another tokenizer refuses the
             adaptation.
         tasks: for each entry the task it was generated from, JSON-ready.
-        input_format: how queries become tokens; `MainModel.generate` keeps to it. Saved is of it what that needs: how
-            the hypernetwork read the tasks is not.
-        model: name of the hypernetwork model.
+        input_format: how queries become tokens, as `MainModel.answers` does it. Saved of it is what queries need; how
+            the hypernetwork reads tasks is left out.
+        model: name of the `HartModel` that made it.
         created: time of generation, ISO 8601.
-        kept: keys and values of the memory in every layer of the main model's decoder, each
-            `[layers, n, heads, s, d_kv]`, if `MainModel.keep_memory` has put them there; never saved.
+        kept: keys and values of the memory in every layer of the main model's decoder, if `EncoderDecoder.keep_memory`
+            has put them there; never saved.
 
     Raises:
         HartError: the parts disagree about n, or `peft` names an unknown kind.
     """
 
     blocks: Blocks
-    memory: Tensor | None
-    memory_mask: Tensor | None
+    memory: Float[Tensor, "n s d"] | None
+    memory_mask: Shaped[Tensor, "n s"] | None
     peft: list[dict[str, Any]]
     base: str
     base_revision: str | None
@@ -71,7 +73,9 @@ class Adaptation:
     input_format: InputFormat = InputFormat()
     model: str = ""
     created: str = field(default_factory=_now)
-    kept: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+    kept: tuple[Float[Tensor, "L n heads s d_kv"], Float[Tensor, "L n heads s d_kv"]] | None = field(
+        default=None, repr=False
+    )
 
     def __post_init__(self) -> None:
         self.kinds: tuple[PeftKind, ...] = build_kinds(self.peft)

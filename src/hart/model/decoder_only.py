@@ -42,11 +42,11 @@ class DecoderOnly(MainModel):
         if memory is not None or memory_mask is not None:
             raise HartError("memory: a decoder-only main model has no cross-attention to fuse it in; leave it out")
         ids, mask = _to_the_left(query_ids, query_mask)
-        # The last token of an answer predicts nothing that counts.
-        answer, answered = labels[:, :-1], (labels[:, :-1] >= 0).to(mask.dtype)
+        # The last token of an answer predicts nothing that counts: each is read where another one follows.
+        answer, answered = labels[:, :-1], (labels[:, 1:] >= 0).to(mask.dtype)
         ids = torch.cat([ids, answer.masked_fill(answered == 0, self.tokenizer.pad_token_id)], dim=1)
         mask = torch.cat([mask, answered], dim=1)
-        self._check_length(ids.shape[1], peft)
+        self._check_length(mask, peft)
         with self.binding(blocks, peft, batch=ids.shape[0]):
             made: CausalLMOutputWithPast = self.model(
                 input_ids=ids,
@@ -70,7 +70,8 @@ class DecoderOnly(MainModel):
     ) -> Float[Tensor, "c u vocabulary"]:
         """As `MainModel.answer_logits`: keys and values of a query are computed once, for all its answers."""
         ids, mask = _to_the_left(query_ids, query_mask)
-        self._check_length(ids.shape[1] + labels.shape[1], () if part is None else part.kinds)
+        whole = torch.cat([mask[owner], label_mask[:, 1:]], dim=1)
+        self._check_length(whole, () if part is None else part.kinds)
         cache = DynamicCache(config=self.model.config)
         with self.adapted(part, batch=ids.shape[0]):
             first: Tensor = self.model(
@@ -84,12 +85,11 @@ class DecoderOnly(MainModel):
         if labels.shape[1] == 1:
             return first
         cache.batch_select_indices(owner)
-        mask = torch.cat([mask[owner], label_mask[:, :-1]], dim=1)
         with self.adapted(part_of_answers, batch=owner.shape[0]):
             rest: Tensor = self.model(
                 input_ids=labels[:, :-1],
-                attention_mask=mask,
-                position_ids=_positions(mask)[:, ids.shape[1] :],
+                attention_mask=whole,
+                position_ids=_positions(whole)[:, ids.shape[1] :],
                 past_key_values=cache,
                 use_cache=True,
             ).logits
@@ -103,17 +103,18 @@ class DecoderOnly(MainModel):
         options: dict[str, Any],
     ) -> Int[Tensor, "b u"]:
         ids, mask = _to_the_left(query_ids, query_mask)
-        self._check_length(ids.shape[1] + options["max_new_tokens"] - 1, () if part is None else part.kinds)
+        self._check_length(mask, () if part is None else part.kinds, more=options["max_new_tokens"] - 1)
         tokens: Tensor = self.model.generate(input_ids=ids, attention_mask=mask, **options)
         return tokens[:, ids.shape[1] :]
 
-    def _check_length(self, tokens: int, kinds: Sequence[PeftKind]) -> None:
-        """Raise `HartError` where tokens, behind a prefix, do not fit learned positions (GPT-2)."""
+    def _check_length(self, mask: Shaped[Tensor, "b t"], kinds: Sequence[PeftKind], *, more: int = 0) -> None:
+        """Raise `HartError` where a row's tokens and `more`, behind a prefix, do not fit learned positions (GPT-2)."""
         told = positions(self.model)
         if told is None or not isinstance(told.module, nn.Embedding):
             return
         prefix = sum(kind.length for kind in kinds if isinstance(kind, Prefix))
-        most = told.module.num_embeddings
+        # Padding has no position of its own.
+        tokens, most = int(mask.long().sum(dim=1).max()) + more, told.module.num_embeddings
         if tokens + prefix > most:
             raise HartError(
                 f"{self.name}: has {most} positions, and query and answer have {tokens} tokens behind a prefix of "

@@ -1,8 +1,8 @@
 """The folder of a saved system: config.json, model.safetensors, README.md, main/ where the main model was trained, and
-tokenizer/ where the hypernetwork has another one than the main model.
+tokenizer/ where the hypernetwork has one of its own.
 
 model.safetensors holds what was trained beside the main model: a hypernetwork, or learned PEFT parameters. A frozen
-base is named, not stored. A trained main model lies in main/ as a plain T5 checkpoint, which transformers can load.
+base is named, not stored. A trained main model lies in main/ as a plain checkpoint, which transformers can load.
 """
 
 import json
@@ -21,6 +21,7 @@ from hart.data.input_format import InputFormat
 from hart.errors import HartError, first_line
 from hart.hypernetwork.config import HyperNetworkConfig
 from hart.hypernetwork.network import HyperNetwork
+from hart.hypernetwork.schemes.base import with_defaults
 from hart.model.base_checkpoint import loading
 from hart.model.bundled import resolve_model
 from hart.model.card import model_card
@@ -36,7 +37,7 @@ PLAIN_MODEL_TYPE = "hart-system"
 """model_type of a system without a hypernetwork."""
 
 MODEL_TYPES = (HyperNetworkConfig.model_type, PLAIN_MODEL_TYPE)
-"""model_type of a saved system, by which it is told from a plain T5."""
+"""model_type of a saved system, by which it is told from a plain checkpoint."""
 
 FIELDS = ("base", "base_revision", "base_fingerprint", "fusion", "input_format")
 """What config.json must say under `system`."""
@@ -107,8 +108,9 @@ def load_system(
 
 
 def _read_reader(folder: Path, config: Mapping[str, Any], main: MainModel) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of a hypernetwork that has one of its own."""
-    if main.shape.has_encoder or config["model_type"] == PLAIN_MODEL_TYPE:
+    """The tokenizer of a hypernetwork that has one of its own, as all for decoder-only bases have."""
+    own = config["model_type"] != PLAIN_MODEL_TYPE and not main.shape.has_encoder
+    if not own and not (folder / READER_FOLDER).is_dir():
         return None
     try:
         with loading:
@@ -167,6 +169,8 @@ def check_make(name: str, saved: Mapping[str, Any], own: Mapping[str, Any]) -> N
         own: what the system that takes over its weights would write there.
     """
     said = {**saved, **saved["system"]}
+    if "scheme" in said:
+        said["scheme"] = with_defaults(said["scheme"])
     for key in MAKE:
         if key in said and key in own and said[key] != own[key]:
             raise HartError(f"model.init_from: {name} has {key} {said[key]}, this run {own[key]}; they must be equal")
@@ -191,12 +195,14 @@ def write_folder(
         kinds: the PEFT kinds that it makes.
         card: text of README.md; None writes one from config.json.
         weights: trained values of both, under their names in the system; None takes those in the modules.
-        reader: the hypernetwork's tokenizer, where it is not the main model's.
+        reader: the hypernetwork's tokenizer, where it has one of its own.
     """
     if isinstance(source, HyperNetwork):
         source.config.system = dict(info)
         source.save_pretrained(folder, state_dict=_below("hypernetwork.", weights))
         config = source.config.to_dict()
+        if reader is not None:
+            reader.save_pretrained(folder / READER_FOLDER)
     else:
         config = {"model_type": PLAIN_MODEL_TYPE, "peft": [kind.to_config() for kind in kinds], "system": info}
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -206,8 +212,6 @@ def write_folder(
     if main is not None:
         main.model.save_pretrained(folder / MAIN_FOLDER, state_dict=_below("main.model.", weights))
         main.tokenizer.save_pretrained(folder / MAIN_FOLDER)
-    if reader is not None:
-        reader.save_pretrained(folder / READER_FOLDER)
     (folder / "README.md").write_text(card if card is not None else model_card(config), encoding="utf-8")
 
 

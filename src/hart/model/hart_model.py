@@ -3,15 +3,13 @@
 In HART a hypernetwork reads the task and generates PEFT parameters for a frozen main model. The baselines are the same
 class with other parts: learned parameters instead of generated ones, a main model that is trained, demonstrations in
 its input, an encoder that both networks share. `adapt` turns a task into an `Adaptation` in one forward pass;
-`generate` and `score` use one. `forward` is the training pass: demonstrations and queries in, logits and layer states
-out. `hart.model.folder` says what a saved system consists of.
+`generate` and `score` use one. `forward` is the training pass. What a saved system consists of: `hart.model.folder`.
 """
 
-import dataclasses
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -33,12 +31,12 @@ from hart.model.config import ModelConfig
 from hart.model.folder import MAIN_FOLDER, check_make, fetch, load_system, read_config, upload, write_folder
 from hart.model.main_model import MainModel, pad
 from hart.model.modes import evaluating
-from hart.model.peft_source import PeftSource, load_weights, new_peft_source
+from hart.model.peft_source import PeftSource, check_source, load_weights, new_peft_source
 from hart.model.scoring import score_choices
 from hart.peft.base import Blocks, PeftKind
+from hart.peft.injection import repeated
 from hart.peft.learned import LearnedWeights
 from hart.runtime.files import new_directory
-from hart.runtime.third_party.transformers import T5Stack
 
 logger = logging.getLogger(__name__)
 
@@ -91,15 +89,7 @@ class HartModel(nn.Module):
         origin: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if peft_source is not None and peft_source.shape != main.shape:
-            raise HartError(
-                f"{name or 'hypernetwork'}: made for a main model of {peft_source.shape}, "
-                f"{main.name} has {main.shape}; use the base it was trained with"
-            )
-        if not main.shape.has_encoder and fusion and isinstance(peft_source, HyperNetwork):
-            raise HartError(
-                f"model.fusion: {main.name} is decoder-only and has no cross-attention for the memory; set it to false"
-            )
+        check_source(peft_source, main, fusion=fusion, name=name)
         self.main = main
         self.reader = main.tokenizer if reader is None else reader
         self.hypernetwork = peft_source if isinstance(peft_source, HyperNetwork) else None
@@ -109,8 +99,6 @@ class HartModel(nn.Module):
         self.input_format = input_format or InputFormat()
         self.name = name
         if self.hypernetwork is not None and self.hypernetwork.config.tied_encoder:
-            if not main.shape.has_encoder:
-                raise HartError(f"model.tied_encoder: {main.name} is decoder-only and has no encoder; set it to false")
             self.hypernetwork.tie(main.model.encoder)
         # Before training: afterwards the weights are others.
         self._origin = dict(origin) if origin else main.identity
@@ -201,7 +189,7 @@ class HartModel(nn.Module):
             weights: whole values of the trained parameters by name, where the modules have only their share of them.
         """
         main = self.main if self.train_main else None
-        reader = None if self.reader is self.main.tokenizer else self.reader
+        reader = None if self.reader is self.main.tokenizer and self.main.shape.has_encoder else self.reader
         write_folder(folder, self.peft_source, main, self._info(), self.kinds, card, weights, reader)
 
     def start_from(self, name: str | Path) -> None:
@@ -248,7 +236,7 @@ class HartModel(nn.Module):
             "weights": self.weights,
             "fusion": self.fusion,
             "train_main": self.train_main,
-            "input_format": dataclasses.asdict(self.input_format),
+            "input_format": asdict(self.input_format),
         }
 
     @property
@@ -276,8 +264,7 @@ class HartModel(nn.Module):
         """Recompute activations of both networks in the backward pass (less memory, the same gradients)."""
         # Of the hypernetwork only the encoder: the decoder's steps hold two rows each, and their cache.
         if self.hypernetwork is not None and not self.hypernetwork.config.tied_encoder:
-            encoder: T5Stack = self.hypernetwork.encoder
-            encoder.activation_checkpointing_enable({"use_reentrant": False})
+            self.hypernetwork.encoder.activation_checkpointing_enable({"use_reentrant": False})
         self.main.enable_gradient_checkpointing()
 
     def forward(
@@ -301,31 +288,24 @@ class HartModel(nn.Module):
         """
         reads = self.hypernetwork is not None
         if (demo_ids is not None) != reads or (demo_mask is not None) != reads:
-            raise HartError(
-                "demo_ids and demo_mask are what a hypernetwork reads: "
-                + ("give both" if reads else "this system has none, leave them out")
-            )
+            advice = "give both" if reads else "this system has none, leave them out"
+            raise HartError(f"demo_ids and demo_mask are what a hypernetwork reads: {advice}")
         if self.hypernetwork is None or demo_ids is None or demo_mask is None:
             blocks = {} if self.learned is None else self.learned()
             logits = self.main(query_ids, query_mask, labels=labels, blocks=blocks, peft=self.kinds).logits
             return HartOutput(logits, logits.new_zeros(query_ids.shape[0], len(self.main.shape.stacks), 0, 1, 1))
         made = self.hypernetwork(demo_ids, demo_mask)
-        blocks, memory, memory_mask = made.blocks, made.memory, made.memory_mask
-        repeats, rest = divmod(query_ids.shape[0], demo_ids.shape[0])
-        if rest:
-            raise HartError(f"{demo_ids.shape[0]} rows of demo_ids cannot serve {query_ids.shape[0]} queries evenly")
-        if repeats > 1:
-            blocks = {k: v.repeat_interleave(repeats, dim=0) for k, v in blocks.items()}
-            memory = memory.repeat_interleave(repeats, dim=0)
-            memory_mask = memory_mask.repeat_interleave(repeats, dim=0)
+        batch = query_ids.shape[0]
+        if batch % demo_ids.shape[0]:
+            raise HartError(f"{demo_ids.shape[0]} rows of demo_ids cannot serve {batch} queries evenly")
         output = self.main(
             query_ids,
             query_mask,
             labels=labels,
-            blocks=blocks,
+            blocks={name: repeated(rows, batch) for name, rows in made.blocks.items()},
             peft=self.kinds,
-            memory=memory if self.fusion else None,
-            memory_mask=memory_mask if self.fusion else None,
+            memory=repeated(made.memory, batch) if self.fusion else None,
+            memory_mask=repeated(made.memory_mask, batch) if self.fusion else None,
         )
         return HartOutput(output.logits, made.states)
 
@@ -407,8 +387,7 @@ class HartModel(nn.Module):
         self, queries: str | Sequence[str], adaptation: Adaptation | None = None, **options: Any
     ) -> list[Answer]:
         """As `generate`, with the number of tokens of each answer, and whether it is finished."""
-        texts = [queries] if isinstance(queries, str) else list(queries)
-        return self.main.answers(texts, adaptation, **options)
+        return self.main.answers([queries] if isinstance(queries, str) else list(queries), adaptation, **options)
 
     def score(
         self, query: str, choices: Sequence[str], adaptation: Adaptation | None = None, **options: Any

@@ -26,7 +26,7 @@ from hart.model.adaptation import Adaptation
 from hart.model.answering import Answer, check_batch_size, decoding_options, limit, parts_of, query_limit, read_answers
 from hart.model.base_checkpoint import load_base
 from hart.model.modes import evaluating
-from hart.peft.architectures import architecture, at, layers
+from hart.peft.architectures import architecture, dropouts
 from hart.peft.base import Blocks, MainShape, PeftKind, check_blocks
 from hart.peft.injection import attach, binding, checkpoint_contexts
 from hart.runtime.identity import difference, fingerprint, same_base, trace
@@ -70,7 +70,7 @@ class MainModel(nn.Module, ABC):
         self._kept: str | None = None
         self.stock_generation_config = model.generation_config
         model.generation_config = self._generation_config()
-        self._dropout = {(name, what): getattr(module, what) for name, module, what in _dropouts(model)}
+        self._dropout = {(name, what): getattr(module, what) for name, module, what in dropouts(model)}
         attach(model, attention)
         self.train(model.training)
 
@@ -198,13 +198,13 @@ class MainModel(nn.Module, ABC):
         """
         self.frozen = True
         self.model.requires_grad_(False)
-        for _, module, what in _dropouts(self.model):
+        for _, module, what in dropouts(self.model):
             setattr(module, what, 0.0)
         self.train(self.training)
 
     def restore_dropout(self, copied: PreTrainedModel) -> None:
         """Give a copy of the model the dropout that the checkpoint came with."""
-        for name, module, what in _dropouts(copied):
+        for name, module, what in dropouts(copied):
             setattr(module, what, self._dropout[name, what])
 
     def train(self, mode: bool = True) -> Self:
@@ -391,18 +391,3 @@ def pad(
         pad_sequence(tensors, batch_first=True, padding_value=padding),
         pad_sequence(masks, batch_first=True),
     )
-
-
-def _dropouts(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module, str]]:
-    """Name of a module, the module and its attribute that is a dropout rate, of each that acts in training."""
-    table = architecture(model.config)
-    attentions = {
-        at(layer, str(table.sites["self_attention"])) for stack in table.stacks for layer in layers(model, stack)
-    }
-    if table.has_encoder:
-        attentions |= {at(layer, str(table.sites["cross_attention"])) for layer in layers(model, "decoder")}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Dropout):
-            yield name, module, "p"
-        elif module in attentions and table.dropout is not None:
-            yield name, module, table.dropout

@@ -51,6 +51,19 @@ def new_peft_source(model: ModelConfig, main: MainModel) -> tuple[PeftSource | N
     return learned, None
 
 
+def check_source(source: PeftSource | None, main: MainModel, *, fusion: bool, name: str = "") -> None:
+    """Raise `HartError` for a source of another main model, or fusion that no cross-attention could read."""
+    if source is not None and source.shape != main.shape:
+        raise HartError(
+            f"{name or 'hypernetwork'}: made for a main model of {source.shape}, "
+            f"{main.name} has {main.shape}; use the base it was trained with"
+        )
+    if not main.shape.has_encoder and fusion and isinstance(source, HyperNetwork):
+        raise HartError(
+            f"model.fusion: {main.name} is decoder-only and has no cross-attention for the memory; set it to false"
+        )
+
+
 def load_peft_source(
     folder: Path, config: Mapping[str, Any], main: MainModel, dtype: torch.dtype | str
 ) -> PeftSource | None:

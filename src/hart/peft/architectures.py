@@ -6,7 +6,7 @@ model has fused with others (GPT-2's `c_attn`, GPT-NeoX's `query_key_value`, Phi
 module's output. Another architecture is another row; `MainShape.of` checks a row against the modules of a model.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -62,11 +62,6 @@ class Architecture:
     def has_encoder(self) -> bool:
         return "encoder" in self.stacks
 
-    @property
-    def gated(self) -> bool:
-        """Whether the feed-forward has two input maps."""
-        return "wi_0" in self.sites
-
     def sizes(self, config: Any) -> dict[str, Any]:
         """The fields of `MainShape` for a decoder-only model's configuration."""
         heads = config.num_attention_heads
@@ -79,7 +74,7 @@ class Architecture:
             "d_ff": d_ff,
             "encoder_layers": 0,
             "decoder_layers": config.num_hidden_layers,
-            "gated": self.gated,
+            "gated": "wi_0" in self.sites,
             "kv_heads": None if kv_heads == heads else kv_heads,
         }
 
@@ -186,3 +181,18 @@ def layers(main: nn.Module, stack: Stack) -> list[nn.Module]:
     """The layers of one stack of a main model, from the bottom."""
     found: Any = at(main, architecture(main.config).stacks[stack])
     return list(found)
+
+
+def dropouts(main: Any) -> Iterator[tuple[str, nn.Module, str]]:
+    """Name of a module, the module and its attribute that is a dropout rate, of each that acts in training."""
+    table = architecture(main.config)
+    attentions = {
+        at(layer, str(table.sites["self_attention"])) for stack in table.stacks for layer in layers(main, stack)
+    }
+    if table.has_encoder:
+        attentions |= {at(layer, str(table.sites["cross_attention"])) for layer in layers(main, "decoder")}
+    for name, module in main.named_modules():
+        if isinstance(module, nn.Dropout):
+            yield name, module, "p"
+        elif module in attentions and table.dropout is not None:
+            yield name, module, table.dropout

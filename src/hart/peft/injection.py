@@ -96,13 +96,13 @@ class ExtraKeyValues(NamedTuple):
     def beside(self, other: "ExtraKeyValues") -> "ExtraKeyValues":
         """These and then the `other` ones, in as many sets as the larger of the two has."""
         n = max(self.key.shape[0], other.key.shape[0])
-        parts = [[_repeated(each, n) for each in (extra.key, extra.value)] for extra in (self, other)]
+        parts = [[repeated(each, n) for each in (extra.key, extra.value)] for extra in (self, other)]
         keys, values = (torch.cat([first, second.to(first.dtype)], dim=2) for first, second in zip(*parts, strict=True))
         masks = [extra.mask for extra in (self, other)]
         if masks == [None, None]:
             return ExtraKeyValues(keys, values)
         shown = [
-            key.new_ones(n, key.shape[2]) if mask is None else _repeated(mask, n).to(key.dtype)
+            key.new_ones(n, key.shape[2]) if mask is None else repeated(mask, n).to(key.dtype)
             for mask, (key, _) in zip(masks, parts, strict=True)
         ]
         return ExtraKeyValues(keys, values, torch.cat(shown, dim=1))
@@ -229,11 +229,11 @@ def for_batch(values: Shaped[Tensor, "n ..."], like: Shaped[Tensor, "b ..."]) ->
     if batch % n:
         raise ValueError(f"{n} sets of parameters cannot serve a batch of {batch} rows")
     values = values.to(like.dtype)
-    return values if n == 1 else _repeated(values, batch)
+    return values if n == 1 else repeated(values, batch)
 
 
-def _repeated(values: Tensor, sets: int) -> Tensor:
-    """`[n, …]` as `[sets, …]`, each one serving neighbours; n divides `sets`."""
+def repeated(values: Shaped[Tensor, "n ..."], sets: int) -> Shaped[Tensor, "_sets ..."]:
+    """Values of n sets as those of `sets`, each one serving neighbours; n divides `sets`."""
     return values if values.shape[0] == sets else values.repeat_interleave(sets // values.shape[0], dim=0)
 
 

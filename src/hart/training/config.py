@@ -165,7 +165,7 @@ def json_schema() -> str:
     schema = RunConfig.model_json_schema()
     model = schema["$defs"]["ModelConfig"]["properties"]
     model["scheme"]["anyOf"] = [
-        entry("name", name, dict.fromkeys(scheme.option_names(), {})) for name, scheme in SCHEMES.items()
+        entry("name", name, dict.fromkeys(scheme.options(), {})) for name, scheme in SCHEMES.items()
     ]
     model["peft"]["items"] = {
         "anyOf": [entry("kind", name, TypeAdapter(kind).json_schema()["properties"]) for name, kind in KINDS.items()]

@@ -15,7 +15,7 @@ def test_a_scheme_is_rebuilt_from_its_resolved_configuration(name: str):
     again = build_scheme(scheme.to_config(), d_model=8, layers=2, blocks=BLOCKS)
     assert type(again) is SCHEMES[name]
     assert again.to_config() == scheme.to_config()
-    assert scheme.to_config().keys() == {"name", *scheme.option_names()}
+    assert scheme.to_config().keys() == {"name", *scheme.options()}
 
 
 @pytest.mark.parametrize(

@@ -70,13 +70,14 @@ class GenerationScheme(nn.Module, ABC):
         """
 
     @classmethod
-    def option_names(cls) -> list[str]:
+    def options(cls) -> dict[str, Any]:
+        """Name of each option → its default."""
         parameters = inspect.signature(cls.__init__).parameters.values()
-        return [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+        return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
     def to_config(self) -> dict[str, Any]:
         """The configuration, defaults written out, that `build_scheme` turns back into this."""
-        return {"name": self.name, **{name: getattr(self, name) for name in self.option_names()}}
+        return {"name": self.name, **{name: getattr(self, name) for name in self.options()}}
 
 
 SCHEMES: dict[str, type[GenerationScheme]] = {}
@@ -95,6 +96,12 @@ def uses_decoder(config: Mapping[str, Any]) -> bool:
     """Whether the scheme of a configuration runs the hypernetwork's decoder; an unknown one might."""
     scheme = SCHEMES.get(config.get("name", ""))
     return scheme is None or scheme.uses_decoder
+
+
+def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A scheme's configuration, with the options that came later than it did."""
+    scheme = SCHEMES.get(config.get("name", ""))
+    return {**(scheme.options() if scheme is not None else {}), **config}
 
 
 def build_scheme(
@@ -116,7 +123,7 @@ def build_scheme(
     if name not in SCHEMES:
         raise HartError(f"scheme: unknown name {name!r}; choose one of {', '.join(SCHEMES)}")
     scheme = SCHEMES[name]
-    known = scheme.option_names()
+    known = scheme.options()
     unknown = [option for option in options if option not in known]
     if unknown:
         takes = f"takes {', '.join(known)}" if known else "has no options"
