@@ -117,4 +117,4 @@ class Checks:
         return replace(self._unlimited, num_demonstrations=count).encode_task(self._reader, task)
 
     def _tokens(self, text: str) -> list[int]:
-        return self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]  # type: ignore[no-any-return]
+        return self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
