@@ -16,6 +16,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SCHEMA = CONFIGS / "schema.json"
 # accelerate/ and deepspeed/ hold files of those tools, studies/ lists of rows.
 FILES = sorted(p for p in CONFIGS.rglob("*.yaml") if not {"accelerate", "deepspeed", "studies"} & set(p.parts))
+DECODER_ONLY = ("qwen3-0.6b", "llama-3.2-1b")
 MINI = [path for path in FILES if path.parent.name == "mini"]
 DOCUMENTATION = (CONFIGS.parent / "docs" / "systems.md").read_text(encoding="utf-8")
 
@@ -150,6 +151,25 @@ def test_parameter_counts_of_the_appendix(scale: str, first: int, second: int) -
     assert others["heads.first"] == 4 * d * d and others["heads.second"] == counts["heads.second"]
     assert (counts["scheme"], others["scheme"]) == (2 * d, 2 * p * d)
     assert all(counts[part] == others[part] for part in ("embedding", "encoder", "decoder", "heads.norm"))
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.parent.name in DECODER_ONLY], ids=named)
+def test_a_folder_in_the_layout_of_the_hub_stands_for_a_base(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is known here of a base is what its config.json says, and its hypernetwork is another network."""
+    config = load(path)
+    known = estimate(config)
+    for name in {config.model.base, config.model.hypernetwork_init} - {None}:
+        base_config(name).save_pretrained(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hart.training.blueprint.KNOWN", {})
+    found = estimate(config)
+    assert found.frozen == known.frozen and found.flops == known.flops
+    assert known.total_memory < 20, "GiB, of 24"
+    assert estimate(config, devices=8, zero_stage=2).total_memory < known.total_memory
+    # A folder without weights has no output matrix of its own to be seen; that is of T5 alone.
+    assert found.parameters == known.parameters
 
 
 def test_known_bases_have_their_published_sizes() -> None:

@@ -36,7 +36,9 @@ def test_figures_are_printed_and_added_to_a_file(tmp_path: Path, capsys: pytest.
     assert "without cache" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["hypernetwork", "training", "in-context", "half", "lora", "prefix-peft"])
+@pytest.mark.parametrize(
+    "name", ["hypernetwork", "training", "in-context", "half", "lora", "prefix-peft", "decoder-only"]
+)
 def test_every_other_benchmark_runs(name: str, tmp_path: Path) -> None:
     path = tmp_path / "bench.json"
     assert main(["bench", name, *TINY, "--batch", "1", "--output", str(path)]) == 0

@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from decoder_models import decoder_model
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from hart.cli import main
 from hart.data.tasks import Task
@@ -163,6 +165,48 @@ def test_a_trained_main_model_and_bf16(run_config: Build, layout: str, training:
         assert row["loss"] == pytest.approx(other["loss"], rel=0.02)
     saved = load_file(low / "final" / "main" / "model.safetensors")
     assert {values.dtype for values in saved.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(("layout", "training"), [LAYOUTS[2], LAYOUTS[3]])
+@pytest.mark.parametrize("tuned", [False, True], ids=["generated", "tuned"])
+def test_a_decoder_only_base(
+    run_config: Build, tiny_base_dir: Path, tmp_path: Path, tuned: bool, layout: str, training: dict[str, Any]
+):
+    """Its layers are divided too, prefixes and LoRA act in them, and what is saved is whole."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base_dir)
+    decoder_model("llama", len(tokenizer)).save_pretrained(tmp_path / "llama")
+    tokenizer.save_pretrained(tmp_path / "llama")
+    peft = [{"kind": "prefix", "length": 4}, {"kind": "lora", "rank": 2, "targets": ["q", "v", "wi"]}]
+    model: dict[str, Any] = {"base": str(tmp_path / "llama"), "fusion": False, "dropout": 0.0}
+    if tuned:
+        model |= {"weights": "none", "train_main": True, "peft": [], "dropout": None, "attention": "eager"}
+    else:
+        model |= {"hypernetwork_init": str(tiny_base_dir), "peft": peft}
+    settings: dict[str, Any] = {
+        **SETTINGS,
+        "model": model,
+        "data": {**SETTINGS["data"], "demonstrations_to": "main" if tuned else "hypernetwork"},
+        "alpha": 0.0 if tuned else 2.0,
+        "max_steps": 4,
+        "save_every": 2,
+        "eval_every": 4,
+    }
+    if tuned:  # dropout would differ; the same processes draw the same
+        expected = run_two(run_config("one", **settings))
+    else:
+        expected = train(run_config("one", micro_batch_size=2, **settings), quiet=True).parent
+    config = run_config("two", **settings, **training)
+    run = run_two(config)
+    assert_close(rows(run), rows(expected))
+    file = Path("final") / ("main" if tuned else "") / "model.safetensors"
+    saved, whole = load_file(run / file), load_file(expected / file)
+    assert saved.keys() == whole.keys()
+    for name, values in saved.items():
+        torch.testing.assert_close(values, whole[name], rtol=0, atol=WEIGHT_TOLERANCE)
+    before = rows(run)
+    shutil.rmtree(run / "final")
+    shutil.rmtree(run / "checkpoints" / "checkpoint-4")
+    assert rows(run_two(config)) == before
 
 
 @pytest.mark.parametrize(("layout", "training"), [LAYOUTS[2], LAYOUTS[3]])

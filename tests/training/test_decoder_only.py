@@ -99,9 +99,6 @@ def test_a_run_its_resume_and_what_is_made_of_it(configured, tmp_path: Path, cap
     words = ["--data", "procedural", "--split", "test", "--max-instances", "2"]
     assert cli(["evaluate", str(final), *words, "--output", str(output)]) == 0
     assert json.loads(output.read_text(encoding="utf-8"))
-    capsys.readouterr()
-    assert cli(["serve", str(final), "--port", "0"]) == 2
-    assert "hart serve takes encoder-decoder models so far" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ def compare(
 def benchmarks() -> dict[str, Benchmark]:
     """Every benchmark by the name on the command line, in the order of the table."""
     # Here, because the files import the names above.
-    from hart.benchmarks import answering, generating, growth, kinds, prefixes, text, training
+    from hart.benchmarks import answering, decoder_only, generating, growth, kinds, prefixes, text, training
 
     return {
         "hypernetwork": generating.hypernetwork_pass,
@@ -165,6 +165,7 @@ def benchmarks() -> dict[str, Benchmark]:
         "mixed-tasks": answering.mixed_tasks,
         "half": answering.in_half_precision,
         "lora": kinds.lora_per_row,
+        "decoder-only": decoder_only.decoder_only,
         "evaluation": text.evaluation,
         "data": text.data_pipeline,
         "growth": growth.growth,

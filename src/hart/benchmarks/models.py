@@ -100,16 +100,20 @@ def hypernetwork(
     *,
     decoder_layers: int = 8,
     peft: Sequence[Mapping[str, Any]] = (PREFIX,),
+    main: MainShape | None = None,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> HyperNetwork:
-    """A hypernetwork for main models of a configuration; `decoder_layers` are cut to those there are."""
+    """A hypernetwork for T5s of its own configuration, or for main models of another shape.
+
+    `decoder_layers` are cut to those there are.
+    """
     network_config = HyperNetworkConfig(
         t5={name: getattr(config, name) for name in T5_FIELDS},
         decoder_layers=min(decoder_layers, config.num_layers),
         scheme={"name": scheme},
         peft=[dict(kind) for kind in peft],
-        main=MainShape.from_config(config).to_config(),
+        main=(main or MainShape.from_config(config)).to_config(),
     )
     with torch.device("meta"):
         network = HyperNetwork(network_config)
@@ -139,7 +143,7 @@ def random_adaptation(
 ) -> Adaptation:
     """What a hypernetwork could have generated for some tasks; without memory if that has no tokens."""
     kinds = build_kinds(peft)
-    like = main.model.shared.weight
+    like = main.model.get_input_embeddings().weight
     sizes = row_blocks(kinds, main.shape)
     memory = torch.randn(tasks, memory_tokens, main.shape.d_model).to(like) if memory_tokens else None
     return Adaptation(

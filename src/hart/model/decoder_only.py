@@ -107,18 +107,24 @@ class DecoderOnly(MainModel):
         tokens: Tensor = self.model.generate(input_ids=ids, attention_mask=mask, **options)
         return tokens[:, ids.shape[1] :]
 
-    def _check_length(self, mask: Shaped[Tensor, "b t"], kinds: Sequence[PeftKind], *, more: int = 0) -> None:
-        """Raise `HartError` where a row's tokens and `more`, behind a prefix, do not fit learned positions (GPT-2)."""
+    def room(self, kinds: Sequence[PeftKind]) -> int | None:
+        """As `MainModel.room`: GPT-2 has learned positions, of which a prefix takes its length."""
         told = positions(self.model)
         if told is None or not isinstance(told.module, nn.Embedding):
+            return None
+        return told.module.num_embeddings - sum(kind.length for kind in kinds if isinstance(kind, Prefix))
+
+    def _check_length(self, mask: Shaped[Tensor, "b t"], kinds: Sequence[PeftKind], *, more: int = 0) -> None:
+        """Raise `HartError` where a row's tokens and `more`, behind a prefix, do not fit learned positions."""
+        room, most = self.room(kinds), self.room(())
+        if room is None or most is None:
             return
-        prefix = sum(kind.length for kind in kinds if isinstance(kind, Prefix))
         # Padding has no position of its own.
-        tokens, most = int(mask.long().sum(dim=1).max()) + more, told.module.num_embeddings
-        if tokens + prefix > most:
+        tokens = int(mask.long().sum(dim=1).max()) + more
+        if tokens > room:
             raise HartError(
                 f"{self.name}: has {most} positions, and query and answer have {tokens} tokens behind a prefix of "
-                f"{prefix}; lower max_query_length or the length of answers"
+                f"{most - room}; lower max_query_length or the length of answers"
             )
 
 

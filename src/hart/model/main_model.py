@@ -164,6 +164,10 @@ class MainModel(nn.Module, ABC):
             options: of `transformers`' `generate`, `max_new_tokens` among them.
         """
 
+    def room(self, kinds: Sequence[PeftKind]) -> int | None:
+        """How many tokens a query and its answer may have together; None: positions are not what limits them."""
+        return None
+
     def _generation_config(self) -> GenerationConfig:
         return GenerationConfig(pad_token_id=self.tokenizer.pad_token_id, eos_token_id=self.tokenizer.eos_token_id)
 

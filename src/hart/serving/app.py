@@ -220,7 +220,7 @@ def _add_answers(app: FastAPI, engine: Engine, settings: Settings) -> None:
         given = body.adaptation if isinstance(body.adaptation, list) else [body.adaptation]
 
         async def work() -> Any:
-            await _check_queries(engine, body.inputs)
+            await _check_queries(engine, body.inputs, how)
             # Side by side, so that new tasks share a pass of the hypernetwork.
             adapted = await asyncio.gather(*(_resolve(engine, each, "adaptation") for each in given))
             if body.stream:
@@ -240,9 +240,8 @@ def _add_answers(app: FastAPI, engine: Engine, settings: Settings) -> None:
         """The log-probability of each choice as the answer to an input."""
 
         def check() -> None:
-            engine.checks.query(body.input, "input")
-            for number, text in enumerate(body.choices):
-                engine.checks.choice(text, f"choices.{number}")
+            longest = max(engine.checks.choice(text, f"choices.{number}") for number, text in enumerate(body.choices))
+            engine.checks.query(body.input, "input", longest)
 
         async def work() -> Any:
             await engine.checks.aside(check)
@@ -262,7 +261,7 @@ def _add_answers(app: FastAPI, engine: Engine, settings: Settings) -> None:
         form = Completion(body.model, with_usage=body.stream_options.include_usage)
 
         async def work() -> Any:
-            await _check_queries(engine, prompts, "prompt")
+            await _check_queries(engine, prompts, how, "prompt")
             adapted = await _resolve(engine, body.model, "model")
             if body.stream:
                 return start_stream(engine, prompts[0], *adapted, how)
@@ -296,10 +295,10 @@ def _options(engine: Engine, body: schemas.GenerateIn | schemas.CompletionIn, ma
     )
 
 
-async def _check_queries(engine: Engine, texts: Sequence[str], where: str | None = None) -> None:
+async def _check_queries(engine: Engine, texts: Sequence[str], how: Options, where: str | None = None) -> None:
     def check() -> None:
         for number, text in enumerate(texts):
-            engine.checks.query(text, where or f"inputs.{number}")
+            engine.checks.query(text, where or f"inputs.{number}", how.max_new_tokens)
 
     await engine.checks.aside(check)
 

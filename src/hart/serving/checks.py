@@ -26,14 +26,30 @@ class Checks:
     """The limits of a model, for callers in the thread that `aside` uses.
 
     Args:
-        tokenizer: one that nobody else uses meanwhile.
+        tokenizer, reader: the main model's and its hypernetwork's, which nobody else uses meanwhile.
         form: how the model reads.
+        room: tokens that a query and its answer may have together; None: any number.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, form: InputFormat) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        reader: PreTrainedTokenizerBase,
+        form: InputFormat,
+        room: int | None = None,
+    ) -> None:
         self._tokenizer = tokenizer
+        self._reader = reader
         self._form = form
-        self._unlimited = replace(form, max_demonstrations_length=_UNLIMITED, max_target_length=_UNLIMITED)
+        self._room = room
+        self._unlimited = replace(
+            form,
+            max_demonstrations_length=_UNLIMITED,
+            max_query_length=_UNLIMITED,
+            max_target_length=_UNLIMITED,
+        )
+        # Beginning and end of sequence, or the chat template.
+        self._around = len(self._unlimited.encode_query(tokenizer, "a")) - len(self._tokens("a"))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tokens")
 
     async def aside(self, call: Callable[..., T], *args: Any) -> T:
@@ -67,24 +83,38 @@ class Checks:
             low, step = min(low + step, most), 2 * step
         return low + bisect_left(range(low + 1, min(low + step, most)), True, key=lambda count: not fits(count))
 
-    def query(self, text: str, where: str) -> None:
-        """Check a query.
+    def query(self, text: str, where: str, answer: int) -> None:
+        """Check a query that is to have an answer of so many tokens at most.
 
         Raises:
             HartError: it is longer than the model reads, or has nothing that the tokenizer sees.
         """
-        count = len(self._tokenizer(text.strip(), add_special_tokens=False, verbose=False)["input_ids"])
+        count = len(self._tokens(text.strip()))
         if not count:
             raise HartError(f"{where}: has no token of this model (characters without width?); give it a text")
-        count += self._form.input_eos
+        count += self._around
         if count > self._form.max_query_length:
             raise HartError(f"{where}: has {count} tokens, the model reads {self._form.max_query_length}")
+        # The last token of an answer is not read.
+        if self._room is not None and count + answer - 1 > self._room:
+            raise HartError(
+                f"{where}: has {count} tokens, and an answer of {answer} goes beyond the {self._room} positions of the "
+                "model; shorten one of the two"
+            )
 
-    def choice(self, text: str, where: str) -> None:
-        """Raise `HartError` if an answer is longer than the model was trained to give."""
+    def choice(self, text: str, where: str) -> int:
+        """The tokens of an answer.
+
+        Raises:
+            HartError: they are more than the model was trained to give.
+        """
         count = len(self._unlimited.encode_target(self._tokenizer, text))  # end of sequence included
         if count > self._form.max_target_length:
             raise HartError(f"{where}: has {count} tokens, the model reads {self._form.max_target_length}")
+        return count
 
     def _encode_task(self, task: Task, count: int) -> list[int]:
-        return replace(self._unlimited, num_demonstrations=count).encode_task(self._tokenizer, task)
+        return replace(self._unlimited, num_demonstrations=count).encode_task(self._reader, task)
+
+    def _tokens(self, text: str) -> list[int]:
+        return self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

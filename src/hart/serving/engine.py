@@ -20,7 +20,7 @@ from hart.errors import HartError
 from hart.model.adaptation import Adaptation
 from hart.model.hart_model import HartModel
 from hart.model.scoring import score_choices
-from hart.runtime.identity import peft_digest
+from hart.runtime.identity import peft_digest, tokenizer_digest
 from hart.serving.batching import Batcher, Job, Stopped
 from hart.serving.checks import Checks
 from hart.serving.metrics import Metrics
@@ -82,18 +82,18 @@ class Engine:
     """
 
     def __init__(self, model: HartModel, store: Store, metrics: Metrics) -> None:
-        if not model.main.shape.has_encoder:
-            raise HartError(
-                f"{model.name or model.main.name}: hart serve takes encoder-decoder models so far, and the base is "
-                "decoder-only; use hart adapt and hart predict"
-            )
         self.model = model.eval()
         self.store = store
         self.form = model.input_format
         self.fingerprint = model_fingerprint(model)
         self.batcher: Batcher | None = None
         self._metrics = metrics
-        self.checks = Checks(copy.deepcopy(model.main.tokenizer), model.input_format)
+        self.checks = Checks(
+            copy.deepcopy(model.main.tokenizer),
+            copy.deepcopy(model.reader),
+            model.input_format,
+            model.main.room(model.kinds),
+        )
         self._memory: OrderedDict[str, Adaptation] = OrderedDict()
         self._memory_bytes = 0
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -353,7 +353,9 @@ def model_fingerprint(model: HartModel) -> str:
     """Hex digest over all that decides what a model generates for a task, its base excepted."""
     kinds = [kind.to_config() for kind in model.kinds]
     form = dataclasses.asdict(model.input_format)
-    return peft_digest(model.peft_source, form, model.fusion, kinds)
+    # A T5's hypernetwork reads with the base's tokenizer, which is part of the base's fingerprint.
+    reader = [] if model.reader is model.main.tokenizer else [tokenizer_digest(model.reader)]
+    return peft_digest(model.peft_source, form, model.fusion, kinds, *reader)
 
 
 def _bytes(adaptation: Adaptation) -> int:

@@ -2,9 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoConfig, T5Config, T5ForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from hart.errors import HartError
 from hart.hypernetwork.config import T5_FIELDS, HyperNetworkConfig
@@ -13,6 +20,7 @@ from hart.hypernetwork.schemes.base import uses_decoder
 from hart.model.bundled import resolve_base
 from hart.model.peft_source import PeftSource
 from hart.model.weights import check_model_files, tensor_names
+from hart.peft.architectures import architecture
 from hart.peft.base import MainShape, build_kinds, row_blocks
 from hart.peft.learned import LearnedWeights
 from hart.training.config import ModelConfig, RunConfig
@@ -26,31 +34,73 @@ _SIZES = {
     "xxl": (4096, 10240, 24, 64),
 }
 _HUB_NAMES = ("google/t5-{}-lm-adapt", "google/t5-v1_1-{}", "google/flan-t5-{}")
-KNOWN = {name.format(size): values for name in _HUB_NAMES for size, values in _SIZES.items()}
+
+
+def _t5(d_model: int, d_ff: int, layers: int, heads: int) -> dict[str, Any]:
+    return {
+        "model_type": "t5",
+        "vocab_size": 32128,
+        "d_model": d_model,
+        "d_kv": 64,
+        "d_ff": d_ff,
+        "num_layers": layers,
+        "num_heads": heads,
+        "feed_forward_proj": "gated-gelu",
+    }
+
+
+# Both share input and output embeddings.
+_QWEN3_06B = {
+    "model_type": "qwen3",
+    "vocab_size": 151936,
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "tie_word_embeddings": True,
+}
+_LLAMA_32_1B = {
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "tie_word_embeddings": True,
+}
+KNOWN: dict[str, dict[str, Any]] = {
+    **{name.format(size): _t5(*values) for name in _HUB_NAMES for size, values in _SIZES.items()},
+    **dict.fromkeys(("Qwen/Qwen3-0.6B-Base", "Qwen/Qwen3-0.6B"), _QWEN3_06B),
+    **dict.fromkeys(("meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.2-1B-Instruct"), _LLAMA_32_1B),
+}
 """Checkpoints whose sizes need no download."""
 
 
-def base_config(name: str) -> T5Config:
+def base_config(name: str) -> Any:
     """The configuration of a base: of a known hub name without a download, of a folder, or of `mini-base`.
 
     Raises:
-        HartError: neither known, nor a folder, nor in the hub's cache; or a damaged file in the folder.
+        HartError: neither known, nor a folder, nor in the hub's cache; a damaged file in the folder; or an architecture
+            that hart has no table of sites for.
     """
     if name in KNOWN and not Path(name).is_dir():
-        d_model, d_ff, layers, heads = KNOWN[name]
-        return T5Config(
-            vocab_size=32128, d_model=d_model, d_kv=64, d_ff=d_ff, num_layers=layers, num_heads=heads,
-            feed_forward_proj="gated-gelu",
-        )  # fmt: skip
+        return AutoConfig.for_model(**KNOWN[name])
     if Path(resolve_base(name)).is_dir():
         check_model_files(Path(resolve_base(name)))
     try:
         config = AutoConfig.from_pretrained(resolve_base(name))
     except (OSError, ValueError) as error:
-        known = ", ".join(pattern.format("{small,base,large,xl,xxl}") for pattern in _HUB_NAMES)
+        patterns = [pattern.format("{small,base,large,xl,xxl}") for pattern in _HUB_NAMES]
+        known = ", ".join([*patterns, *(each for each in KNOWN if not each.startswith("google/"))])
         raise HartError(f"{name}: its sizes are not known here; give a folder, mini-base, or one of {known}") from error
-    if not isinstance(config, T5Config):
-        raise HartError(f"{name}: is a {config.model_type} model; estimates are of T5 checkpoints alone")
+    try:
+        architecture(config)
+    except HartError as error:
+        raise HartError(f"{name}: {error}") from None
     return config
 
 
@@ -63,9 +113,15 @@ def _has_own_head(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Parts:
-    """The networks of a configuration on the meta device; shapes without numbers."""
+    """The networks of a configuration on the meta device; shapes without numbers.
 
-    main: T5ForConditionalGeneration
+    Attributes:
+        shape: of the main model.
+        untied_head: parameters of an output matrix that a T5 checkpoint has and a newly built T5 has not.
+    """
+
+    main: PreTrainedModel
+    shape: MainShape
     untied_head: int
     peft_source: PeftSource | None
 
@@ -87,28 +143,55 @@ def build(config: RunConfig) -> Parts:
     Raises:
         HartError: parts that do not fit each other, as `HartModel.from_config` says, or nothing to train.
     """
-    t5 = base_config(config.model.base)
-    shape = MainShape.from_config(t5)
-    check_trains(config.model, shape)
+    model, base = config.model, base_config(config.model.base)
+    shape = MainShape.from_config(base)
+    check_family(model, shape)
+    check_trains(model, shape)
     with torch.device("meta"):
-        main = T5ForConditionalGeneration(t5)
+        builder: Any = T5ForConditionalGeneration if shape.has_encoder else AutoModelForCausalLM.from_config
+        main = builder(base)
         peft_source: PeftSource | None = None
-        if config.model.weights == "generated":
-            layers = config.model.decoder_layers
-            if layers > (t5.num_decoder_layers or t5.num_layers) and uses_decoder(config.model.scheme):
-                raise HartError(f"model.decoder_layers is {layers}; {config.model.base} has fewer")
-            peft_source = HyperNetwork(
-                HyperNetworkConfig(
-                    t5={name: getattr(t5, name) for name in T5_FIELDS},
-                    decoder_layers=config.model.decoder_layers,
-                    scheme=dict(config.model.scheme),
-                    peft=[kind.to_config() for kind in build_kinds(config.model.peft)],
-                    main=shape.to_config(),
-                    tied_encoder=config.model.tied_encoder,
-                )
-            )
-        elif config.model.weights == "learned":
-            peft_source = LearnedWeights(config.model.peft, shape)
+        if model.weights == "generated":
+            peft_source = HyperNetwork(_hypernetwork_config(model, shape))
+        elif model.weights == "learned":
+            peft_source = LearnedWeights(model.peft, shape)
     # A newly built T5 shares its output matrix; many checkpoints do not, whatever their configuration says.
-    untied = t5.vocab_size * t5.d_model if _has_own_head(config.model.base) else 0
-    return Parts(main, untied, peft_source)
+    untied = base.vocab_size * base.d_model if shape.has_encoder and _has_own_head(model.base) else 0
+    return Parts(main, shape, untied, peft_source)
+
+
+def check_family(model: ModelConfig, shape: MainShape) -> None:
+    """Raise `HartError` for what a decoder-only base has not: fusion, an encoder to share, a hypernetwork's start."""
+    if shape.has_encoder or model.weights != "generated":
+        return
+    if model.fusion:
+        raise HartError(
+            f"model.fusion: {model.base} is decoder-only and has no cross-attention for the memory; set it to false"
+        )
+    if model.tied_encoder:
+        raise HartError("model.tied_encoder: a decoder-only base has no encoder to share; set it to false")
+    if model.hypernetwork_init is None:
+        raise HartError(
+            f"model.hypernetwork_init: must name a T5 checkpoint, which the hypernetwork starts from; {model.base} is "
+            "decoder-only"
+        )
+
+
+def _hypernetwork_config(model: ModelConfig, shape: MainShape) -> HyperNetworkConfig:
+    name = model.hypernetwork_init or model.base
+    t5 = base_config(name)
+    if not isinstance(t5, T5Config):
+        raise HartError(
+            "model.hypernetwork_init: must name a T5 checkpoint, which the hypernetwork starts from; "
+            f"{name} is of the architecture {t5.model_type}"
+        )
+    if model.decoder_layers > (t5.num_decoder_layers or t5.num_layers) and uses_decoder(model.scheme):
+        raise HartError(f"model.decoder_layers is {model.decoder_layers}; {name} has fewer")
+    return HyperNetworkConfig(
+        t5={field: getattr(t5, field) for field in T5_FIELDS},
+        decoder_layers=model.decoder_layers,
+        scheme=dict(model.scheme),
+        peft=[kind.to_config() for kind in build_kinds(model.peft)],
+        main=shape.to_config(),
+        tied_encoder=model.tied_encoder,
+    )

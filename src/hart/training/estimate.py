@@ -1,40 +1,29 @@
 """What a configuration costs before it is run: parameters, tokens, arithmetic and memory.
 
 Parameters are exact: the networks are built on the meta device, without data. Arithmetic and memory are formulas over
-the sizes of T5, stated below; lengths are taken at the configuration's limits, so both are upper ends.
-
-Arithmetic. A matrix product of a token with a map of n weights costs 2n operations; attention of a token to k others
-costs 4·k·inner per layer. The backward pass costs twice the forward pass where weights are trained, once where only
-activations need gradient (a frozen main model behind generated parameters), nothing where neither does.
+the sizes of the networks (`hart.training.arithmetic` and below); lengths are taken at the configuration's limits, so
+both are upper ends.
 
 Memory of one device. Weights, gradients and optimizer states, each divided by the number of devices from the ZeRO
 stage on that shards it (1: optimizer states, 2: gradients, 3: weights), DeepSpeed's float32 copy of the trained weights
-(always divided) and its buffers, and the activations of one pass that wait for the backward pass. The latter are
-counted per token and layer: inputs and outputs of norms, maps and attention, in 2 bytes with bf16, scores and weights
-of self-attention (the position bias keeps the fused kernel away), and only the layers' inputs with gradient
-checkpointing, plus one layer in full.
+(always divided) and its buffers, and the activations of one pass that wait for the backward pass.
 """
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import T5Config
-
 from hart.errors import HartError
 from hart.hypernetwork.network import HyperNetwork
+from hart.training.arithmetic import activations, operations, tokens_of
 from hart.training.blueprint import Parts, build
 from hart.training.config import RunConfig
 from hart.training.zero import read_deepspeed
 
 GIB = 2**30
-OVERHEAD = 1.05
-"""Of activations: what the formula leaves out, measured on ten mini and small configurations (docs/scaling.md)."""
-
 LIVE = 1_000_000_000
 """Weights that DeepSpeed's stage 3 keeps whole at most (stage3_max_live_parameters), unless training.deepspeed says."""
 
@@ -95,14 +84,13 @@ def estimate(config: RunConfig, *, devices: int = 1, zero_stage: int = 0) -> Est
     main = sum(count for name, count in parameters.items() if name.startswith("main"))
     beside = sum(parameters.values()) - main
     trained = beside + (main if config.model.train_main else 0)
-    tokens = _tokens(config)
     memory = _memory(config, parts, main, trained, devices, zero_stage)
     return Estimate(
         parameters=parameters,
         trained=trained,
         frozen=sum(parameters.values()) - trained,
-        tokens=tokens,
-        flops=_flops(config, parts, tokens),
+        tokens=tokens_of(config, parts),
+        flops=operations(config, parts),
         memory=memory,
         devices=devices,
         zero_stage=zero_stage,
@@ -142,79 +130,32 @@ def with_advice(config: RunConfig, found: Estimate) -> Estimate:
 
 
 def _parameters(parts: Parts) -> dict[str, int]:
-    shared = parts.main.get_input_embeddings().weight.numel()
-    encoder = sum(p.numel() for p in parts.main.encoder.parameters()) - shared
-    decoder = sum(p.numel() for p in parts.main.decoder.parameters()) - shared
-    counts = {
-        "main.embedding": shared + parts.untied_head,
-        "main.encoder": encoder,
-        "main.decoder": decoder,
-    }
+    inputs: Any = parts.main.get_input_embeddings()
+    shared = inputs.weight.numel()
+    if parts.shape.has_encoder:
+        stacks = {name: _count(getattr(parts.main, name)) - shared for name in ("encoder", "decoder")}
+    else:
+        outputs: Any = parts.main.get_output_embeddings()
+        head = 0 if outputs.weight is inputs.weight else _count(outputs)
+        stacks = {"decoder": _count(parts.main) - shared - head, "head": head}
+    counts = {"main.embedding": shared + parts.untied_head} | {f"main.{name}": n for name, n in stacks.items()}
     if isinstance(parts.peft_source, HyperNetwork):
         counts |= {f"hypernetwork.{name}": n for name, n in parts.peft_source.count_parameters().items()}
     elif parts.peft_source is not None:
-        counts["learned"] = sum(p.numel() for p in parts.peft_source.parameters())
+        counts["learned"] = _count(parts.peft_source)
     return {name: count for name, count in counts.items() if count}
 
 
-def _tokens(config: RunConfig) -> dict[str, int]:
-    data, training = config.data, config.training
-    query = data.max_demonstrations_length if data.demonstrations_to == "main" else data.max_query_length
-    tokens = {"main encoder": training.batch_size * query, "main decoder": training.batch_size * data.max_target_length}
-    if config.model.weights == "generated":
-        passes = training.batch_size // training.queries_per_task
-        tokens["hypernetwork"] = passes * data.max_demonstrations_length
-    return tokens
-
-
-def _flops(config: RunConfig, parts: Parts, tokens: dict[str, int]) -> float:
-    t5, data = parts.main.config, config.data
-    inner = t5.num_heads * t5.d_kv
-    passes = config.training.batch_size // config.training.queries_per_task
-    query = tokens["main encoder"] // config.training.batch_size
-    target, read = data.max_target_length, data.max_demonstrations_length
-    generated = config.model.weights == "generated"
-    seen = query + (read if config.model.fusion and generated else 0)
-    layer = 2 * (4 * t5.d_model * inner + _ff_maps(t5) * t5.d_model * t5.d_ff)
-    layers_down = t5.num_decoder_layers or t5.num_layers
-
-    encoder = tokens["main encoder"] * t5.num_layers * (layer + 4 * query * inner)
-    cross = 2 * 2 * t5.d_model * inner
-    decoder = tokens["main decoder"] * layers_down * (layer + cross + 4 * (target + seen) * inner)
-    decoder += config.training.batch_size * seen * layers_down * cross
-    logits = tokens["main decoder"] * 2 * t5.d_model * t5.vocab_size
-    trained = config.model.train_main
-    # Without blocks in the encoder, no gradient has to go through a frozen one.
-    back_encoder = 2 if trained else 1 if config.model.peft else 0
-    total: float = encoder * (1 + back_encoder) + (decoder + logits) * (3 if trained else 2)
-    if isinstance(parts.peft_source, HyperNetwork):
-        reading: float = tokens["hypernetwork"] * t5.num_layers * (layer + 4 * read * inner)
-        steps = 0.0
-        if parts.peft_source.decoder is not None and parts.peft_source.scheme is not None:
-            vectors = parts.peft_source.scheme.positions
-            per_vector = layer + cross + 4 * (vectors + read) * inner
-            steps = passes * config.model.decoder_layers * (vectors * per_vector + read * cross)
-        heads = sum(_head_flops(head) for head in parts.peft_source.heads.heads()) * passes
-        total += 3 * (reading + steps + heads)
-    if config.model.gradient_checkpointing:
-        total += encoder + decoder
-    return float(total)
-
-
-def _head_flops(head: Any) -> float:
-    d_model, block = head.first.in_features, head.block
-    return 2.0 * block.layers * (head.first.weight.numel() + block.rows * d_model * block.width)
-
-
-def _ff_maps(t5: T5Config) -> int:
-    return 3 if t5.is_gated_act else 2
-
-
 def _trained_embeddings(config: RunConfig, parts: Parts) -> int:
-    count = parts.main.get_input_embeddings().weight.numel() if config.model.train_main else 0
+    inputs: Any = parts.main.get_input_embeddings()
+    count: int = inputs.weight.numel() if config.model.train_main else 0
     if isinstance(parts.peft_source, HyperNetwork):
         count += parts.peft_source.count_parameters()["embedding"]
     return count
+
+
+def _count(module: Any) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def zero_stage_of(config: RunConfig) -> int:
@@ -250,7 +191,7 @@ def _memory(
         "weights, adapter": beside * trained_bytes / shared_from(3),
         "gradients": trained * trained_bytes / shared_from(2),
         "optimizer": (trained * state + embeddings * (8 - state)) / shared_from(1),
-        "activations": _activations(config, parts, devices),
+        "activations": activations(config, parts, devices),
     }
     if zero_stage:
         memory["optimizer, float32 copy"] = trained * 4 / devices
@@ -261,73 +202,3 @@ def _memory(
             live = min(1.0, settings.get("stage3_max_live_parameters", LIVE) / (main + beside))
             memory["weights, gathered"] = live * (main * main_bytes + beside * trained_bytes)
     return {name: size / GIB for name, size in memory.items() if size}
-
-
-def _activations(config: RunConfig, parts: Parts, devices: int) -> float:
-    """Bytes that one pass keeps for its backward pass, at the configured lengths."""
-    model, training, data, t5 = config.model, config.training, config.data, parts.main.config
-    queries = training.micro_batch_size or training.batch_size // devices
-    passes = math.ceil(queries / training.queries_per_task)
-    size = 2 if training.bf16 else 4
-    query = data.max_demonstrations_length if data.demonstrations_to == "main" else data.max_query_length
-    read = data.max_demonstrations_length
-    generated = isinstance(parts.peft_source, HyperNetwork)
-    prefix = sum(kind.get("length", 32) for kind in model.peft if kind["kind"] == "prefix")
-    fused = read if model.fusion and generated else 0
-    checkpointed = model.gradient_checkpointing
-    down = t5.num_decoder_layers or t5.num_layers
-    trained = model.train_main
-    # A frozen main model has none.
-    dropout = trained and t5.dropout_rate > 0
-    dropout_read = (t5.dropout_rate if model.dropout is None else model.dropout) > 0
-
-    total = 0.0
-    if trained or model.peft:
-        total += _stack(t5, queries, query, query + prefix, t5.num_layers, size, checkpointed, dropout=dropout)
-    total += _stack(
-        t5, queries, data.max_target_length, data.max_target_length + prefix, down, size, checkpointed,
-        memory=query + fused, dropout=dropout,
-    )  # fmt: skip
-    # Logits, their softmax in float32, and its gradient.
-    total += queries * data.max_target_length * t5.vocab_size * (size + 8)
-    if generated:
-        total += _stack(t5, passes, read, read, t5.num_layers, size, checkpointed, dropout=dropout_read)
-        assert isinstance(parts.peft_source, HyperNetwork)
-        rows = sum(head.block.layers * head.block.rows for head in parts.peft_source.heads.heads())
-        total += passes * rows * t5.d_model * 3 * size
-        if parts.peft_source.decoder is not None:
-            total += passes * model.decoder_layers * read * 2 * t5.num_heads * t5.d_kv * size
-    return total * OVERHEAD
-
-
-def _stack(
-    t5: T5Config,
-    batch: int,
-    tokens: int,
-    keys: int,
-    layers: int,
-    size: int,
-    checkpointed: bool,
-    *,
-    memory: int = 0,
-    dropout: bool = False,
-) -> float:
-    """Bytes of a stack's activations; `memory` is how many tokens a decoder's cross-attention sees."""
-    inner = t5.num_heads * t5.d_kv
-    # Per token: residual stream and norms (hidden and normed of each sub-layer), q, k, v, the attention's output,
-    # and the feed-forward's inner activations (two maps, the activation and the product where gated).
-    sublayers = 3 if memory else 2
-    per_token: float = sublayers * 3 * t5.d_model + 4 * inner + (4 if t5.is_gated_act else 2) * t5.d_ff
-    # With a position bias, self-attention keeps scores and weights; cross-attention has none and runs fused.
-    attention: float = 2 * t5.num_heads * tokens * keys
-    if dropout:
-        # What it gives is kept beside what it was given, with a mask of a byte each.
-        kept = 1 + 1 / size
-        per_token += kept * (sublayers * t5.d_model + t5.d_ff)
-        attention += kept * t5.num_heads * tokens * keys
-    per_layer = batch * (tokens * per_token + attention) * size
-    if memory:
-        per_layer += batch * (2 * memory + 2 * tokens) * inner * size
-    if not checkpointed:
-        return layers * per_layer
-    return per_layer + layers * batch * (tokens + memory) * t5.d_model * size

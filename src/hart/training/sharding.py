@@ -19,11 +19,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from transformers.models.t5.modeling_t5 import T5Block
 
 from hart.errors import HartError
-from hart.hypernetwork.heads import BlockHead
 from hart.model.hart_model import HartModel
+from hart.peft.architectures import layers
 from hart.runtime.ranks import rank, world_size
 from hart.training.config import TrainingConfig
 from hart.training.optimizer import EIGHT_BIT
@@ -71,21 +70,17 @@ def shard(system: HartModel, *, bf16: bool) -> None:
 
     if not hasattr(FSDPModule, "reset_iter_state"):
         raise HartError("training.fsdp needs PyTorch 2.13 or newer; training.deepspeed works with this one")
-    if not system.main.shape.has_encoder:
-        raise HartError("training.fsdp divides encoder-decoder models alone so far, and model.base is decoder-only")
     system.main.keep_fingerprint()
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     mesh = torch.distributed.init_device_mesh(device, (world_size(),))
-    stacks: list[Any] = [system.main.model.encoder, system.main.model.decoder]
+    units = [layer for stack in system.main.shape.stacks for layer in layers(system.main.model, stack)]
     if system.hypernetwork is not None:
         if not system.hypernetwork.config.tied_encoder:
-            stacks.append(system.hypernetwork.encoder)
-        stacks.append(system.hypernetwork.heads)
-    for stack in stacks:
-        for module in list(stack.modules()):
-            if isinstance(module, T5Block | BlockHead):
-                fully_shard(module, mesh=mesh, mp_policy=policy)
+            units += system.hypernetwork.encoder.block
+        units += system.hypernetwork.heads.heads()
+    for unit in units:
+        fully_shard(unit, mesh=mesh, mp_policy=policy)
     fully_shard(system, mesh=mesh, mp_policy=policy)
 
 

@@ -1,0 +1,247 @@
+"""Operations of one optimizer step, and what a pass keeps for its backward pass: formulas over the sizes of layers.
+
+Operations. A matrix product of a token with a map of n weights costs 2n operations; attention of a token to k others
+costs 4·k·inner per layer, causal or not. The backward pass costs twice the forward pass where weights are trained and
+in attention, which has two inputs; once in the maps of a frozen main model behind generated parameters, where only
+activations need gradient; nothing where neither does.
+
+Activations of one pass, per token and layer: inputs and outputs of norms, maps and attention, in 2 bytes with bf16;
+scores and weights of self-attention where no fused kernel runs (a T5's position bias keeps it away); with gradient
+checkpointing only the layers' inputs, plus one layer in full. Keys and values that several heads share are repeated
+for each of them before the kernel, and so take as much as the queries.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Self
+
+from transformers import T5Config
+
+from hart.hypernetwork.network import HyperNetwork
+from hart.peft.architectures import architecture
+from hart.peft.base import MainShape
+from hart.training.blueprint import Parts
+from hart.training.config import RunConfig
+
+OVERHEAD = 1.05
+"""Of activations: what the formula leaves out, measured on ten mini and small configurations (docs/scaling.md)."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Sizes of one layer of a stack.
+
+    Attributes:
+        inner, kv_inner: widths of queries, and of keys and values.
+        scores_kept: whether self-attention keeps its scores and weights for the backward pass.
+        dropout: rate of the stack in training.
+    """
+
+    d_model: int
+    heads: int
+    inner: int
+    kv_inner: int
+    d_ff: int
+    gated: bool
+    scores_kept: bool
+    dropout: float
+
+    @classmethod
+    def of_t5(cls, t5: T5Config) -> Self:
+        inner = t5.num_heads * t5.d_kv
+        return cls(t5.d_model, t5.num_heads, inner, inner, t5.d_ff, t5.is_gated_act, True, t5.dropout_rate)
+
+    @classmethod
+    def of_decoder_only(cls, config: Any, attention: str) -> Self:
+        shape = MainShape.from_config(config)
+        kept = attention == "eager" or architecture(config).eager
+        dropout: float = getattr(config, "attention_dropout", None) or getattr(config, "resid_pdrop", 0.0)
+        return cls(
+            shape.d_model, shape.num_heads, shape.inner, shape.kv_inner, shape.d_ff, shape.gated, kept, dropout
+        )  # fmt: skip
+
+    @property
+    def operations(self) -> int:
+        """Of one token in all maps of a layer without cross-attention."""
+        attention = 2 * self.d_model * (self.inner + self.kv_inner)
+        return 2 * (attention + (3 if self.gated else 2) * self.d_model * self.d_ff)
+
+    @property
+    def cross(self) -> int:
+        """Of one token in half of the maps of cross-attention: queries and output, or keys and values."""
+        return 2 * 2 * self.d_model * self.inner
+
+
+def tokens_of(config: RunConfig, parts: Parts) -> dict[str, int]:
+    """Who reads → tokens per optimizer step, at the configured limits."""
+    data, training = config.data, config.training
+    query, target = training.batch_size * _query(config), training.batch_size * data.max_target_length
+    # One sequence has both; the last token of an answer is predicted and not read.
+    tokens = (
+        {"main encoder": query, "main decoder": target}
+        if parts.shape.has_encoder
+        else {"main model": query + target - training.batch_size}
+    )
+    if config.model.weights == "generated":
+        tokens["hypernetwork"] = training.batch_size // training.queries_per_task * data.max_demonstrations_length
+    return tokens
+
+
+def operations(config: RunConfig, parts: Parts) -> float:
+    """Of one optimizer step, over all devices."""
+    main = _of_t5(config, parts) if parts.shape.has_encoder else _of_decoder_only(config, parts)
+    return float(main + _of_hypernetwork(config, parts))
+
+
+def _of_t5(config: RunConfig, parts: Parts) -> float:
+    t5: Any = parts.main.config
+    data, batch = config.data, config.training.batch_size
+    layer = Layer.of_t5(t5)
+    query, target = _query(config), data.max_target_length
+    seen = query + (data.max_demonstrations_length if config.model.fusion and _generated(parts) else 0)
+    depth, trained = _decoder_layers(t5), config.model.train_main
+    encoder = batch * query * t5.num_layers * layer.operations, batch * query * t5.num_layers * 4 * query * layer.inner
+    maps = batch * depth * (target * (layer.operations + layer.cross) + seen * layer.cross)
+    decoder = maps, batch * depth * target * 4 * (target + seen) * layer.inner
+    logits = batch * target * 2 * t5.d_model * t5.vocab_size
+    # Without blocks in the encoder, no gradient has to go through a frozen one.
+    back = trained or bool(config.model.peft)
+    total = _both_ways(*encoder, trained) if back else sum(encoder)
+    total += _both_ways(decoder[0] + logits, decoder[1], trained)
+    return total + (sum(encoder) + sum(decoder) if config.model.gradient_checkpointing else 0)
+
+
+def _both_ways(maps: float, attention: float, trained: bool) -> float:
+    """Operations of forward and backward pass, of those of the forward pass."""
+    return maps * (3 if trained else 2) + 3 * attention
+
+
+def _of_decoder_only(config: RunConfig, parts: Parts) -> float:
+    batch, target = config.training.batch_size, config.data.max_target_length
+    layer = Layer.of_decoder_only(parts.main.config, config.model.attention)
+    length = _query(config) + target - 1
+    tokens = batch * length * parts.shape.decoder_layers
+    maps, attention = tokens * layer.operations, tokens * 4 * (length + _prefix(config)) * layer.inner
+    logits = batch * target * 2 * layer.d_model * parts.main.config.vocab_size
+    total = _both_ways(maps + logits, attention, config.model.train_main)
+    return total + (maps + attention if config.model.gradient_checkpointing else 0)
+
+
+def _of_hypernetwork(config: RunConfig, parts: Parts) -> float:
+    network = parts.peft_source
+    if not isinstance(network, HyperNetwork):
+        return 0.0
+    t5 = T5Config(**network.config.t5)
+    layer, read = Layer.of_t5(t5), config.data.max_demonstrations_length
+    total: float = read * t5.num_layers * (layer.operations + 4 * read * layer.inner)
+    if network.decoder is not None and network.scheme is not None:
+        vectors = network.scheme.positions
+        per_vector = layer.operations + layer.cross + 4 * (vectors + read) * layer.inner
+        total += config.model.decoder_layers * (vectors * per_vector + read * layer.cross)
+    total += sum(_of_head(head) for head in network.heads.heads())
+    return 3 * total * (config.training.batch_size // config.training.queries_per_task)
+
+
+def _of_head(head: Any) -> float:
+    d_model, block = head.first.in_features, head.block
+    return 2.0 * block.layers * (head.first.weight.numel() + block.rows * d_model * block.width)
+
+
+def activations(config: RunConfig, parts: Parts, devices: int) -> float:
+    """Bytes that one pass keeps for its backward pass, at the configured lengths."""
+    model, training = config.model, config.training
+    queries = training.micro_batch_size or training.batch_size // devices
+    size = 2 if training.bf16 else 4
+    total = (_of_t5_pass if parts.shape.has_encoder else _of_decoder_only_pass)(config, parts, queries, size)
+    # Logits, their softmax in float32, and its gradient.
+    total += queries * config.data.max_target_length * parts.main.config.vocab_size * (size + 8)
+    network = parts.peft_source
+    if isinstance(network, HyperNetwork):
+        t5 = T5Config(**network.config.t5)
+        layer, read = Layer.of_t5(t5), config.data.max_demonstrations_length
+        passes = math.ceil(queries / training.queries_per_task)
+        dropout = (layer.dropout if model.dropout is None else model.dropout) > 0
+        checkpointed = model.gradient_checkpointing
+        total += _stack(layer, passes, read, read, t5.num_layers, size, checkpointed, dropout=dropout)
+        rows = sum(head.block.layers * head.block.rows for head in network.heads.heads())
+        total += passes * rows * t5.d_model * 3 * size
+        if network.decoder is not None:
+            total += passes * model.decoder_layers * read * 2 * layer.inner * size
+    return total * OVERHEAD
+
+
+def _of_t5_pass(config: RunConfig, parts: Parts, queries: int, size: int) -> float:
+    model, data = config.model, config.data
+    t5: Any = parts.main.config
+    layer, prefix, query = Layer.of_t5(t5), _prefix(config), _query(config)
+    # A frozen main model has none.
+    dropout = model.train_main and layer.dropout > 0
+    total = 0.0
+    if model.train_main or model.peft:
+        total += _stack(
+            layer, queries, query, query + prefix, t5.num_layers, size, model.gradient_checkpointing, dropout=dropout
+        )
+    fused = data.max_demonstrations_length if model.fusion and _generated(parts) else 0
+    return total + _stack(
+        layer, queries, data.max_target_length, data.max_target_length + prefix, _decoder_layers(t5), size,
+        model.gradient_checkpointing, memory=query + fused, dropout=dropout,
+    )  # fmt: skip
+
+
+def _of_decoder_only_pass(config: RunConfig, parts: Parts, queries: int, size: int) -> float:
+    model = config.model
+    layer = Layer.of_decoder_only(parts.main.config, model.attention)
+    length = _query(config) + config.data.max_target_length - 1
+    return _stack(
+        layer, queries, length, length + _prefix(config), parts.shape.decoder_layers, size,
+        model.gradient_checkpointing, dropout=model.train_main and layer.dropout > 0,
+    )  # fmt: skip
+
+
+def _stack(
+    layer: Layer,
+    batch: int,
+    tokens: int,
+    keys: int,
+    layers: int,
+    size: int,
+    checkpointed: bool,
+    *,
+    memory: int = 0,
+    dropout: bool = False,
+) -> float:
+    """Bytes of a stack's activations; `memory` is how many tokens a decoder's cross-attention sees."""
+    # Per token: residual stream and norms (hidden and normed of each sub-layer), q, k, v, the attention's output,
+    # and the feed-forward's inner activations (two maps, the activation and the product where gated).
+    sublayers = 3 if memory else 2
+    per_token: float = sublayers * 3 * layer.d_model + 4 * layer.inner + (4 if layer.gated else 2) * layer.d_ff
+    attention: float = 2 * layer.heads * tokens * keys if layer.scores_kept else 0
+    if dropout:
+        # What it gives is kept beside what it was given, with a mask of a byte each.
+        kept = 1 + 1 / size
+        per_token += kept * (sublayers * layer.d_model + layer.d_ff)
+        attention += kept * layer.heads * tokens * keys
+    per_layer = batch * (tokens * per_token + attention) * size
+    if memory:
+        per_layer += batch * (2 * memory + 2 * tokens) * layer.inner * size
+    if not checkpointed:
+        return layers * per_layer
+    return per_layer + layers * batch * (tokens + memory) * layer.d_model * size
+
+
+def _query(config: RunConfig) -> int:
+    """Tokens of one input of the main model, at its limit."""
+    data = config.data
+    return data.max_demonstrations_length if data.demonstrations_to == "main" else data.max_query_length
+
+
+def _prefix(config: RunConfig) -> int:
+    return sum(kind.get("length", 32) for kind in config.model.peft if kind["kind"] == "prefix")
+
+
+def _generated(parts: Parts) -> bool:
+    return isinstance(parts.peft_source, HyperNetwork)
+
+
+def _decoder_layers(t5: T5Config) -> int:
+    return t5.num_decoder_layers or t5.num_layers
