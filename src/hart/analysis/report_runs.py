@@ -7,6 +7,7 @@ cannot be read is said and left out of the scores.
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -21,6 +22,7 @@ from hart.data.p3.names import dataset_of, held_out
 from hart.errors import HartError
 from hart.training.config import RunConfig
 from hart.training.run_folder import read_metrics
+from hart.training.sweep_table import LISTING_FILE, read_listing
 
 METRICS = {"procedural": ("exact_match", "rouge_l"), "p3": ("accuracy",)}
 """Scores of a collection, the one that counts first; of all others ROUGE-L counts, then exact match."""
@@ -216,12 +218,10 @@ def in_short(numbers: Sequence[int]) -> str:
 
 def _listing(folder: Path) -> dict[str, Any]:
     """What the sweep wrote of its rows and their order; of one that wrote nothing, the rows of its table."""
-    try:
-        found = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-        if isinstance(found, dict) and isinstance(found.get("rows"), dict):
-            return found
-    except (OSError, ValueError):
-        pass
+    with suppress(OSError, ValueError, AttributeError):
+        found = json.loads((folder / LISTING_FILE).read_text(encoding="utf-8"))
+        if rows := read_listing(folder):
+            return {"study": found.get("study"), "rows": rows}
     try:
         table = json.loads((folder / "table.json").read_text(encoding="utf-8"))
         return {"rows": {row["system"]: {} for row in table}}
