@@ -241,3 +241,12 @@ def keep_random_state() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Any]:
+    """Chromium; it saves what it downloads in `tmp_path / "got"`."""
+    from browsing import chromium
+
+    with chromium(tmp_path / "got") as driver:
+        yield driver

@@ -39,7 +39,7 @@ def test_scores_and_differences_are_those_of_the_runs(sweep_folder: Write) -> No
     expected = paired(scores["causal"], scores["hart"], np.ones(12))
     for column, interval, p in (
         ("over seeds", expected.over_seeds, expected.seeds_p),
-        ("over seeds and tasks", expected.over_both, expected.tasks_p),
+        ("over seeds and tasks", expected.over_both, expected.both_p),
     ):
         cell = one(made, table="differences-procedural", row="causal", column=column)
         assert interval is not None
@@ -129,11 +129,14 @@ def test_what_is_not_finished_is_said_and_left_out(sweep_folder: Write) -> None:
     write_run(folder, "causal", 2, finished=False)
     (folder / "hart" / "seed-1" / "results.json").write_text("{")
     listing = json.loads((folder / "study.json").read_text())
-    listing["rows"]["lora"] = {"seeds": [0, 1], "paper": []}
+    listing["rows"] |= {name: {"seeds": [0, 1]} for name in ("lora", "prefix_tuning")} | {
+        "hint": {"seeds": [0, 1, 2, 3]}
+    }
+    listing["rows"]["hart"]["seeds"].append(7)
     (folder / "study.json").write_text(json.dumps(listing))
     made = report(folder)
     told = " ".join(made.study.notes)
-    assert "Not begun (seeds): lora (0, 1)." in told
+    assert "Not begun: hart (seed 7); lora, prefix_tuning (seeds 0, 1); hint (seeds 0–3)." in told
     assert "causal, seed 2: unfinished, step 50 of 100; it is not in the scores." in told
     assert "hart, seed 1: results.json cannot be read" in told
     assert "One seed only, so no deviation and no interval over seeds: hart." in told
@@ -144,12 +147,16 @@ def test_what_is_not_finished_is_said_and_left_out(sweep_folder: Write) -> None:
 
 
 def test_a_page_of_its_own(sweep_folder: Write, tmp_path: Path) -> None:
-    diagnostics = {"collapse": {"cosine": 0.9}, "note": "text"}
+    diagnostics = {"one_state": False, "layer_cosine": 0.9, "variance": {"tasks": 0.25}, "effective_rank": None}
+    diagnostics["scores"] = {"own": {"exact_match": 61.0}, "another_task": {"exact_match": 3.0}}
     folder = sweep_folder(("hart", "causal"), (0, 1), diagnostics=diagnostics, host={"torch": "2.13"})
     made = report(folder, output=tmp_path / "pages" / "own.html", against="causal")
     assert made.csv == tmp_path / "pages" / "own.csv" and not (folder / "report.html").exists()
     page = made.path.read_text(encoding="utf-8")
-    assert "Differences to causal" in page and "4 runs: torch 2.13" in page and "collapse.cosine" in page
+    assert "Differences to causal" in page and "4 runs: torch 2.13" in page
+    assert one(made, table="diagnostics", row="hart", column="cosine of layers, upper half")["value"] == "0.9"
+    assert ">variance between stacks</th>" in page and "variance between stacks" not in made.csv.read_text()
+    assert one(made, table="adaptations", row="causal", column="another task's")["value"] == "3.0"
     assert not re.search(r"""(?:src|href)=["'](?!#|data:)|url\(["']?(?!#)|@import|<script""", page), (
         "nothing from elsewhere"
     )
@@ -157,6 +164,16 @@ def test_a_page_of_its_own(sweep_folder: Write, tmp_path: Path) -> None:
     assert "hart train " in page
     again = report(folder, output=tmp_path / "again.html", against="causal")
     assert again.path.read_text() == page, "the same runs give the same page"
+
+
+def test_a_loss_that_is_not_finite_breaks_no_picture(sweep_folder: Write) -> None:
+    folder = sweep_folder(("hart", "causal"), (0,))
+    with (folder / "causal" / "seed-0" / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 110, "prediction_loss": NaN}\n5\n{"step": 120, "predic')
+    lost = folder / "hart" / "seed-0" / "run" / "metrics.jsonl"
+    lost.write_text('{"step": 10, "prediction_loss": NaN}\n')
+    page = report(folder).path.read_text(encoding="utf-8")
+    assert "nan" not in re.sub(r"[a-z]nan|nan[a-z]", "", page.partition('id="losses"')[2].partition("</section>")[0])
 
 
 def test_names_are_escaped(sweep_folder: Write) -> None:

@@ -1,13 +1,11 @@
 """The page in Chromium: adapt, ask, download, by keyboard, narrow. Skipped without a browser, in the CI a failure."""
 
-import os
-import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browsing import resize, shoot
 from selenium import webdriver
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
@@ -15,11 +13,6 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 from hart.model.export import unbundle
 
 from .conftest import running
-
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-SHOTS = os.environ.get("HART_SHOTS")
-"""A folder for screenshots, where they are wanted."""
 
 WIDER_THAN_ITS_CARD = """
 return [...document.querySelectorAll(".card *, .card")]
@@ -33,37 +26,6 @@ return [...document.querySelectorAll(".card *, .card")]
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with running("mini", "--store", tmp_path_factory.mktemp("store")) as (_, url):
         yield url
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Any]:
-    if BROWSER is None or DRIVER is None:
-        missing = "needs chromium and chromedriver, for example: apt-get install chromium chromium-driver"
-        pytest.fail(missing) if os.environ.get("CI") == "true" else pytest.skip(missing)
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(word)
-    options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path / "got")})
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    yield driver
-    complaints = [line for line in driver.get_log("browser") if "status of 401" not in line["message"]]
-    driver.quit()
-    assert complaints == []  # among them whatever the content policy forbade
-
-
-def resize(browser: Any, width: int, height: int) -> None:
-    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-
-
-def shoot(browser: Any, name: str, width: int) -> None:
-    if SHOTS:
-        height = browser.execute_script("return document.documentElement.scrollHeight")
-        resize(browser, width, height)
-        time.sleep(0.3)
-        browser.save_screenshot(str(Path(SHOTS) / name))
 
 
 def text(browser: Any, id: str) -> str:

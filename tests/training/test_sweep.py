@@ -14,11 +14,12 @@ import torch
 
 from hart.errors import HartError
 from hart.model.hart_model import HartModel
+from hart.runtime.files import write_json
 from hart.training.config import RunConfig
 from hart.training.sweep import sweep
 from hart.training.sweep_jobs import check_room, remaining, surroundings
 from hart.training.sweep_plan import SweepRun, plan
-from hart.training.sweep_table import markdown
+from hart.training.sweep_table import markdown, write_tables
 
 Build = Callable[..., RunConfig]
 
@@ -190,6 +191,32 @@ def test_mistakes(files: dict[str, Path], tmp_path: Path):
     runs: list[SweepRun] = plan(tmp_path / "other", [files["hart"]], [0])
     with pytest.raises(HartError, match="exists with other content"):
         sweep(tmp_path / "other", runs)
+
+
+def test_sweeps_that_share_a_folder_share_its_table(files: dict[str, Path], tmp_path: Path):
+    """What each sweep writes holds the rows and seeds of the other; a task is no pair of its own."""
+    out = tmp_path / "out"
+    runs = plan(out, list(files.values()), [0, 1])
+    scores = {("hart", 0): 40.0, ("hart", 1): 44.0, ("tuned", 0): 41.0, ("tuned", 1): 47.0}
+    for run in runs:
+        score = scores[run.name, run.seed]
+        tasks = {name: {"rouge_l": score} for name in "abcd"}
+        write_json(run.folder / "results.json", {"config": run.config.to_dict(), "rouge_l": score, "tasks": tasks})
+    write_json(out / "study.json", {"study": "out", "rows": {"hart": {}, "tuned": {}, "none": {}}})
+    (out / "tuned" / "seed-7").mkdir()
+    (out / "tuned" / "seed-7" / "results.json").write_text('{"rouge_l": 4')
+    rows = write_tables(out, runs[3:])
+    assert [(row["system"], row["runs"]) for row in rows] == [("hart", 2), ("tuned", 2)]
+    assert rows[1]["difference"] == pytest.approx(2.0) and rows[1]["difference_error"] == pytest.approx(1.0)
+    changed = plan(out, [files["hart"]], [0], ["--training.alpha", "2"])
+    assert [row["runs"] for row in write_tables(out, changed)] == [1, 2], "that of another configuration does not count"
+
+
+def test_what_lies_beside_the_runs_of_a_sweep_does_not_matter(tmp_path: Path):
+    """Figures, and the unfinished file of another sweep that is writing its table."""
+    for path in ("figures/fig3.png", ".hart-123", "study.json"):
+        write_json(tmp_path / path, {"rows": {}})
+    assert sweep(tmp_path, [], say=lambda line: None) == []
 
 
 def test_why_a_run_failed_is_told_in_any_locale(

@@ -14,6 +14,9 @@ from hart.analysis.figures_style import COLUMN, PAGE, Drawing, NotDrawable, Tabl
 
 STEPS, NATS = "optimizer step", "prediction loss\n(nats per target token)"
 
+INSIDE = 4
+"""Lines whose legend has room within the axes."""
+
 
 @dataclass(frozen=True)
 class Series:
@@ -138,7 +141,7 @@ def fig3_autoregression(groups: Sequence[Group]) -> Drawing:
         _lines(panel, [series for series in made if series.label in labels], groups)
         panel.set(xlabel=STEPS)
         log_axis(panel)
-        panel.legend()
+        _legend(panel)
     axes[0, 0].set_ylabel(NATS)
     return Drawing(figure, {"": _table(made, "prediction_loss")}, remarks)
 
@@ -163,12 +166,17 @@ def fig5_consistency_loss(groups: Sequence[Group]) -> Drawing:
     for panel, kind in zip(axes[0], kinds, strict=True):
         _lines(panel, [series for series in made if pairing[series.label] == kind], groups, positive=True)
         against = "same row one step before" if kind == "slots" else "newest states of the same task"
-        panel.set(xlabel=STEPS)
+        panel.set(xlabel=f"{STEPS}\npairing {kind}: against the {against}")
         log_axis(panel)
-        panel.set_title(f"pairing {kind}: against the {against}", fontsize=7)
-        panel.legend()
+        _legend(panel)
     axes[0, 0].set_ylabel(r"$\mathcal{L}_{\mathrm{cst}}$ (mean square)")
     return Drawing(figure, {"": _table(made, "consistency_loss")}, remarks)
+
+
+def _legend(axes: Axes) -> None:
+    """Within the axes; above them where there are too many lines for that."""
+    many = len(axes.get_legend_handles_labels()[1]) > INSIDE
+    axes.legend(**({"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2} if many else {}))
 
 
 def _lines(axes: Axes, made: Sequence[Series], groups: Sequence[Group], *, positive: bool = False) -> None:

@@ -224,7 +224,7 @@ def _read_steps(path: Path) -> Curves | None:
 
 
 def _read_means(path: Path, window: int) -> Curves | None:
-    rows = [row for row in _metrics(path) if isinstance(row, dict) and {"step", *LOSSES} <= row.keys()]
+    rows = [row for row in _metrics(path) if {"step", *LOSSES} <= row.keys()]
     names = ["step", *LOSSES]
     return _curves(np.array([[row[name] for name in names] for row in rows], float), names, window) if rows else None
 

@@ -179,7 +179,7 @@ def states_cosine(groups: Sequence[Group], reader: Reader) -> Drawing:
     for column, (group, made) in enumerate(found):
         mean = np.mean([each.cosines for each in made], axis=0)
         style = look[group.label]
-        matrices[column, 0].set_title(group.label, color=style["color"], fontsize=7)
+        matrices[column, 0].set_title(group.label, fontsize=7)
         for at, (stack, depth) in enumerate(zip(made[0].stacks, made[0].depths, strict=True)):
             panel, line = matrices[column, stacks[stack]], lines[stacks[stack]]
             matrix = mean[at, :depth, :depth]

@@ -57,7 +57,7 @@ def report(folder: Path, *, output: Path | None = None, against: str | None = No
     reports = tuple(of_collection(study, each, _against(study, each, against)) for each in study.collections)
     papers, costs, diagnostics = of_paper(study), of_costs(study), of_diagnostics(study)
     write_text(path, page(study, reports, papers, costs, diagnostics))
-    tables = [*(each.scores for each in reports), *papers, costs, *([diagnostics] if diagnostics else [])]
+    tables = [*(each.scores for each in reports), *papers, costs, *diagnostics]
     write_text(table, as_csv([*tables, *map(per_task, reports)], reports))
     return Report(path, table, study, reports)
 

@@ -22,7 +22,7 @@ _OF_THE_PAGE = {_INK: "currentColor", _QUIET: "var(--quiet)", _ACCENT: "var(--ac
 _STYLE: Any = {
     "svg.fonttype": "none",  # letters stay letters
     "svg.hashsalt": "hart",  # the same picture is the same file
-    "font.size": 9,
+    "font.size": 10,
     "text.color": _INK,
     "axes.labelcolor": _INK,
     "axes.edgecolor": _QUIET,
@@ -44,8 +44,9 @@ def scores(report: CollectionReport) -> str:
         figure, axes = _rows_figure(list(values))
         for place, own in enumerate(values.values()):
             axes.plot(own, [place] * len(own), "o", color=_ACCENT, alpha=0.6, markersize=5, markeredgewidth=0)
-            axes.plot([fmean(own)] * 2, [place - 0.3, place + 0.3], color=_INK, linewidth=1.6)
-        axes.set_xlabel(f"{METRIC_NAMES[report.metric]}, %: one dot per seed, the line is the mean")
+            if len(own) > 1:
+                axes.plot([fmean(own)] * 2, [place - 0.3, place + 0.3], color=_INK, linewidth=1.6)
+        axes.set_xlabel(f"{METRIC_NAMES[report.metric]}, %")
         return _svg(figure, f"{METRIC_NAMES[report.metric]} of each row and seed")
 
 
@@ -60,10 +61,7 @@ def differences(report: CollectionReport) -> str:
             if found.over_seeds:
                 axes.plot(found.over_seeds, [place - 0.16] * 2, color=_ACCENT, linewidth=3.5, solid_capstyle="butt")
             axes.plot([found.mean], [place], "o", color=_INK, markersize=4)
-        axes.set_xlabel(
-            f"points of {METRIC_NAMES[report.metric]} above {report.against.name}\n"
-            "thick: 95 % over seeds, thin: over seeds and tasks"
-        )
+        axes.set_xlabel(f"points of {METRIC_NAMES[report.metric]} above {report.against.name}")
         return _svg(figure, f"Differences to {report.against.name} with their intervals")
 
 
@@ -75,16 +73,18 @@ def losses(row: StudyRow, against: StudyRow, highest: float) -> str:
         if row is not against:
             axes.plot(*curve(against), color=_QUIET, linewidth=1)
         axes.plot(*curve(row), color=_ACCENT, linewidth=1.5)
-        axes.set(ylim=(0, highest), xlabel="step", ylabel="loss")
+        axes.set(xlim=(0, None), ylim=(0, highest), xlabel="step", ylabel="loss")
         return _svg(figure, f"Prediction loss of {row.name}")
 
 
 def curve(row: StudyRow) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Steps and losses of a row: the mean over the seeds that got as far, of at most `POINTS` stretches."""
     pairs = [(each["step"], each["prediction_loss"]) for run in row.runs for each in run.metrics]
-    if not pairs:
-        return np.empty(0), np.empty(0)
-    steps, values = np.array(pairs, dtype=float).T
+    steps, values = np.array(pairs, dtype=float).reshape(-1, 2).T
+    finite = np.isfinite(values)  # before the step at which a run broke off
+    steps, values = steps[finite], values[finite]
+    if not values.size:
+        return steps, values
     edges = np.linspace(0, steps.max(), POINTS + 1)
     place = np.clip(np.searchsorted(edges, steps, side="left") - 1, 0, POINTS - 1)
     count = np.bincount(place, minlength=POINTS)
@@ -94,7 +94,7 @@ def curve(row: StudyRow) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def highest_loss(rows: Sequence[StudyRow]) -> float:
-    """Where the axis of all loss pictures ends: above nine tenths of all values, so that one spike hides no curve."""
+    """Where the axis of all loss pictures ends: above nearly all values, so that one spike hides no curve."""
     values = np.concatenate([curve(row)[1] for row in rows] or [np.empty(0)])
     return float(np.quantile(values, 0.98) * 1.1) if values.size else 1.0
 

@@ -10,11 +10,12 @@ import yaml
 
 from hart.analysis import report_charts as charts
 from hart.analysis import report_statistics
-from hart.analysis.report_runs import COLLECTION_NAMES, METRIC_NAMES, Runs, StudyRow
+from hart.analysis.report_runs import COLLECTION_NAMES, METRIC_NAMES, Runs, StudyRow, in_short
 from hart.analysis.report_tables import Cell, CollectionReport, Table, per_task
+from hart.training.run_folder import FREE_FIELDS
 
-UNLIKE = ("training.seed", "training.output_dir", "model.init_from")
-"""Fields that differ from run to run and say nothing of the system."""
+UNLIKE = FREE_FIELDS | {"training.seed", "model.init_from"}
+"""Fields that say nothing of the system: they change no number, or differ from run to run."""
 
 
 def page(
@@ -22,16 +23,14 @@ def page(
     reports: Sequence[CollectionReport],
     papers: Sequence[Table],
     costs: Table,
-    diagnostics: Table | None,
+    diagnostics: Sequence[Table],
 ) -> str:
     """The whole document."""
     parts: list[tuple[str, str, str]] = []
     for report in reports:
         name = COLLECTION_NAMES.get(report.collection, report.collection)
         parts.append((f"of-{report.collection}", f"Results, {name}", _collection(report)))
-    parts += [(table.key, table.title, _table(table)) for table in papers]
-    if diagnostics:
-        parts.append((diagnostics.key, diagnostics.title, _table(diagnostics)))
+    parts += [(table.key, table.title, _table(table)) for table in (*papers, *diagnostics)]
     parts += [
         ("losses", "Loss curves", _losses(study, reports)),
         (costs.key, costs.title, _table(costs)),
@@ -45,7 +44,8 @@ def page(
         f'<section aria-labelledby="{key}"><h2 id="{key}">{escape(title)}</h2>{html}</section>'
         for key, title, html in parts
     )
-    css = files("hart.analysis").joinpath("report.css").read_text(encoding="utf-8")
+    sheets = (("hart.serving", "page/base.css"), ("hart.analysis", "report.css"))
+    css = "".join(files(package).joinpath(name).read_text(encoding="utf-8") for package, name in sheets)
     notes = "".join(f"<li>{escape(note)}</li>" for note in study.notes)
     warnings = f'<ul class="warnings" aria-label="What is missing">{notes}</ul>' if notes else ""
     return f"""<!doctype html>
@@ -73,20 +73,24 @@ def page(
 
 def _summary(study: Runs) -> str:
     runs = [run for row in study.rows for run in row.runs]
-    seeds = sorted({run.seed for run in runs})
+    absent = [seed for seeds in study.absent.values() for seed in seeds]
+    rows = {*(row.name for row in study.rows), *study.absent}
+    seeds = in_short(sorted({*(run.seed for run in runs), *absent}))
     done = sum(run.results is not None for run in runs)
     bases = sorted({str(row.config["model.base"]) for row in study.rows})
     return (
-        f"{len(study.rows)} rows, seeds {', '.join(map(str, seeds))}; {done} of {len(runs)} runs are finished. "
+        f"Rows: {len(rows)}. Seeds: {seeds}. Finished: {done} of {len(runs) + len(absent)} runs. "
         f"Base: {', '.join(bases)}. Scores are percent; ± is the standard deviation over seeds."
     )
 
 
 def _collection(report: CollectionReport) -> str:
-    parts = [f"<p>{escape(finding(report))}</p>", _table(report.scores), _figure(charts.scores(report))]
+    parts = [f"<p>{escape(finding(report))}</p>", _table(report.scores)]
+    parts.append(_figure(charts.scores(report), "A dot is a seed, a line the mean."))
     if report.compared:
         parts += [f"<h3>{escape(report.compared.title)}</h3>", _table(report.compared)]
-        parts.append(_figure(charts.differences(report)))
+        said = "Dot: the difference. Thick line: its 95 % over seeds; thin line: over seeds and tasks."
+        parts.append(_figure(charts.differences(report), said))
     tasks = per_task(report)
     parts.append(f"<details><summary>{escape(tasks.title)}</summary>{_table(tasks, 'task')}</details>")
     return "".join(parts)
@@ -110,16 +114,21 @@ def finding(report: CollectionReport) -> str:
 
 
 def _table(table: Table, first: str = "row") -> str:
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in (first, *table.columns))
+    head = "".join(f'<th scope="col">{_breaking(name)}</th>' for name in (first, *table.columns))
     lines = []
     for label, note, cells in table.rows:
         small = f"<small>{escape(note)}</small>" if note and note != label else ""
         own = "".join(_cell(cell) for cell in cells)
-        lines.append(f'<tr><th scope="row">{escape(label)}{small}</th>{own}</tr>')
+        lines.append(f'<tr><th scope="row">{_breaking(label)}{small}</th>{own}</tr>')
     notes = f'<p class="note">{escape(" ".join(table.notes))}</p>' if table.notes else ""
     return (
         _scrolling(table.title, f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>") + notes
     )
+
+
+def _breaking(name: str) -> str:
+    """Escaped; a long name may go on in the next line behind each `_`."""
+    return escape(name).replace("_", "_<wbr>")
 
 
 def _cell(cell: Cell) -> str:
@@ -132,8 +141,8 @@ def _scrolling(label: str, html: str) -> str:
     return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}">{html}</div>'
 
 
-def _figure(svg: str) -> str:
-    return f'<figure class="wide">{svg}</figure>'
+def _figure(svg: str, caption: str) -> str:
+    return f'<figure class="wide">{svg}<figcaption class="note">{escape(caption)}</figcaption></figure>'
 
 
 def _losses(study: Runs, reports: Sequence[CollectionReport]) -> str:
@@ -162,7 +171,7 @@ def _configurations(study: Runs) -> str:
         changed = differing(first, row)
         words = "<br>".join(f"<code>{escape(name)}: {escape(value)}</code>" for name, value in changed.items())
         lines.append(
-            f'<tr><th scope="row">{escape(row.name)}</th><td class="text">{words or "no difference"}</td></tr>'
+            f'<tr><th scope="row">{_breaking(row.name)}</th><td class="text">{words or "no difference"}</td></tr>'
         )
     heads = f'<th scope="col">row</th><th scope="col" class="text">differs from {escape(first.name)} in</th>'
     table = f"<table><thead><tr>{heads}</tr></thead>"
@@ -200,7 +209,7 @@ def _list(lines: Iterable[str]) -> str:
 
 def _commands(study: Runs) -> str:
     lines = [
-        f'<tr><th scope="row">{escape(run.row)}, seed {run.seed}</th>'
+        f'<tr><th scope="row">{_breaking(run.row)}, seed {run.seed}</th>'
         f'<td class="text"><code>{escape(run.command)}</code></td></tr>'
         for row in study.rows
         for run in row.runs

@@ -6,8 +6,9 @@ cannot be read is said and left out of the scores.
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -21,6 +22,7 @@ from hart.data.p3.names import dataset_of, held_out
 from hart.errors import HartError
 from hart.training.config import RunConfig
 from hart.training.run_folder import read_metrics
+from hart.training.sweep_table import LISTING_FILE, read_listing
 
 METRICS = {"procedural": ("exact_match", "rouge_l"), "p3": ("accuracy",)}
 """Scores of a collection, the one that counts first; of all others ROUGE-L counts, then exact match."""
@@ -89,13 +91,15 @@ class Runs:
     """A whole study.
 
     Attributes:
+        absent: row → the seeds that the study names and that are not begun.
         notes: what a reader should know before the numbers.
     """
 
     name: str
     folder: Path
     rows: tuple[StudyRow, ...]
-    notes: list[str] = field(default_factory=list)
+    absent: Mapping[str, tuple[int, ...]]
+    notes: list[str]
 
     @property
     def collections(self) -> list[str]:
@@ -172,8 +176,7 @@ def read_runs(folder: Path) -> Runs:
         raise HartError(f"{folder}: no sweep, there is no NAME/seed-N in it; give the OUT of hart sweep")
     listing = _listing(folder)
     names = list(dict.fromkeys([*listing.get("rows", {}), *(path.parent.name for path in found)]))
-    notes: list[str] = []
-    absent: list[str] = []
+    absent: dict[str, tuple[int, ...]] = {}
     rows = []
     for name in names:
         own = sorted((path for path in found if path.parent.name == name), key=lambda path: int(path.name[5:]))
@@ -181,14 +184,13 @@ def read_runs(folder: Path) -> Runs:
         said = listing.get("rows", {}).get(name, {})
         missing = sorted({*said.get("seeds", [])} - {run.seed for run in runs})
         if missing:
-            absent.append(f"{name} ({', '.join(map(str, missing))})")
+            absent[name] = tuple(missing)
         if runs:
             rows.append(StudyRow(name, tuple(runs), _places(folder, name, said, runs)))
-    if absent:
-        notes.append(f"Not begun (seeds): {', '.join(absent)}.")
+    notes = [f"Not begun: {_by_seeds(absent)}."] if absent else []
     for run in (run for row in rows for run in row.runs if run.problem):
         notes.append(f"{run.row}, seed {run.seed}: {run.problem}; it is not in the scores.")
-    study = Runs(str(listing.get("study") or folder.resolve().name), folder, tuple(rows), notes)
+    study = Runs(str(listing.get("study") or folder.resolve().name), folder, tuple(rows), absent, notes)
     if not study.collections:
         first = f" ({notes[0].rstrip('.')})" if notes else ""
         raise HartError(f"{folder}: no run has scores as yet{first}; report when one is finished")
@@ -197,14 +199,29 @@ def read_runs(folder: Path) -> Runs:
     return study
 
 
+def _by_seeds(rows: Mapping[str, tuple[int, ...]]) -> str:
+    """Rows with the same seeds together: `a, b (seeds 0–4); c (seed 2)`."""
+    together: dict[tuple[int, ...], list[str]] = {}
+    for name, seeds in rows.items():
+        together.setdefault(seeds, []).append(name)
+    return "; ".join(
+        f"{', '.join(names)} (seed{'s' if len(seeds) > 1 else ''} {in_short(seeds)})"
+        for seeds, names in together.items()
+    )
+
+
+def in_short(numbers: Sequence[int]) -> str:
+    """`0–4`, or `0, 2, 5` where they are not three or more in a row; given in order."""
+    first, last = numbers[0], numbers[-1]
+    return f"{first}–{last}" if len(numbers) == last - first + 1 > 2 else ", ".join(map(str, numbers))
+
+
 def _listing(folder: Path) -> dict[str, Any]:
     """What the sweep wrote of its rows and their order; of one that wrote nothing, the rows of its table."""
-    try:
-        found = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-        if isinstance(found, dict) and isinstance(found.get("rows"), dict):
-            return found
-    except (OSError, ValueError):
-        pass
+    with suppress(OSError, ValueError, AttributeError):
+        found = json.loads((folder / LISTING_FILE).read_text(encoding="utf-8"))
+        if rows := read_listing(folder):
+            return {"study": found.get("study"), "rows": rows}
     try:
         table = json.loads((folder / "table.json").read_text(encoding="utf-8"))
         return {"rows": {row["system"]: {} for row in table}}
@@ -246,8 +263,8 @@ def _read_run(folder: Path) -> Run | None:
     except (OSError, UnicodeDecodeError):
         metrics = ()
     if problem == "unfinished":
-        done = metrics[-1]["step"] if metrics else 0
-        problem = f"unfinished, step {done} of {config['training.max_steps']}"
+        done, whole = metrics[-1]["step"] if metrics else 0, config["training.max_steps"]
+        problem = f"unfinished, step {done} of {whole}" if done < whole else "trained, but not scored"
     return Run(folder.parent.name, int(folder.name[5:]), folder, config, results, metrics, problem)
 
 

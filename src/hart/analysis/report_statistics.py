@@ -6,13 +6,14 @@ independent. One that treats them as seeds × tasks independent numbers is too s
 
 - *Would other seeds say the same, on these tasks?* One number for each seed, the mean of d over tasks; their mean has
   Student's t interval with one degree of freedom less than seeds, and the p-value of the paired t test.
-- *Would other seeds and other tasks say the same?* The crossed bootstrap: seeds and tasks are drawn with replacement,
-  independently of each other, and the mean of d over the drawn rows and columns is taken; the interval holds its
-  middle 95 %. With few seeds it is too narrow (seeds drawn from two are often the same one): read it beside the
-  interval over seeds. The p-value beside it is that of the permutation test over tasks: under the hypothesis that the
-  two systems are alike, each task's scores (the mean over seeds, a task's seeds stay together) may be swapped.
+- *Would other seeds and other tasks say the same?* Seeds, tasks and what is left of d each add to the variance of the
+  mean: V = V(seeds) + V(tasks) − V(rest), as the first two both hold the third, and at least the larger of these two.
+  The interval and the p-value are Student's with this V and Satterthwaite's degrees of freedom. (Clark's quasi-F for
+  subjects × items. With one seed, tasks alone count: it is the paired t test over tasks.)
 
-No p-value is corrected for the number of rows that are compared.
+In simulations with 8 to 119 tasks the 95 % interval over both held the true difference in 92 to 99 % of the cases with
+three seeds or five, whatever of d was the seeds' and the tasks' part, and in 86 to 98 % with two. No p-value is
+corrected for the number of rows that are compared.
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 CONFIDENCE = 0.95
-RESAMPLES = 10_000
+ALIKE = 1e-9
+"""Points by which numbers that are the same may differ in rounding."""
 
 Scores = NDArray[np.float64]
 Interval = tuple[float, float]
@@ -30,14 +32,14 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two systems, in points; what too few seeds or tasks cannot say is None.
+    """Of two systems, in points; what too few seeds or tasks, or differences without variance, cannot say is None.
 
     Attributes:
         mean: weighted over tasks, as the score itself.
         over_seeds: Student's t interval of the means of seeds.
         seeds_p: of the paired t test over seeds.
-        over_both: interval of the crossed bootstrap over seeds and tasks.
-        tasks_p: of the permutation test over tasks.
+        over_both: interval over seeds and tasks.
+        both_p: of the test over seeds and tasks.
     """
 
     mean: float
@@ -46,7 +48,7 @@ class Difference:
     over_seeds: Interval | None
     seeds_p: float | None
     over_both: Interval | None
-    tasks_p: float | None
+    both_p: float | None
 
 
 def paired(scores: Scores, others: Scores, weights: Scores) -> Difference:
@@ -57,42 +59,45 @@ def paired(scores: Scores, others: Scores, weights: Scores) -> Difference:
         others: of the system that it is compared with, the same seeds and tasks.
         weights: `[tasks]`, of each task in the score: its instances, or 1 of each column of P3.
     """
-    seeds, tasks = scores.shape
-    weights = weights / weights.sum()
-    by_seed = (scores - others) @ weights
-    over_seeds, seeds_p = None, None
-    if seeds > 1 and np.ptp(by_seed) > 0:
-        test = stats.ttest_rel(scores @ weights, others @ weights)
-        low, high = test.confidence_interval(CONFIDENCE)
-        over_seeds, seeds_p = (float(low), float(high)), float(test.pvalue)
-    over_both, tasks_p = None, None
-    if tasks > 1:
-        over_both = crossed_bootstrap(scores - others, weights)
-        tasks_p = permutation_p(scores.mean(0), others.mean(0), weights)
-    return Difference(float(by_seed.mean()), seeds, tasks, over_seeds, seeds_p, over_both, tasks_p)
-
-
-def crossed_bootstrap(differences: Scores, weights: Scores) -> Interval:
-    """The middle 95 % of the mean of `[seeds, tasks]` over seeds and tasks drawn with replacement."""
+    differences, weights = scores - others, weights / weights.sum()
     seeds, tasks = differences.shape
-    random = np.random.default_rng(0)
-    drawn_seeds = random.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES) / seeds
-    drawn_tasks = random.multinomial(tasks, np.full(tasks, 1 / tasks), RESAMPLES) * weights
-    means = ((drawn_seeds @ differences) * drawn_tasks).sum(1) / drawn_tasks.sum(1)
-    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)
+    by_seed = differences @ weights
+    mean, too_few = float(by_seed.mean()), (None, None)
+    over_seeds = students(mean, by_seed.var(ddof=1) / seeds, seeds - 1) if seeds > 1 else too_few
+    over_both = students(mean, *crossed_variance(differences, weights)) if tasks > 1 else too_few
+    return Difference(mean, seeds, tasks, *over_seeds, *over_both)
 
 
-def permutation_p(scores: Scores, others: Scores, weights: Scores) -> float:
-    """Two-sided p-value of swapping the systems' scores in each of `[tasks]`; few swaps are tried all."""
+def students(mean: float, variance: float, freedom: float) -> tuple[Interval | None, float | None]:
+    """Student's interval and two-sided p-value of a mean with this variance; None where it has none."""
+    error = variance**0.5
+    if error < ALIKE:
+        return None, None
+    half = error * float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
+    return (mean - half, mean + half), 2 * float(stats.t.sf(abs(mean) / error, freedom))
 
-    def statistic(one: Scores, other: Scores, axis: int) -> Scores:
-        return np.asarray(((one - other) * weights).sum(axis=axis))
 
-    test = stats.permutation_test(
-        (scores, others), statistic, permutation_type="samples", n_resamples=RESAMPLES - 1, vectorized=True, rng=0
-    )
-    return float(test.pvalue)
+def crossed_variance(differences: Scores, weights: Scores) -> tuple[float, float]:
+    """Variance of the weighted mean of `[seeds, tasks]`, both drawn at random, and its degrees of freedom.
+
+    Args:
+        weights: `[tasks]`, their sum 1. Equal ones give the mean squares of the two-way analysis of variance.
+    """
+    seeds, tasks = differences.shape
+    by_seed, by_task = differences @ weights, differences.mean(0)
+    mean = by_seed.mean()
+    squares = tasks / (tasks - 1) * weights**2
+    of_tasks = float(squares @ (by_task - mean) ** 2)
+    if seeds == 1:
+        return of_tasks, tasks - 1
+    of_seeds = float(by_seed.var(ddof=1) / seeds)
+    rest = differences - by_task - by_seed[:, None] + mean
+    of_rest = float(squares @ (rest**2).sum(0)) / (seeds * (seeds - 1))
+    whole = of_seeds + of_tasks - of_rest
+    if whole <= max(of_seeds, of_tasks):  # one of the two adds nothing
+        return (of_seeds, seeds - 1) if of_seeds > of_tasks else (of_tasks, tasks - 1)
+    parts = of_seeds**2 / (seeds - 1) + of_tasks**2 / (tasks - 1) + of_rest**2 / ((seeds - 1) * (tasks - 1))
+    return whole, whole**2 / parts
 
 
 def mean_and_deviation(values: list[float]) -> tuple[float, float | None]:

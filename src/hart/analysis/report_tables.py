@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
@@ -22,8 +22,12 @@ from hart.analysis.report_runs import (
     overall,
 )
 from hart.analysis.report_statistics import Difference, Interval, mean_and_deviation, paired
+from hart.evaluation.diagnostics import CAUSES
+from hart.evaluation.other_adaptations import IN_WORDS
 
 MISSING = "–"
+MANY = 10
+"""Comparisons from which on a note says how many of them chance alone would call different."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,7 @@ def _compared(study: Runs, collection: str, against: StudyRow, differences: dict
     lines = []
     for name, found in differences.items():
         seeds = Cell(interval=found.over_seeds, p=found.seeds_p) if found.over_seeds else Cell(text="no interval")
-        both = Cell(interval=found.over_both, p=found.tasks_p) if found.over_both else Cell(text="no interval")
+        both = Cell(interval=found.over_both, p=found.both_p) if found.over_both else Cell(text="no interval")
         pairs = Cell(text=f"{found.seeds} × {found.tasks}")
         lines.append((name, "", (Cell(found.mean, form="+.1f"), seeds, both, pairs)))
     notes = []
@@ -150,14 +154,17 @@ def _compared(study: Runs, collection: str, against: StudyRow, differences: dict
         notes.append("One seed: no interval over seeds; the other one is over tasks alone, for this very seed.")
     elif any(found.over_seeds is None for found in differences.values()):
         notes.append("No interval over seeds where all seeds give one difference.")
-    if any(1 < found.seeds < 5 for found in differences.values()):
+    if any(found.seeds == 2 for found in differences.values()):
+        notes.append("With two seeds the interval over seeds and tasks is too narrow where seeds differ much.")
+    if len(differences) >= MANY:
         notes.append(
-            "With fewer than five seeds the bootstrap is too narrow; the interval over seeds is the one to read."
+            f"{len(differences)} rows are compared, each at 5 %: if none differed, about {0.05 * len(differences):.0f} "
+            "would seem to."
         )
     titles = (
         f"difference, {metric}",
-        "95 % over seeds (t), paired t test",
-        "95 % over seeds and tasks (bootstrap), permutation test",
+        "95 % over seeds",
+        "95 % over seeds and tasks",
         "seeds × tasks",
     )
     return Table(f"differences-{collection}", f"Differences to {against.name}", titles, tuple(lines), tuple(notes))
@@ -245,31 +252,53 @@ def _mean(values: list[float], form: str) -> Cell:
     return Cell(fmean(values), None, len(values), form=form) if values else Cell()
 
 
-def of_diagnostics(study: Runs) -> Table | None:
-    """Every number of `diagnostics` in the results, mean ± deviation; None where no run has any."""
-    found = {
-        row.name: [_numbers(run.results.get("diagnostics")) for run in row.runs if run.results] for row in study.rows
-    }
-    names = list(dict.fromkeys(name for each in found.values() for numbers in each for name in numbers))
-    if not names:
-        return None
-    lines = tuple(
-        (row, "", tuple(_cell([each[name] for each in own if name in each], form=".3g") for name in names))
-        for row, own in found.items()
-        if any(own)
+_STATES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "cosine of layers, upper half": (".3f", ("layer_cosine",)),
+    **{f"variance between {words}": (".3f", ("variance", name)) for name, words in CAUSES.items()},
+    "effective rank": (".1f", ("effective_rank",)),
+    "cosine of parameters over tasks": (".3f", ("parameter_cosines", "all")),
+}
+"""Heading → format, and where the number lies in `diagnostics` of the results."""
+
+
+def of_diagnostics(study: Runs) -> list[Table]:
+    """What the states depend on, and the scores under other adaptations, mean ± deviation, as far as runs have them."""
+    found = [
+        (row, [each for run in row.runs if run.results and (each := run.results.get("diagnostics"))])
+        for row in study.rows
+    ]
+    found = [(row, own) for row, own in found if own]
+    if not found:
+        return []
+    states = tuple(
+        (row.name, "", tuple(_numbers(own, path, form) for form, path in _STATES.values())) for row, own in found
     )
-    return Table("diagnostics", "Diagnostics", tuple(name.replace("_", " ") for name in names), lines)
+    notes = ["Shares of variance add to 1. How to read each number: docs/diagnostics.md."]
+    if one := [row.name for row, own in found if any(each.get("one_state") for each in own)]:
+        notes.append(f"One state for all layers, so their cosine is 1: {', '.join(one)}.")
+    tables = [Table("diagnostics", "Diagnostics: layer states", tuple(_STATES), states, tuple(notes))]
+    kinds = [kind for kind in IN_WORDS if any(kind in each.get("scores", {}) for _, own in found for each in own)]
+    if kinds:
+        metrics = {row.name: metrics_of(row.collection)[0] for row, _ in found}
+        scores = tuple(
+            (row.name, "", tuple(_numbers(own, ("scores", kind, metrics[row.name])) for kind in kinds))
+            for row, own in found
+        )
+        title = f"Diagnostics: {' or '.join(dict.fromkeys(METRIC_NAMES[m] for m in metrics.values()))} by adaptation"
+        note = "From a few queries of each test task. Another task's adaptation should be far behind a task's own."
+        tables.append(Table("adaptations", title, tuple(IN_WORDS[kind] for kind in kinds), scores, (note,)))
+    return tables
 
 
-def _numbers(tree: Any, name: str = "") -> dict[str, float]:
-    """Names with dots → numbers of a tree; texts and lists are left out."""
-    if isinstance(tree, dict):
-        return {
-            key: value
-            for inner, each in tree.items()
-            for key, value in _numbers(each, f"{name}.{inner}".removeprefix(".")).items()
-        }
-    return {name: float(tree)} if isinstance(tree, int | float) and not isinstance(tree, bool) and name else {}
+def _numbers(trees: Sequence[Mapping[str, Any]], path: Sequence[str], form: str = ".1f") -> Cell:
+    """Of the number at one place in each tree, as far as it is there."""
+    found = []
+    for tree in trees:
+        value: Any = tree
+        for name in path:
+            value = value.get(name) if isinstance(value, Mapping) else None
+        found += [] if value is None else [float(value)]
+    return _cell(found, form=form)
 
 
 def as_csv(tables: Sequence[Table], reports: Sequence[CollectionReport]) -> str:
@@ -286,7 +315,7 @@ def as_csv(tables: Sequence[Table], reports: Sequence[CollectionReport]) -> str:
         for name, found in report.differences.items():
             for column, interval, p in (
                 ("over seeds", found.over_seeds, found.seeds_p),
-                ("over seeds and tasks", found.over_both, found.tasks_p),
+                ("over seeds and tasks", found.over_both, found.both_p),
             ):
                 low, high = interval or ("", "")
                 key = f"differences-{report.collection}"

@@ -18,7 +18,7 @@ def add_parser(subparsers: Any) -> None:
         description="""\
 Train each configuration with each seed and score it on the test tasks, each in a process of its own.
 The table has trained parameters, time, memory, losses, mean scores with their deviation over seeds, and the
-difference to the first configuration, paired by task and seed; hart report makes a page of it. What is
+difference to the first configuration, paired by seed; hart report makes a page of it. What is
 compared is named by configuration files, or by one study file: rows that change a base configuration, and
 grids of values that are chosen on validation tasks (docs/studies.md). A configuration that pre-trains on
 text is trained only; name it before the one that starts from it. A sweep that was interrupted goes on with

@@ -110,6 +110,7 @@ def _add_page(app: FastAPI) -> None:
             return FileResponse(_PAGE / name, media_type=media, headers={"Content-Security-Policy": _PAGE_POLICY})
 
     serve("/", "index.html", "text/html")
+    serve("/base.css", "base.css", "text/css")
     serve("/page.css", "page.css", "text/css")
     serve("/page.js", "page.js", "text/javascript")
 

@@ -264,14 +264,12 @@ def _append(path: Path, text: str) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a line cut short by a crash is left out."""
+    """The rows of a metrics.jsonl; a line cut short by a crash, or that is no row, is left out."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines():
-        try:
+        with suppress(json.JSONDecodeError):
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
+    return [row for row in rows if isinstance(row, dict) and "step" in row]
 
 
 def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

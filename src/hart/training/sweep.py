@@ -5,7 +5,6 @@ not done again: a sweep that was interrupted goes on with the same command, and 
 with other rows or seeds.
 """
 
-import json
 import signal
 import sys
 import threading
@@ -21,9 +20,8 @@ from hart.runtime.launch import POLL_SECONDS, TERMINATED
 from hart.training.run_folder import LOCK_FILE, HeldError
 from hart.training.sweep_jobs import Job, check_room, remaining, take_over
 from hart.training.sweep_plan import SweepRun
-from hart.training.sweep_table import TABLE_FILES, write_tables
+from hart.training.sweep_table import LISTING_FILE, TABLE_FILES, read_listing, write_tables
 
-LISTING_FILE = "study.json"
 OWN_FILES = frozenset({LOCK_FILE, LISTING_FILE, *TABLE_FILES, "report.html", "report.csv"})
 SAVING_SECONDS = 60
 """What interrupted runs have to save what they did."""
@@ -51,7 +49,9 @@ def sweep(
         SystemExit: SIGTERM came and was handed on; the runs in progress have saved what they did (status 143).
     """
     try:
-        foreign = out.exists() and (not out.is_dir() or any(not _ours(path, runs) for path in out.iterdir()))
+        # What lies beside the runs of an earlier sweep, such as figures, does not matter.
+        new = out.exists() and not (out / LISTING_FILE).is_file()
+        foreign = new and (not out.is_dir() or any(not _ours(path, runs) for path in out.iterdir()))
     except OSError as error:
         raise HartError(f"{out}: cannot be read ({error.strerror})") from error
     if foreign:
@@ -74,12 +74,9 @@ def _ours(path: Path, runs: Sequence[SweepRun]) -> bool:
 
 def _listing(out: Path, runs: Sequence[SweepRun]) -> dict[str, Any]:
     """Rows and seeds of these runs, behind those of earlier sweeps."""
-    try:
-        rows = json.loads((out / LISTING_FILE).read_text(encoding="utf-8"))["rows"]
-    except (OSError, ValueError, LookupError, TypeError):
-        rows = {}
+    rows = read_listing(out)
     for run in runs:
-        seeds = rows.setdefault(run.name, {"seeds": [], "paper": []})["seeds"]
+        seeds = rows.setdefault(run.name, {"seeds": [], "paper": []}).setdefault("seeds", [])
         seeds += [run.seed] if run.seed not in seeds else []
     return {"study": out.name, "rows": rows}
 

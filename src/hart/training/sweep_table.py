@@ -1,29 +1,60 @@
 """The table of a sweep: one row for each configuration, as Markdown and JSON."""
 
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from hart.runtime.files import write_json, write_text
-from hart.training.sweep_plan import SweepRun
+from hart.training.sweep_plan import RESULTS_FILE, SweepRun
 
 TABLE_FILES = ("table.md", "table.json")
+LISTING_FILE = "study.json"
+
+
+def read_listing(out: Path) -> dict[str, Any]:
+    """Row → what the folder of a sweep remembers of it, in the order of the study; empty where it remembers nothing."""
+    try:
+        rows = json.loads((out / LISTING_FILE).read_text(encoding="utf-8"))["rows"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
+    return {name: said for name, said in rows.items() if isinstance(said, dict)} if isinstance(rows, dict) else {}
 
 
 def write_tables(out: Path, runs: Sequence[SweepRun]) -> list[dict[str, Any]]:
-    """table.md and table.json from the results so far, one row for each configuration."""
-    names = list(dict.fromkeys(run.name for run in runs))
+    """table.md and table.json from the results so far, one row for each configuration.
+
+    Results of rows and seeds that are not among `runs`, such as those of another sweep in this folder, count as they
+    lie there.
+    """
     found = {(run.name, run.seed): run.results() for run in runs}
+    found |= _others(out, found)
+    held = {name for name, _ in found}
+    names = [name for name in dict.fromkeys([*read_listing(out), *(name for name, _ in found)]) if name in held]
     rows = [_row(name, [r for (n, _), r in found.items() if n == name and r], found, names[0]) for name in names]
     write_json(out / "table.json", rows)
     write_text(out / "table.md", markdown(rows))
     return rows
 
 
-def _row(
-    name: str, done: list[dict[str, Any]], found: dict[tuple[str, int], dict[str, Any] | None], first: str
-) -> dict[str, Any]:
+Results = dict[tuple[str, int], dict[str, Any] | None]
+"""Row and seed → what was found; None where it is not done."""
+
+
+def _others(out: Path, known: Results) -> Results:
+    found: Results = {}
+    for path in sorted(out.glob(f"*/seed-*/{RESULTS_FILE}")):
+        name, seed = path.parent.parent.name, path.parent.name.removeprefix("seed-")
+        if seed.isdecimal() and (name, int(seed)) not in known:
+            with suppress(OSError, ValueError):
+                content = json.loads(path.read_text(encoding="utf-8"))
+                found |= {(name, int(seed)): content} if isinstance(content, dict) else {}
+    return found
+
+
+def _row(name: str, done: list[dict[str, Any]], found: Results, first: str) -> dict[str, Any]:
     row: dict[str, Any] = {"system": name, "runs": len(done)}
     for key in ("trained_parameters", "seconds_per_step", "peak_memory_gib", "loss_start", "loss_end"):
         values = [result[key] for result in done if result.get(key) is not None]
@@ -32,14 +63,13 @@ def _row(
         scores = [result[key] for result in done if key in result]
         row[key] = fmean(scores) if scores else None
         row[f"{key}_deviation"] = stdev(scores) if len(scores) > 1 else None
-    # Paired by seed and task: what a task is like, and what a seed did to it, cancels out.
+    # Paired by seed, which cancels what a seed did to the data. All seeds answer the same tasks, so a task is no pair.
     by = "accuracy" if any("accuracy" in result for result in done) else "rouge_l"
     differences = [
-        found_score[by] - first_result["tasks"][task][by]
+        result[by] - other[by]
         for (system, seed), result in found.items()
-        if system == name and name != first and result and (first_result := found.get((first, seed)))
-        for task, found_score in result.get("tasks", {}).items()
-        if by in first_result.get("tasks", {}).get(task, {})
+        if system == name and name != first and result and (other := found.get((first, seed)))
+        if by in result and by in other
     ]
     row["difference"] = fmean(differences) if differences else None
     row["difference_error"] = stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else None
@@ -59,8 +89,8 @@ _COLUMNS: dict[str, tuple[str, str]] = {
     "exact_match": ("exact match", ".2f"),
     "accuracy": ("accuracy", ".2f"),
     "accuracy_deviation": ("±", ".2f"),
-    "difference": ("− first row's", "+.2f"),
-    "difference_error": ("± (standard error over tasks and seeds)", ".2f"),
+    "difference": ("− first row's ROUGE-L or accuracy", "+.2f"),
+    "difference_error": ("± (standard error over seeds)", ".2f"),
 }
 
 
