@@ -118,9 +118,10 @@ class InputFormat:
         Raises:
             HartError: a task without the definition that the format needs.
         """
+        begin = _begin(tokenizer)  # a decoder-only main model's, where it encodes the task itself
         if self.prompt_format == "prompts":
-            return self._encode_prompts(tokenizer, task, [], cuts)
-        return self._encode_instructions(tokenizer, task, "", cuts)
+            return begin + self._encode_prompts(tokenizer, task, [], cuts, taken=len(begin))
+        return begin + self._encode_instructions(tokenizer, task, "", cuts, taken=len(begin))
 
     def encode_input(
         self,
