@@ -104,7 +104,7 @@ def test_initial_rows_have_the_asked_standard_deviation_per_layer():
 
 
 def test_a_learned_part_is_added_to_what_is_generated():
-    """Zero at the start, the same for all tasks, and what reaches the main model where nothing is generated (B of LoRA)."""
+    """Zero at the start and the same for all tasks; LoRA's B is this part alone until its map is trained."""
     heads = RowBlockHeads([ENCODER, DECODER], D_MODEL, lambda _: slice(0, 2), bias=True)
     stds = {ENCODER.name: torch.ones(4), DECODER.name: torch.zeros(3)}
     heads.reset_parameters(stds)

@@ -103,7 +103,6 @@ def test_a_new_network_gives_the_states_on(main: PreTrainedModel) -> None:
 
 def test_several_layers_are_scaled_and_summed() -> None:
     to_memory = StatesToMemory(3, 8, 5)
-    to_memory.reset_parameters()
     assert to_memory.weights is not None and to_memory.weights.tolist() == pytest.approx([1 / 3] * 3)
     with torch.no_grad():
         to_memory.weights.copy_(torch.tensor([1.0, -2.0, 0.5]))

@@ -32,7 +32,6 @@ HEAD_WIDTH = 64
 def new_decoder(width: int, layers: int) -> dict[str, Any]:
     """The `T5_FIELDS` of a decoder that starts from no checkpoint, in the proportions of T5 v1.1; without tokens."""
     return {
-        "vocab_size": 1,
         "d_model": width,
         "d_kv": HEAD_WIDTH,
         # 8/3 of the width (Large has 2.75 of it, XL 2.5), in whole heads.

@@ -82,6 +82,20 @@ def _take(states: dict[int, Tensor], index: int, _: Tensor, output: Tensor) -> T
     return output
 
 
+class WidthMap(nn.Linear):
+    """A linear map between the widths of two networks, without bias: at first the identity where they are equal, else
+    one that keeps sizes."""
+
+    def __init__(self, width: int, other: int) -> None:
+        super().__init__(width, other, bias=False)
+
+    def reset_parameters(self) -> None:
+        if self.in_features == self.out_features:
+            nn.init.eye_(self.weight)
+        else:
+            nn.init.normal_(self.weight, std=self.in_features**-0.5)
+
+
 class StatesToMemory(nn.Module):
     """States of k layers → memory: each divided by its root mean square, a learned weighted sum, one linear map.
 
@@ -97,16 +111,9 @@ class StatesToMemory(nn.Module):
 
     def __init__(self, layers: int, width: int, d_model: int) -> None:
         super().__init__()
-        # One layer's weight would only scale the map.
-        self.weights = nn.Parameter(torch.empty(layers)) if layers > 1 else None
-        self.projection = nn.Linear(width, d_model, bias=False)
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """The mean of the layers, mapped as `near_identity`."""
-        if self.weights is not None:
-            nn.init.constant_(self.weights, 1 / len(self.weights))
-        near_identity(self.projection)
+        # At first their mean; one layer's weight would only scale the map.
+        self.weights = nn.Parameter(torch.full((layers,), 1 / layers)) if layers > 1 else None
+        self.projection = WidthMap(width, d_model)
 
     def forward(self, states: Sequence[Float[Tensor, "n s x"]]) -> Float[Tensor, "n s d"]:
         normed = [F.rms_norm(each.float(), each.shape[-1:]) for each in states]
@@ -114,12 +121,3 @@ class StatesToMemory(nn.Module):
             normed = [torch.einsum("knsx,k->nsx", torch.stack(normed), self.weights.float())]
         made: Tensor = self.projection(normed[0].to(self.projection.weight.dtype))
         return made
-
-
-@torch.no_grad()
-def near_identity(linear: nn.Linear) -> None:
-    """Draw a map between the widths of two networks: the identity where they are equal, else one that keeps sizes."""
-    if linear.in_features == linear.out_features:
-        nn.init.eye_(linear.weight)
-    else:
-        nn.init.normal_(linear.weight, std=linear.in_features**-0.5)

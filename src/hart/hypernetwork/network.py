@@ -21,7 +21,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, T5ForConditionalGene
 from hart.errors import HartError
 from hart.hypernetwork.config import T5_FIELDS, HyperNetworkConfig, new_decoder
 from hart.hypernetwork.heads import BlockHead, RowBlockHeads
-from hart.hypernetwork.main_states import MainStates, StatesToMemory, chosen_layers, near_identity
+from hart.hypernetwork.main_states import MainStates, StatesToMemory, WidthMap, chosen_layers
 from hart.hypernetwork.schemes.base import GenerationScheme, build_scheme, uses_decoder
 from hart.hypernetwork.schemes.bidirectional import Bidirectional
 from hart.hypernetwork.step_linear import step_linears
@@ -82,7 +82,7 @@ class HyperNetwork(PreTrainedModel):
         if config.encoder_layers is not None:
             self.to_memory = StatesToMemory(len(config.encoder_layers), self.shape.d_model, d_model)
         # Mapped once, for all layers of the main model.
-        self.to_front = nn.Linear(d_model, self.shape.d_model, bias=False) if config.memory_in_front else None
+        self.to_front = WidthMap(d_model, self.shape.d_model) if config.memory_in_front else None
         self.decoder: T5Stack | None = None
         self.scheme: GenerationScheme | None = None
         generated = [block for block in blocks if block.rows]
@@ -176,7 +176,7 @@ class HyperNetwork(PreTrainedModel):
             network.scheme.reset_parameters(embeddings.float().std().item())
             network.heads.reset_parameters(network._init_std(base))
         if network.to_front is not None:
-            near_identity(network.to_front)
+            network.to_front.reset_parameters()
         return network
 
     @classmethod
@@ -196,7 +196,7 @@ class HyperNetwork(PreTrainedModel):
         """A hypernetwork that reads the hidden states of `base`, a frozen decoder-only model, with a new decoder.
 
         Nothing starts from a checkpoint: the decoder, and the learnable inputs, as a new T5 has them; maps from and to
-        the width of `base` as `near_identity` draws them; heads as in `from_base`.
+        the width of `base` as `WidthMap` has them; heads as in `from_base`.
 
         Args:
             base: the main model; it is only read.
@@ -346,10 +346,6 @@ class HyperNetwork(PreTrainedModel):
             module.reset_parameters(self.config.stack_config(decoder=False).initializer_factor)
         elif isinstance(module, BlockHead):
             module.reset_parameters(self._init_std(None)[module.block.name])
-        elif isinstance(module, StatesToMemory):
-            module.reset_parameters()
-        elif module is self.to_front:
-            near_identity(module)
 
     def _init_std(self, main: PreTrainedModel | None) -> dict[str, Tensor]:
         std: dict[str, Tensor] = {}
