@@ -13,6 +13,8 @@ from transformers import PreTrainedModel, T5ForConditionalGeneration
 from hart.errors import HartError
 from hart.hypernetwork.main_states import MainStates, StatesToMemory, chosen_layers
 from hart.hypernetwork.network import HyperNetwork
+from hart.hypernetwork.schemes.base import SCHEMES
+from hart.peft.base import KINDS, check_blocks
 from hart.peft.injection import attach
 
 PEFT = [{"kind": "prefix", "length": 2}, {"kind": "lora", "rank": 2}]
@@ -86,6 +88,19 @@ def test_gradient_reaches_all_that_is_trained_and_nothing_of_the_main_model(main
     assert {"to_memory.weights", "to_memory.projection.weight", "to_front.weight"} < dict(
         network.named_parameters()
     ).keys()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_scheme_makes_every_kind_of_them(scheme: str) -> None:
+    peft = [{"kind": name} for name in KINDS]
+    network = network_of(prepared("llama"), scheme={"name": scheme}, peft=peft, width=48, head_bias=True)
+    output = network(*batch())
+    check_blocks(network.kinds, network.shape, output.blocks)
+    assert output.memory.shape == (3, 14, 48)
+    sum(values.square().sum() for values in output.blocks.values()).backward()  # type: ignore[union-attr]
+    unreached = {name for name, parameter in network.named_parameters() if parameter.grad is None}
+    assert not unreached
+    assert network.to_memory is not None and network.to_memory.projection.weight.grad.any()  # type: ignore[union-attr]
 
 
 def test_a_new_network_gives_the_states_on(main: PreTrainedModel) -> None:

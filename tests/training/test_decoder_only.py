@@ -151,6 +151,25 @@ def test_what_does_not_go_with_it_is_one_line(configured, model: dict[str, Any],
     assert "\n" not in str(refusal.value) and not Path(config.training.output_dir).exists()
 
 
+def test_pre_training_on_text_that_one_tokenizer_cuts(configured, tmp_path: Path) -> None:
+    """The base's own, where it encodes; a T5 beside it has another. Fine-tuning starts from what was pre-trained."""
+    (tmp_path / "text").mkdir()
+    lines = (json.dumps({"text": f"w{i} the cat sat on the mat " * 8}) + "\n" for i in range(8))
+    (tmp_path / "text" / "a.jsonl").write_text("".join(lines), encoding="utf-8")
+    lengths = {"max_train_instances": 100, "demonstrations": "fixed"}
+    text = {"collection": "four_segments", "dir": str(tmp_path / "text"), **lengths}
+    training = {"queries_per_task": 1}
+    with pytest.raises(HartError, match="one tokenizer; this base and hypernetwork have two"):
+        train(configured("two", data=text, training=training), quiet=True)
+    own = VARIANTS["main model"]
+    first = train(configured("text", model=own, data=text, training=training), quiet=True)
+    second = configured("tuned", model={**own, "init_from": str(first)}, training={"max_steps": 1})
+    assert train(second, quiet=True).is_dir()
+    other = configured("other", model={**own, "init_from": str(first), "encoder_layers": [1]})
+    with pytest.raises(HartError, match=r"model.init_from: .* has encoder_layers \[2\], this run \[1\]"):
+        train(other, quiet=True)
+
+
 def test_what_is_generated_from_the_main_models_states_is_exported_whole(configured, tmp_path: Path) -> None:
     lora = {"peft": [{"kind": "lora", "rank": 2, "targets": ["q", "v", "wo"]}], **VARIANTS["two layers, narrow"]}
     model = HartModel.from_pretrained(train(configured(model=lora), quiet=True))
