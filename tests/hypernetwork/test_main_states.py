@@ -103,6 +103,15 @@ def test_every_scheme_makes_every_kind_of_them(scheme: str) -> None:
     assert network.to_memory is not None and network.to_memory.projection.weight.grad.any()  # type: ignore[union-attr]
 
 
+def test_with_nothing_to_generate_it_is_the_memory_alone() -> None:
+    network = network_of(prepared("llama"), peft=[], memory_in_front=True)
+    output = network(*batch())
+    assert dict(network.named_parameters()).keys() == {"to_memory.projection.weight", "to_front.weight"}
+    assert output.blocks == {} and output.states.shape == (3, 1, 0, 1, 32)
+    output.memory.square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in network.parameters())
+
+
 def test_a_new_network_gives_the_states_on(main: PreTrainedModel) -> None:
     """Maps between equal widths start as the identity, those between others keep sizes."""
     ids, mask = batch()
