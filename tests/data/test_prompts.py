@@ -417,6 +417,10 @@ def test_a_beginning_of_sequence_comes_first_and_counts(tiny_base_dir: Path, for
     )
     assert InputFormat().encode_query(tokenizer, "one two") == [begin, *plain]
     assert begin not in InputFormat().encode_target(tokenizer, "one two")
+    # Of a task too, which the main model may encode itself.
+    whole = encode_task(tokenizer, TASK, **form)
+    assert whole[0] == begin and begin not in whole[1:]
+    assert len(encode_task(tokenizer, TASK, 20, **form)) <= 20
     cuts, limit = Cuts(), 20
     cut = encode_in_context(tokenizer, TASK, "one two " * 30, limit, cuts, **form)
     assert len(cut) == limit and cut[0] == begin and cut[-1] == tokenizer.eos_token_id

@@ -99,6 +99,29 @@ def test_segments_are_consecutive_pieces_of_one_document(make: Make, kind: str, 
         assert {(token - 2) // 1000 for token in pieces} == {i % DOCUMENTS}
 
 
+@KINDS
+def test_a_beginning_of_sequence_comes_first_and_counts(make: Make, folder: Path, kind: str):
+    """Where a decoder-only main model reads both."""
+
+    class Llama(Words):
+        bos_token_id = 0
+
+        def __call__(self, text: str, *, add_special_tokens: bool, verbose: bool) -> dict[str, list[int]]:
+            if text == "a":
+                return {"input_ids": [0, 5]}
+            return super().__call__(text, add_special_tokens=add_special_tokens, verbose=verbose)
+
+    options: dict[str, Any] = {"directory": folder, "kind": kind, "length": 24, "seed": 3, "max_document_tokens": 4000}
+    dataset = SegmentDataset(Llama(), FORM, **options)
+    sizes = []
+    for i in range(24):
+        read, query, target = parts(dataset[i])
+        assert read[0] == query[0] == 0 != target[0]
+        assert len(read) <= 63 and len(query) <= 23 and len(target) <= 19
+        sizes.append((len(read), len(query)))
+    assert max(read for read, _ in sizes) == 63 and max(query for _, query in sizes) == 23
+
+
 def test_four_chunks_have_predefined_lengths(make: Make):
     sizes = [tuple(len(part) for part in parts(make(max_document_tokens=512)[i])) for i in range(DOCUMENTS)]
     # Quarters of documents of 16, 29, 42, 55 tokens; from 92 on the limits hold, from 105 on that of the first too.

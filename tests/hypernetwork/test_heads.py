@@ -103,6 +103,28 @@ def test_initial_rows_have_the_asked_standard_deviation_per_layer():
     torch.testing.assert_close(made.std(dim=(0, 2, 3)), std, rtol=0.05, atol=0)
 
 
+def test_a_learned_part_is_added_to_what_is_generated():
+    """Zero at the start and the same for all tasks; LoRA's B is this part alone until its map is trained."""
+    heads = RowBlockHeads([ENCODER, DECODER], D_MODEL, lambda _: slice(0, 2), bias=True)
+    stds = {ENCODER.name: torch.ones(4), DECODER.name: torch.zeros(3)}
+    heads.reset_parameters(stds)
+    states = torch.randn(BATCH, 2, ENCODER.layers, 2, D_MODEL)
+    before = {name: values.detach() for name, values in heads(states).items()}
+    assert before[ENCODER.name].any() and not before[DECODER.name].any()
+    with torch.no_grad():
+        for head in heads.heads():
+            assert head.bias is not None and not head.bias.any()
+            head.bias.normal_()
+    after = heads(states)
+    for head in heads.heads():
+        name = head.block.name
+        assert head.bias is not None and head.bias.shape == after[name].shape[1:]
+        torch.testing.assert_close(after[name], before[name] + head.bias)
+        assert all(after[name][:, layer].is_contiguous() for layer in range(head.block.layers))
+    heads.reset_parameters(stds)
+    assert not any(head.bias.any() for head in heads.heads())
+
+
 def test_second_moment_of_tanh():
     nodes, weights = np.polynomial.hermite_e.hermegauss(100)
     expected = (weights * np.tanh(nodes) ** 2).sum() / weights.sum()

@@ -49,6 +49,9 @@ DECODER_ONLY = {"kind": "prefix", "length": 3}, *KINDS["all"][1:]
 CASES = {f"t5, {name}": ("t5", kinds) for name, kinds in KINDS.items()}
 # GPT-2 has fused maps and learned positions, Gemma 3 rotary ones and windows.
 CASES |= {f"{name}, all": (name, [*DECODER_ONLY]) for name in ("gpt2", "gemma3_text")}
+# Here threads also read tasks with the model that others answer with.
+OWN_STATES: dict[str, Any] = {"encoder": "main_model", "memory_in_front": True}
+CASES |= {"qwen3, own states": ("qwen3", [*DECODER_ONLY])}
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +82,8 @@ def system(
         return build(tiny_base_dir, kinds)
     decoder_model(family, len(tiny_tokenizer)).save_pretrained(tmp_path)
     tiny_tokenizer.save_pretrained(tmp_path)
-    return build(tmp_path, kinds, hypernetwork_init=str(tiny_base_dir), fusion=False)
+    reads: dict[str, Any] = OWN_STATES if "own states" in request.param else {"hypernetwork_init": str(tiny_base_dir)}
+    return build(tmp_path, kinds, fusion=False, **reads)
 
 
 def together(work: Callable[[int], None]) -> None:

@@ -49,11 +49,16 @@ OTHER: dict[str, dict[str, Any]] = {
         "train_main": False,
         "tied_encoder": False,
         "init_from": "runs/pretraining/final",
-        "hypernetwork_init": "google/flan-t5-large",
+        "hypernetwork_init": None,
+        "encoder": "main_model",
+        "encoder_layers": [6, 8],
+        "hypernetwork_width": 256,
         "decoder_layers": 2,
         "scheme": {"name": "shared", "order": [1, 2]},
         "peft": [{"kind": "prefix", "length": 8}, {"kind": "lora", "rank": 2}],
         "fusion": False,
+        "memory_in_front": True,
+        "head_bias": True,
         "dropout": 0.25,
         "attention": "eager",
         "dtype": "bfloat16",
@@ -131,12 +136,12 @@ def test_the_table_of_values_covers_every_field() -> None:
         for name in default[section]
         if changed[section][name] == default[section][name]
     }
-    # FSDP excludes DeepSpeed (tested below).
+    # FSDP excludes DeepSpeed, and a main model that encodes a checkpoint to start from (tested below).
     # No folder, hub data set and subsets with the procedural collection (tested below, and in
     # tests/training/test_p3_systems.py); the others make other systems (tests/model/test_systems.py).
     no_procedural = {"data.dir", "data.hub_name", "data.train_subsets", "data.test_subsets"}
     other_systems = {"model.weights", "model.train_main", "model.tied_encoder", "data.demonstrations_to"}
-    assert same == {*no_procedural, "training.fsdp", *other_systems}
+    assert same == {*no_procedural, "training.fsdp", "model.hypernetwork_init", *other_systems}
 
 
 def test_saved_and_loaded_is_the_same(file: Path) -> None:
@@ -234,6 +239,15 @@ FILE_MISTAKES = {
     "model: {peft: [prefix]}": "model.peft.0: must be a mapping, not 'prefix'",
     "model: {peft: [{length: 3}]}": "model.peft.0: needs a kind",
     "model: {peft: [], fusion: false}": "model.peft: is empty while fusion is off",
+    "model: {memory_in_front: true}": "model.memory_in_front: is for decoder-only bases, and model.fusion for T5s",
+    "model: {head_bias: true, peft: []}": "model.head_bias: must be false where model.peft is []",
+    "model: {encoder_layers: [0]}": "model.encoder_layers.0: must be at least 1, not 0",
+    "model: {encoder_layers: [3]}": "model.encoder_layers: must be null where model.encoder is t5",
+    "model: {hypernetwork_width: 64}": "model.hypernetwork_width: must be null where model.encoder is t5",
+    "model: {encoder: main_model, hypernetwork_init: x}": "model.hypernetwork_init: must be null where",
+    "model: {encoder: main_model, train_main: true}": "model.encoder: main_model needs a frozen one",
+    "model: {weights: learned, fusion: false, head_bias: true}": "model.head_bias: belongs to a hypernetwork",
+    "model: {weights: learned, fusion: false, encoder: main_model}": "model.encoder: belongs to a hypernetwork",
     # What a YAML file can hold that no configuration does.
     "[" * 100_000: "not valid YAML, line 1: nested too deeply",
     "a: {" * 100_000: "not valid YAML, line 1: nested too deeply",

@@ -17,6 +17,8 @@ from transformers import AutoTokenizer
 from hart import Adaptation, HartError, HartModel, Task
 from hart.cli import main as cli
 from hart.model.bundled import resolve_base
+from hart.model.decoder_only import DecoderOnly
+from hart.model.export import merge
 from hart.training.config import RunConfig, load
 from hart.training.run_folder import read_metrics
 from hart.training.train import train
@@ -65,8 +67,26 @@ def configured(llama_dir: Path, tmp_path: Path) -> Callable[..., RunConfig]:
     return build
 
 
-def test_a_run_its_resume_and_what_is_made_of_it(configured, tmp_path: Path, capsys) -> None:
-    final = train(configured(), quiet=True)
+# What encodes the task, what stands in front of queries, and what rows have beside what is generated.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "t5": {},
+    "memory in front": {"memory_in_front": True, "head_bias": True},
+    "main model": {"encoder": "main_model", "hypernetwork_init": None, "memory_in_front": True},
+    "two layers, narrow": {
+        "encoder": "main_model",
+        "hypernetwork_init": None,
+        "encoder_layers": [1, 3],
+        "hypernetwork_width": 16,
+        "head_bias": True,
+        "gradient_checkpointing": True,
+    },
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_run_its_resume_and_what_is_made_of_it(variant: str, configured, tmp_path: Path, capsys) -> None:
+    settings = VARIANTS[variant]
+    final = train(configured(model=settings), quiet=True)
     rows = read_metrics(final.parent / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4] and all(row["prediction_loss"] > 0 for row in rows)
     assert rows[-1]["consistency_loss"] > 0
@@ -74,14 +94,17 @@ def test_a_run_its_resume_and_what_is_made_of_it(configured, tmp_path: Path, cap
     again = shutil.copytree(final.parent, tmp_path / "again")
     shutil.rmtree(again / "final")
     shutil.rmtree(again / "checkpoints" / f"checkpoint-{STEPS}")
-    resumed = train(configured("again"), quiet=True)
+    resumed = train(configured("again", model=settings), quiet=True)
     expected, found = load_file(final / "model.safetensors"), load_file(resumed / "model.safetensors")
     assert expected.keys() == found.keys()
     assert all(torch.equal(found[name], values) for name, values in expected.items())
 
     model = HartModel.from_pretrained(final)
-    assert model.reader is not model.main.tokenizer
+    read_by_main = settings.get("encoder") == "main_model"
+    assert (model.reader is model.main.tokenizer) == read_by_main == (not (final / "tokenizer").exists())
+    assert not any(name.startswith("encoder.") for name in found) or not read_by_main
     adaptation = model.adapt(TASK)
+    assert (adaptation.memory is not None) == settings.get("memory_in_front", False)
     answers = model.generate(["one three", "cat"], adaptation, max_new_tokens=4)
     scores = model.score("one three", ["three one", "cat"], adaptation)
     assert len(answers) == 2 and len(scores) == 2 and all(score < 0 for score in scores)
@@ -92,6 +115,7 @@ def test_a_run_its_resume_and_what_is_made_of_it(configured, tmp_path: Path, cap
     assert status == 0
     saved = Adaptation.from_pretrained(tmp_path / "a")
     assert all(torch.equal(saved.blocks[name], values) for name, values in adaptation.blocks.items())
+    assert adaptation.memory is None or torch.equal(saved.memory, adaptation.memory)  # type: ignore[arg-type]
     capsys.readouterr()
     assert cli(["predict", str(tmp_path / "a"), "--input", "one three", "--max-new-tokens", "4"]) == 0
     assert capsys.readouterr().out.strip() == answers[0].strip()
@@ -105,7 +129,11 @@ def test_a_run_its_resume_and_what_is_made_of_it(configured, tmp_path: Path, cap
     ("model", "told"),
     [
         ({"hypernetwork_init": None}, "hypernetwork_init: must name a T5 checkpoint"),
-        ({"fusion": True}, "model.fusion: .* is decoder-only and has no cross-attention for the memory"),
+        ({"fusion": True}, "model.fusion: .* has no cross-attention .* set it to false .model.memory_in_front puts"),
+        (
+            {"encoder": "main_model", "hypernetwork_init": None, "encoder_layers": [4]},
+            "model.encoder_layers: must name different layers of 1 to 3, which the base has",
+        ),
         (
             {"tied_encoder": True, "train_main": True, "hypernetwork_init": None},
             "model.tied_encoder: a decoder-only base has no encoder to share; set it to false",
@@ -118,6 +146,43 @@ def test_what_does_not_go_with_it_is_one_line(configured, model: dict[str, Any],
     with pytest.raises(HartError, match=told) as refusal:
         train(config, quiet=True)
     assert "\n" not in str(refusal.value) and not Path(config.training.output_dir).exists()
+
+
+def test_pre_training_on_text_that_one_tokenizer_cuts(configured, tmp_path: Path) -> None:
+    """The base's own, where it encodes; a T5 beside it has another. Fine-tuning starts from what was pre-trained."""
+    (tmp_path / "text").mkdir()
+    lines = (json.dumps({"text": f"w{i} the cat sat on the mat " * 8}) + "\n" for i in range(8))
+    (tmp_path / "text" / "a.jsonl").write_text("".join(lines), encoding="utf-8")
+    lengths = {"max_train_instances": 100, "demonstrations": "fixed"}
+    text = {"collection": "four_segments", "dir": str(tmp_path / "text"), **lengths}
+    training = {"queries_per_task": 1}
+    with pytest.raises(HartError, match="one tokenizer; this base and hypernetwork have two"):
+        train(configured("two", data=text, training=training), quiet=True)
+    own = VARIANTS["main model"]
+    first = train(configured("text", model=own, data=text, training=training), quiet=True)
+    second = configured("tuned", model={**own, "init_from": str(first)}, training={"max_steps": 1})
+    assert train(second, quiet=True).is_dir()
+    other = configured("other", model={**own, "init_from": str(first), "encoder_layers": [1]})
+    with pytest.raises(HartError, match=r"model.init_from: .* has encoder_layers \[2\], this run \[1\]"):
+        train(other, quiet=True)
+
+
+def test_what_is_generated_from_the_main_models_states_is_exported_whole(configured, tmp_path: Path) -> None:
+    lora = {"peft": [{"kind": "lora", "rank": 2, "targets": ["q", "v", "wo"]}], **VARIANTS["two layers, narrow"]}
+    model = HartModel.from_pretrained(train(configured(model=lora), quiet=True))
+    adaptation = model.adapt(TASK)
+    ids, mask = model.main.pad([[5, 6, 7, 8, 1], [9, 1]])
+    labels = torch.tensor([[5, 6, 1], [7, 8, 1]])
+    with torch.no_grad():
+        expected = model.main(ids, mask, labels, adaptation.blocks, adaptation.kinds).logits
+        bare = model.main(ids, mask, labels).logits
+        merged = DecoderOnly(merge(adaptation, model.main), model.main.tokenizer, name="merged")
+        torch.testing.assert_close(merged(ids, mask, labels).logits, expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(bare, expected, atol=1e-4)
+    fronted = {**lora, "memory_in_front": True}
+    model = HartModel.from_pretrained(train(configured("fronted", model=fronted), quiet=True))
+    with pytest.raises(HartError, match="would lose the memory: the main model no longer attends .* --lossy"):
+        merge(model.adapt(TASK), model.main)
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,9 @@ Write an adaptation in a form that others read:
   peft         adapter_config.json and adapter_model.safetensors for PeftModel.from_pretrained
   merged       the base with the generated LoRA or (IA)3 in its weights, a plain checkpoint in float32
   safetensors  the folder that hart adapt writes and hart predict takes, for an adaptation of the store
-LoRA and (IA)3 are exported exactly, and so are the prefixes of a decoder-only base. Fused memory, and of
-a T5 the encoder's prefixes and the exact place of the decoder's, have no counterpart there: what would be
-lost is named, and given up with --lossy.""",
+LoRA and (IA)3 are exported exactly, and so are the prefixes of a decoder-only base. A memory (fused, or
+in front), and of a T5 the encoder's prefixes and the exact place of the decoder's, have no counterpart there: what
+would be lost is named, and given up with --lossy.""",
         epilog="""\
 examples:
   hart export adaptations/reverse --format peft --output-dir peft/reverse

@@ -118,9 +118,10 @@ class InputFormat:
         Raises:
             HartError: a task without the definition that the format needs.
         """
+        begin = begin_of(tokenizer)  # a decoder-only main model's, where it encodes the task itself
         if self.prompt_format == "prompts":
-            return self._encode_prompts(tokenizer, task, [], cuts)
-        return self._encode_instructions(tokenizer, task, "", cuts)
+            return begin + self._encode_prompts(tokenizer, task, [], cuts, taken=len(begin))
+        return begin + self._encode_instructions(tokenizer, task, "", cuts, taken=len(begin))
 
     def encode_input(
         self,
@@ -164,9 +165,9 @@ class InputFormat:
                 kept, _ = self._fitting(tokenizer, task, tail, limit - around, cuts)
                 text = "".join(pieces(task, self.num_demonstrations, self.explanations)[: kept + 1]) + tail
                 return _in_template(tokenizer, text, limit)[0]
-            begin = _begin(tokenizer)
+            begin = begin_of(tokenizer)
             return begin + self._encode_instructions(tokenizer, task, tail, cuts, taken=len(begin))
-        begin = _begin(tokenizer)
+        begin = begin_of(tokenizer)
         read = _tokens(tokenizer, query_text(query, blank=blank))
         _note_length(begin + read, limit, self.input_eos, "query", cuts, f"task {task.label}")
         read = _cut(read, limit - len(begin), tokenizer, eos=self.input_eos)
@@ -190,7 +191,7 @@ class InputFormat:
             if not fits and cuts is not None:
                 cuts.note(f"cut the end of the query to stay within {limit} tokens", name)
             return tokens
-        begin = _begin(tokenizer)
+        begin = begin_of(tokenizer)
         read = _tokens(tokenizer, text)
         _note_length(begin + read, limit, self.input_eos, "query", cuts, name)
         return begin + _cut(read, limit - len(begin), tokenizer, eos=self.input_eos)
@@ -255,7 +256,7 @@ class InputFormat:
         return tokens + query if tokens or query else [tokenizer.eos_token_id]
 
 
-def _begin(tokenizer: Any) -> list[int]:
+def begin_of(tokenizer: Any) -> list[int]:
     """What a tokenizer puts before a text that a decoder-only model reads: the beginning of sequence, if it has one."""
     begin = getattr(tokenizer, "bos_token_id", None)
     if begin is None or tokenizer("a", add_special_tokens=True, verbose=False)["input_ids"][0] != begin:

@@ -8,6 +8,7 @@ training loop is the one for tasks; only the examples differ.
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from hart.data.base import Collection
 from hart.data.documents import Documents, hub_files, local_files
-from hart.data.input_format import InputFormat
+from hart.data.input_format import InputFormat, begin_of
 from hart.data.prompts import Tokenizer
 from hart.data.sampling import Example, Examples
 from hart.data.tasks import Task
@@ -146,7 +147,12 @@ class SegmentDataset(Examples):
         self._cut = _cut_four if kind == "four" else _cut_three
         self._length = length
         self._seed = seed
-        self._form = form
+        self._begin = begin_of(tokenizer)
+        self._form = replace(
+            form,
+            max_demonstrations_length=form.max_demonstrations_length - len(self._begin),
+            max_query_length=form.max_query_length - len(self._begin),
+        )
         self._window = max_document_tokens
         self._document(0)  # now, so that a wrong folder is told before a run begins
 
@@ -165,7 +171,14 @@ class SegmentDataset(Examples):
         key = np.array([self._seed, index], dtype=np.uint64)
         rng = np.random.Generator(np.random.Philox(key=key))
         read, query, target = self._cut(tokens, self._window, self._form, rng)
-        return Example(demo_ids=read + end, query_ids=query + end, labels=target + end, slot=int(index), task_index=0)
+        begin = self._begin
+        return Example(
+            demo_ids=begin + read + end,
+            query_ids=begin + query + end,
+            labels=target + end,
+            slot=int(index),
+            task_index=0,
+        )
 
     def _document(self, index: int) -> str:
         """The usable document of example `index`; after the last one comes the first."""

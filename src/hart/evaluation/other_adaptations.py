@@ -52,7 +52,7 @@ def other_adaptations(model: HartModel, tasks: Sequence[Task], seed: int) -> dic
         kinds["shuffled_demonstrations"] = lambda task: model.adapt(_shuffled(form.shown(task), seed), cuts=Cuts())
     if any(_unshown(model, task) for task in tasks):
         kinds["other_demonstrations"] = lambda task: model.adapt(_with_others(model, task, seed), cuts=Cuts())
-    if model.fusion and model.hypernetwork is not None and model.hypernetwork.scheme is not None:
+    if model.gives_memory and model.hypernetwork is not None and model.hypernetwork.scheme is not None:
         kinds |= {
             "parameters_only": lambda task: replace(own(task), memory=None, memory_mask=None, kept=None),
             "memory_only": lambda task: replace(own(task), blocks={}, peft=[]),

@@ -25,6 +25,23 @@ T5_FIELDS = (
 )
 """What of a T5 checkpoint's configuration decides its stacks."""
 
+HEAD_WIDTH = 64
+"""Of an attention head, in every T5."""
+
+
+def new_decoder(width: int, layers: int) -> dict[str, Any]:
+    """The `T5_FIELDS` of a decoder that starts from no checkpoint, in the proportions of T5 v1.1; without tokens."""
+    return {
+        "d_model": width,
+        "d_kv": HEAD_WIDTH,
+        # 8/3 of the width (Large has 2.75 of it, XL 2.5), in whole heads.
+        "d_ff": max(1, round(8 / 3 * width / HEAD_WIDTH)) * HEAD_WIDTH,
+        "num_heads": max(1, width // HEAD_WIDTH),
+        "num_layers": layers,
+        "num_decoder_layers": layers,
+        "feed_forward_proj": "gated-gelu",
+    }
+
 
 class HyperNetworkConfig(PreTrainedConfig):
     """Everything needed to build a `HyperNetwork`.
@@ -37,6 +54,10 @@ class HyperNetworkConfig(PreTrainedConfig):
         main: the fields of the main model's `MainShape`.
         dropout: replaces the checkpoint's dropout rate if not None.
         tied_encoder: the encoder is the main model's own (HINT), not part of this network; see `HyperNetwork.tie`.
+        encoder_layers: the layers of the frozen main model, counted from 1, whose hidden states are read in place of
+            an encoder; see `HyperNetwork.read_main`. None: an encoder of its own, or a tied one.
+        memory_in_front: whether the memory is mapped to a decoder-only main model's width, to stand before queries.
+        head_bias: whether generated rows have a learned part beside them that is the same for all tasks.
     """
 
     model_type = "hart-hypernetwork"
@@ -48,6 +69,14 @@ class HyperNetworkConfig(PreTrainedConfig):
     main: dict[str, Any] = field(default_factory=dict)
     dropout: float | None = None
     tied_encoder: bool = False
+    encoder_layers: list[int] | None = None
+    memory_in_front: bool = False
+    head_bias: bool = False
+
+    @property
+    def has_own_encoder(self) -> bool:
+        """Whether an encoder is part of this network."""
+        return not self.tied_encoder and self.encoder_layers is None
 
     def stack_config(self, *, decoder: bool) -> T5Config:
         """Configuration of one of the two T5 stacks."""

@@ -7,6 +7,9 @@ linear map d → width per layer. All layers of a family are computed at once as
 product. The linear maps have no biases: the paper gives each projection as a matrix, and so the
 counts are 4·p·d² shared first maps and 4L second maps of d². The width is heads·d_kv of the main
 model, which the paper's models have equal to d.
+
+Not of the paper: with `bias` each row has a learned part beside what is generated, the same for all tasks (as in
+text-to-lora and doc-to-lora). Nothing above has one: the norms' shifts pass through tanh and two maps with the state.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -42,12 +45,13 @@ class BlockHead(nn.Module):
         block: the family.
         d_model: width of the states.
         vectors: m, of a state, that the block is made from; a divisor of the family's rows.
+        bias: whether a learned part that is the same for all tasks, 0 before training, is added to the rows.
 
     Raises:
         ValueError: m does not divide the rows.
     """
 
-    def __init__(self, block: RowBlock, d_model: int, vectors: int) -> None:
+    def __init__(self, block: RowBlock, d_model: int, vectors: int, *, bias: bool = False) -> None:
         super().__init__()
         if block.rows % vectors:
             raise ValueError(f"{block.name}: {block.rows} rows from states of {vectors} rows")
@@ -55,6 +59,7 @@ class BlockHead(nn.Module):
         self.norm = LayerwiseNorm(block.layers, d_model)
         self.first = nn.Linear(d_model, block.rows // vectors * d_model, bias=False)
         self.second = nn.Parameter(torch.empty(block.layers, d_model, block.width))
+        self.bias = nn.Parameter(torch.zeros(block.layers, block.rows, block.width)) if bias else None
 
     @torch.no_grad()
     def reset_parameters(self, std: Float[Tensor, " L"]) -> None:
@@ -70,6 +75,8 @@ class BlockHead(nn.Module):
         scales = std / (d_model * TANH_SECOND_MOMENT) ** 0.5
         for layer, scale in enumerate(scales.tolist()):
             nn.init.normal_(self.second[layer], std=scale)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def forward(self, states: Float[Tensor, "n _L m d"]) -> Float[Tensor, "n L p width"]:
         """The family's rows, of which each layer's slice is contiguous; of more states than L the first are taken."""
@@ -79,7 +86,10 @@ class BlockHead(nn.Module):
         layers, batch, _, d_model = states.shape
         activations = torch.tanh(self.first(self.norm(states))).view(layers, batch * self.block.rows, d_model)
         made = torch.bmm(activations, self.second)
-        return made.unflatten(1, (batch, self.block.rows)).transpose(0, 1)
+        made = made.unflatten(1, (batch, self.block.rows))
+        if self.bias is not None:
+            made = made + self.bias[:, None]
+        return made.transpose(0, 1)
 
 
 class RowBlockHeads(nn.Module):
@@ -92,6 +102,7 @@ class RowBlockHeads(nn.Module):
         d_model: width of the states.
         vectors_of: which vectors of a state serve a block (`GenerationScheme.vectors_of`).
         stacks: those of the main model, in the order of axis 1 of the states.
+        bias: as in `BlockHead`.
     """
 
     def __init__(
@@ -100,6 +111,8 @@ class RowBlockHeads(nn.Module):
         d_model: int,
         vectors_of: Callable[[RowBlock], slice],
         stacks: Sequence[Stack] = STACKS,
+        *,
+        bias: bool = False,
     ) -> None:
         super().__init__()
         self.blocks = tuple(blocks)
@@ -108,7 +121,7 @@ class RowBlockHeads(nn.Module):
         # Module names cannot contain dots.
         self.families = nn.ModuleDict(
             {
-                block.name.replace(".", "_"): BlockHead(block, d_model, _length(self._vectors[block.name]))
+                block.name.replace(".", "_"): BlockHead(block, d_model, _length(self._vectors[block.name]), bias=bias)
                 for block in blocks
                 if block.rows
             }

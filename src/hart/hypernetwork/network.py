@@ -4,6 +4,9 @@ A T5 encoder reads the demonstrations; the first N layers of a T5 decoder, run b
 scheme, turn them into layer states; the heads turn those into row blocks. "We only keep the first
 8 decoder layers (out of 24) in the hypernetwork for training efficiency" (§4.1). The encoder's
 output also goes to the main model's decoder (fusion-in-decoder, App. 8.1.3).
+
+Of decoder-only main models (not in the paper): the frozen main model's own states can take the encoder's place
+(`hart.hypernetwork.main_states`), and the memory, mapped to the main model's width, can stand before its queries.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,8 +19,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, T5ForConditionalGeneration
 
 from hart.errors import HartError
-from hart.hypernetwork.config import T5_FIELDS, HyperNetworkConfig
+from hart.hypernetwork.config import T5_FIELDS, HyperNetworkConfig, new_decoder
 from hart.hypernetwork.heads import BlockHead, RowBlockHeads
+from hart.hypernetwork.main_states import MainStates, StatesToMemory, WidthMap, chosen_layers
 from hart.hypernetwork.schemes.base import GenerationScheme, build_scheme, uses_decoder
 from hart.hypernetwork.schemes.bidirectional import Bidirectional
 from hart.hypernetwork.step_linear import step_linears
@@ -33,21 +37,21 @@ class HyperOutput:
         blocks: generated parameters, n of each block.
         states: layer states (axis 1: stacks of the main model), the h of §3.1 that the local consistency loss compares;
             L = 0 where no parameters are generated.
-        memory: the encoder's output, to be fused.
+        memory: the encoder's output, to be fused; where it stands before queries, mapped to the main model's width.
         memory_mask: 1 for tokens.
     """
 
     blocks: Blocks
     states: Float[Tensor, "n S L m d"]
-    memory: Float[Tensor, "n s d"]
+    memory: Float[Tensor, "n s x"]
     memory_mask: Shaped[Tensor, "n s"]
 
 
 class HyperNetwork(PreTrainedModel):
     """H(d; ξ) of Eq. 2: encoder, truncated decoder, generation scheme and heads.
 
-    `from_base` starts one for a main model from a T5 checkpoint; `from_pretrained` loads a trained one.
-    With nothing to generate (`peft: []`), it is the encoder alone.
+    `from_base` starts one for a main model from a T5 checkpoint, `from_states` one that reads the main model's states;
+    `from_pretrained` loads a trained one. With nothing to generate (`peft: []`), it is the encoder alone.
 
     Raises:
         HartError: unknown kind or scheme, or another width than that of a main model of the same family.
@@ -57,6 +61,7 @@ class HyperNetwork(PreTrainedModel):
     config: HyperNetworkConfig
     main_input_name = "demo_ids"
     supports_gradient_checkpointing = True
+    encoder: Any
     _no_split_modules = ["T5Block"]
 
     def __init__(self, config: HyperNetworkConfig) -> None:
@@ -71,8 +76,13 @@ class HyperNetwork(PreTrainedModel):
                 f"hypernetwork: d_model {d_model} differs from the main model's "
                 f"{self.shape.d_model}; initialise it from a checkpoint of the same width"
             )
-        if not config.tied_encoder:
+        if config.has_own_encoder:
             self.encoder = T5Stack(encoder_config)
+        self.to_memory: StatesToMemory | None = None
+        if config.encoder_layers is not None:
+            self.to_memory = StatesToMemory(len(config.encoder_layers), self.shape.d_model, d_model)
+        # Mapped once, for all layers of the main model.
+        self.to_front = WidthMap(d_model, self.shape.d_model) if config.memory_in_front else None
         self.decoder: T5Stack | None = None
         self.scheme: GenerationScheme | None = None
         generated = [block for block in blocks if block.rows]
@@ -89,7 +99,7 @@ class HyperNetwork(PreTrainedModel):
             step_linears(self.decoder)
             self.decoder.set_input_embeddings(None)
         vectors_of = self.scheme.vectors_of if self.scheme is not None else _no_vectors
-        self.heads = RowBlockHeads(blocks, d_model, vectors_of, self.shape.stacks)
+        self.heads = RowBlockHeads(blocks, d_model, vectors_of, self.shape.stacks, bias=config.head_bias)
         self.post_init()
 
     @classmethod
@@ -103,6 +113,8 @@ class HyperNetwork(PreTrainedModel):
         peft: Sequence[Mapping[str, Any]],
         dropout: float | None = None,
         tied_encoder: bool = False,
+        memory_in_front: bool = False,
+        head_bias: bool = False,
     ) -> Self:
         """A hypernetwork for `base`, initialised from its checkpoint or from another one (§4.1).
 
@@ -119,19 +131,21 @@ class HyperNetwork(PreTrainedModel):
             source: the checkpoint to start from, loaded; None for `base` itself. For a decoder-only base any T5 of any
                 width and vocabulary: the heads end in the base's widths.
             decoder_layers: N.
-            scheme, peft, dropout, tied_encoder: as in `HyperNetworkConfig`.
+            scheme, peft, dropout, tied_encoder, memory_in_front, head_bias: as in `HyperNetworkConfig`.
 
         Raises:
             HartError: too many decoder layers; `source` is no T5, or has another width or vocabulary than the T5
-                `base`; a decoder-only `base` has no encoder to tie; unknown kind or scheme.
+                `base`; a decoder-only `base` has no encoder to tie; a T5 fuses a memory and has none in front;
+                unknown kind or scheme.
         """
-        shape = MainShape.from_config(base.config)
+        shape = _shape_of(base, memory_in_front)
         if tied_encoder and not shape.has_encoder:
             raise HartError("model.tied_encoder: a decoder-only base has no encoder to share; set it to false")
         source = base if source is None else source
         if not isinstance(source, T5ForConditionalGeneration):
             raise HartError(
-                "model.hypernetwork_init: must name a T5 checkpoint, which the hypernetwork starts from; "
+                "model.hypernetwork_init: must name a T5 checkpoint, which the hypernetwork starts from "
+                "(or set model.encoder to main_model); "
                 f"{source.name_or_path or 'the base'} is of the architecture {source.config.model_type}"
             )
         _check_source(source, base.config if shape.has_encoder else None, decoder_layers if uses_decoder(scheme) else 1)
@@ -143,6 +157,8 @@ class HyperNetwork(PreTrainedModel):
             main=shape.to_config(),
             dropout=dropout,
             tied_encoder=tied_encoder,
+            memory_in_front=memory_in_front,
+            head_bias=head_bias,
         )
         # Every weight is filled below; drawing them first would take longer than copying.
         with torch.device("meta"):
@@ -159,6 +175,63 @@ class HyperNetwork(PreTrainedModel):
             embeddings = source.get_input_embeddings().weight
             network.scheme.reset_parameters(embeddings.float().std().item())
             network.heads.reset_parameters(network._init_std(base))
+        if network.to_front is not None:
+            network.to_front.reset_parameters()
+        return network
+
+    @classmethod
+    def from_states(
+        cls,
+        base: PreTrainedModel,
+        *,
+        layers: Sequence[int] | None = None,
+        width: int | None = None,
+        decoder_layers: int = 8,
+        scheme: Mapping[str, Any],
+        peft: Sequence[Mapping[str, Any]],
+        dropout: float | None = None,
+        memory_in_front: bool = False,
+        head_bias: bool = False,
+    ) -> Self:
+        """A hypernetwork that reads the hidden states of `base`, a frozen decoder-only model, with a new decoder.
+
+        Nothing starts from a checkpoint: the decoder, and the learnable inputs, as a new T5 has them; maps from and to
+        the width of `base` as `WidthMap` has them; heads as in `from_base`.
+
+        Args:
+            base: the main model; it is only read.
+            layers: whose states are read, counted from 1; None: one at three quarters of the depth.
+            width: d_model of the decoder and the memory; None: that of `base`.
+            decoder_layers: N.
+            scheme, peft, dropout, memory_in_front, head_bias: as in `HyperNetworkConfig`.
+
+        Raises:
+            HartError: `base` is a T5, or has no such layers; unknown kind or scheme.
+        """
+        shape = _shape_of(base, memory_in_front)
+        if shape.has_encoder:
+            raise HartError(
+                "model.encoder: main_model is for decoder-only bases, this one is a T5, which has an encoder; "
+                "set it to t5 (model.tied_encoder shares the base's own)"
+            )
+        network = cls(
+            HyperNetworkConfig(
+                t5=new_decoder(width or shape.d_model, decoder_layers),
+                decoder_layers=decoder_layers,
+                scheme=dict(scheme),
+                peft=[kind.to_config() for kind in build_kinds(peft)],
+                main=shape.to_config(),
+                dropout=dropout,
+                encoder_layers=chosen_layers(layers, shape.decoder_layers),
+                memory_in_front=memory_in_front,
+                head_bias=head_bias,
+            )
+        )
+        if network.scheme is not None:
+            network.config.scheme = network.scheme.to_config()
+            network.heads.reset_parameters(network._init_std(base))
+        nn.Module.to(network, base.device)
+        network.read_main(base)
         return network
 
     @classmethod
@@ -185,6 +258,11 @@ class HyperNetwork(PreTrainedModel):
         """
         self.__dict__["encoder"] = encoder
 
+    def read_main(self, main: PreTrainedModel) -> None:
+        """Read the hidden states of `main`, the frozen main model, which is not registered here."""
+        assert self.config.encoder_layers is not None
+        self.encoder = MainStates(main, self.config.encoder_layers)
+
     @torch.no_grad()
     def attention_maps(
         self, demo_ids: Int[Tensor, "n s"], demo_mask: Shaped[Tensor, "n s"]
@@ -196,8 +274,15 @@ class HyperNetwork(PreTrainedModel):
         """
         if not isinstance(self.scheme, Bidirectional):
             raise HartError("attention maps between layers need model.scheme {name: bidirectional} or {name: causal}")
-        memory = self.encoder(input_ids=demo_ids, attention_mask=demo_mask).last_hidden_state
-        return self.scheme.attention_maps(self.decoder, memory, demo_mask)
+        return self.scheme.attention_maps(self.decoder, self.encode(demo_ids, demo_mask), demo_mask)
+
+    def encode(self, demo_ids: Int[Tensor, "n s"], demo_mask: Shaped[Tensor, "n s"]) -> Float[Tensor, "n s d"]:
+        """What the decoder reads of n tasks."""
+        if self.to_memory is not None:
+            states: Tensor = self.to_memory(self.encoder(demo_ids, demo_mask))
+        else:
+            states = self.encoder(input_ids=demo_ids, attention_mask=demo_mask).last_hidden_state
+        return states
 
     def forward(self, demo_ids: Int[Tensor, "n s"], demo_mask: Shaped[Tensor, "n s"]) -> HyperOutput:
         """Encode demonstrations and generate row blocks from them.
@@ -206,20 +291,28 @@ class HyperNetwork(PreTrainedModel):
             demo_ids: tokens of n tasks.
             demo_mask: 1 for tokens and 0 for padding; no task may be all padding.
         """
-        memory = self.encoder(input_ids=demo_ids, attention_mask=demo_mask).last_hidden_state
+        memory = self.encode(demo_ids, demo_mask)
         if self.scheme is None:
             states = memory.new_zeros(memory.shape[0], len(self.shape.stacks), 0, 1, memory.shape[2])
         else:
             states = self.scheme(self.decoder, memory, demo_mask)
+        if self.to_front is not None:
+            memory = self.to_front(memory)
         return HyperOutput(self.heads(states), states, memory, demo_mask)
 
     def count_parameters(self) -> dict[str, int]:
-        """Part → number of parameters; the parts add up to the whole network (a tied encoder is none of it).
+        """Part → number of parameters; the parts add up to the whole network (of a main model's encoder none is).
 
-        `heads.first` and `heads.second` are the shared and the per-layer maps of App. 8.1.2.
+        `heads.first` and `heads.second` are the shared and the per-layer maps of App. 8.1.2; what only some networks
+        have is named where it is there.
         """
         heads = self.heads.heads()
-        encoder = None if self.config.tied_encoder else self.encoder
+        encoder = self.encoder if self.config.has_own_encoder else None
+        some = {
+            "to_memory": _size(self.to_memory),
+            "to_front": _size(self.to_front),
+            "heads.bias": sum(head.bias.numel() for head in heads if head.bias is not None),
+        }
         embedding = 0 if encoder is None else encoder.embed_tokens.weight.numel()
         return {
             "embedding": embedding,
@@ -229,6 +322,7 @@ class HyperNetwork(PreTrainedModel):
             "heads.norm": sum(_size(head.norm) for head in heads),
             "heads.first": sum(_size(head.first) for head in heads),
             "heads.second": sum(head.second.numel() for head in heads),
+            **{name: count for name, count in some.items() if count},
         }
 
     @property
@@ -258,6 +352,17 @@ class HyperNetwork(PreTrainedModel):
         for kind in self.kinds:
             std.update(kind.init_std(main, self.shape))
         return std
+
+
+def _shape_of(base: PreTrainedModel, memory_in_front: bool) -> MainShape:
+    """The shape of a main model; raises `HartError` for a T5 that is to have a memory in front."""
+    shape = MainShape.from_config(base.config)
+    if memory_in_front and shape.has_encoder:
+        raise HartError(
+            "model.memory_in_front: is for decoder-only bases, this one is a T5, whose decoder attends to the memory "
+            "by model.fusion; set it to false"
+        )
+    return shape
 
 
 def _no_vectors(block: RowBlock) -> slice:

@@ -1,8 +1,8 @@
 """What one forward pass of a hypernetwork leaves behind for a task, and its file format.
 
-An `Adaptation` holds the generated row blocks (§3.1), with fusion-in-decoder (§4.1) the hypernetwork's encoder output
-that the main model's decoder also attends to, and where they come from. It has
-one entry per task, so adaptations stack into batches that mix tasks.
+An `Adaptation` holds the generated row blocks (§3.1), the memory that the main model also attends to if there is one
+(fusion-in-decoder, §4.1, or in front of a decoder-only model's tokens), and where they come from. It has one entry per
+task, so adaptations stack into batches that mix tasks.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,13 +38,13 @@ def _now() -> str:
 
 @dataclass
 class Adaptation:
-    """What adapts a main model to n tasks: parameters that were generated, or learned, and a memory to be fused.
+    """What adapts a main model to n tasks: parameters that were generated, or learned, and a memory.
 
     Attributes:
         blocks: block name → `[n, L, p, width]`; empty where there are no PEFT parameters.
-        memory: what the decoder of an encoder-decoder main model attends to before the query's encoding; None without
-            fusion.
-        memory_mask: 1 for tokens and 0 for padding on the right; None without fusion.
+        memory: what an encoder-decoder main model's decoder attends to before the query's encoding, or a decoder-only
+            one in front of the query, in the main model's width; or None.
+        memory_mask: 1 for tokens and 0 for padding on the right; None without memory.
         peft: configuration of each PEFT kind, as `PeftKind.to_config` gives it.
         base: name of the main model, as it was given to `MainModel.from_pretrained`.
         base_revision: its revision on the hub, if it has one.
@@ -55,8 +55,8 @@ class Adaptation:
             the hypernetwork reads tasks is left out.
         model: name of the `HartModel` that made it.
         created: time of generation, ISO 8601.
-        kept: keys and values of the memory in every layer of the main model's decoder, if `EncoderDecoder.keep_memory`
-            has put them there; never saved.
+        kept: keys and values of the memory in every layer of the main model's decoder, if `MainModel.keep_memory` has
+            put them there; never saved.
 
     Raises:
         HartError: the parts disagree about n, or `peft` names an unknown kind.

@@ -25,11 +25,16 @@ def model_card(config: Mapping[str, Any]) -> str:
     ]
     if weights == "generated":
         fused = "is" if system["fusion"] else "is not"
+        layers = config.get("encoder_layers")
+        read = "its own" if layers is None else f"the main model, states of layer {', '.join(map(str, layers))}"
         rows += [
             ("generation scheme", config["scheme"]["name"]),
+            ("encoder of the hypernetwork", "the main model's, trained" if config.get("tied_encoder") else read),
             ("decoder layers of the hypernetwork", config["decoder_layers"]),
             ("fusion-in-decoder", f"the main model's decoder {fused} given the hypernetwork's encoding"),
         ]
+        if config.get("memory_in_front"):
+            rows[-1] = ("memory in front", "keys and values of the hypernetwork's memory stand before each query")
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     # Of a system without a hypernetwork, config.json does not say which family its base is of.
     family = ["t5"] if config.get("main", {}).get("encoder_layers") else []

@@ -28,6 +28,13 @@ class ModelConfig(Section):
     hypernetwork_init: str | None = None
     """T5 checkpoint of the hypernetwork; null: the base ("initialize both ... with", §4.1). A decoder-only base needs
     one, of any size, which reads tasks with its own tokenizer."""
+    encoder: Literal["t5", "main_model"] = "t5"
+    """What encodes a task for the hypernetwork: a T5's encoder, or the frozen decoder-only main model, whose own hidden
+    states a new T5 decoder reads (ours, after doc-to-lora and SHINE; nothing of the main model is copied)."""
+    encoder_layers: list[PositiveInt] | None = None
+    """Layers of the main model, counted from 1, whose states are read; null: one at three quarters of the depth."""
+    hypernetwork_width: PositiveInt | None = None
+    """Width of the new decoder where the main model encodes; null: the main model's."""
     decoder_layers: PositiveInt = 8
     """Decoder layers of the hypernetwork, from the bottom: "the first 8 decoder layers (out of 24)" (§4.1)."""
     scheme: dict[str, Any] = {"name": "autoregressive"}
@@ -37,6 +44,11 @@ class ModelConfig(Section):
     An empty list leaves fusion alone (ablation)."""
     fusion: bool = True
     """Fusion-in-decoder: "prepend the hypernetwork's encoder output to the main model's" (§8.1.3)."""
+    memory_in_front: bool = False
+    """What stands for fusion in a decoder-only main model (ours): the hypernetwork's memory, mapped once to the main
+    model's width, gives keys and values in front of the query in every layer."""
+    head_bias: bool = False
+    """Add a learned part, the same for all tasks, to the generated rows (ours, after text-to-lora and doc-to-lora)."""
     dropout: Fraction | None = None
     """Dropout of the hypernetwork (open); null keeps its checkpoint's. A frozen main model has none."""
     attention: Literal["sdpa", "eager"] = "sdpa"
@@ -66,18 +78,45 @@ class ModelConfig(Section):
         return self
 
     def _check_generated(self) -> None:
-        if not self.peft and not self.fusion:
+        if not self.peft and not self.fusion and not self.memory_in_front:
             self._refuse("peft", "is empty while fusion is off: demonstrations would have no effect")
+        if self.fusion and self.memory_in_front:
+            self._refuse(
+                "memory_in_front",
+                "is for decoder-only bases, and model.fusion for T5s; set model.fusion to false, or this",
+            )
+        if self.head_bias and not self.peft:
+            self._refuse("head_bias", "must be false where model.peft is []: no rows are generated")
+        self._check_encoder()
         if self.tied_encoder and not self.train_main:
             self._refuse("tied_encoder", "needs model.train_main: a frozen encoder cannot learn to read tasks")
         if self.tied_encoder and self.hypernetwork_init is not None:
             self._refuse("hypernetwork_init", "must be null where model.tied_encoder shares the main model's encoder")
 
+    def _check_encoder(self) -> None:
+        if self.encoder == "t5":
+            for name in ("encoder_layers", "hypernetwork_width"):
+                if getattr(self, name) is not None:
+                    self._refuse(name, "must be null where model.encoder is t5, whose checkpoint has its own")
+            return
+        if self.train_main:
+            self._refuse("encoder", "main_model needs a frozen one: set model.train_main to false, or this to t5")
+        if self.hypernetwork_init is not None:
+            self._refuse("hypernetwork_init", "must be null where model.encoder is main_model: the decoder starts new")
+
     def _check_without_hypernetwork(self) -> None:
         if self.fusion:
             self._refuse("fusion", f"needs a hypernetwork, and model.weights is {self.weights}; set it to false")
-        for name in ("tied_encoder", "hypernetwork_init"):
-            if getattr(self, name):
+        for name in (
+            "tied_encoder",
+            "hypernetwork_init",
+            "encoder",
+            "encoder_layers",
+            "hypernetwork_width",
+            "memory_in_front",
+            "head_bias",
+        ):
+            if getattr(self, name) != type(self).model_fields[name].default:
                 self._refuse(name, f"belongs to a hypernetwork, and model.weights is {self.weights}; remove it")
         if self.weights == "learned" and not self.peft:
             self._refuse("peft", "is empty, and model.weights is learned: there is nothing to learn; name a kind")

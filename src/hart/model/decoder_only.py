@@ -4,8 +4,10 @@ A query and its answer are one sequence. Queries are padded on the left and answ
 batch begin in one column: the stock model computes logits from there on alone, in training as in generation, and a
 window that slides over tokens meets no padding between query and answer. Positions count tokens, not padding.
 
-Whatever else a main model may read before a query (the hypernetwork's memory, as keys and values in front) would be
-bound beside the prefixes in `DecoderOnly.adapted`; so far such a model has no fusion.
+There is no cross-attention to fuse a memory in (App. 8.1.3). In its place, and not in the paper, the hypernetwork's
+memory can stand in front of the tokens: each layer's frozen norm and maps make keys and values of it, as a T5's
+cross-attention does. They are computed once for an adaptation, and no layer has to run for them. A memory is at no
+position: its keys are not rotated (as at position 0), it takes none from queries, and no sliding window hides it.
 """
 
 from collections.abc import Sequence
@@ -20,8 +22,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from hart.errors import HartError
 from hart.model.adaptation import Adaptation
 from hart.model.main_model import MainModel
+from hart.peft.architectures import architecture, at, layers
 from hart.peft.base import Blocks, PeftKind
-from hart.peft.injection import positions
+from hart.peft.injection import Binding, ExtraKeyValues, Site, binding, mapped, positions, sites
 from hart.peft.prefix import Prefix
 
 
@@ -39,8 +42,8 @@ class DecoderOnly(MainModel):
         memory_mask: Shaped[Tensor, "#b s"] | None = None,
     ) -> CausalLMOutputWithPast:
         """As `MainModel.forward`: query and answer are one sequence; logits are those that predict the answer."""
-        if memory is not None or memory_mask is not None:
-            raise HartError("memory: a decoder-only main model has no cross-attention to fuse it in; leave it out")
+        if (memory is None) != (memory_mask is None):
+            raise HartError("memory and memory_mask must be given together")
         ids, mask = _to_the_left(query_ids, query_mask)
         # The last token of an answer predicts nothing that counts: each is read where another one follows.
         answer, answered = labels[:, :-1], (labels[:, 1:] >= 0).to(mask.dtype)
@@ -48,14 +51,50 @@ class DecoderOnly(MainModel):
         mask = torch.cat([mask, answered], dim=1)
         self._check_length(mask, peft)
         with self.binding(blocks, peft, batch=ids.shape[0]):
-            made: CausalLMOutputWithPast = self.model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=_positions(mask),
-                use_cache=False,
-                logits_to_keep=labels.shape[1],
-            )
+            front: dict[Site, Binding] = {}
+            if memory is not None:
+                # Every row its own, as the rows of LoRA at k and v are.
+                memory = memory.expand(ids.shape[0], -1, -1)
+                front = self._in_front(*self._memory_key_values(memory), memory_mask)
+            with binding(front):
+                made: CausalLMOutputWithPast = self.model(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    position_ids=_positions(mask),
+                    use_cache=False,
+                    logits_to_keep=labels.shape[1],
+                )
             return made
+
+    def _memory_key_values(
+        self, memory: Float[Tensor, "n s d"]
+    ) -> tuple[Float[Tensor, "L n heads s d_kv"], Float[Tensor, "L n heads s d_kv"]]:
+        """With the norm that each layer's input passes, and the one that its keys pass; LoRA at k and v acts here."""
+        table, memory = architecture(self.model.config), memory.to(self.model.dtype)
+        made: list[tuple[Tensor, Tensor]] = []
+        maps = zip(*(sites(self.model, "decoder", part) for part in "kv"), strict=True)
+        for layer, (key, value) in zip(layers(self.model, "decoder"), maps, strict=True):
+            normed = at(layer, table.norm)(memory)
+            keys, values = (
+                mapped(site, normed).unflatten(-1, (self.shape.heads_in_front, -1)) for site in (key, value)
+            )
+            if table.key_norm is not None:
+                keys = at(layer, table.key_norm)(keys)
+            made.append((keys.transpose(1, 2), values.transpose(1, 2)))
+        keys, values = (torch.stack(part) for part in zip(*made, strict=True))
+        return keys, values
+
+    def _in_front(
+        self,
+        keys: Float[Tensor, "L n heads s d_kv"],
+        values: Float[Tensor, "L n heads s d_kv"],
+        mask: Shaped[Tensor, "n s"] | None,
+    ) -> dict[Site, Binding]:
+        """In front of self-attention's own, behind a prefix."""
+        return {
+            site: ExtraKeyValues(keys[layer], values[layer], mask, placeless=keys.shape[3])
+            for layer, site in enumerate(sites(self.model, "decoder", "self_attention"))
+        }
 
     @torch.no_grad()
     def answer_logits(

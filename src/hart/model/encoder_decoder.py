@@ -4,9 +4,7 @@ Eq. 5 feeds it the query x and the generated φ; fusion-in-decoder (§4.1, App. 
 encoder output to its own, and the decoder attends to both.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,7 +17,7 @@ from hart.errors import HartError
 from hart.model.adaptation import Adaptation
 from hart.model.main_model import MainModel
 from hart.peft.base import Blocks, PeftKind
-from hart.peft.injection import Binding, ExtraKeyValues, Site, binding
+from hart.peft.injection import Binding, ExtraKeyValues, Site
 from hart.peft.injection import sites as sites_of
 
 
@@ -111,23 +109,6 @@ class EncoderDecoder(MainModel):
         memory_mask = memory_mask.to(query_mask.dtype).expand(batch, -1)
         return torch.cat([memory, states], dim=1), torch.cat([memory_mask, query_mask], dim=1)
 
-    @torch.no_grad()
-    def keep_memory(self, adaptation: Adaptation) -> Adaptation:
-        """The adaptation with its memory's keys and values in every layer of the decoder, for all later queries.
-
-        `generate` and `score_choices` then need not compute them. They take 2 · layers · s · inner numbers for each
-        row: 192 MiB for T5-Large, 1024 tokens and float32, where the memory itself takes 4 MiB. They stay in
-        this process; `save_pretrained` leaves them out. Without memory the adaptation is returned as it is.
-
-        Raises:
-            HartError: an adaptation of another base.
-        """
-        adaptation = self.ready(adaptation, len(adaptation))  # type: ignore[assignment]
-        if adaptation.memory is None or adaptation.kept is not None:
-            return adaptation
-        with self.binding(adaptation.blocks, adaptation.kinds, batch=len(adaptation)):
-            return replace(adaptation, kept=self._memory_key_values(adaptation.memory))
-
     def _memory_key_values(
         self, memory: Float[Tensor, "n s d"]
     ) -> tuple[Float[Tensor, "L n heads s d_kv"], Float[Tensor, "L n heads s d_kv"]]:
@@ -142,21 +123,12 @@ class EncoderDecoder(MainModel):
                 made[layer] = projection(memory).unflatten(-1, (shape.num_heads, -1)).transpose(1, 2)
         return keys, values
 
-    @contextmanager
-    def adapted(self, adaptation: Adaptation | None, batch: int) -> Iterator[None]:
-        """Within, the model is adapted for this thread: blocks and memory act on every forward pass and `generate`.
-
-        The memory comes in as keys and values in front of cross-attention's own, so it is projected once
-        and read once for all queries that share it. For use without gradients.
-        """
-        if adaptation is None:
-            yield
-            return
-        with self.binding(adaptation.blocks, adaptation.kinds, batch):
-            extra: dict[Site, Binding] = {}
-            if adaptation.memory is not None:
-                keys, values = adaptation.kept or self._memory_key_values(adaptation.memory)
-                for layer, site in enumerate(sites_of(self.model, "decoder", "cross_attention")):
-                    extra[site] = ExtraKeyValues(keys[layer], values[layer], adaptation.memory_mask)
-            with binding(extra):
-                yield
+    def _in_front(
+        self,
+        keys: Float[Tensor, "L n heads s d_kv"],
+        values: Float[Tensor, "L n heads s d_kv"],
+        mask: Shaped[Tensor, "n s"] | None,
+    ) -> dict[Site, Binding]:
+        """In front of cross-attention's own."""
+        sites = sites_of(self.model, "decoder", "cross_attention")
+        return {site: ExtraKeyValues(keys[layer], values[layer], mask) for layer, site in enumerate(sites)}

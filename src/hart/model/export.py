@@ -2,8 +2,8 @@
 
 PEFT's LoRA and (IA)³ compute what ours do, so these exports are exact, and so are the prefixes of a decoder-only model.
 Those of a T5 are not: PEFT puts them into the key/value cache of the decoder alone, where T5 gives them the relative
-bias of earlier tokens, and ours have none. Neither format has a place for the fused memory. `what_is_lost` lists it;
-such an export must be asked for.
+bias of earlier tokens, and ours have none. Neither format has a place for a memory, fused or in front. `what_is_lost`
+lists it; such an export must be asked for.
 
 Maps that a model has fused into one (GPT-2's `c_attn`) have a LoRA each here and one in PEFT: theirs has the ranks of
 ours side by side, and zeros where one has nothing to do with an output.
@@ -48,7 +48,7 @@ def what_is_lost(adaptation: Adaptation) -> list[str]:
     kind = _exportable(adaptation)
     lost = []
     if adaptation.memory is not None:
-        lost.append("the fused memory: the decoder no longer attends to the encoded demonstrations")
+        lost.append("the memory: the main model no longer attends to the encoded demonstrations")
     if isinstance(kind, Prefix) and any(name.startswith("prefix.encoder.") for name in adaptation.blocks):
         lost.append("the prefixes of the encoder, which PEFT does not have for T5")
         lost.append("the bias of the decoder's prefixes: 0 here, T5's relative bias of earlier tokens in PEFT")

@@ -42,7 +42,18 @@ MODEL_TYPES = (HyperNetworkConfig.model_type, PLAIN_MODEL_TYPE)
 FIELDS = ("base", "base_revision", "base_fingerprint", "fusion", "input_format")
 """What config.json must say under `system`."""
 
-MAKE = ("weights", "train_main", "base", "scheme", "decoder_layers", "tied_encoder", "peft")
+MAKE = (
+    "weights",
+    "train_main",
+    "base",
+    "scheme",
+    "decoder_layers",
+    "tied_encoder",
+    "encoder_layers",
+    "memory_in_front",
+    "head_bias",
+    "peft",
+)
 """What two systems must share for one to start from the other's weights."""
 
 
@@ -108,8 +119,9 @@ def load_system(
 
 
 def _read_reader(folder: Path, config: Mapping[str, Any], main: MainModel) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of a hypernetwork that has one of its own, as all for decoder-only bases have."""
-    own = config["model_type"] != PLAIN_MODEL_TYPE and not main.shape.has_encoder
+    """The tokenizer of a hypernetwork that has one of its own, as every T5 beside a decoder-only base has."""
+    beside = config["model_type"] != PLAIN_MODEL_TYPE and config.get("encoder_layers") is None
+    own = beside and not main.shape.has_encoder
     if not own and not (folder / READER_FOLDER).is_dir():
         return None
     try:

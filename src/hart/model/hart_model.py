@@ -100,6 +100,8 @@ class HartModel(nn.Module):
         self.name = name
         if self.hypernetwork is not None and self.hypernetwork.config.tied_encoder:
             self.hypernetwork.tie(main.model.encoder)
+        if self.hypernetwork is not None and self.hypernetwork.config.encoder_layers is not None:
+            self.hypernetwork.read_main(main.model)
         # Before training: afterwards the weights are others.
         self._origin = dict(origin) if origin else main.identity
         if not train_main:
@@ -189,7 +191,10 @@ class HartModel(nn.Module):
             weights: whole values of the trained parameters by name, where the modules have only their share of them.
         """
         main = self.main if self.train_main else None
-        reader = None if self.reader is self.main.tokenizer and self.main.shape.has_encoder else self.reader
+        # That of a T5 beside a decoder-only base is saved even where it happens to be the base's.
+        beside = self.hypernetwork is not None and self.hypernetwork.config.has_own_encoder
+        own = self.reader is not self.main.tokenizer or (beside and not self.main.shape.has_encoder)
+        reader = self.reader if own else None
         write_folder(folder, self.peft_source, main, self._info(), self.kinds, card, weights, reader)
 
     def start_from(self, name: str | Path) -> None:
@@ -245,6 +250,11 @@ class HartModel(nn.Module):
         return self.hypernetwork or self.learned
 
     @property
+    def gives_memory(self) -> bool:
+        """Whether the main model attends to the hypernetwork's memory: fused (T5), or in front (decoder-only)."""
+        return self.fusion or (self.hypernetwork is not None and self.hypernetwork.config.memory_in_front)
+
+    @property
     def weights(self) -> Literal["generated", "learned", "none"]:
         """The same as `model.weights` of the configuration says it."""
         if self.hypernetwork is not None:
@@ -263,7 +273,7 @@ class HartModel(nn.Module):
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations of both networks in the backward pass (less memory, the same gradients)."""
         # Of the hypernetwork only the encoder: the decoder's steps hold two rows each, and their cache.
-        if self.hypernetwork is not None and not self.hypernetwork.config.tied_encoder:
+        if self.hypernetwork is not None and self.hypernetwork.config.has_own_encoder:
             self.hypernetwork.encoder.activation_checkpointing_enable({"use_reentrant": False})
         self.main.enable_gradient_checkpointing()
 
@@ -304,8 +314,8 @@ class HartModel(nn.Module):
             labels=labels,
             blocks={name: repeated(rows, batch) for name, rows in made.blocks.items()},
             peft=self.kinds,
-            memory=repeated(made.memory, batch) if self.fusion else None,
-            memory_mask=repeated(made.memory_mask, batch) if self.fusion else None,
+            memory=repeated(made.memory, batch) if self.gives_memory else None,
+            memory_mask=repeated(made.memory_mask, batch) if self.gives_memory else None,
         )
         return HartOutput(output.logits, made.states)
 
@@ -341,7 +351,7 @@ class HartModel(nn.Module):
                 raise HartError(
                     f"{self.name or 'model'}: generates numbers that are not finite; its weights are damaged"
                 )
-            memory, memory_mask = (made.memory, made.memory_mask) if self.fusion else (None, None)
+            memory, memory_mask = (made.memory, made.memory_mask) if self.gives_memory else (None, None)
         elif self.learned is not None:
             blocks = {name: rows.expand(len(tasks), -1, -1, -1) for name, rows in self.learned().items()}
         if cuts is None:

@@ -33,15 +33,23 @@ def new_peft_source(model: ModelConfig, main: MainModel) -> tuple[PeftSource | N
         HartError: no such checkpoint, or parts that do not fit each other.
     """
     if model.weights == "generated":
+        shared: dict[str, Any] = {
+            "decoder_layers": model.decoder_layers,
+            "scheme": model.scheme,
+            "peft": model.peft,
+            "dropout": model.dropout,
+            "memory_in_front": model.memory_in_front,
+            "head_bias": model.head_bias,
+        }
+        if model.encoder == "main_model":
+            layers, width = model.encoder_layers, model.hypernetwork_width
+            return HyperNetwork.from_states(main.model, layers=layers, width=width, **shared), None
         init = None if model.hypernetwork_init is None else load_base(model.hypernetwork_init)
         network = HyperNetwork.from_base(
             main.model,
             source=None if init is None else init.model,
-            decoder_layers=model.decoder_layers,
-            scheme=model.scheme,
-            peft=model.peft,
-            dropout=model.dropout,
             tied_encoder=model.tied_encoder,
+            **shared,
         )
         return network, None if init is None or main.shape.has_encoder else init.tokenizer
     if model.weights == "none":
@@ -60,7 +68,8 @@ def check_source(source: PeftSource | None, main: MainModel, *, fusion: bool, na
         )
     if not main.shape.has_encoder and fusion and isinstance(source, HyperNetwork):
         raise HartError(
-            f"model.fusion: {main.name} is decoder-only and has no cross-attention for the memory; set it to false"
+            f"model.fusion: {main.name} is decoder-only and has no cross-attention for the memory; set it to false "
+            "(model.memory_in_front puts the memory before queries)"
         )
 
 

@@ -3,9 +3,10 @@
 `hart_decoder_sdpa` and `hart_decoder_eager` are the stock functions, with prefixes (`injection.ExtraKeyValues`) in
 front, at the convention of the PEFT library: a prefix of length p is a past of p tokens. Its keys are taken as they
 are, after rotary embedding and any norm of keys; the first token is at position p (`injection.positions`); where the
-model slides a window, the prefix leaves it as tokens at these positions would. The functions run after the update of
-the key/value cache, so what is in front never enters it. A module with nothing in front computes exactly what the
-stock function computes.
+model slides a window, the prefix leaves it as tokens at these positions would. A memory that stands in front is at no
+position: its keys are not rotated, tokens are where they are without it, and no window leaves it behind. The functions
+run after the update of the key/value cache, so what is in front never enters it. A module with nothing in front
+computes exactly what the stock function computes.
 
 The mask functions registered under the same names build a mask wherever something is in front: the stock SDPA one
 may return none where causality is implied, and the columns in front would shift the implied triangle.
@@ -71,9 +72,11 @@ def _joined_mask(
     if extra.mask is not None:
         front = front & (for_batch(extra.mask[:, None, None, :], own) != 0)
     if window is not None:
+        past = length - extra.placeless
         # A query that sees c tokens of its window is at position p + c - 1, or further where the window is full.
-        position = length - 1 + seen.sum(dim=-1, keepdim=True)
-        front = front & (position - torch.arange(length, device=own.device) < window)
+        position = past - 1 + seen.sum(dim=-1, keepdim=True)
+        places = torch.arange(length, device=own.device)
+        front = front & ((position - places < window) | (places >= past))
     if own.dtype != torch.bool:
         front = torch.zeros_like(front, dtype=own.dtype).masked_fill(~front, torch.finfo(own.dtype).min)
     return torch.cat([front, own], dim=-1)

@@ -80,12 +80,14 @@ Site = nn.Module | Slice | Input
 class ExtraKeyValues(NamedTuple):
     """Keys and values in front of one module's own; n as in `for_batch`.
 
-    `mask` is 0 where they are hidden; None hides none.
+    `mask` is 0 where they are hidden; None hides none. The last `placeless` of them are at no position (a memory), so
+    a sliding window never leaves them behind; those before are a past of as many tokens.
     """
 
     key: Float[Tensor, "n heads p d_kv"]
     value: Float[Tensor, "n heads p d_kv"]
     mask: Shaped[Tensor, "n p"] | None = None
+    placeless: int = 0
 
     @classmethod
     def from_blocks(cls, key: Float[Tensor, "n p inner"], value: Float[Tensor, "n p inner"], heads: int) -> Self:
@@ -95,17 +97,19 @@ class ExtraKeyValues(NamedTuple):
 
     def beside(self, other: "ExtraKeyValues") -> "ExtraKeyValues":
         """These and then the `other` ones, in as many sets as the larger of the two has."""
+        if self.placeless:
+            raise ValueError("what is at no position comes last")
         n = max(self.key.shape[0], other.key.shape[0])
         parts = [[repeated(each, n) for each in (extra.key, extra.value)] for extra in (self, other)]
         keys, values = (torch.cat([first, second.to(first.dtype)], dim=2) for first, second in zip(*parts, strict=True))
         masks = [extra.mask for extra in (self, other)]
         if masks == [None, None]:
-            return ExtraKeyValues(keys, values)
+            return ExtraKeyValues(keys, values, placeless=other.placeless)
         shown = [
             key.new_ones(n, key.shape[2]) if mask is None else repeated(mask, n).to(key.dtype)
             for mask, (key, _) in zip(masks, parts, strict=True)
         ]
-        return ExtraKeyValues(keys, values, torch.cat(shown, dim=1))
+        return ExtraKeyValues(keys, values, torch.cat(shown, dim=1), other.placeless)
 
 
 Binding = ExtraKeyValues | Change | InputChange
@@ -217,6 +221,12 @@ def weight_of(site: Site) -> Float[Tensor, "out in"]:
     module: Any = module_of(site)
     weight = module.weight.T if isinstance(module, Conv1D) else module.weight
     return site.of(weight.T).T if isinstance(site, Slice) else weight
+
+
+def mapped(site: Site, inputs: Float[Tensor, "b t in"]) -> Float[Tensor, "b t out"]:
+    """What a linear map, or some columns of one, makes of inputs, with its bias and what is bound there."""
+    output: Tensor = module_of(site)(inputs)
+    return site.of(output) if isinstance(site, Slice) else output
 
 
 def for_batch(values: Shaped[Tensor, "n ..."], like: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "b_or_1 ..."]:

@@ -128,7 +128,7 @@ class Parts:
 
 def check_trains(model: ModelConfig, shape: MainShape) -> None:
     """Raise `HartError` if no weight of such a system can learn: no rows, no fusion, and a frozen main model."""
-    if model.train_main or model.fusion:
+    if model.train_main or model.fusion or model.memory_in_front:
         return
     if not sum(block.layers * block.rows for block in row_blocks(build_kinds(model.peft), shape)):
         raise HartError(
