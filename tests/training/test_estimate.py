@@ -47,6 +47,13 @@ DECODER_ONLY: dict[str, tuple[str, dict, dict]] = {
     "causal, wide heads": ("qwen3", {**GENERATED, "scheme": {"name": "causal", "rows": 2}}, {}),
     "an output matrix of its own": ("gpt_neox", {**GENERATED, "peft": [LORA]}, {}),
     "learned positions": ("gpt2", GENERATED, {}),
+    "its own states": ("llama", {**GENERATED, "encoder": "main_model", "encoder_layers": [1, 2]}, {}),
+    "a memory in front": ("qwen3", {**GENERATED, "memory_in_front": True, "head_bias": True}, {}),
+    "both, of another width": (
+        "gpt2",
+        {"fusion": False, "peft": [], "encoder": "main_model", "hypernetwork_width": 64, "memory_in_front": True},
+        {},
+    ),
     "tuned": ("llama", TUNED, {"demonstrations_to": "main"}),
     "learned": ("gemma2", {**LEARNED, "peft": [LORA]}, {"demonstrations_to": "main"}),
 }
@@ -60,7 +67,7 @@ def decoder_only(request: pytest.FixtureRequest, run_config: Build, tiny_base_di
     decoder_model(architecture, len(tokenizer)).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     model = {**model, "base": str(tmp_path / "base")}
-    if model.get("weights") is None:
+    if model.get("weights") is None and "encoder" not in model:
         model["hypernetwork_init"] = str(tiny_base_dir)
     return run_config(model=model, data=data, alpha=0.0)
 
@@ -78,7 +85,7 @@ def check_operations(config: RunConfig, attention: str) -> None:
     system = HartModel.from_config(config.model, config.data).train()
     system.main.model.set_attn_implementation(attention)
     # Fused kernels are not counted.
-    if system.hypernetwork is not None:
+    if system.hypernetwork is not None and system.hypernetwork.config.has_own_encoder:
         system.hypernetwork.encoder.config._attn_implementation = "eager"
     batch, data = config.training.batch_size, config.data
     query = data.max_demonstrations_length if data.demonstrations_to == "main" else data.max_query_length

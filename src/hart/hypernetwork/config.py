@@ -5,6 +5,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig, T5Config
 
+from hart.errors import HartError
+from hart.peft.base import MainShape
 from hart.peft.injection import ATTENTION
 
 T5_FIELDS = (
@@ -41,6 +43,30 @@ def new_decoder(width: int, layers: int) -> dict[str, Any]:
         "num_decoder_layers": layers,
         "feed_forward_proj": "gated-gelu",
     }
+
+
+def check_beside(shape: MainShape, *, memory_in_front: bool, main_states: bool) -> None:
+    """Raise `HartError` for a T5 that is to have what only decoder-only main models have."""
+    if not shape.has_encoder:
+        return
+    if memory_in_front:
+        raise HartError(
+            "model.memory_in_front: is for decoder-only bases, this one is a T5, whose decoder attends to the memory "
+            "by model.fusion; set it to false"
+        )
+    if main_states:
+        raise HartError(
+            "model.encoder: main_model is for decoder-only bases, this one is a T5, which has an encoder; "
+            "set it to t5 (model.tied_encoder shares the base's own)"
+        )
+
+
+def no_fusion(name: str) -> str:
+    """What is said where a decoder-only main model is to fuse a memory."""
+    return (
+        f"model.fusion: {name} is decoder-only and has no cross-attention for the memory; set it to false "
+        "(model.memory_in_front puts the memory before queries)"
+    )
 
 
 class HyperNetworkConfig(PreTrainedConfig):

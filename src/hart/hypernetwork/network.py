@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, T5ForConditionalGeneration
 
 from hart.errors import HartError
-from hart.hypernetwork.config import T5_FIELDS, HyperNetworkConfig, new_decoder
+from hart.hypernetwork.config import T5_FIELDS, HyperNetworkConfig, check_beside, new_decoder
 from hart.hypernetwork.heads import BlockHead, RowBlockHeads
 from hart.hypernetwork.main_states import MainStates, StatesToMemory, WidthMap, chosen_layers
 from hart.hypernetwork.schemes.base import GenerationScheme, build_scheme, uses_decoder
@@ -138,7 +138,8 @@ class HyperNetwork(PreTrainedModel):
                 `base`; a decoder-only `base` has no encoder to tie; a T5 fuses a memory and has none in front;
                 unknown kind or scheme.
         """
-        shape = _shape_of(base, memory_in_front)
+        shape = MainShape.from_config(base.config)
+        check_beside(shape, memory_in_front=memory_in_front, main_states=False)
         if tied_encoder and not shape.has_encoder:
             raise HartError("model.tied_encoder: a decoder-only base has no encoder to share; set it to false")
         source = base if source is None else source
@@ -208,12 +209,8 @@ class HyperNetwork(PreTrainedModel):
         Raises:
             HartError: `base` is a T5, or has no such layers; unknown kind or scheme.
         """
-        shape = _shape_of(base, memory_in_front)
-        if shape.has_encoder:
-            raise HartError(
-                "model.encoder: main_model is for decoder-only bases, this one is a T5, which has an encoder; "
-                "set it to t5 (model.tied_encoder shares the base's own)"
-            )
+        shape = MainShape.from_config(base.config)
+        check_beside(shape, memory_in_front=memory_in_front, main_states=True)
         network = cls(
             HyperNetworkConfig(
                 t5=new_decoder(width or shape.d_model, decoder_layers),
@@ -352,17 +349,6 @@ class HyperNetwork(PreTrainedModel):
         for kind in self.kinds:
             std.update(kind.init_std(main, self.shape))
         return std
-
-
-def _shape_of(base: PreTrainedModel, memory_in_front: bool) -> MainShape:
-    """The shape of a main model; raises `HartError` for a T5 that is to have a memory in front."""
-    shape = MainShape.from_config(base.config)
-    if memory_in_front and shape.has_encoder:
-        raise HartError(
-            "model.memory_in_front: is for decoder-only bases, this one is a T5, whose decoder attends to the memory "
-            "by model.fusion; set it to false"
-        )
-    return shape
 
 
 def _no_vectors(block: RowBlock) -> slice:

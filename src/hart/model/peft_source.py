@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from hart.errors import HartError
-from hart.hypernetwork.config import HyperNetworkConfig
+from hart.hypernetwork.config import HyperNetworkConfig, no_fusion
 from hart.hypernetwork.network import HyperNetwork
 from hart.model.base_checkpoint import load_base, loading
 from hart.model.config import ModelConfig
@@ -67,10 +67,7 @@ def check_source(source: PeftSource | None, main: MainModel, *, fusion: bool, na
             f"{main.name} has {main.shape}; use the base it was trained with"
         )
     if not main.shape.has_encoder and fusion and isinstance(source, HyperNetwork):
-        raise HartError(
-            f"model.fusion: {main.name} is decoder-only and has no cross-attention for the memory; set it to false "
-            "(model.memory_in_front puts the memory before queries)"
-        )
+        raise HartError(no_fusion(main.name))
 
 
 def load_peft_source(

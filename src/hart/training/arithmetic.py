@@ -119,9 +119,11 @@ def _both_ways(maps: float, attention: float, trained: bool) -> float:
 def _of_decoder_only(config: RunConfig, parts: Parts) -> float:
     batch, target = config.training.batch_size, config.data.max_target_length
     layer = Layer.of_decoder_only(parts.main.config, config.model.attention)
-    length = _query(config) + target - 1
-    tokens = batch * length * parts.shape.decoder_layers
-    maps, attention = tokens * layer.operations, tokens * 4 * (length + _prefix(config)) * layer.inner
+    length, front = _query(config) + target - 1, _in_front(config)
+    rows = batch * parts.shape.decoder_layers
+    # Keys and values of a memory in front are made for every query.
+    maps = rows * (length * layer.operations + front * 2 * 2 * layer.d_model * layer.kv_inner)
+    attention = rows * length * 4 * (length + front + _prefix(config)) * layer.inner
     logits = batch * target * 2 * layer.d_model * parts.main.config.vocab_size
     total = _both_ways(maps + logits, attention, config.model.train_main)
     return total + (maps + attention if config.model.gradient_checkpointing else 0)
@@ -133,13 +135,22 @@ def _of_hypernetwork(config: RunConfig, parts: Parts) -> float:
         return 0.0
     t5 = T5Config(**network.config.t5)
     layer, read = Layer.of_t5(t5), config.data.max_demonstrations_length
-    total: float = read * t5.num_layers * (layer.operations + 4 * read * layer.inner)
+    once, total = 0.0, 0.0
+    if network.to_memory is not None:
+        # Without gradients; the map's input, the frozen states, needs none either.
+        base = Layer.of_decoder_only(parts.main.config, config.model.attention)
+        once = read * parts.shape.decoder_layers * (base.operations + 4 * read * base.inner)
+        once += 2 * 2 * read * base.d_model * t5.d_model
+    else:
+        total = read * t5.num_layers * (layer.operations + 4 * read * layer.inner)
+    if network.to_front is not None:
+        total += 2 * read * network.to_front.weight.numel()
     if network.decoder is not None and network.scheme is not None:
         vectors = network.scheme.positions
         per_vector = layer.operations + layer.cross + 4 * (vectors + read) * layer.inner
         total += config.model.decoder_layers * (vectors * per_vector + read * layer.cross)
     total += sum(_of_head(head) for head in network.heads.heads())
-    return 3 * total * (config.training.batch_size // config.training.queries_per_task)
+    return (once + 3 * total) * (config.training.batch_size // config.training.queries_per_task)
 
 
 def _of_head(head: Any) -> float:
@@ -162,7 +173,13 @@ def activations(config: RunConfig, parts: Parts, devices: int) -> float:
         passes = math.ceil(queries / training.queries_per_task)
         dropout = (layer.dropout if model.dropout is None else model.dropout) > 0
         checkpointed = model.gradient_checkpointing
-        total += _stack(layer, passes, read, read, t5.num_layers, size, checkpointed, dropout=dropout)
+        if network.config.encoder_layers is None:
+            total += _stack(layer, passes, read, read, t5.num_layers, size, checkpointed, dropout=dropout)
+        else:
+            # Of the frozen base only the states that are read, in float32: as they are, normed and summed.
+            total += passes * read * (2 * len(network.config.encoder_layers) + 1) * parts.shape.d_model * 4
+        if network.to_front is not None:
+            total += passes * read * network.to_front.weight.shape[0] * size
         rows = sum(head.block.layers * head.block.rows for head in network.heads.heads())
         total += passes * rows * t5.d_model * 3 * size
         if network.decoder is not None:
@@ -191,9 +208,11 @@ def _of_t5_pass(config: RunConfig, parts: Parts, queries: int, size: int) -> flo
 def _of_decoder_only_pass(config: RunConfig, parts: Parts, queries: int, size: int) -> float:
     model = config.model
     layer = Layer.of_decoder_only(parts.main.config, model.attention)
-    length = _query(config) + config.data.max_target_length - 1
-    return _stack(
-        layer, queries, length, length + _prefix(config), parts.shape.decoder_layers, size,
+    length, front = _query(config) + config.data.max_target_length - 1, _in_front(config)
+    # Of a memory in front each layer keeps the normed states, keys and values, and these for every head.
+    memory = queries * parts.shape.decoder_layers * front * (layer.d_model + 2 * layer.kv_inner + 2 * layer.inner)
+    return memory * size + _stack(
+        layer, queries, length, length + front + _prefix(config), parts.shape.decoder_layers, size,
         model.gradient_checkpointing, dropout=model.train_main and layer.dropout > 0,
     )  # fmt: skip
 
@@ -233,6 +252,11 @@ def _query(config: RunConfig) -> int:
     """Tokens of one input of the main model, at its limit."""
     data = config.data
     return data.max_demonstrations_length if data.demonstrations_to == "main" else data.max_query_length
+
+
+def _in_front(config: RunConfig) -> int:
+    """Tokens of a memory in front of each query."""
+    return config.data.max_demonstrations_length if config.model.memory_in_front else 0
 
 
 def _prefix(config: RunConfig) -> int:

@@ -14,7 +14,8 @@ from transformers import (
 )
 
 from hart.errors import HartError
-from hart.hypernetwork.config import T5_FIELDS, HyperNetworkConfig
+from hart.hypernetwork.config import T5_FIELDS, HyperNetworkConfig, check_beside, new_decoder, no_fusion
+from hart.hypernetwork.main_states import chosen_layers
 from hart.hypernetwork.network import HyperNetwork
 from hart.hypernetwork.schemes.base import uses_decoder
 from hart.model.bundled import resolve_base
@@ -161,23 +162,45 @@ def build(config: RunConfig) -> Parts:
 
 
 def check_family(model: ModelConfig, shape: MainShape) -> None:
-    """Raise `HartError` for what a decoder-only base has not: fusion, an encoder to share, a hypernetwork's start."""
-    if shape.has_encoder or model.weights != "generated":
+    """Raise `HartError` for what a base of this family has not, or a decoder-only one without what reads its tasks."""
+    if model.weights != "generated":
+        return
+    check_beside(shape, memory_in_front=model.memory_in_front, main_states=model.encoder == "main_model")
+    if shape.has_encoder:
         return
     if model.fusion:
-        raise HartError(
-            f"model.fusion: {model.base} is decoder-only and has no cross-attention for the memory; set it to false"
-        )
+        raise HartError(no_fusion(model.base))
     if model.tied_encoder:
         raise HartError("model.tied_encoder: a decoder-only base has no encoder to share; set it to false")
-    if model.hypernetwork_init is None:
+    if model.hypernetwork_init is None and model.encoder == "t5":
         raise HartError(
             f"model.hypernetwork_init: must name a T5 checkpoint, which the hypernetwork starts from; {model.base} is "
-            "decoder-only"
+            "decoder-only (or set model.encoder to main_model)"
         )
 
 
 def _hypernetwork_config(model: ModelConfig, shape: MainShape) -> HyperNetworkConfig:
+    if model.encoder == "main_model":
+        t5 = new_decoder(model.hypernetwork_width or shape.d_model, model.decoder_layers)
+    else:
+        t5 = _checkpoint_sizes(model)
+    return HyperNetworkConfig(
+        t5=t5,
+        decoder_layers=model.decoder_layers,
+        scheme=dict(model.scheme),
+        peft=[kind.to_config() for kind in build_kinds(model.peft)],
+        main=shape.to_config(),
+        tied_encoder=model.tied_encoder,
+        encoder_layers=(
+            chosen_layers(model.encoder_layers, shape.decoder_layers) if model.encoder == "main_model" else None
+        ),
+        memory_in_front=model.memory_in_front,
+        head_bias=model.head_bias,
+    )
+
+
+def _checkpoint_sizes(model: ModelConfig) -> dict[str, Any]:
+    """The `T5_FIELDS` of the checkpoint that the hypernetwork starts from."""
     name = model.hypernetwork_init or model.base
     t5 = base_config(name)
     if not isinstance(t5, T5Config):
@@ -187,11 +210,4 @@ def _hypernetwork_config(model: ModelConfig, shape: MainShape) -> HyperNetworkCo
         )
     if model.decoder_layers > (t5.num_decoder_layers or t5.num_layers) and uses_decoder(model.scheme):
         raise HartError(f"model.decoder_layers is {model.decoder_layers}; {name} has fewer")
-    return HyperNetworkConfig(
-        t5={field: getattr(t5, field) for field in T5_FIELDS},
-        decoder_layers=model.decoder_layers,
-        scheme=dict(model.scheme),
-        peft=[kind.to_config() for kind in build_kinds(model.peft)],
-        main=shape.to_config(),
-        tied_encoder=model.tied_encoder,
-    )
+    return {field: getattr(t5, field) for field in T5_FIELDS}

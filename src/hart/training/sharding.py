@@ -76,7 +76,7 @@ def shard(system: HartModel, *, bf16: bool) -> None:
     mesh = torch.distributed.init_device_mesh(device, (world_size(),))
     units = [layer for stack in system.main.shape.stacks for layer in layers(system.main.model, stack)]
     if system.hypernetwork is not None:
-        if not system.hypernetwork.config.tied_encoder:
+        if system.hypernetwork.config.has_own_encoder:
             units += system.hypernetwork.encoder.block
         units += system.hypernetwork.heads.heads()
     for unit in units:
