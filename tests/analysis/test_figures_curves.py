@@ -90,6 +90,19 @@ def test_fig4_needs_runs_that_differ_in_consistency_alone(make_run, falling) -> 
     assert fig4_consistency(groups(*pair)).tables["spikes"].rows
 
 
+@pytest.mark.parametrize("many", [False, True])
+def test_a_legend_of_many_lines_stands_above_the_curves(make_run, falling, many: bool) -> None:
+    orders = ["bottom_up", "top_down", "random", "random", "random"][: 5 if many else 2]
+    schemes = [{"name": "autoregressive", "order": order, "order_seed": at} for at, order in enumerate(orders)]
+    runs = [make_run(f"run_{at}", falling(60), model={"scheme": each}) for at, each in enumerate(schemes)]
+    (axes,) = fig3_autoregression(groups(make_run("hyper", falling(60), **SHARED), *runs)).figure.axes
+    axes.figure.draw_without_rendering()
+    bottom, top = axes.get_legend().get_window_extent().y0, axes.get_window_extent().y1
+    assert (bottom > top) == many
+    if many:
+        assert axes.get_legend().get_window_extent().x1 <= axes.figure.bbox.x1 + 1, "within the figure"
+
+
 def test_fig5_shows_losses_that_are_comparable_in_one_panel(make_run, falling) -> None:
     slots = [make_run("a", falling(20), consistency=2.0), make_run("b", falling(20), alpha=1.0)]
     by_task = make_run("c", falling(20), alpha=1.0, pairing="task")

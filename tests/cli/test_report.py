@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hart.training import sweep_table
 from hart.training.config import RunConfig
 from hart.training.sweep_plan import RESULTS_FILE
 
@@ -56,3 +57,10 @@ def test_mistakes_of_a_study(refused, study: Path, config_file: Path, tmp_path: 
     study.write_text(yaml.safe_dump(content))
     assert "row a: paper: Table 2 of the paper has no row HARP; did you mean HART?" in refused("sweep", study, *out)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_sweep_without_any_result_is_no_success(hart, study: Path, tmp_path: Path, monkeypatch) -> None:
+    rows = [dict.fromkeys(sweep_table._COLUMNS) | {"system": "a", "runs": 0}]
+    monkeypatch.setattr("hart.training.sweep.sweep", lambda *_, **__: rows)
+    result = hart("sweep", study, "--output-dir", tmp_path / "out")
+    assert result.status == 2 and "| a | 0 |" in result.out and "out: no run has results" in result.err

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from hart.analysis import figures_spikes
 from hart.analysis.figures_runs import CONSISTENCY_FIELDS, SCHEME_FIELDS, Curves, Group, differing
@@ -14,6 +15,8 @@ from hart.analysis.figures_style import COLUMN, PAGE, Drawing, NotDrawable, Tabl
 
 STEPS, NATS = "optimizer step", "prediction loss\n(nats per target token)"
 
+HEIGHT = 2.4
+"""Inches, of a figure with one row of panels."""
 INSIDE = 4
 """Lines whose legend has room within the axes."""
 
@@ -135,13 +138,13 @@ def fig3_autoregression(groups: Sequence[Group]) -> Drawing:
     members = [group for family in families for group in family]
     made, remarks = all_series(members, "prediction_loss")
     width = COLUMN if len(families) == 1 else PAGE
-    figure, axes = panels(1, len(families), width=width, height=2.4, sharey=True)
+    figure, axes = panels(1, len(families), width=width, height=HEIGHT, sharey=True)
     for panel, family in zip(axes[0], families, strict=True):
         labels = {group.label for group in family}
         _lines(panel, [series for series in made if series.label in labels], groups)
         panel.set(xlabel=STEPS)
         log_axis(panel)
-        _legend(panel)
+        _legend(figure, panel)
     axes[0, 0].set_ylabel(NATS)
     return Drawing(figure, {"": _table(made, "prediction_loss")}, remarks)
 
@@ -162,21 +165,25 @@ def fig5_consistency_loss(groups: Sequence[Group]) -> Drawing:
         raise NotDrawable("needs runs that generate weights: others have no states")
     pairing = {group.label: group.config.training.pairing for group in runs if group.config is not None}
     kinds = sorted({pairing[series.label] for series in made})
-    figure, axes = panels(1, len(kinds), width=COLUMN if len(kinds) == 1 else PAGE, height=2.4, sharey=True)
+    figure, axes = panels(1, len(kinds), width=COLUMN if len(kinds) == 1 else PAGE, height=HEIGHT, sharey=True)
     for panel, kind in zip(axes[0], kinds, strict=True):
         _lines(panel, [series for series in made if pairing[series.label] == kind], groups, positive=True)
         against = "same row one step before" if kind == "slots" else "newest states of the same task"
         panel.set(xlabel=f"{STEPS}\npairing {kind}: against the {against}")
         log_axis(panel)
-        _legend(panel)
+        _legend(figure, panel)
     axes[0, 0].set_ylabel(r"$\mathcal{L}_{\mathrm{cst}}$ (mean square)")
     return Drawing(figure, {"": _table(made, "consistency_loss")}, remarks)
 
 
-def _legend(axes: Axes) -> None:
+def _legend(figure: Figure, axes: Axes) -> None:
     """Within the axes; above them where there are too many lines for that."""
-    many = len(axes.get_legend_handles_labels()[1]) > INSIDE
-    axes.legend(**({"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2} if many else {}))
+    lines = len(axes.get_legend_handles_labels()[1])
+    if lines <= INSIDE:
+        axes.legend()
+        return
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    figure.set_figheight(max(figure.get_figheight(), HEIGHT + 0.08 * lines))
 
 
 def _lines(axes: Axes, made: Sequence[Series], groups: Sequence[Group], *, positive: bool = False) -> None:

@@ -102,3 +102,5 @@ def run(args: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command goes on with what is left") from None
     say(markdown(rows), end="")
+    if not any(row["runs"] for row in rows):
+        raise HartError(f"{out}: no run has results; the lines above say why")
