@@ -154,12 +154,10 @@ def test_loaded_by_the_family_of_its_checkpoint(tiny_tokenizer: PreTrainedTokeni
     assert loaded.fingerprint == made("llama", tiny_tokenizer).fingerprint
 
 
-def test_no_room_and_no_memory_are_told(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_no_room_is_told(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     main = made("gpt2", tiny_tokenizer)
     with pytest.raises(HartError, match="gpt2: has 512 positions, and query and answer have .* behind a prefix of 3"):
         main.generate(QUERIES, adaptation(main, PREFIX), max_new_tokens=510)
-    with pytest.raises(HartError, match="decoder-only main model has no cross-attention"):
-        main(**batch(main), memory=torch.zeros(3, 2, 32), memory_mask=torch.ones(3, 2))
 
 
 def test_learned_positions_are_used_to_the_last_one(tiny_tokenizer: PreTrainedTokenizerFast) -> None:

@@ -139,9 +139,13 @@ def test_decoder_prefixes_are_placed_as_peft_reads_them(adapted, tmp_path: Path,
 @pytest.mark.parametrize(
     ("kind", "fusion", "lost"),
     [
-        ({"kind": "prefix", "length": 4}, True, ["fused memory", "prefixes of the encoder", "relative bias"]),
+        (
+            {"kind": "prefix", "length": 4},
+            True,
+            ["the memory: the main model no longer", "prefixes of the encoder", "relative bias"],
+        ),
         ({"kind": "prefix", "length": 4}, False, ["prefixes of the encoder", "relative bias"]),
-        (EXACT[0], True, ["fused memory"]),
+        (EXACT[0], True, ["the memory: the main model no longer"]),
     ],
 )
 def test_losses_are_named_and_refused(kind: dict[str, Any], fusion: bool, lost: list[str], adapted, tmp_path) -> None:

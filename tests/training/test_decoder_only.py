@@ -159,7 +159,7 @@ def test_pre_training_on_text_that_one_tokenizer_cuts(configured, tmp_path: Path
     with pytest.raises(HartError, match="one tokenizer; this base and hypernetwork have two"):
         train(configured("two", data=text, training=training), quiet=True)
     own = VARIANTS["main model"]
-    first = train(configured("text", model=own, data=text, training=training), quiet=True)
+    first = train(configured("first", model=own, data=text, training=training), quiet=True)
     second = configured("tuned", model={**own, "init_from": str(first)}, training={"max_steps": 1})
     assert train(second, quiet=True).is_dir()
     other = configured("other", model={**own, "init_from": str(first), "encoder_layers": [1]})
