@@ -73,10 +73,10 @@ class DecoderOnly(MainModel):
         table, memory = architecture(self.model.config), memory.to(self.model.dtype)
         made: list[tuple[Tensor, Tensor]] = []
         maps = zip(*(sites(self.model, "decoder", part) for part in "kv"), strict=True)
-        for layer, (key, value) in zip(layers(self.model, "decoder"), maps, strict=True):
-            normed = at(layer, table.norm)(memory)
+        for layer, key_value in zip(layers(self.model, "decoder"), maps, strict=True):
             keys, values = (
-                mapped(site, normed).unflatten(-1, (self.shape.heads_in_front, -1)) for site in (key, value)
+                part.unflatten(-1, (self.shape.heads_in_front, -1))
+                for part in mapped(key_value, at(layer, table.norm)(memory))
             )
             if table.key_norm is not None:
                 keys = at(layer, table.key_norm)(keys)

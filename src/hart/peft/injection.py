@@ -223,10 +223,19 @@ def weight_of(site: Site) -> Float[Tensor, "out in"]:
     return site.of(weight.T).T if isinstance(site, Slice) else weight
 
 
-def mapped(site: Site, inputs: Float[Tensor, "b t in"]) -> Float[Tensor, "b t out"]:
-    """What a linear map, or some columns of one, makes of inputs, with its bias and what is bound there."""
-    output: Tensor = module_of(site)(inputs)
-    return site.of(output) if isinstance(site, Slice) else output
+def mapped(chosen: Sequence[Site], inputs: Float[Tensor, "b t in"]) -> list[Float[Tensor, "b t _out"]]:
+    """What linear maps, or some columns of one, make of the same inputs, with biases and what is bound there.
+
+    A map that several share is run once.
+    """
+    outputs: dict[nn.Module, Tensor] = {}
+    made = []
+    for site in chosen:
+        module = module_of(site)
+        if module not in outputs:
+            outputs[module] = module(inputs)
+        made.append(site.of(outputs[module]) if isinstance(site, Slice) else outputs[module])
+    return made
 
 
 def for_batch(values: Shaped[Tensor, "n ..."], like: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "b_or_1 ..."]:
