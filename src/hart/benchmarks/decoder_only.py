@@ -90,7 +90,7 @@ def _against_in_context(settings: Settings, main: MainModel, shape: str) -> Iter
     task = torch.randint(1000, (1, settings.tokens - query), device=settings.device)
     for batch in settings.batch or (8,):
         short, long = random_queries(batch, query), random_queries(batch, settings.tokens)
-        options = {"max_new_tokens": answer, "min_new_tokens": answer}
+        options: dict[str, Any] = {"max_new_tokens": answer, "min_new_tokens": answer}
         variants: dict[str, Run] = {
             "in context": functools.partial(main.generate, long, **options),
             "adapted": functools.partial(main.generate, short, adaptation, **options),
@@ -139,12 +139,14 @@ def _llama(shape: str, settings: Settings) -> LlamaForCausalLM:
         bos_token_id=None,
         tie_word_embeddings=True,
     )
-    return LlamaForCausalLM(config).to(settings.device, settings.torch_dtype).eval().requires_grad_(False)
+    made: Any = LlamaForCausalLM(config)
+    return made.to(settings.device, settings.torch_dtype).eval().requires_grad_(False)
 
 
 def _main_model(stock: LlamaForCausalLM) -> MainModel:
     """A main model with the same weights in memory."""
-    twin = LlamaForCausalLM(stock.config).to(stock.device, stock.dtype).eval()
+    twin: Any = LlamaForCausalLM(stock.config)
+    twin.to(stock.device, stock.dtype).eval()
     twin.load_state_dict(stock.state_dict(), assign=True)
     twin.tie_weights()
     main = DecoderOnly(twin, Numbers(), name="random")  # type: ignore[arg-type]

@@ -47,7 +47,7 @@ examples:
         "model",
         metavar="MODEL",
         nargs="?",
-        help=f"{MODEL_HELP}; for base systems also a plain base, such as mini-base; {', '.join(WITHOUT_MODEL)} need none",
+        help=f"{MODEL_HELP}; for base systems also a base, such as mini-base; {', '.join(WITHOUT_MODEL)} need none",
     )
     parser.add_argument("--data", metavar="NAME", help="collection of tasks: sni, p3 or procedural")
     parser.add_argument(

@@ -55,7 +55,7 @@ class Layer:
     def of_decoder_only(cls, config: Any, attention: str) -> Self:
         shape = MainShape.from_config(config)
         kept = attention == "eager" or architecture(config).eager
-        dropout: float = getattr(config, "attention_dropout", None) or getattr(config, "resid_pdrop", 0.0)
+        dropout: Any = getattr(config, "attention_dropout", None) or getattr(config, "resid_pdrop", 0.0)
         return cls(
             shape.d_model, shape.num_heads, shape.inner, shape.kv_inner, shape.d_ff, shape.gated, kept, dropout
         )  # fmt: skip
