@@ -168,11 +168,12 @@ def test_a_trained_main_model_and_bf16(run_config: Build, layout: str, training:
 
 
 @pytest.mark.parametrize(("layout", "training"), [LAYOUTS[2], LAYOUTS[3]])
-@pytest.mark.parametrize("tuned", [False, True], ids=["generated", "tuned"])
+@pytest.mark.parametrize("kind", ["generated", "memory", "tuned"])
 def test_a_decoder_only_base(
-    run_config: Build, tiny_base_dir: Path, tmp_path: Path, tuned: bool, layout: str, training: dict[str, Any]
+    run_config: Build, tiny_base_dir: Path, tmp_path: Path, kind: str, layout: str, training: dict[str, Any]
 ):
-    """Its layers are divided too, prefixes and LoRA act in them, and what is saved is whole."""
+    """Its layers are divided too, prefixes and LoRA act in them, its states are read, and what is saved is whole."""
+    tuned = kind == "tuned"
     tokenizer = AutoTokenizer.from_pretrained(tiny_base_dir)
     decoder_model("llama", len(tokenizer)).save_pretrained(tmp_path / "llama")
     tokenizer.save_pretrained(tmp_path / "llama")
@@ -180,6 +181,9 @@ def test_a_decoder_only_base(
     model: dict[str, Any] = {"base": str(tmp_path / "llama"), "fusion": False, "dropout": 0.0}
     if tuned:
         model |= {"weights": "none", "train_main": True, "peft": [], "dropout": None, "attention": "eager"}
+    elif kind == "memory":
+        model |= {"encoder": "main_model", "hypernetwork_width": 64, "peft": peft}
+        model["memory_in_front"] = not training.get("fsdp")  # refused with it
     else:
         model |= {"hypernetwork_init": str(tiny_base_dir), "peft": peft}
     settings: dict[str, Any] = {

@@ -270,6 +270,13 @@ def test_contradictory_fields_are_refused(model: dict, data: dict, field: str, r
     assert caught.value.field == field
 
 
+def test_a_memory_in_front_is_not_divided_by_fsdp(run_config: Build):
+    model = {"fusion": False, "memory_in_front": True, "encoder": "main_model"}
+    with pytest.raises(FieldError, match="training.deepspeed") as caught:
+        run_config(model=model, fsdp=True)
+    assert caught.value.field == "training.fsdp"
+
+
 def test_pre_training_may_be_older_than_an_option_of_its_scheme(run_config: Build, tmp_path: Path):
     hart = settings("hart")
     build(run_config(**hart)).save_pretrained(tmp_path / "pretrained")

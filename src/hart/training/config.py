@@ -132,6 +132,9 @@ class RunConfig(Section):
             self._refuse("training.alpha", f"must be 0 where model.weights is {weights}: no states to keep consistent")
         if not generated and self.training.queries_per_task > 1:
             self._refuse("training.queries_per_task", f"must be 1 where model.weights is {weights}: no pass to share")
+        if self.model.memory_in_front and self.training.fsdp:
+            # Keys and values of the memory are made outside of the layers, where FSDP has their weights divided.
+            self._refuse("training.fsdp", "cannot divide a base with model.memory_in_front; use training.deepspeed")
         if segments and self.training.queries_per_task > 1:
             self._refuse("training.queries_per_task", f"must be 1 with {self.data.collection}")
         if segments and self.training.pairing == "task":
