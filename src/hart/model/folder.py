@@ -56,6 +56,9 @@ MAKE = (
 )
 """What two systems must share for one to start from the other's weights."""
 
+SIZES = ("vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "num_layers")
+"""What of their hypernetworks' `T5_FIELDS` they must share."""
+
 
 def fetch(name: str, revision: str | None) -> Path:
     """The local folder of a saved model or of a bundled one; downloads it if `name` is neither.
@@ -180,10 +183,10 @@ def check_make(name: str, saved: Mapping[str, Any], own: Mapping[str, Any]) -> N
         saved: its config.json.
         own: what the system that takes over its weights would write there.
     """
-    said = {**saved, **saved["system"]}
+    said, own = {**saved.get("t5", {}), **saved, **saved["system"]}, {**own.get("t5", {}), **own}
     if "scheme" in said:
         said["scheme"] = with_defaults(said["scheme"])
-    for key in MAKE:
+    for key in (*MAKE, *SIZES):
         if key in said and key in own and said[key] != own[key]:
             raise HartError(f"model.init_from: {name} has {key} {said[key]}, this run {own[key]}; they must be equal")
 
