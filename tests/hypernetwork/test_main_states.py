@@ -14,6 +14,7 @@ from hart.errors import HartError
 from hart.hypernetwork.main_states import MainStates, StatesToMemory, chosen_layers
 from hart.hypernetwork.network import HyperNetwork
 from hart.hypernetwork.schemes.base import SCHEMES
+from hart.peft.architectures import layers
 from hart.peft.base import KINDS, check_blocks
 from hart.peft.injection import attach
 
@@ -61,6 +62,18 @@ def test_states_are_those_of_the_stock_model(main: PreTrainedModel) -> None:
     torch.testing.assert_close(first[mask == 1], expected[2][mask == 1], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(second[mask == 1], expected[1][mask == 1], rtol=1e-4, atol=1e-5)
     assert MainStates(main, [3])(ids, mask)[0].shape == expected[-1].shape
+
+
+@torch.no_grad()
+def test_layers_above_the_highest_that_is_read_do_not_run(main: PreTrainedModel) -> None:
+    expected = MainStates(main, [2, 1])(*batch())
+    for parameter in layers(main, "decoder")[2].parameters():
+        parameter.fill_(torch.nan)
+    found, ran = MainStates(main, [2, 1]), []
+    layers(main, "decoder")[2].register_forward_hook(lambda *_: ran.append(True))
+    assert all(torch.equal(*states) for states in zip(found(*batch()), expected, strict=True)) and not ran
+    main(batch()[0])
+    assert ran  # the model itself is whole
 
 
 @torch.no_grad()

@@ -6,9 +6,9 @@ which is trained, makes of them the memory that the hypernetwork's decoder reads
 Causal attention and padding on the right leave the states of a task what they are alone, in a batch of any tasks.
 """
 
+import copy
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -17,8 +17,9 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from hart.errors import HartError
+from hart.peft.architectures import architecture
 from hart.peft.architectures import layers as layers_of
-from hart.peft.injection import Binding, Site, binding, positions
+from hart.peft.injection import Binding, Site, binding, learned_positions
 
 DEFAULT_DEPTH = 0.75
 """Of the layer that is read where none is named: above it, states turn towards the next token."""
@@ -48,7 +49,8 @@ class MainStates:
     """
 
     def __init__(self, main: PreTrainedModel, layers: Sequence[int]) -> None:
-        self._main: Any = main
+        self._main = main
+        self._read = _lowest(main, max(layers))
         self._layers = [layers_of(main, "decoder")[layer - 1] for layer in layers]
 
     @torch.no_grad()
@@ -61,20 +63,27 @@ class MainStates:
         Raises:
             HartError: more tokens than the main model has learned positions (GPT-2).
         """
-        told = positions(self._main)
-        if told is not None and isinstance(told.module, nn.Embedding) and ids.shape[1] > told.module.num_embeddings:
+        most = learned_positions(self._main)
+        if most is not None and ids.shape[1] > most:
             raise HartError(
-                f"data.max_demonstrations_length: the base reads a task of {ids.shape[1]} tokens and has "
-                f"{told.module.num_embeddings} positions; lower it"
+                f"data.max_demonstrations_length: the base reads a task of {ids.shape[1]} tokens and has {most} "
+                "positions; lower it"
             )
         states: dict[int, Tensor] = {}
         taken: dict[Site, Binding] = {
             layer: functools.partial(_take, states, index) for index, layer in enumerate(self._layers)
         }
-        # The layers above the last chosen one are run for nothing; the stock model has no other way.
         with binding(taken):
-            self._main.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+            self._read(input_ids=ids, attention_mask=mask, use_cache=False)
         return [states[index] for index in range(len(self._layers))]
+
+
+def _lowest(main: PreTrainedModel, count: int) -> nn.Module:
+    """The main model without its head and the layers above the lowest `count`: the same modules, not copies."""
+    stack = copy.copy(main.base_model)
+    name = architecture(main.config).stacks["decoder"].rpartition(".")[2]
+    stack._modules = {**stack._modules, name: nn.ModuleList(layers_of(main, "decoder")[:count])}
+    return stack
 
 
 def _take(states: dict[int, Tensor], index: int, _: Tensor, output: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Shaped
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -24,7 +24,7 @@ from hart.model.adaptation import Adaptation
 from hart.model.main_model import MainModel
 from hart.peft.architectures import architecture, at, layers
 from hart.peft.base import Blocks, PeftKind
-from hart.peft.injection import Binding, ExtraKeyValues, Site, binding, mapped, positions, sites
+from hart.peft.injection import Binding, ExtraKeyValues, Site, binding, learned_positions, mapped, sites
 from hart.peft.prefix import Prefix
 
 
@@ -148,10 +148,8 @@ class DecoderOnly(MainModel):
 
     def room(self, kinds: Sequence[PeftKind]) -> int | None:
         """As `MainModel.room`: GPT-2 has learned positions, of which a prefix takes its length."""
-        told = positions(self.model)
-        if told is None or not isinstance(told.module, nn.Embedding):
-            return None
-        return told.module.num_embeddings - sum(kind.length for kind in kinds if isinstance(kind, Prefix))
+        most = learned_positions(self.model)
+        return None if most is None else most - sum(kind.length for kind in kinds if isinstance(kind, Prefix))
 
     def _check_length(self, mask: Shaped[Tensor, "b t"], kinds: Sequence[PeftKind], *, more: int = 0) -> None:
         """Raise `HartError` where a row's tokens and `more`, behind a prefix, do not fit learned positions."""

@@ -211,6 +211,12 @@ def positions(main: PreTrainedModel) -> Input | None:
     return None if path is None else Input(at(main, path), whole_numbers=True)
 
 
+def learned_positions(main: PreTrainedModel) -> int | None:
+    """How many positions a model has, where each is learned (GPT-2); None: positions are not what limits it."""
+    told = positions(main)
+    return told.module.num_embeddings if told is not None and isinstance(told.module, nn.Embedding) else None
+
+
 def module_of(site: Site) -> nn.Module:
     """The module that a site belongs to."""
     return site if isinstance(site, nn.Module) else site.module

@@ -136,10 +136,10 @@ def _of_hypernetwork(config: RunConfig, parts: Parts) -> float:
     t5 = T5Config(**network.config.t5)
     layer, read = Layer.of_t5(t5), config.data.max_demonstrations_length
     once, total = 0.0, 0.0
-    if network.to_memory is not None:
-        # Without gradients; the map's input, the frozen states, needs none either.
+    if network.config.encoder_layers is not None:
+        # Without gradients, to the highest layer that is read; the map's input, the frozen states, needs none either.
         base = Layer.of_decoder_only(parts.main.config, config.model.attention)
-        once = read * parts.shape.decoder_layers * (base.operations + 4 * read * base.inner)
+        once = read * max(network.config.encoder_layers) * (base.operations + 4 * read * base.inner)
         once += 2 * 2 * read * base.d_model * t5.d_model
     else:
         total = read * t5.num_layers * (layer.operations + 4 * read * layer.inner)
