@@ -20,6 +20,7 @@ from hart.model.bundled import resolve_base
 from hart.model.decoder_only import DecoderOnly
 from hart.model.export import merge
 from hart.training.config import RunConfig, load
+from hart.training.estimate import estimate
 from hart.training.run_folder import read_metrics
 from hart.training.train import train
 
@@ -126,6 +127,41 @@ def test_a_run_its_resume_and_what_is_made_of_it(variant: str, configured, tmp_p
 
 
 @pytest.mark.parametrize(
+    ("model", "data", "told"),
+    [
+        (
+            {"encoder": "main_model", "hypernetwork_init": None},
+            {"max_demonstrations_length": 513},
+            "data.max_demonstrations_length is 513, and .*, which encodes tasks, has 512 positions; lower it",
+        ),
+        (
+            {},
+            {"max_query_length": 496},
+            "data.max_query_length: an input and its answer behind a prefix of 2 take up to 513 positions, and .* 512",
+        ),
+        (
+            {"weights": "learned", "hypernetwork_init": None},
+            {"demonstrations_to": "main", "max_demonstrations_length": 500},
+            "data.max_demonstrations_length: an input and its answer behind a prefix of 2 take up to 517 positions",
+        ),
+    ],
+    ids=["encodes", "queries", "in context"],
+)
+def test_lengths_beyond_learned_positions_are_refused_before_the_run(
+    configured, tmp_path: Path, model: dict[str, Any], data: dict[str, Any], told: str
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(resolve_base("mini-base"))
+    for saved in (decoder_model("gpt2", len(tokenizer)), tokenizer):
+        saved.save_pretrained(tmp_path / "gpt2")
+    training = {"alpha": 0.0, "queries_per_task": 1}
+    config = configured(model={"base": str(tmp_path / "gpt2"), **model}, data=data, training=training)
+    for refusing in (lambda: train(config, quiet=True), lambda: estimate(config)):
+        with pytest.raises(HartError, match=told):
+            refusing()
+    assert not Path(config.training.output_dir).exists()
+
+
+@pytest.mark.parametrize(
     ("model", "told"),
     [
         ({"hypernetwork_init": None}, "hypernetwork_init: must name a T5 checkpoint"),
@@ -165,6 +201,9 @@ def test_pre_training_on_text_that_one_tokenizer_cuts(configured, tmp_path: Path
     other = configured("other", model={**own, "init_from": str(first), "encoder_layers": [1]})
     with pytest.raises(HartError, match=r"model.init_from: .* has encoder_layers \[2\], this run \[1\]"):
         train(other, quiet=True)
+    wider = configured("wider", model={**own, "init_from": str(first), "hypernetwork_width": 48})
+    with pytest.raises(HartError, match="model.init_from: .* has d_model 32, this run 48; they must be equal"):
+        train(wider, quiet=True)
 
 
 def test_what_is_generated_from_the_main_models_states_is_exported_whole(configured, tmp_path: Path) -> None:

@@ -23,7 +23,9 @@ from hart.model.peft_source import PeftSource
 from hart.model.weights import check_model_files, tensor_names
 from hart.peft.architectures import architecture
 from hart.peft.base import MainShape, build_kinds, row_blocks
+from hart.peft.injection import learned_positions
 from hart.peft.learned import LearnedWeights
+from hart.peft.prefix import Prefix
 from hart.training.config import ModelConfig, RunConfig
 
 # d_model, d_ff, layers of a stack, heads; d_kv is 64 throughout. T5 1.1, LM-adapted or instruction-tuned, as published.
@@ -138,6 +140,28 @@ def check_trains(model: ModelConfig, shape: MainShape) -> None:
         )
 
 
+def check_positions(config: RunConfig, main: PreTrainedModel) -> None:
+    """Raise `HartError` where the longest sequences of a configuration have more tokens than `main` has learned
+    positions (GPT-2): said before the run, not at the first such batch."""
+    most, data = learned_positions(main), config.data
+    if most is None:
+        return
+    if config.model.encoder == "main_model" and data.max_demonstrations_length > most:
+        raise HartError(
+            f"data.max_demonstrations_length is {data.max_demonstrations_length}, and {config.model.base}, which "
+            f"encodes tasks, has {most} positions; lower it"
+        )
+    limit = "max_demonstrations_length" if data.demonstrations_to == "main" else "max_query_length"
+    prefix = sum(kind.length for kind in build_kinds(config.model.peft) if isinstance(kind, Prefix))
+    # The last token of an answer is predicted and not read.
+    tokens = prefix + getattr(data, limit) + data.max_target_length - 1
+    if tokens > most:
+        raise HartError(
+            f"data.{limit}: an input and its answer behind a prefix of {prefix} take up to {tokens} positions, and "
+            f"{config.model.base} has {most}; lower it or data.max_target_length"
+        )
+
+
 def build(config: RunConfig) -> Parts:
     """All networks of a run, without weights.
 
@@ -151,6 +175,7 @@ def build(config: RunConfig) -> Parts:
     with torch.device("meta"):
         builder: Any = T5ForConditionalGeneration if shape.has_encoder else AutoModelForCausalLM.from_config
         main = builder(base)
+        check_positions(config, main)
         peft_source: PeftSource | None = None
         if model.weights == "generated":
             peft_source = HyperNetwork(_hypernetwork_config(model, shape))

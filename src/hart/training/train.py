@@ -20,7 +20,7 @@ from hart.data.tasks import Task
 from hart.errors import HartError
 from hart.model.hart_model import HartModel
 from hart.runtime.ranks import from_first, join_to_train, rank, together
-from hart.training.blueprint import check_trains
+from hart.training.blueprint import check_positions, check_trains
 from hart.training.config import RunConfig
 from hart.training.loop import Loop
 from hart.training.run_folder import RunFolder, holding, undone_on_error
@@ -103,6 +103,7 @@ def _set_up(config: RunConfig, tasks: Sequence[Task] | None, run: RunFolder, *, 
 
     system = HartModel.from_config(config.model, data, seed=training.seed)
     check_trains(config.model, system.main.shape)
+    check_positions(config, system.main.model)
     if data.source.limits_length and tasks:
         tasks, excluded = without_long(tasks, system.main.tokenizer, data.max_average_length)
         if owner and excluded:
