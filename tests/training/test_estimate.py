@@ -200,17 +200,21 @@ def test_advice_can_be_followed() -> None:
     assert not any("adamw_8bit" in text for text, _ in with_advice(plain, found[0]).advice)
 
 
-def test_known_decoder_only_bases_have_their_published_sizes() -> None:
-    published = {"Qwen/Qwen3-0.6B-Base": 596_049_920, "meta-llama/Llama-3.2-1B": 1_235_814_400}
-    for base, parameters in published.items():
-        model = {"base": base, "weights": "learned", "fusion": False, "peft": [LORA]}
-        found = estimate(RunConfig().changed(model=model, training={"alpha": 0.0}, data={"demonstrations_to": "main"}))
-        assert found.frozen == parameters
-        layers, hidden, keys = (28, 1024, 1024) if "Qwen" in base else (16, 2048, 512)
-        queries = 2 * hidden
-        if "Llama" in base:
-            queries = hidden
-        assert found.trained == layers * 2 * (hidden + queries + hidden + keys), "heads of keys and values are shared"
+@pytest.mark.parametrize(
+    ("base", "parameters", "layers", "hidden", "queries", "keys"),
+    [
+        ("Qwen/Qwen3-0.6B-Base", 596_049_920, 28, 1024, 2048, 1024),
+        ("meta-llama/Llama-3.2-1B", 1_235_814_400, 16, 2048, 2048, 512),
+        ("HuggingFaceTB/SmolLM2-135M", 134_515_008, 30, 576, 576, 192),
+    ],
+)
+def test_known_decoder_only_bases_have_their_published_sizes(
+    base: str, parameters: int, layers: int, hidden: int, queries: int, keys: int
+) -> None:
+    model = {"base": base, "weights": "learned", "fusion": False, "peft": [LORA]}
+    found = estimate(RunConfig().changed(model=model, training={"alpha": 0.0}, data={"demonstrations_to": "main"}))
+    assert found.frozen == parameters
+    assert found.trained == layers * 2 * (hidden + queries + hidden + keys), "heads of keys and values are shared"
 
 
 def test_activations_of_a_decoder_only_base() -> None:

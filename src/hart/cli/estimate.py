@@ -20,8 +20,8 @@ def add_parser(subparsers: Any) -> None:
         description="""\
 Print the parameters of each part (trained and frozen), tokens and floating-point operations of an optimizer
 step, and the memory that one device needs. Parameters are exact; memory is a formula at the configured lengths.
-Needs no weights and no network for published T5 checkpoints, Qwen3-0.6B and Llama-3.2-1B. With --gpu-memory,
-says what to change if it does not fit; the exit status is then 1.""",
+Needs no weights and no network for published T5 checkpoints, Qwen3-0.6B, Llama-3.2-1B and SmolLM2-135M. With
+--gpu-memory, says what to change if it does not fit; the exit status is then 1.""",
         epilog="""\
 examples:
   hart estimate configs/t5-large/hart_sni.yaml

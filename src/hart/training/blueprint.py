@@ -52,7 +52,7 @@ def _t5(d_model: int, d_ff: int, layers: int, heads: int) -> dict[str, Any]:
     }
 
 
-# Both share input and output embeddings.
+# All share input and output embeddings.
 _QWEN3_06B = {
     "model_type": "qwen3",
     "vocab_size": 151936,
@@ -75,10 +75,21 @@ _LLAMA_32_1B = {
     "head_dim": 64,
     "tie_word_embeddings": True,
 }
+_SMOLLM2_135M = {
+    "model_type": "llama",
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "tie_word_embeddings": True,
+}
 KNOWN: dict[str, dict[str, Any]] = {
     **{name.format(size): _t5(*values) for name in _HUB_NAMES for size, values in _SIZES.items()},
     **dict.fromkeys(("Qwen/Qwen3-0.6B-Base", "Qwen/Qwen3-0.6B"), _QWEN3_06B),
     **dict.fromkeys(("meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.2-1B-Instruct"), _LLAMA_32_1B),
+    **dict.fromkeys(("HuggingFaceTB/SmolLM2-135M", "HuggingFaceTB/SmolLM2-135M-Instruct"), _SMOLLM2_135M),
 }
 """Checkpoints whose sizes need no download."""
 
