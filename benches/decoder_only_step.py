@@ -1,4 +1,4 @@
-"""Two training steps of configs/qwen3-0.6b and configs/llama-3.2-1b on a CPU, with random weights: memory and time.
+"""Two training steps of configs/qwen3-0.6b and configs/llama-3.2-1b on a CPU, with random weights, in float32: memory and time.
 
     python benches/decoder_only_step.py [CONFIG.yaml ...]
 
@@ -29,6 +29,8 @@ SETTINGS: dict[str, Any] = {
     "training.log_every": 1,
     "training.optimizer": "adamw",
     "training.trackers": [],
+    "training.bf16": False,  # few CPUs multiply bfloat16
+    "model.dtype": "float32",
     "training.num_workers": 0,
 }
 
