@@ -45,7 +45,7 @@ def said(reply: Any, status: int) -> str:
     """The message of a refusal, which is one line and no traceback."""
     assert reply.status_code == status, reply.text
     error = reply.json()["error"]
-    assert error.keys() == {"message", "type", "param"}
+    assert error.keys() == {"message", "type", "param", "code"}
     assert "\n" not in error["message"] and "Traceback" not in reply.text
     return error["message"]
 
