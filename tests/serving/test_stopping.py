@@ -1,7 +1,5 @@
 """Stop sequences: where an answer is cut, however its text is divided into tokens and pieces."""
 
-import itertools
-
 import pytest
 from transformers import PreTrainedTokenizerBase
 
@@ -35,7 +33,7 @@ def test_pieces_are_the_text_before_the_cut_and_never_more(stop: tuple[str, ...]
     expected = TEXT[: find_stop(TEXT, stop)]
     told: list[str] = []
     hold = HoldBack(stop, told.append)
-    pieces = ["".join(piece) for piece in itertools.batched(TEXT, size)]
+    pieces = [TEXT[begin : begin + size] for begin in range(0, len(TEXT), size)]
     for number, piece in enumerate(pieces, start=1):
         hold(piece)
         # What is held is what a stop sequence begins with, and no more.
