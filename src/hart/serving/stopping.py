@@ -40,11 +40,14 @@ class StopRows(StoppingCriteria):
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> None:
         self._tokenizer, self._stop = tokenizer, stop
         self._begin: int | None = None
+        # Where a sequence that the newest token completes begins: of UTF-8 a token has at least one byte.
+        self._window = 4 * max(map(len, stop)) + 8
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         if self._begin is None:  # the first answers of one token
             self._begin = input_ids.shape[1] - 1
-        texts = self._tokenizer.batch_decode(input_ids[:, self._begin :], skip_special_tokens=True)
+        begin = max(self._begin, input_ids.shape[1] - self._window)
+        texts = self._tokenizer.batch_decode(input_ids[:, begin:], skip_special_tokens=True)
         stopped = [find_stop(text, self._stop) is not None for text in texts]
         return torch.tensor(stopped, device=input_ids.device)
 
