@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from decoder_models import decoder_model
+from transformers import AutoTokenizer
 
 from hart import HartModel, Task
+from hart.model.bundled import resolve_base
 from hart.training.config import DataConfig, ModelConfig
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
@@ -45,9 +48,29 @@ def said(reply: Any, status: int) -> str:
     """The message of a refusal, which is one line and no traceback."""
     assert reply.status_code == status, reply.text
     error = reply.json()["error"]
-    assert error.keys() == {"message", "type", "param"}
+    assert error.keys() == {"message", "type", "param", "code"}
     assert "\n" not in error["message"] and "Traceback" not in reply.text
     return error["message"]
+
+
+def saved(
+    folder: Path, architecture: str, peft: list[dict[str, Any]], reader: Path, template: str | None = None, **data: Any
+) -> Path:
+    """A decoder-only model's folder, whose hypernetwork reads with another tokenizer than the main model has."""
+    tokenizer = AutoTokenizer.from_pretrained(resolve_base("mini-base"))
+    tokenizer.chat_template = template
+    decoder_model(architecture, len(tokenizer)).save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    config = ModelConfig(
+        base=str(folder / "base"), hypernetwork_init=str(reader), decoder_layers=2, fusion=False, peft=peft
+    )
+    with torch.random.fork_rng(devices=[]):
+        system = HartModel.from_config(config, DataConfig(**LENGTHS, **data), seed=1)
+        torch.manual_seed(1)
+        for head in system.hypernetwork.heads.heads():  # type: ignore[union-attr]
+            torch.nn.init.normal_(head.second, std=0.3)  # so large that each task changes the answers
+        system.save_pretrained(folder / "model")
+    return folder / "model"
 
 
 @pytest.fixture(scope="session")

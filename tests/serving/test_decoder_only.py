@@ -9,20 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from decoder_models import decoder_model
 from starlette.testclient import TestClient
 from transformers import AutoTokenizer
 
 from hart import Client, HartModel
-from hart.model.bundled import resolve_base
 from hart.serving.app import create_app
 from hart.serving.checks import Checks
 from hart.serving.engine import model_fingerprint
 from hart.serving.settings import Settings
 from hart.serving.store import Store
-from hart.training.config import DataConfig, ModelConfig
 
-from .conftest import LENGTHS, adapt, running, said, task, to_json
+from .conftest import LENGTHS, adapt, running, said, saved, task, to_json
 
 PREFIX = {"kind": "prefix", "length": 4, "init_scale": 3.0}
 LORA = {"kind": "lora", "rank": 2, "alpha": 64, "targets": ["q", "v", "wi"]}
@@ -34,23 +31,6 @@ SERVED: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "gpt2 with prefixes": ("gpt2", [PREFIX]),
 }
 QUERIES = ["one 1", "the cat sat on the mat and one two", "two 3"]
-
-
-def saved(folder: Path, architecture: str, peft: list[dict[str, Any]], reader: Path, **data: Any) -> Path:
-    """A model folder whose hypernetwork reads with another tokenizer than the main model has."""
-    tokenizer = AutoTokenizer.from_pretrained(resolve_base("mini-base"))
-    decoder_model(architecture, len(tokenizer)).save_pretrained(folder / "base")
-    tokenizer.save_pretrained(folder / "base")
-    config = ModelConfig(
-        base=str(folder / "base"), hypernetwork_init=str(reader), decoder_layers=2, fusion=False, peft=peft
-    )
-    with torch.random.fork_rng(devices=[]):
-        system = HartModel.from_config(config, DataConfig(**LENGTHS, **data), seed=1)
-        torch.manual_seed(1)
-        for head in system.hypernetwork.heads.heads():  # type: ignore[union-attr]
-            torch.nn.init.normal_(head.second, std=0.3)  # so large that each task changes the answers
-        system.save_pretrained(folder / "model")
-    return folder / "model"
 
 
 def batches_and_tasks(client: TestClient) -> tuple[float, float]:

@@ -98,7 +98,7 @@ def test_nor_with_an_adaptation_that_is_there(operations: list[Any], adaptation:
         assert reply.status_code < 500, (reply.status_code, reply.text[:500])
 
     for operation in operations:
-        if operation.path in ("/v1/generate", "/v1/score", "/v1/completions"):
+        if operation.path in ("/v1/generate", "/v1/score", "/v1/completions", "/v1/chat/completions"):
             fuzz(operation, check)
 
 

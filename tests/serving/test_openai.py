@@ -51,6 +51,7 @@ NO_OPS: list[dict[str, Any]] = [
     # LangChain's defaults, but for its temperature of 0.7.
     {"temperature": 0.0, "top_p": 1, "frequency_penalty": 0, "presence_penalty": 0, "n": 1, "max_tokens": 8},
     {"stream_options": {"include_usage": False, "include_obfuscation": None}},
+    {"store": False, "metadata": {"a": "b"}, "service_tier": "auto", "stop": [""], "max_completion_tokens": 8},
 ]
 
 
@@ -69,11 +70,20 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"logprobs": 0}, "logprobs"),
     ({"logprobs": 5}, "logprobs"),
     ({"suffix": "."}, "suffix"),
-    ({"stop": ["\n"]}, "stop"),
+    ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+    ({"stop": 7}, "stop"),
+    ({"stop": "a" * 1001}, "stop"),
+    ({"stop": ["one", 7]}, "stop.1"),
+    ({"seed": 2**63, "temperature": 1.0}, "seed"),
+    ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
+    ({"store": True}, "store"),
+    ({"service_tier": "flex"}, "service_tier"),
+    ({"metadata": {"a": 1}}, "metadata.a"),
+    ({"model": "gpt-4o"}, "model"),
+    ({"model": "base\n"}, "model"),
     ({"presence_penalty": 0.5}, "presence_penalty"),
     ({"frequency_penalty": -1}, "frequency_penalty"),
     ({"logit_bias": {"50256": -100}}, "logit_bias"),
-    ({"seed": 7, "temperature": 1.0}, "seed"),
     ({"top_p": 0.5}, "top_p"),
     ({"top_p": 0.5, "temperature": None}, "top_p"),
     ({"stream_options": {"include_usage": True}}, "stream_options"),

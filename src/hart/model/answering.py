@@ -29,15 +29,20 @@ class Answer:
 
     Attributes:
         text: without special tokens.
-        tokens: how many were generated, the end-of-sequence token among them.
+        ids: the tokens that were generated, the end-of-sequence token among them.
         finished: whether it ended by that token, and not at `max_new_tokens`.
         query_tokens: how many the model read, demonstrations in its own input among them.
     """
 
     text: str
-    tokens: int
+    ids: tuple[int, ...]
     finished: bool
     query_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        """How many were generated."""
+        return len(self.ids)
 
 
 def read_answers(
@@ -49,7 +54,7 @@ def read_answers(
     for text, row, read in zip(texts, tokens.tolist(), mask.sum(dim=1).tolist(), strict=True):
         finished = tokenizer.eos_token_id in row
         count = row.index(tokenizer.eos_token_id) + 1 if finished else len(row)
-        answers.append(Answer(text, count, finished, read))
+        answers.append(Answer(text, tuple(row[:count]), finished, read))
     return answers
 
 

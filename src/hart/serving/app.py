@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,18 +20,17 @@ try:
 except ImportError as error:
     raise HartError(f"the server needs {error.name}: pip install 'hart-hypernet[serve]'") from None
 
-from hart.model.adaptation import Adaptation
-from hart.model.answering import Answer
 from hart.model.export import bundle
 from hart.model.hart_model import HartModel
 from hart.serving import schemas
+from hart.serving.answering import STREAMS, check_queries, generate_all, options, resolve, results, unknown, within
 from hart.serving.batching import Batcher, Job
-from hart.serving.completions import Completion
-from hart.serving.engine import Engine, Options, StoreTrouble
+from hart.serving.engine import Engine, StoreTrouble
 from hart.serving.engine import Query as Row
 from hart.serving.guard import Guard
 from hart.serving.metrics import Metrics
-from hart.serving.refusals import Refused, add_error_replies
+from hart.serving.openai_routes import add_openai
+from hart.serving.refusals import add_error_replies
 from hart.serving.settings import Settings
 from hart.serving.store import Record, Store
 from hart.serving.streaming import Stream, start_stream
@@ -49,8 +48,6 @@ _VERSION = "1"
 """Of the interface, as in its paths."""
 
 _NOTE_USES_EVERY = 5.0
-_Adapted = tuple[str | None, Adaptation | None]
-"""The id of an adaptation and itself; neither for the bare base."""
 _Id = Annotated[str, PathParameter(pattern=r"^[0-9a-f]{64}$", min_length=64, max_length=64)]
 
 
@@ -93,6 +90,7 @@ def create_app(model: HartModel, store: Store | None = None, settings: Settings 
     _add_health(app, engine, metrics)
     _add_adaptations(app, engine, settings)
     _add_answers(app, engine, settings)
+    add_openai(app, engine, settings)
     return app
 
 
@@ -172,7 +170,7 @@ def _add_adaptations(app: FastAPI, engine: Engine, settings: Settings) -> None:
             response.status_code = 201 if adapted.new else 200
             return schemas.AdaptOut(**_shown(adapted.record), new=adapted.new, demonstrations_read=read)
 
-        return await _within(request, settings.time_limit, work())
+        return await within(request, settings.time_limit, work())
 
     @app.get("/v1/adaptations", response_model=schemas.AdaptationsOut)
     async def adaptations(
@@ -187,7 +185,7 @@ def _add_adaptations(app: FastAPI, engine: Engine, settings: Settings) -> None:
         """What is known of one adaptation."""
         record = await engine.record(id)
         if record is None:
-            raise _unknown(id)
+            raise unknown(id)
         return _shown(record)
 
     @app.get(
@@ -199,7 +197,7 @@ def _add_adaptations(app: FastAPI, engine: Engine, settings: Settings) -> None:
         """The adaptation as a zip file; unpacked, it is a folder for `hart predict` and `hart export`."""
         found = await engine.find(id)
         if found is None:
-            raise _unknown(id)
+            raise unknown(id)
         packed = await asyncio.to_thread(bundle, found)
         name = {"Content-Disposition": f'attachment; filename="adaptation-{id[:12]}.zip"'}
         return Response(packed, media_type="application/zip", headers=name)
@@ -208,30 +206,30 @@ def _add_adaptations(app: FastAPI, engine: Engine, settings: Settings) -> None:
     async def delete(id: _Id) -> Response:
         """Forget an adaptation."""
         if not await engine.forget(id):
-            raise _unknown(id)
+            raise unknown(id)
         return Response(status_code=204)
 
 
 def _add_answers(app: FastAPI, engine: Engine, settings: Settings) -> None:
-    @app.post("/v1/generate", response_model=schemas.GenerateOut, responses=_streams)
+    @app.post("/v1/generate", response_model=schemas.GenerateOut, responses=STREAMS)
     async def generate(request: Request, body: schemas.GenerateIn) -> Any:
         """Answers to inputs, adapted by one adaptation for all or one for each; or by none, the bare base."""
         start = time.monotonic()
-        how = _options(engine, body, body.max_new_tokens)
+        how = options(engine, body, body.max_new_tokens, num_beams=body.num_beams)
         given = body.adaptation if isinstance(body.adaptation, list) else [body.adaptation]
 
         async def work() -> Any:
-            await _check_queries(engine, body.inputs, how)
+            await check_queries(engine, body.inputs, how)
             # Side by side, so that new tasks share a pass of the hypernetwork.
-            adapted = await asyncio.gather(*(_resolve(engine, each, "adaptation") for each in given))
+            adapted = await asyncio.gather(*(resolve(engine, each, "adaptation") for each in given))
             if body.stream:
                 return start_stream(engine, body.inputs[0], *adapted[0], how)
             each = adapted * len(body.inputs) if len(adapted) == 1 else adapted
-            answers = await _generate_all(engine, body.inputs, each, how)
+            answers = await generate_all(engine, body.inputs, each, how)
             outputs = [answer.text for answer in answers]
             return schemas.GenerateOut(outputs=outputs, seconds=time.monotonic() - start)
 
-        done = await _within(request, settings.time_limit, work())
+        done = await within(request, settings.time_limit, work())
         if not isinstance(done, Stream):
             return done
         return done.reply(settings.time_limit, lambda piece: {"text": piece}, lambda answer: [{"output": answer.text}])
@@ -246,112 +244,13 @@ def _add_answers(app: FastAPI, engine: Engine, settings: Settings) -> None:
 
         async def work() -> Any:
             await engine.checks.aside(check)
-            id, adaptation = await _resolve(engine, body.adaptation, "adaptation")
+            id, adaptation = await resolve(engine, body.adaptation, "adaptation")
             row = Row(body.input, adaptation, choices=body.choices)
             key = (adaptation is not None, body.normalisation)
-            (scores,) = await _results(engine, [Job("score", key, row, task=id, weight=len(body.choices))])
+            (scores,) = await results(engine, [Job("score", key, row, task=id, weight=len(body.choices))])
             return schemas.ScoreOut(scores=scores, best=max(range(len(scores)), key=scores.__getitem__))
 
-        return await _within(request, settings.time_limit, work())
-
-    @app.post("/v1/completions", response_model=schemas.CompletionOut, responses=_streams)
-    async def completions(request: Request, body: schemas.CompletionIn) -> Any:
-        """Answers in the form of OpenAI's completions; `model` is the id of an adaptation."""
-        prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-        how = _options(engine, body, body.max_tokens)
-        form = Completion(body.model, with_usage=body.stream_options.include_usage)
-
-        async def work() -> Any:
-            await _check_queries(engine, prompts, how, "prompt")
-            adapted = await _resolve(engine, body.model, "model")
-            if body.stream:
-                return start_stream(engine, prompts[0], *adapted, how)
-            return form.whole(await _generate_all(engine, prompts, [adapted] * len(prompts), how))
-
-        done = await _within(request, settings.time_limit, work())
-        return done.reply(settings.time_limit, form.piece, form.end) if isinstance(done, Stream) else done
-
-
-async def _resolve(engine: Engine, given: str | schemas.TaskIn | None, where: str) -> _Adapted:
-    """The adaptation of an id or of a task, and its id; neither for the bare base."""
-    if given is None:
-        return None, None
-    if isinstance(given, str):
-        found = await engine.find(given)
-        if found is None:
-            raise _unknown(given, where)
-        return given, found
-    task = given.to_task()
-    await engine.checks.aside(engine.checks.task, task)
-    adapted = await engine.adapt(task)
-    return adapted.id, adapted.adaptation
-
-
-def _options(engine: Engine, body: schemas.GenerateIn | schemas.CompletionIn, max_new_tokens: int | None) -> Options:
-    return Options(
-        max_new_tokens or engine.form.max_target_length,
-        getattr(body, "num_beams", 1),
-        body.temperature,
-        body.top_p if body.temperature > 0 else 1.0,
-    )
-
-
-async def _check_queries(engine: Engine, texts: Sequence[str], how: Options, where: str | None = None) -> None:
-    def check() -> None:
-        for number, text in enumerate(texts):
-            engine.checks.query(text, where or f"inputs.{number}", how.max_new_tokens)
-
-    await engine.checks.aside(check)
-
-
-async def _generate_all(
-    engine: Engine, texts: Sequence[str], adapted: Sequence[_Adapted], how: Options
-) -> list[Answer]:
-    jobs = [
-        Job("generate", (adaptation is not None, how), Row(text, adaptation), task=id)
-        for text, (id, adaptation) in zip(texts, adapted, strict=True)
-    ]
-    return await _results(engine, jobs)
-
-
-_streams: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
-    404: {"model": schemas.ErrorOut},
-}
-
-
-async def _results(engine: Engine, jobs: Sequence[Job]) -> list[Any]:
-    """What becomes of the jobs; if nobody waits for them any more, neither does the model."""
-    engine.submit(jobs)
-    try:
-        return list(await asyncio.gather(*(job.result for job in jobs)))
-    finally:
-        for job in jobs:  # of no effect where there is a result
-            job.abandon()
-
-
-async def _within(request: Request, limit: float, work: Awaitable[Any]) -> Any:
-    """The result of `work`, unless it takes longer than the limit or the client leaves; then it is cancelled."""
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
-    try:
-        await asyncio.wait({task, gone}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        if gone.done():
-            return Response(status_code=499)  # to nobody
-        raise Refused(504, f"no answer within {limit:g} s", "timeout")
-    finally:
-        task.cancel()
-        gone.cancel()
-
-
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _unknown(id: str, param: str = "id") -> Refused:
-    return Refused(404, f"no adaptation {id} of this model here; post its task to /v1/adaptations", "not_found", param)
+        return await within(request, settings.time_limit, work())
 
 
 def _shown(record: Record) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import dataclasses
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakValueDictionary
@@ -25,6 +26,7 @@ from hart.serving.batching import Batcher, Job, Stopped
 from hart.serving.checks import Checks
 from hart.serving.metrics import Metrics
 from hart.serving.settings import MEMORY_BYTES
+from hart.serving.stopping import HoldBack, StopRows, cut_at_stop
 from hart.serving.store import Record, Store, adaptation_id
 
 logger = logging.getLogger(__name__)
@@ -40,12 +42,19 @@ class StoreTrouble(Exception):
 
 
 class Options(NamedTuple):
-    """How answers are generated; rows of equal options share a batch."""
+    """How answers are generated; rows of equal options share a batch.
+
+    Attributes:
+        stop: stop sequences, as `hart.serving.stopping` has them.
+        seed: of the sampling of one row that has the batch for itself; None: sampled as it comes.
+    """
 
     max_new_tokens: int
     num_beams: int = 1
     temperature: float = 0.0
     top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
 
 
 @dataclass
@@ -313,10 +322,16 @@ class Engine:
             choices = [query.choices for query in queries]
             return score_choices(main, read, choices, adaptation, normalisation=key[1], batch_size=len(batch))  # type: ignore[index]
         options: Options = key[1]  # type: ignore[index]
-        kwargs: dict[str, Any] = {"stopping_criteria": [_Abandoned(batch)], "batch_size": len(batch)}
+        more: dict[str, Any] = options._asdict()
+        stop, seed = more.pop("stop"), more.pop("seed")
+        more |= {"stopping_criteria": [_Abandoned(batch)], "batch_size": len(batch)}
+        if stop:
+            more["stopping_criteria"].append(StopRows(main.tokenizer, stop))
         if queries[0].emit is not None:
-            kwargs["streamer"] = _Stream(main.tokenizer, queries[0].emit)
-        return main.answers(read, adaptation, **options._asdict(), **kwargs)
+            more["streamer"] = _Stream(main.tokenizer, HoldBack(stop, queries[0].emit))
+        with _seeded(seed, main.device):
+            answers = main.answers(read, adaptation, **more)
+        return [cut_at_stop(answer, main.tokenizer, stop) for answer in answers]
 
     def _adapt(self, tasks: list[Task]) -> list[tuple[Adaptation, float]]:
         start = time.perf_counter()
@@ -340,13 +355,23 @@ class _Abandoned(StoppingCriteria):
 class _Stream(TextStreamer):
     """Hands the text on as it is generated, piece by piece."""
 
-    def __init__(self, tokenizer: Any, emit: Callable[[str], None]) -> None:
+    def __init__(self, tokenizer: Any, emit: HoldBack) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self._emit = emit
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        if text:
-            self._emit(text)
+        self._emit(text, stream_end)
+
+
+@contextmanager
+def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Within it random numbers are those of a seed, and afterwards as if none had been drawn."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def model_fingerprint(model: HartModel) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 import time
+from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
@@ -28,8 +29,12 @@ def error(
     status: int, message: str, kind: str, param: str | None = None, headers: dict[str, str] | None = None
 ) -> JSONResponse:
     """A reply that says what is wrong, in the form of OpenAI's."""
-    body = {"error": {"message": message, "type": kind, "param": param}}
-    return JSONResponse(body, status_code=status, headers=headers)
+    return JSONResponse(error_body(message, kind, param), status_code=status, headers=headers)
+
+
+def error_body(message: str, kind: str, param: str | None = None) -> dict[str, Any]:
+    # `type` says what `code` says with OpenAI, whose clients read both.
+    return {"error": {"message": message, "type": kind, "param": param, "code": None}}
 
 
 class Guard:

@@ -3,7 +3,6 @@
 In a request null stands for the default of a field, as clients of OpenAI's interface send it.
 """
 
-import json
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import (
@@ -14,7 +13,6 @@ from pydantic import (
     Field,
     StringConstraints,
     Tag,
-    WithJsonSchema,
     model_validator,
 )
 
@@ -50,7 +48,7 @@ Integer: TypeAlias = Annotated[int, BeforeValidator(_number)]
 Float: TypeAlias = Annotated[float, BeforeValidator(_number)]
 
 
-class _Model(BaseModel):
+class Model(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
@@ -64,7 +62,7 @@ def _show_nulls(schema: dict[str, Any]) -> None:
             schema["properties"][name] = {"anyOf": [value, {"type": "null"}], **kept}
 
 
-class _Request(_Model):
+class Request(Model):
     model_config = ConfigDict(json_schema_extra=_show_nulls)
 
     @model_validator(mode="before")
@@ -80,7 +78,7 @@ class _Request(_Model):
         }
 
 
-class DemonstrationIn(_Request):
+class DemonstrationIn(Request):
     """A solved example."""
 
     input: Text
@@ -88,7 +86,7 @@ class DemonstrationIn(_Request):
     explanation: MaybeEmpty = ""
 
 
-class TaskIn(_Request):
+class TaskIn(Request):
     """A task: what it asks for, and solved examples."""
 
     definition: MaybeEmpty = Field("", examples=["Keep only the fruits."])
@@ -113,12 +111,12 @@ Adapted: TypeAlias = Annotated[_Id | _Task, Discriminator(_form), Field(descript
 _Each: TypeAlias = Annotated[list[Adapted], Tag(TAGS[2]), Field(min_length=1, max_length=MAX_INPUTS)]
 
 
-_NewTokens: TypeAlias = Annotated[
+NewTokens: TypeAlias = Annotated[
     Integer | None, Field(ge=1, le=MAX_NEW_TOKENS, description="null: as in the model's training")
 ]
 
 
-class _Sampling(_Request):
+class Sampling(Request):
     temperature: Float = Field(0.0, ge=0.0, le=MAX_TEMPERATURE, description="0 takes the likeliest token")
     top_p: Float = Field(1.0, ge=0.01, le=1.0, description="of sampling, so only with a temperature")
 
@@ -126,21 +124,21 @@ class _Sampling(_Request):
     def _possible(self) -> Self:
         if 0 < self.temperature < MIN_TEMPERATURE:
             raise ValueError(f"temperature: must be 0 or at least {MIN_TEMPERATURE}")
-        if self.top_p < 1 and self.temperature == 0 and self._top_p_counts():
+        if self.top_p < 1 and self.temperature == 0 and self.top_p_counts():
             raise ValueError("top_p: acts only with a temperature; set one above 0, or leave top_p out")
         return self
 
-    def _top_p_counts(self) -> bool:
+    def top_p_counts(self) -> bool:
         """Whether a top_p without temperature is a mistake."""
         return True
 
 
-class GenerateIn(_Sampling):
+class GenerateIn(Sampling):
     inputs: list[Text] = Field(min_length=1, max_length=MAX_INPUTS, description="queries")
     adaptation: Annotated[_Id | _Task | _Each, Discriminator(_form)] | None = Field(
         None, description="one for all inputs, or one for each; null asks the un-adapted base"
     )
-    max_new_tokens: _NewTokens = None
+    max_new_tokens: NewTokens = None
     num_beams: Integer = Field(1, ge=1, le=MAX_BEAMS)
     stream: bool = Field(False, description="server-sent events, one input and no beams")
 
@@ -155,88 +153,14 @@ class GenerateIn(_Sampling):
         return self
 
 
-class ScoreIn(_Request):
+class ScoreIn(Request):
     input: Text
     choices: list[Text] = Field(min_length=1, max_length=MAX_CHOICES)
     adaptation: Adapted | None = Field(None, description="null asks the un-adapted base")
     normalisation: Normalisation = Field("sum", description="of the log-probabilities of a choice's tokens")
 
 
-def _one_of(*values: Any) -> Any:
-    """A field of OpenAI's that may have these values alone, because others would change the answer."""
-
-    def check(given: Any) -> Any:
-        # By type, too: for Python 0 is False, and 1.0 is True.
-        if any(_kind(given) == _kind(value) and given == value for value in values):
-            return given
-        shown = " or ".join(json.dumps(value) for value in (*values, None))
-        raise ValueError(f"is not supported here but as {shown}, which changes nothing; leave it out")
-
-    default = values[0]
-    described = WithJsonSchema({"enum": list(values), "description": "taken for OpenAI's clients; changes nothing"})
-    return Annotated[Any, BeforeValidator(check), described, Field(default)]
-
-
-def _kind(value: Any) -> type:
-    return float if isinstance(value, int) and not isinstance(value, bool) else type(value)
-
-
-def _no_tokens(given: Any) -> Any:
-    if isinstance(given, list) and given and all(isinstance(each, int | list) for each in given):
-        raise ValueError("give a text or a list of texts; lists of tokens are not taken")
-    return given
-
-
-def _prompt_form(given: Any) -> str:
-    return TAGS[2] if isinstance(given, list) else TAGS[3]
-
-
-_OneText: TypeAlias = Annotated[Text, Tag(TAGS[3])]
-_Texts: TypeAlias = Annotated[list[Text], Tag(TAGS[2]), Field(min_length=1, max_length=MAX_INPUTS)]
-Prompt: TypeAlias = Annotated[_OneText | _Texts, Discriminator(_prompt_form), BeforeValidator(_no_tokens)]
-
-
-class StreamOptions(_Request):
-    include_usage: bool = Field(False, description="a last event before [DONE] that counts tokens")
-    include_obfuscation: _one_of(False)  # type: ignore[valid-type]
-
-
-class CompletionIn(_Sampling):
-    """As OpenAI's completions, as far as it goes: `model` is the id of an adaptation."""
-
-    model: Id
-    prompt: Prompt
-    max_tokens: _NewTokens = None
-    stream: bool = False
-    stream_options: StreamOptions = Field(StreamOptions.model_validate({}), description="only with stream")
-    seed: Integer | None = Field(None, description="only without a temperature, where it changes nothing")
-    user: MaybeEmpty | None = Field(None, description="taken for OpenAI's clients; changes nothing")
-    n: _one_of(1)  # type: ignore[valid-type]
-    best_of: _one_of(1)  # type: ignore[valid-type]
-    echo: _one_of(False)  # type: ignore[valid-type]
-    frequency_penalty: _one_of(0)  # type: ignore[valid-type]
-    logit_bias: _one_of({})  # type: ignore[valid-type]
-    logprobs: _one_of(False)  # type: ignore[valid-type]
-    presence_penalty: _one_of(0)  # type: ignore[valid-type]
-    stop: _one_of([], "")  # type: ignore[valid-type]
-    suffix: _one_of("")  # type: ignore[valid-type]
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.stream and isinstance(self.prompt, list) and len(self.prompt) > 1:
-            raise ValueError("stream: give one prompt")
-        if self.stream_options.include_usage and not self.stream:
-            raise ValueError("stream_options: include_usage is of a stream; set stream, or leave it out")
-        if self.seed is not None and self.temperature > 0:
-            raise ValueError("seed: sampling is not repeatable here; leave it out, or set temperature to 0")
-        return self
-
-    def _top_p_counts(self) -> bool:
-        # With OpenAI the temperature is 1 unless it is given; a 0 that was given asks for no sampling.
-        return "temperature" not in self.model_fields_set
-
-
-class AdaptationOut(_Model):
+class AdaptationOut(Model):
     """What is kept of a task."""
 
     id: Id
@@ -254,53 +178,32 @@ class AdaptOut(AdaptationOut):
     demonstrations_read: int = Field(description="how many of the task's demonstrations the model reads")
 
 
-class AdaptationsOut(_Model):
+class AdaptationsOut(Model):
     adaptations: list[AdaptationOut]
 
 
-class GenerateOut(_Model):
+class GenerateOut(Model):
     outputs: list[str]
     seconds: float = Field(description="waiting included")
 
 
-class ScoreOut(_Model):
+class ScoreOut(Model):
     scores: list[float] = Field(description="log-probabilities in nats, in the order of the choices")
     best: int = Field(description="index of the highest, of equal ones the first")
 
 
-class Choice(_Model):
-    index: int
-    text: str
-    finish_reason: Literal["stop", "length"] | None
-    logprobs: None = None
-
-
-class Usage(_Model):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
-class CompletionOut(_Model):
-    id: str
-    object: Literal["text_completion"] = "text_completion"
-    created: int
-    model: str
-    choices: list[Choice]
-    usage: Usage | None = None
-
-
-class ErrorBody(_Model):
+class ErrorBody(Model):
     message: str
     type: str
     param: str | None = None
+    code: None = None
 
 
-class ErrorOut(_Model):
+class ErrorOut(Model):
     error: ErrorBody
 
 
-class Health(_Model):
+class Health(Model):
     status: Literal["ok", "degraded"]
     model: str
     base: str

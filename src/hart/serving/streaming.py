@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from fastapi.responses import StreamingResponse
@@ -11,6 +11,7 @@ from hart.model.adaptation import Adaptation
 from hart.model.answering import Answer
 from hart.serving.batching import Job
 from hart.serving.engine import Engine, Options, Query
+from hart.serving.guard import error_body
 
 
 class Stream:
@@ -22,23 +23,28 @@ class Stream:
         job.result.add_done_callback(lambda _: pieces.put_nowait(None))
 
     def reply(
-        self, limit: float, piece: Callable[[str], dict[str, Any]], last: Callable[[Answer], list[dict[str, Any]]]
+        self,
+        limit: float,
+        piece: Callable[[str], dict[str, Any]],
+        last: Callable[[Answer], list[dict[str, Any]]],
+        first: Sequence[dict[str, Any]] = (),
     ) -> StreamingResponse:
         """Events as they come: `piece` makes one of a piece of the text, `last` the closing ones of the answer."""
 
         async def events() -> AsyncIterator[str]:
             try:
                 async with asyncio.timeout(limit):
+                    for event in first:
+                        yield _event(event)
                     while (new := await self._pieces.get()) is not None:
                         yield _event(piece(new))
                     for event in last(await self._job.result):
                         yield _event(event)
                     yield "data: [DONE]\n\n"
             except TimeoutError:
-                yield _event({"error": {"message": f"no answer within {limit:g} s", "type": "timeout", "param": None}})
+                yield _event(error_body(f"no answer within {limit:g} s", "timeout"))
             except Exception:  # the reply has begun, so its status can say nothing any more
-                message = "an error of the server; its log says more"
-                yield _event({"error": {"message": message, "type": "server_error", "param": None}})
+                yield _event(error_body("an error of the server; its log says more", "server_error"))
                 raise
             finally:
                 if not self._job.result.done():

@@ -1,0 +1,97 @@
+"""What the routes that answer have in common: a request becomes rows, and these a reply within the time limit."""
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from typing import Any
+
+from fastapi import Request, Response
+
+from hart.model.adaptation import Adaptation
+from hart.model.answering import Answer
+from hart.serving import schemas
+from hart.serving.batching import Job
+from hart.serving.engine import Engine, Options, Query
+from hart.serving.refusals import Refused
+
+Adapted = tuple[str | None, Adaptation | None]
+"""The id of an adaptation and itself; neither for the bare base."""
+
+STREAMS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+    404: {"model": schemas.ErrorOut},
+}
+
+
+async def resolve(engine: Engine, given: str | schemas.TaskIn | None, where: str) -> Adapted:
+    """The adaptation of an id or of a task, and its id; neither for the bare base."""
+    if given is None:
+        return None, None
+    if isinstance(given, str):
+        found = await engine.find(given)
+        if found is None:
+            raise unknown(given, where)
+        return given, found
+    task = given.to_task()
+    await engine.checks.aside(engine.checks.task, task)
+    adapted = await engine.adapt(task)
+    return adapted.id, adapted.adaptation
+
+
+def options(engine: Engine, body: schemas.Sampling, max_new_tokens: int | None, **more: Any) -> Options:
+    return Options(
+        max_new_tokens or engine.form.max_target_length,
+        temperature=body.temperature,
+        top_p=body.top_p if body.temperature > 0 else 1.0,
+        **more,
+    )
+
+
+async def check_queries(engine: Engine, texts: Sequence[str], how: Options, where: str | None = None) -> None:
+    def check() -> None:
+        for number, text in enumerate(texts):
+            engine.checks.query(text, where or f"inputs.{number}", how.max_new_tokens)
+
+    await engine.checks.aside(check)
+
+
+async def generate_all(engine: Engine, texts: Sequence[str], adapted: Sequence[Adapted], how: Options) -> list[Answer]:
+    jobs = [
+        # What is drawn for one row of a batch depends on the others, so one with a seed has none.
+        Job("generate", (adaptation is not None, how), Query(text, adaptation), task=id, alone=how.seed is not None)
+        for text, (id, adaptation) in zip(texts, adapted, strict=True)
+    ]
+    return await results(engine, jobs)
+
+
+async def results(engine: Engine, jobs: Sequence[Job]) -> list[Any]:
+    """What becomes of the jobs; if nobody waits for them any more, neither does the model."""
+    engine.submit(jobs)
+    try:
+        return list(await asyncio.gather(*(job.result for job in jobs)))
+    finally:
+        for job in jobs:  # of no effect where there is a result
+            job.abandon()
+
+
+async def within(request: Request, limit: float, work: Awaitable[Any]) -> Any:
+    """The result of `work`, unless it takes longer than the limit or the client leaves; then it is cancelled."""
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait({task, gone}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        if gone.done():
+            return Response(status_code=499)  # to nobody
+        raise Refused(504, f"no answer within {limit:g} s", "timeout")
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def unknown(id: str, param: str = "id") -> Refused:
+    return Refused(404, f"no adaptation {id} of this model here; post its task to /v1/adaptations", "not_found", param)

@@ -1,0 +1,297 @@
+"""Chat completions, stop sequences and seeds: what is answered is what the local model answers, of both families."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from starlette.testclient import TestClient
+
+from hart import HartModel
+from hart.model.answering import Answer
+from hart.serving.app import create_app
+from hart.serving.settings import Settings
+from hart.serving.store import Store
+
+from .conftest import adapt, said, saved, task
+from .test_openai import events
+
+LORA = {"kind": "lora", "rank": 2, "alpha": 64, "targets": ["q", "v", "wi"]}
+TEMPLATE = "{% for m in messages %}the {{ m.role }}: {{ m.content }} cat{% endfor %}{{ ' mat' }}"
+QUERIES = ["one 1", "the cat sat and one", "two 3"]
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture(scope="module", params=["T5", "decoder-only with a chat template"])
+def model(
+    request: pytest.FixtureRequest, model_dir: Path, tiny_base_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> HartModel:
+    folder = model_dir
+    if request.param != "T5":
+        folder = tmp_path_factory.mktemp("chat")
+        folder = saved(folder, "llama", [LORA], tiny_base_dir, template=TEMPLATE, chat_template=True)
+    return HartModel.from_pretrained(folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def client(model: HartModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    # Rows wait for one another, so that requests really share batches.
+    app = create_app(model, Store(tmp_path_factory.mktemp("store")), Settings(max_wait=0.05))
+    with TestClient(app, base_url="http://localhost") as started:
+        yield started
+
+
+@pytest.fixture
+def id(client: TestClient) -> str:
+    return adapt(client, 1)
+
+
+def local(model: HartModel, query: str = "one 1", **options: Any) -> Answer:
+    (answer,) = model.answers(query, model.adapt(task(1)), **options)
+    return answer
+
+
+def chat(client: TestClient, id: str, query: Any = "one 1", **fields: Any) -> Any:
+    return client.post(CHAT, json={"model": id, "messages": [{"role": "user", "content": query}], **fields})
+
+
+def content(reply: Any) -> str:
+    assert reply.status_code == 200, reply.text
+    return reply.json()["choices"][0]["message"]["content"]
+
+
+def test_a_message_is_a_query(client: TestClient, model: HartModel, id: str) -> None:
+    for query in QUERIES:
+        expected = local(model, query)
+        reply = chat(client, id, query).json()
+        usage = {"prompt_tokens": expected.query_tokens, "completion_tokens": expected.tokens}
+        assert reply.pop("id").startswith("chatcmpl-") and reply.pop("created") > 1_700_000_000
+        assert reply == {
+            "object": "chat.completion",
+            "model": id,
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": expected.text, "refusal": None},
+                    "finish_reason": "stop" if expected.finished else "length",
+                    "logprobs": None,
+                }
+            ],
+            "usage": {**usage, "total_tokens": sum(usage.values())},
+        }
+    assert local(model, QUERIES[0]).text != local(model, QUERIES[1]).text
+    short = local(model, max_new_tokens=3).text
+    assert content(chat(client, id, max_completion_tokens=3)) == content(chat(client, id, max_tokens=3)) == short
+
+
+def test_the_base_is_asked_by_its_name(client: TestClient, model: HartModel, id: str) -> None:
+    form = model.input_format
+    read = form.encode_query(model.main.tokenizer, "one 1")
+    (bare,) = model.main.generate([read], max_new_tokens=form.max_target_length)
+    assert content(chat(client, "base")) == bare != content(chat(client, id))
+    assert (
+        client.post("/v1/completions", json={"model": "base", "prompt": "one 1"}).json()["choices"][0]["text"] == bare
+    )
+
+
+def test_a_list_of_text_parts_is_a_text(client: TestClient, model: HartModel, id: str) -> None:
+    parts = [{"type": "text", "text": "the cat"}, {"type": "text", "text": "one 1"}]
+    assert content(chat(client, id, parts)) == local(model, "the cat\none 1").text
+    assert content(chat(client, id, parts[1:])) == local(model).text
+
+
+def test_a_stream(client: TestClient, model: HartModel, id: str) -> None:
+    expected = local(model)
+    first, *pieces, last, usage = events(chat(client, id, stream=True, stream_options={"include_usage": True}))
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": "", "refusal": None}
+    assert "".join(each["choices"][0]["delta"]["content"] for each in pieces) == expected.text
+    assert last["choices"][0]["delta"] == {}
+    assert last["choices"][0]["finish_reason"] == ("stop" if expected.finished else "length")
+    assert usage["choices"] == [] and usage["usage"]["completion_tokens"] == expected.tokens
+    chunks = [first, *pieces, last, usage]
+    assert {each["object"] for each in chunks} == {"chat.completion.chunk"} and len(
+        {each["id"] for each in chunks}
+    ) == 1
+    assert all(each["usage"] is None for each in chunks[:-1])
+    assert all("usage" not in each for each in events(chat(client, id, stream=True)))
+
+
+NO_OPS: dict[str, Any] = {
+    "n": 1,
+    "presence_penalty": 0,
+    "frequency_penalty": 0.0,
+    "logit_bias": {},
+    "logprobs": False,
+    "top_logprobs": 0,
+    "user": "me",
+    "safety_identifier": "me",
+    "prompt_cache_key": "mine",
+    "store": False,
+    "metadata": {"run": "7"},
+    "service_tier": "default",
+    "tools": [],
+    "tool_choice": "auto",
+    "parallel_tool_calls": True,
+    "functions": [],
+    "function_call": "none",
+    "response_format": {"type": "text"},
+    "modalities": ["text"],
+    "stop": [],
+    "seed": 7,
+    "temperature": 0,
+    "top_p": 1,
+    "stream": False,
+    "max_tokens": 8,
+    "max_completion_tokens": 8,
+}
+
+
+def test_what_changes_nothing_is_taken(client: TestClient, model: HartModel, id: str) -> None:
+    expected = local(model).text
+    for fields in (NO_OPS, dict.fromkeys([*NO_OPS, "stream_options"]), {"parallel_tool_calls": False}):
+        assert content(chat(client, id, **fields)) == expected
+
+
+USER, IMAGE = {"role": "user", "content": "one 1"}, {"type": "image_url", "image_url": {"url": "data:,"}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "named", "told"),
+    [
+        ({"messages": [{"role": "system", "content": "Swap."}, USER]}, "messages", "give one message, of role user: "),
+        ({"messages": [USER, {"role": "assistant", "content": None, "tool_calls": []}, USER]}, "messages", "give one"),
+        ({"messages": [{"role": "assistant", "content": "one"}]}, "messages", "give one message, of role user: "),
+        ({"messages": []}, "messages", ""),
+        ({"messages": [{"role": "robot", "content": "one"}]}, "messages.0.role", "Input should be 'user'"),
+        ({"messages": [{"role": ["system"], "content": "one"}]}, "messages.0.role", ""),
+        ({"messages": [{"role": "user"}]}, "messages.0.content", ""),
+        ({"messages": "one 1"}, "messages", ""),
+        ({"messages": [USER | {"content": " "}]}, "messages.0.content", ""),
+        ({"messages": [USER | {"content": [{"type": "text", "text": " "}]}]}, "messages.0.content", "has 1 characters"),
+        ({"messages": [USER | {"content": [IMAGE]}]}, "messages.0.content.0", "is no text, and this model reads text"),
+        ({"messages": [USER | {"content": "one " * 99}]}, "messages.0.content", "has "),
+        ({"messages": [USER | {"content": [{"type": "text", "text": "a" * 30_000}] * 2}]}, "messages.0.content", "has"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "is not supported here but as []"),
+        ({"tool_choice": "required"}, "tool_choice", ""),
+        ({"response_format": {"type": "json_object"}}, "response_format", 'is not supported here but as {"type": "te'),
+        ({"n": 2}, "n", ""),
+        ({"logprobs": True}, "logprobs", ""),
+        ({"store": True}, "store", ""),
+        ({"modalities": ["text", "audio"]}, "modalities", ""),
+        ({"prompt": "one"}, "prompt", ""),
+        ({"top_k": 1}, "top_k", ""),
+        ({"model": "gpt-4o"}, "model", "give the id of an adaptation, or base; GET /v1/models lists them"),
+    ],
+)  # fmt: skip
+def test_what_would_change_the_answer_is_refused_by_name(
+    fields: dict[str, Any], named: str, told: str, client: TestClient, id: str
+) -> None:
+    reply = chat(client, id, **fields)
+    message = said(reply, 422)
+    # What the tokenizer says of a query has its place in the message alone.
+    assert reply.json()["error"]["param"] in (named, None) and message.startswith(f"{named}: {told}"), message
+
+
+def stops_of(text: str) -> list[list[str]]:
+    """Within a word, across words, several, the beginning, and ones that are not there."""
+    return [[text[2:4]], [text[3:9]], [text[5:7], text[1:4]], [text[:1]], [text + "!", "\n\n\n"], [text[-1]]]
+
+
+def test_an_answer_ends_before_its_first_stop_sequence(client: TestClient, model: HartModel, id: str) -> None:
+    whole = local(model, max_new_tokens=24)
+    tokenizer, reasons = model.main.tokenizer, set()
+    for stop in stops_of(whole.text):
+        ends = [(whole.text.find(each) + len(each), each) for each in stop if each in whole.text]
+        text = whole.text[: min(ends)[0] - len(min(ends)[1])] if ends else whole.text
+        cuts = [n for n in range(whole.tokens) if any(each in tokenizer.decode(whole.ids[:n]) for each in stop)]
+        expected = (text, "stop" if ends or whole.finished else "length", min(cuts, default=whole.tokens))
+        fields = {"stop": stop, "max_tokens": 24, "stream_options": {"include_usage": True}}
+
+        reply = chat(client, id, stop=stop, max_tokens=24).json()
+        (choice,) = reply["choices"]
+        assert (choice["message"]["content"], choice["finish_reason"], reply["usage"]["completion_tokens"]) == expected
+
+        _, *pieces, last, usage = events(chat(client, id, stream=True, **fields))
+        told = [each["choices"][0]["delta"]["content"] for each in pieces]
+        assert ("".join(told), last["choices"][0]["finish_reason"], usage["usage"]["completion_tokens"]) == expected
+
+        body = {"model": id, "prompt": "one 1", "stream": True, **fields}
+        *pieces, last, usage = events(client.post("/v1/completions", json=body))
+        told = [each["choices"][0]["text"] for each in pieces]
+        assert ("".join(told), last["choices"][0]["finish_reason"], usage["usage"]["completion_tokens"]) == expected
+        reasons.add(expected[1])
+    assert content(chat(client, id, stop=whole.text[2:4], max_tokens=24)) == local(model, max_new_tokens=24).text[:2]
+    assert "stop" in reasons
+
+
+def test_stop_sequences_in_a_batch(client: TestClient, model: HartModel, id: str) -> None:
+    """Rows end by themselves, whatever ends the others."""
+    answers = [local(model, query, max_new_tokens=24).text for query in QUERIES]
+    stop = answers[0][2:4]
+    body = {"model": id, "prompt": QUERIES, "max_tokens": 24, "stop": stop}
+    choices = client.post("/v1/completions", json=body).json()["choices"]
+    assert [each["text"] for each in choices] == [text.split(stop)[0] for text in answers]
+    with ThreadPoolExecutor(4) as pool:
+        asked = [(query, mark) for query in QUERIES for mark in (stop, None)]
+        replies = list(pool.map(lambda each: chat(client, id, each[0], stop=each[1], max_tokens=24), asked))
+    for (query, mark), reply in zip(asked, replies, strict=True):
+        text = answers[QUERIES.index(query)]
+        assert content(reply) == (text.split(mark)[0] if mark else text)
+
+
+def test_generation_ends_with_the_stop_sequence(
+    client: TestClient, model: HartModel, id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, written = local(model, max_new_tokens=24), []
+    generate = model.main.model.generate
+
+    def counting(*args: Any, **options: Any) -> Any:
+        tokens = generate(*args, **options)
+        written.append(tokens.shape[1] - (options["input_ids"].shape[1] if "input_ids" in options else 1))
+        return tokens
+
+    monkeypatch.setattr(model.main.model, "generate", counting)
+    for stream in (False, True):
+        assert chat(client, id, stop=whole.text[2:4], max_tokens=24, stream=stream).status_code == 200
+    assert len(written) == 2 and max(written) < whole.tokens
+
+
+def test_a_seed_decides_what_is_sampled(client: TestClient, model: HartModel, id: str) -> None:
+    def expected(seed: int, query: str) -> str:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return local(model, query, **how).text
+
+    how = {"temperature": 2.0, "top_p": 0.99}
+    asked = [(seed, query) for seed in (7, -1, 2**63 - 1) for query in QUERIES]
+    with ThreadPoolExecutor(8) as pool:
+        others = [pool.submit(chat, client, id, query, **how) for query in QUERIES * 2]
+        replies = list(pool.map(lambda each: content(chat(client, id, each[1], seed=each[0], **how)), asked))
+    assert all(each.result().status_code == 200 for each in others)
+    assert replies == [expected(*each) for each in asked]
+    assert len({tuple(replies[begin : begin + len(QUERIES)]) for begin in range(0, len(asked), len(QUERIES))}) > 1
+    before = torch.get_rng_state()
+    assert content(chat(client, id, seed=7, **how)) == replies[0]
+    assert torch.equal(before, torch.get_rng_state()), "the seed of a request decides what others draw"
+    _, *pieces, _ = events(chat(client, id, seed=7, stream=True, **how))
+    assert "".join(each["choices"][0]["delta"]["content"] for each in pieces) == expected(7, "one 1")
+    body = {"model": id, "prompt": QUERIES, "seed": 7, **how}
+    choices = client.post("/v1/completions", json=body).json()["choices"]
+    assert [each["text"] for each in choices] == [expected(7, query) for query in QUERIES]
+
+
+def test_models_lists_what_can_be_named(client: TestClient, id: str) -> None:
+    another = adapt(client, 2)
+    listed = client.get("/v1/models").json()
+    assert listed["object"] == "list" and {each["id"] for each in listed["data"]} >= {"base", id, another}
+    for each in listed["data"]:
+        assert each["object"] == "model" and each["created"] > 1_700_000_000 and each["owned_by"]
+        assert client.get(f"/v1/models/{each['id']}").json() == each
+        assert content(chat(client, each["id"])) is not None
+    client.delete(f"/v1/adaptations/{another}")
+    assert another not in {each["id"] for each in client.get("/v1/models").json()["data"]}
+    for name in (another, "gpt-4o"):
+        assert "post its task" in said(client.get(f"/v1/models/{name}"), 404)
+    assert "post its task" in said(chat(client, another), 404)
