@@ -1,4 +1,4 @@
-"""Two training steps of configs/qwen3-0.6b and configs/llama-3.2-1b on a CPU, with random weights, in float32: memory and time.
+"""Two training steps of Qwen3-0.6B and Llama-3.2-1B on a CPU, in float32, with random weights: memory and time.
 
     python benches/decoder_only_step.py [CONFIG.yaml ...]
 

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
+from fastapi import Path as PathParameter
 
 from hart.serving import openai_schemas as schemas
 from hart.serving.answering import STREAMS, check_queries, generate_all, options, resolve, unknown, within
@@ -68,7 +69,7 @@ def _add_models(app: FastAPI, engine: Engine) -> None:
         return schemas.ModelsOut(data=[base, *map(_shown, records)])
 
     @app.get("/v1/models/{model}", response_model=schemas.ModelOut, responses={404: {"model": ErrorOut}})
-    async def model(model: str) -> Any:
+    async def model(model: Annotated[str, PathParameter(max_length=64)]) -> Any:
         """One of them."""
         if model == schemas.BASE:
             return base
