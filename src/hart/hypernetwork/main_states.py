@@ -74,7 +74,8 @@ class MainStates:
             layer: functools.partial(_take, states, index) for index, layer in enumerate(self._layers)
         }
         with binding(taken):
-            self._read(input_ids=ids, attention_mask=mask, use_cache=False)
+            # Not by calling it: the hooks of ZeRO-3 know the base's own module, and those of its parts are enough.
+            self._read.forward(input_ids=ids, attention_mask=mask, use_cache=False)
         return [states[index] for index in range(len(self._layers))]
 
 
