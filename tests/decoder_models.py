@@ -13,9 +13,13 @@ from transformers import (
     Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
 )
+
+from hart.model.decoder_only import DecoderOnly
+from hart.model.main_model import MainModel
 
 SIZES = {
     "hidden_size": 32,
@@ -67,3 +71,10 @@ def decoder_model(name: str, vocabulary: int = 64) -> PreTrainedModel:
                         std=0.1 if isinstance(model.get_submodule(path.rpartition(".")[0]), nn.Embedding) else 0.2
                     )
     return model.eval()
+
+
+def frozen(name: str, tokenizer: PreTrainedTokenizerFast) -> MainModel:
+    """The model as a frozen main model."""
+    main = DecoderOnly(decoder_model(name, len(tokenizer)), tokenizer, name=name)
+    main.freeze()
+    return main

@@ -1,7 +1,6 @@
 """The text models read, character for character, and what happens at the limits."""
 
 import json
-import logging
 import random
 import string
 from collections import Counter
@@ -9,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tokenizers import processors
+from encoded import P3_TASK, TASK, encode_in_context, encode_task, tokens_of, told
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hart.data.input_format import InputFormat
@@ -17,26 +16,6 @@ from hart.data.prompts import Cuts, render_in_context, render_task
 from hart.data.tasks import Task
 from hart.errors import HartError
 from hart.model.bundled import resolve_base
-
-
-def encode_task(tokenizer, task: Task, limit: int = 1024, cuts: Cuts | None = None, **form) -> list[int]:
-    return InputFormat(max_demonstrations_length=limit, **form).encode_task(tokenizer, task, cuts)
-
-
-def encode_in_context(tokenizer, task: Task, query: str, limit: int, cuts: Cuts | None = None, **form) -> list[int]:
-    form = InputFormat(max_demonstrations_length=limit, demonstrations_to="main", **form)
-    return form.encode_input(tokenizer, task, query, cuts)
-
-
-TASK = Task(
-    definition="  Reverse the words \n",
-    demonstrations=[
-        ("a b c", "c b a", "The words are reversed"),
-        ("Is it so?", "so? it Is"),
-        ("x", "x"),
-    ],
-    name="reverse",
-)
 
 # White space matters: two blanks are leading ones, the text ends in a blank line or in "Output: ".
 DEF_2POS = (
@@ -163,15 +142,6 @@ def test_limit_counts_the_end_of_sequence(
     shorter = encode_task(tiny_tokenizer, task, len(whole) - 1, cuts=cuts)
     assert cuts and not caplog.records
     assert shorter == ids_of(tiny_tokenizer, render_task(TASK, num_demonstrations=1))
-
-
-def told(cuts: Cuts, caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What is told now, and nothing the second time."""
-    caplog.clear()
-    for _ in range(2):
-        cuts.tell(logging.getLogger("hart.data.prompts"))
-    assert all(record.levelno == logging.WARNING for record in caplog.records)
-    return list(caplog.messages)
 
 
 def test_demonstration_left_out_is_named_once(
@@ -327,103 +297,3 @@ def test_real_tasks_against_a_plain_reading_of_their_json(
             for limit in (128, 512, 1024):
                 ids = encode_task(tokenizer, task, limit, num_demonstrations=16)
                 assert ids == grown(tokenizer, task, limit)
-
-
-P3_TASK = Task("", [("the cat", "mat"), ("on the mat ", " cat"), ("one two three", "two")], name="p3")
-
-
-def tokens_of(tokenizer, *texts: str) -> list[int]:
-    return [token for text in texts for token in tokenizer(text, add_special_tokens=False).input_ids]
-
-
-def test_prompts_are_inputs_and_targets_as_t0_reads_and_writes_them(tiny_tokenizer):
-    eos = tiny_tokenizer.eos_token_id
-    one, two, three = (
-        [*tokens_of(tiny_tokenizer, demo.input.strip(), demo.output.strip()), eos] for demo in P3_TASK.demonstrations
-    )
-    form = {"prompt_format": "prompts", "num_demonstrations": 2}
-    assert encode_task(tiny_tokenizer, P3_TASK, **form) == one + two
-    assert encode_task(tiny_tokenizer, P3_TASK, **{**form, "num_demonstrations": 16}) == one + two + three
-    query = tokens_of(tiny_tokenizer, "on the cat")
-    in_context = encode_in_context(tiny_tokenizer, P3_TASK, " on the cat\n", 1024, **form)
-    assert in_context == [*one, *two, *query, eos]
-    assert encode_in_context(tiny_tokenizer, P3_TASK, "on the cat", 1024, input_eos=False, **form) == one + two + query
-    # A definition is not read, and none of the format's is.
-    assert encode_task(tiny_tokenizer, replace(P3_TASK, definition="Do it."), **form) == one + two
-
-
-def test_prompts_show_as_many_demonstrations_as_fit(tiny_tokenizer, caplog):
-    form = {"prompt_format": "prompts", "num_demonstrations": 3}
-    whole = encode_task(tiny_tokenizer, P3_TASK, **form)
-    two = encode_task(tiny_tokenizer, P3_TASK, **{**form, "num_demonstrations": 2})
-    cuts = Cuts()
-    assert encode_task(tiny_tokenizer, P3_TASK, len(whole), cuts=cuts, **form) == whole
-    assert not cuts
-    for task in (P3_TASK, replace(P3_TASK, name="other")):
-        assert encode_task(tiny_tokenizer, task, len(whole) - 1, cuts=cuts, **form) == two
-    said = f"task p3: shows 2 of 3 demonstrations to stay within {len(whole) - 1} tokens; the same for task other"
-    assert told(cuts, caplog) == [said]
-    # In context the query has the room it needs, and is itself cut where it has to be.
-    query = tokens_of(tiny_tokenizer, "on the cat")
-    fitting = len(two) + len(query)
-    assert encode_in_context(tiny_tokenizer, P3_TASK, "on the cat", fitting, input_eos=False, **form) == two + query
-    assert encode_in_context(tiny_tokenizer, P3_TASK, "on the cat", 3, input_eos=False, **form) == query[:3]
-    read = encode_in_context(tiny_tokenizer, P3_TASK, "on the cat", 3, cuts=cuts, **form)
-    assert read == [*query[:2], tiny_tokenizer.eos_token_id]
-    assert told(cuts, caplog) == [
-        "task p3: cut the end of the query to stay within 3 tokens",
-        "task p3: shows 0 of 3 demonstrations to stay within 3 tokens",
-    ]
-
-
-def test_a_first_demonstration_that_is_too_long_keeps_its_target(tiny_tokenizer, caplog):
-    task = Task("", [("the cat sat on the mat " * 20, "two three"), ("a", "b")], name="long")
-    answer = [*tokens_of(tiny_tokenizer, "two three"), tiny_tokenizer.eos_token_id]
-    cuts = Cuts()
-    encoded = encode_task(tiny_tokenizer, task, 20, prompt_format="prompts", cuts=cuts)
-    assert len(encoded) == 20 and encoded[-len(answer) :] == answer
-    assert encoded[: 20 - len(answer)] == tokens_of(tiny_tokenizer, task.demonstrations[0].input)[: 20 - len(answer)]
-    said = "task long: cut the input of the only demonstration that it shows to stay within 20 tokens"
-    assert told(cuts, caplog) == [said]
-    short = encode_task(tiny_tokenizer, task, 2, prompt_format="prompts", cuts=cuts)
-    assert short == [answer[0], tiny_tokenizer.eos_token_id]
-    said = "task long: cut the input and target of the only demonstration that it shows to stay within 2 tokens"
-    assert told(cuts, caplog) == [said]
-
-
-def test_instructions_need_a_definition(tiny_tokenizer):
-    for encode in (
-        lambda: encode_task(tiny_tokenizer, P3_TASK),
-        lambda: encode_in_context(tiny_tokenizer, P3_TASK, "on", 100),
-    ):
-        with pytest.raises(HartError, match="task p3: the definition is empty; say what the task asks for"):
-            encode()
-
-
-def test_a_query_may_go_without_its_end(tiny_tokenizer):
-    query = tokens_of(tiny_tokenizer, "on the cat")
-    assert InputFormat(input_eos=False).encode_query(tiny_tokenizer, " on the cat ") == query
-    assert InputFormat(max_query_length=2, input_eos=False).encode_query(tiny_tokenizer, "on the cat") == query[:2]
-
-
-@pytest.mark.parametrize("form", [{}, {"prompt_format": "prompts"}], ids=str)
-def test_a_beginning_of_sequence_comes_first_and_counts(tiny_base_dir: Path, form: dict) -> None:
-    """As of Llama's tokenizer, which puts it before every text."""
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_base_dir, bos_token="<unk>")
-    plain = InputFormat().encode_query(tokenizer, "one two")
-    begin = tokenizer.bos_token_id
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="<unk> $A", special_tokens=[("<unk>", begin)]
-    )
-    assert InputFormat().encode_query(tokenizer, "one two") == [begin, *plain]
-    assert begin not in InputFormat().encode_target(tokenizer, "one two")
-    # Of a task too, which the main model may encode itself.
-    whole = encode_task(tokenizer, TASK, **form)
-    assert whole[0] == begin and begin not in whole[1:]
-    assert len(encode_task(tokenizer, TASK, 20, **form)) <= 20
-    cuts, limit = Cuts(), 20
-    cut = encode_in_context(tokenizer, TASK, "one two " * 30, limit, cuts, **form)
-    assert len(cut) == limit and cut[0] == begin and cut[-1] == tokenizer.eos_token_id
-    cut = InputFormat(max_query_length=limit).encode_query(tokenizer, "one two " * 30, cuts, name="query 1")
-    assert len(cut) == limit and cut[0] == begin
-    assert all(f"within {limit} tokens" in message for message, _ in cuts._noted.values())

@@ -165,11 +165,11 @@ def test_saved_and_loaded_it_is_the_same_and_holds_nothing_of_the_main_model(tmp
     assert loaded.state_dict().keys() == saved.keys() == dict(network.named_parameters()).keys()
     assert all(torch.equal(values, saved[name]) for name, values in loaded.state_dict().items())
     assert sum(network.count_parameters().values()) == sum(p.numel() for p in network.parameters())
-    loaded.read_main(main)
+    loaded.use_main(main)
     with torch.no_grad():
         assert torch.equal(loaded(*batch()).memory, network(*batch()).memory)
     half = HyperNetwork.from_pretrained(tmp_path, dtype="bfloat16").eval()
-    half.read_main(prepared("llama").to(torch.bfloat16))
+    half.use_main(prepared("llama").to(torch.bfloat16))
     assert half(*batch()).memory.isfinite().all()
 
 

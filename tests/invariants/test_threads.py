@@ -20,6 +20,7 @@ from hart.data.tasks import Instance, Task
 from hart.evaluation.run import evaluate_model
 from hart.hypernetwork.step_linear import Steps, step_linears
 from hart.model.adaptation import Adaptation
+from hart.model.answering import encode_queries
 from hart.model.export import merge
 from hart.model.hart_model import HartModel
 from hart.model.modes import evaluating
@@ -146,7 +147,7 @@ def test_asyncio_tasks_and_their_threads(tiny_base_dir: Path) -> None:
 
     async def held(own: int) -> list[str]:
         """Bound by hand, and still bound after others have had their turn on the same thread."""
-        ids, mask = system.main.pad(system.main.encode_queries(QUERIES, adaptations[own], 32))
+        ids, mask = system.main.pad(encode_queries(system.main.tokenizer, QUERIES, adaptations[own], 32))
         with system.main.adapted(adaptations[own], batch=len(QUERIES)):
             await asyncio.sleep(0)
             tokens: Any = system.main.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=NEW_TOKENS)

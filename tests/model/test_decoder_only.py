@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from decoder_models import CONFIGS, decoder_model
+from decoder_models import CONFIGS, decoder_model, frozen
 from transformers import PreTrainedTokenizerFast
 
 from hart.data.input_format import InputFormat
@@ -26,13 +26,7 @@ QUERIES = ["the cat sat on the mat one", "two", "three in order"]
 
 @pytest.fixture(params=["llama", "qwen3", "gemma3_text", "gpt2"])
 def main(request: pytest.FixtureRequest, tiny_tokenizer: PreTrainedTokenizerFast) -> MainModel:
-    return made(request.param, tiny_tokenizer)
-
-
-def made(name: str, tokenizer: PreTrainedTokenizerFast) -> MainModel:
-    main = DecoderOnly(decoder_model(name, len(tokenizer)), tokenizer, name=name)
-    main.freeze()
-    return main
+    return frozen(request.param, tiny_tokenizer)
 
 
 def adaptation(main: MainModel, peft: list[dict], n: int = len(QUERIES)) -> Adaptation:
@@ -134,7 +128,7 @@ def test_a_score_is_that_of_a_pass_of_its_own(main: MainModel, kinds: str | None
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_all_architectures_train_answer_and_score_in_bf16(name: str, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
-    main = made(name, tiny_tokenizer)
+    main = frozen(name, tiny_tokenizer)
     main.to(torch.bfloat16)
     mixed = adaptation(main, KINDS["all"])
     blocks = {key: values.requires_grad_() for key, values in mixed.blocks.items()}
@@ -151,17 +145,17 @@ def test_loaded_by_the_family_of_its_checkpoint(tiny_tokenizer: PreTrainedTokeni
     tiny_tokenizer.save_pretrained(tmp_path)
     loaded = MainModel.from_pretrained(str(tmp_path), dtype="float32")
     assert isinstance(loaded, DecoderOnly) and loaded.shape.stacks == ("decoder",)
-    assert loaded.fingerprint == made("llama", tiny_tokenizer).fingerprint
+    assert loaded.fingerprint == frozen("llama", tiny_tokenizer).fingerprint
 
 
 def test_no_room_is_told(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
-    main = made("gpt2", tiny_tokenizer)
+    main = frozen("gpt2", tiny_tokenizer)
     with pytest.raises(HartError, match="gpt2: has 512 positions, and query and answer have .* behind a prefix of 3"):
         main.generate(QUERIES, adaptation(main, PREFIX), max_new_tokens=510)
 
 
 def test_learned_positions_are_used_to_the_last_one(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
-    main, short, long = made("gpt2", tiny_tokenizer), "cat", "the cat sat on the mat one two three in order"
+    main, short, long = frozen("gpt2", tiny_tokenizer), "cat", "the cat sat on the mat one two three in order"
     answers = [len(InputFormat().encode_target(tiny_tokenizer, text)) for text in (short, long)]
     # The last token of an answer is predicted and never read.
     room = 512 - 3 - (answers[0] - 1)

@@ -13,6 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from hart.errors import HartError
 from hart.model.adaptation import Adaptation
+from hart.model.answering import encode_queries
 from hart.model.main_model import MainModel
 from hart.model.scoring import score_choices
 from hart.peft.base import Blocks
@@ -309,7 +310,7 @@ def test_kept_memory_gives_the_same_answers(main: MainModel) -> None:
     for each in (stacked, kept, kept.select([0, 1, 2])):
         for row in range(3):
             fused = {"memory": adaptations[row].memory, "memory_mask": adaptations[row].memory_mask}
-            ids, mask = main.pad(main.encode_queries(queries[row : row + 1], None, 384))
+            ids, mask = main.pad(encode_queries(main.tokenizer, queries[row : row + 1], None, 384))
             with main.binding(adaptations[row].blocks, [KIND], batch=1):
                 states, both = main.encode(ids, mask, **fused)
                 tokens = main.model.generate(

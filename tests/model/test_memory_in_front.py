@@ -5,14 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from decoder_models import CONFIGS, decoder_model
+from decoder_models import CONFIGS, decoder_model, frozen
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedTokenizerFast
 
 from hart.data.input_format import InputFormat
 from hart.errors import HartError
 from hart.model.adaptation import Adaptation
-from hart.model.decoder_only import DecoderOnly
 from hart.model.main_model import MainModel
 from hart.model.scoring import score_choices
 from hart.peft.architectures import architecture, at
@@ -28,13 +27,7 @@ MEMORIES = [6, 2, 4]
 
 @pytest.fixture(params=CONFIGS)
 def main(request: pytest.FixtureRequest, tiny_tokenizer: PreTrainedTokenizerFast) -> MainModel:
-    return made(request.param, tiny_tokenizer)
-
-
-def made(name: str, tokenizer: PreTrainedTokenizerFast) -> MainModel:
-    main = DecoderOnly(decoder_model(name, len(tokenizer)), tokenizer, name=name)
-    main.freeze()
-    return main
+    return frozen(request.param, tiny_tokenizer)
 
 
 def adaptations(main: MainModel, peft: list[dict]) -> list[Adaptation]:
@@ -95,7 +88,7 @@ def test_keys_and_values_are_those_of_the_stock_layers_at_position_0(main: MainM
 @torch.no_grad()
 def test_it_is_a_past_that_takes_no_positions(name: str, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     """Of models without a sliding window, in which a past is seen from everywhere."""
-    main = made(name, tiny_tokenizer)
+    main = frozen(name, tiny_tokenizer)
     stock = decoder_model(name, len(tiny_tokenizer))
     memory, ids = torch.randn(1, 6, 32), torch.tensor([[5, 6, 7, 8, 9, 1]])
     past = DynamicCache()
@@ -176,7 +169,7 @@ def test_gradient_reaches_every_token_of_it_and_nothing_frozen(main: MainModel) 
 @pytest.mark.parametrize("name", ["mistral", "gemma3_text"])
 def test_no_window_leaves_it_behind(name: str, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     """The window has 8 tokens; a prefix is out of it long before the end of the query, in a layer with a window."""
-    main = made(name, tiny_tokenizer)
+    main = frozen(name, tiny_tokenizer)
     ids = torch.randint(5, 60, (1, 40))
     labels = torch.tensor([[5, 1]])
     own = adaptations(main, PREFIX)[0]
@@ -193,7 +186,7 @@ def test_no_window_leaves_it_behind(name: str, tiny_tokenizer: PreTrainedTokeniz
 
 
 def test_a_memory_has_a_mask(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
-    main = made("llama", tiny_tokenizer)
+    main = frozen("llama", tiny_tokenizer)
     with pytest.raises(HartError, match="memory and memory_mask must be given together"):
         main(**batch(main), memory=torch.zeros(3, 2, 32))
     main.to(torch.bfloat16)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from hart.data.tasks import Task
 from hart.errors import HartError
 from hart.model.adaptation import Adaptation
+from hart.model.answering import encode_queries
 from hart.model.hart_model import HartModel
 from hart.model.scoring import score_choices
 from hart.training.config import DataConfig, ModelConfig, RunConfig
@@ -48,7 +49,7 @@ def one_by_one(system: HartModel, adaptation: Adaptation) -> list[list[float]]:
     main, scores = system.main, []
     for i, (query, own) in enumerate(zip(QUERIES, CHOICES, strict=True)):
         row = adaptation[i]
-        ids, mask = main.pad(main.encode_queries([query], row, system.input_format.max_query_length))
+        ids, mask = main.pad(encode_queries(main.tokenizer, [query], row, system.input_format.max_query_length))
         scores.append([])
         for choice in own:
             labels = torch.tensor([main.tokenizer(choice).input_ids])

@@ -95,21 +95,6 @@ def test_scores(client: TestClient, model: HartModel) -> None:
     assert means != reply["scores"]
 
 
-def test_completions(client: TestClient, model: HartModel) -> None:
-    id = adapt(client, 1)
-    (expected,) = model.generate("one 1", model.adapt(task(1)))
-    one = client.post("/v1/completions", json={"model": id, "prompt": "one 1"}).json()
-    (choice,) = one["choices"]
-    assert (choice["text"], choice["index"], one["object"], one["model"]) == (expected, 0, "text_completion", id)
-    usage = one["usage"]
-    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
-    several = client.post("/v1/completions", json={"model": id, "prompt": QUERIES, "max_tokens": 2}).json()
-    assert [each["index"] for each in several["choices"]] == [0, 1, 2]
-    cut = model.generate(QUERIES, model.adapt(task(1)), max_new_tokens=2)
-    assert [each["text"] for each in several["choices"]] == cut
-    assert "length" in {each["finish_reason"] for each in several["choices"]}
-
-
 @pytest.mark.parametrize("query", QUERIES)
 def test_a_stream_is_the_answer_in_pieces(query: str, client: TestClient, model: HartModel) -> None:
     id = adapt(client, 1)
@@ -402,15 +387,3 @@ def test_a_model_of_prompts_needs_no_definition(tiny_base_dir: Path, store: Stor
             [model.input_format.encode_query(model.main.tokenizer, "a mat?")], max_new_tokens=8
         )
         assert client.post("/v1/generate", json={"inputs": ["a mat?"]}).json()["outputs"] == [bare]
-
-
-def test_fingerprints_tell_models_apart(model: HartModel) -> None:
-    before = engine_module.model_fingerprint(model)
-    assert engine_module.model_fingerprint(model) == before
-    parameter = next(iter(model.hypernetwork.parameters()))  # type: ignore[union-attr]
-    with torch.no_grad():
-        parameter.view(-1)[0] += 1
-    changed = engine_module.model_fingerprint(model)
-    with torch.no_grad():
-        parameter.view(-1)[0] -= 1
-    assert changed != before

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.testclient import TestClient
@@ -14,7 +15,7 @@ from starlette.testclient import TestClient
 from hart import HartModel
 from hart.serving.app import create_app
 from hart.serving.batching import Batcher
-from hart.serving.engine import Engine, StoreTrouble
+from hart.serving.engine import Engine, StoreTrouble, model_fingerprint
 from hart.serving.metrics import Metrics
 from hart.serving.settings import Settings
 from hart.serving.store import Store
@@ -208,3 +209,21 @@ def test_an_application_that_was_not_started_says_so(model: HartModel, store: St
     client = TestClient(outer, base_url="http://localhost")
     for reply in (client.get("/below/health"), client.post("/below/v1/generate", json={"inputs": ["one"]})):
         assert reply.status_code == 503 and "lifespan" in reply.json()["error"]["message"]
+
+
+def test_fingerprints_tell_models_apart(model: HartModel) -> None:
+    network = model.hypernetwork
+    assert network is not None
+    before, scheme = model_fingerprint(model), network.config.scheme
+    assert model_fingerprint(model) == before
+    network.config.scheme = {**scheme, "order": "top_down"}
+    reordered = model_fingerprint(model)
+    network.config.scheme = scheme
+    assert model_fingerprint(model) == before != reordered
+    parameter = next(network.parameters())
+    kept = parameter.detach().clone()
+    with torch.no_grad():
+        parameter.view(-1)[0] += 1
+        changed = model_fingerprint(model)
+        parameter.copy_(kept)
+    assert changed != before

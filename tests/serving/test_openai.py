@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 
 from hart import HartModel
 
-from .conftest import task, to_json
+from .conftest import adapt, task, to_json
 
 PYTHON_SDK = {
     "accept": "application/json",
@@ -17,6 +17,7 @@ PYTHON_SDK = {
     "x-stainless-lang": "python",
     "x-stainless-retry-count": "0",
 }
+PROMPTS = ["one 1", "two 3 one", "the cat sat on the mat"]
 NULLS = (
     "best_of echo frequency_penalty logit_bias logprobs max_tokens n presence_penalty seed stop stream stream_options "
     "suffix temperature top_p user"
@@ -165,3 +166,18 @@ def test_nulls_and_one_token_of_the_other_routes(client: TestClient, model: Hart
     assert same.json()["id"] == id
     described = client.get("/openapi.json").json()["components"]["schemas"]["GenerateIn"]["properties"]
     assert all({"type": "null"} in described[name]["anyOf"] for name in nulls)
+
+
+def test_completions(client: TestClient, model: HartModel) -> None:
+    id = adapt(client, 1)
+    (expected,) = model.generate("one 1", model.adapt(task(1)))
+    one = client.post("/v1/completions", json={"model": id, "prompt": "one 1"}).json()
+    (choice,) = one["choices"]
+    assert (choice["text"], choice["index"], one["object"], one["model"]) == (expected, 0, "text_completion", id)
+    usage = one["usage"]
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    several = client.post("/v1/completions", json={"model": id, "prompt": PROMPTS, "max_tokens": 2}).json()
+    assert [each["index"] for each in several["choices"]] == [0, 1, 2]
+    cut = model.generate(PROMPTS, model.adapt(task(1)), max_new_tokens=2)
+    assert [each["text"] for each in several["choices"]] == cut
+    assert "length" in {each["finish_reason"] for each in several["choices"]}

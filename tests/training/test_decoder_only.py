@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 
 from hart import Adaptation, HartError, HartModel, Task
 from hart.cli import main as cli
+from hart.model.answering import encode_queries
 from hart.model.bundled import resolve_base
 from hart.model.decoder_only import DecoderOnly
 from hart.model.export import merge
@@ -250,7 +251,7 @@ def test_a_chat_template_wraps_the_query(configured, llama_dir: Path, tmp_path: 
     final = train(configured("chat-run", model={"base": str(base)}, data={"chat_template": True}), quiet=True)
     model = HartModel.from_pretrained(final)
     assert model.input_format.chat_template
-    read = model.main.encode_queries(["one two"], model.adapt(TASK), 32)[0]
+    read = encode_queries(model.main.tokenizer, ["one two"], model.adapt(TASK), 32)[0]
     assert tokenizer.decode(read) == "the one two cat mat"
     model.adapt(TASK).save_pretrained(tmp_path / "a")
     assert Adaptation.from_pretrained(tmp_path / "a").input_format.chat_template

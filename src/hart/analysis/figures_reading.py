@@ -15,13 +15,13 @@ from torch import Tensor
 
 from hart.analysis.figures_runs import Source
 from hart.analysis.figures_style import NotDrawable
+from hart.data.collate import pad
 from hart.data.collections import load_tasks
 from hart.data.config import DataConfig
 from hart.data.input_format import InputFormat
 from hart.data.tasks import Demonstration, Task
 from hart.hypernetwork.schemes.bidirectional import Bidirectional
 from hart.model.hart_model import HartModel
-from hart.model.main_model import pad
 
 MAX_TASKS = 16
 SCATTERED_TASKS, SCATTERED_SETS = 4, 8

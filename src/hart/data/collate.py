@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from hart.data.sampling import Example
@@ -37,17 +38,20 @@ class Collator:
         batch: dict[str, Tensor] = {}
         if "demo_ids" in examples[0]:
             demos = [example["demo_ids"] for example in examples[:: self.queries_per_task]]
-            batch["demo_ids"] = _pad(demos, self.demo_pad_token_id)
-            batch["demo_mask"] = _pad([[1] * len(ids) for ids in demos], 0)
+            batch["demo_ids"], batch["demo_mask"] = pad(demos, self.demo_pad_token_id)
         queries = [example["query_ids"] for example in examples]
-        batch["query_ids"] = _pad(queries, self.pad_token_id)
-        batch["query_mask"] = _pad([[1] * len(ids) for ids in queries], 0)
-        batch["labels"] = _pad([example["labels"] for example in examples], IGNORED_LABEL)
+        batch["query_ids"], batch["query_mask"] = pad(queries, self.pad_token_id)
+        batch["labels"], _ = pad([example["labels"] for example in examples], IGNORED_LABEL)
         batch["slots"] = torch.tensor([example["slot"] for example in examples])
         batch["task_index"] = torch.tensor([example["task_index"] for example in examples])
         return batch
 
 
-def _pad(lists: list[list[int]], value: int) -> Tensor:
-    width = max(map(len, lists))
-    return torch.tensor([ids + [value] * (width - len(ids)) for ids in lists])
+def pad(
+    sequences: Sequence[Sequence[int]], padding: int, device: torch.device | None = None
+) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"]]:
+    """Token ids, padded on the right with the token `padding`, and their mask."""
+    width = max(map(len, sequences))
+    ids = [[*sequence, *[padding] * (width - len(sequence))] for sequence in sequences]
+    masks = [[1] * len(sequence) + [0] * (width - len(sequence)) for sequence in sequences]
+    return torch.tensor(ids, device=device), torch.tensor(masks, device=device)

@@ -79,9 +79,9 @@ class HyperNetworkConfig(PreTrainedConfig):
         peft: what is generated, `[{"kind": …, fields}]` (`hart.peft`); may be empty (fusion alone).
         main: the fields of the main model's `MainShape`.
         dropout: replaces the checkpoint's dropout rate if not None.
-        tied_encoder: the encoder is the main model's own (HINT), not part of this network; see `HyperNetwork.tie`.
+        tied_encoder: the encoder is the main model's own (HINT), not part of this network; see `HyperNetwork.use_main`.
         encoder_layers: the layers of the frozen main model, counted from 1, whose hidden states are read in place of
-            an encoder; see `HyperNetwork.read_main`. None: an encoder of its own, or a tied one.
+            an encoder; see `HyperNetwork.use_main`. None: an encoder of its own, or a tied one.
         memory_in_front: whether the memory is mapped to a decoder-only main model's width, to stand before queries.
         head_bias: whether generated rows have a learned part beside them that is the same for all tasks.
     """

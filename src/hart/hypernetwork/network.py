@@ -228,7 +228,7 @@ class HyperNetwork(PreTrainedModel):
             network.config.scheme = network.scheme.to_config()
             network.heads.reset_parameters(network._init_std(base))
         nn.Module.to(network, base.device)
-        network.read_main(base)
+        network.use_main(base)
         return network
 
     @classmethod
@@ -248,17 +248,16 @@ class HyperNetwork(PreTrainedModel):
             )
         return network
 
-    def tie(self, encoder: T5Stack) -> None:
-        """Use `encoder`, the main model's, as this network's own (HINT): one module, not a copy.
+    def use_main(self, main: PreTrainedModel) -> None:
+        """Read with `main`, the main model, where that is the encoder: with its own (HINT) or by its hidden states.
 
-        It is not registered here, so it is trained, moved and saved once, as part of the main model.
+        Nothing of it is registered here: it is one module and no copy, trained, moved and saved as part of the main
+        model. A hypernetwork that has an encoder of its own uses nothing of it.
         """
-        self.__dict__["encoder"] = encoder
-
-    def read_main(self, main: PreTrainedModel) -> None:
-        """Read the hidden states of `main`, the frozen main model, which is not registered here."""
-        assert self.config.encoder_layers is not None
-        self.encoder = MainStates(main, self.config.encoder_layers)
+        if self.config.tied_encoder:
+            self.__dict__["encoder"] = main.encoder
+        elif self.config.encoder_layers is not None:
+            self.encoder = MainStates(main, self.config.encoder_layers)
 
     @torch.no_grad()
     def attention_maps(

@@ -1,9 +1,10 @@
-"""Answers of a main model to one batch, and the options that they are decoded with."""
+"""Queries as tokens, answers of a main model to one batch, and the options that they are decoded with."""
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxtyping import Int
@@ -11,8 +12,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from hart.data.input_format import InputFormat
+from hart.data.prompts import Cuts
 from hart.errors import HartError
 from hart.model.adaptation import Adaptation
+
+logger = logging.getLogger(__name__)
 
 _DEFAULTS = {
     "max_new_tokens": InputFormat.max_target_length,
@@ -43,6 +47,40 @@ class Answer:
     def tokens(self) -> int:
         """How many were generated."""
         return len(self.ids)
+
+
+def encode_queries(
+    tokenizer: PreTrainedTokenizerBase,
+    queries: Sequence[str] | Sequence[list[int]],
+    adaptation: Adaptation | None,
+    max_length: int,
+    cuts: Cuts | None = None,
+) -> list[list[int]]:
+    """Tokens of each query, behind its task's demonstrations where the adaptation says so.
+
+    A warning says which queries are longer than `max_length`, or `cuts` takes note of them.
+
+    Raises:
+        HartError: an empty query.
+    """
+    told = Cuts() if cuts is None else cuts
+    form = replace(InputFormat() if adaptation is None else adaptation.input_format, max_query_length=max_length)
+    tasks = adaptation.read_tasks() if adaptation is not None and form.in_context else []
+    encoded: list[list[int]] = []
+    for number, query in enumerate(queries):
+        name = f"query {number + 1} of {len(queries)}"
+        if not (query.strip() if isinstance(query, str) else query):
+            raise HartError(f"{name} is empty; give it a text")
+        if not isinstance(query, str):
+            encoded.append(query)  # type: ignore[arg-type]
+        elif form.in_context:
+            task = tasks[number * len(tasks) // len(queries)]
+            encoded.append(form.encode_in_context(tokenizer, task, query, told))
+        else:
+            encoded.append(form.encode_query(tokenizer, query, told, name=name))
+    if cuts is None:
+        told.tell(logger)
+    return encoded
 
 
 def read_answers(

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from hart.data.collate import pad
 from hart.data.config import DataConfig
 from hart.data.input_format import InputFormat
 from hart.data.prompts import Cuts
@@ -29,7 +30,7 @@ from hart.model.answering import Answer
 from hart.model.base_checkpoint import load_base
 from hart.model.config import ModelConfig
 from hart.model.folder import MAIN_FOLDER, check_make, fetch, load_system, read_config, upload, write_folder
-from hart.model.main_model import MainModel, pad
+from hart.model.main_model import MainModel
 from hart.model.modes import evaluating
 from hart.model.peft_source import PeftSource, check_source, load_weights, new_peft_source
 from hart.model.scoring import score_choices
@@ -98,10 +99,8 @@ class HartModel(nn.Module):
         self.train_main = train_main
         self.input_format = input_format or InputFormat()
         self.name = name
-        if self.hypernetwork is not None and self.hypernetwork.config.tied_encoder:
-            self.hypernetwork.tie(main.model.encoder)
-        if self.hypernetwork is not None and self.hypernetwork.config.encoder_layers is not None:
-            self.hypernetwork.read_main(main.model)
+        if self.hypernetwork is not None:
+            self.hypernetwork.use_main(main.model)
         # Before training: afterwards the weights are others.
         self._origin = dict(origin) if origin else main.identity
         if not train_main:

@@ -15,15 +15,23 @@ from typing import Any, Self
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
-from hart.data.input_format import InputFormat
+from hart.data.collate import pad
 from hart.data.prompts import Cuts
 from hart.errors import HartError
 from hart.model.adaptation import Adaptation
-from hart.model.answering import Answer, check_batch_size, decoding_options, limit, parts_of, query_limit, read_answers
+from hart.model.answering import (
+    Answer,
+    check_batch_size,
+    decoding_options,
+    encode_queries,
+    limit,
+    parts_of,
+    query_limit,
+    read_answers,
+)
 from hart.model.base_checkpoint import load_base
 from hart.model.modes import evaluating
 from hart.peft.architectures import architecture, dropouts
@@ -282,7 +290,7 @@ class MainModel(nn.Module, ABC):
             "max_new_tokens", max_new_tokens, adaptation.input_format.max_target_length if adaptation else None
         )
         query_length = query_limit(max_query_length, adaptation)
-        encoded = self.encode_queries(queries, adaptation, query_length, cuts)
+        encoded = encode_queries(self.tokenizer, queries, adaptation, query_length, cuts)
         answers: list[Any] = [None] * len(queries)
         longest_first = sorted(range(len(queries)), key=lambda i: -len(encoded[i]))
         with evaluating(self):
@@ -320,36 +328,6 @@ class MainModel(nn.Module, ABC):
                 "give one task, one for each query, or one for each group of as many neighbouring queries"
             )
         return adaptation.to(self.device)
-
-    def encode_queries(
-        self,
-        queries: Sequence[str] | Sequence[list[int]],
-        adaptation: Adaptation | None,
-        max_length: int,
-        cuts: Cuts | None = None,
-    ) -> list[list[int]]:
-        """Tokens of each query, behind its task's demonstrations where the adaptation says so.
-
-        A warning says which queries are longer than `max_length`, or `cuts` takes note of them.
-        """
-        told = Cuts() if cuts is None else cuts
-        form = replace(InputFormat() if adaptation is None else adaptation.input_format, max_query_length=max_length)
-        tasks = adaptation.read_tasks() if adaptation is not None and form.in_context else []
-        encoded: list[list[int]] = []
-        for number, query in enumerate(queries):
-            name = f"query {number + 1} of {len(queries)}"
-            if not (query.strip() if isinstance(query, str) else query):
-                raise HartError(f"{name} is empty; give it a text")
-            if not isinstance(query, str):
-                encoded.append(query)  # type: ignore[arg-type]
-            elif form.in_context:
-                task = tasks[number * len(tasks) // len(queries)]
-                encoded.append(form.encode_in_context(self.tokenizer, task, query, told))
-            else:
-                encoded.append(form.encode_query(self.tokenizer, query, told, name=name))
-        if cuts is None:
-            told.tell(logger)
-        return encoded
 
     @torch.no_grad()
     def keep_memory(self, adaptation: Adaptation) -> Adaptation:
@@ -417,15 +395,3 @@ class MainModel(nn.Module, ABC):
     def pad(self, sequences: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"]]:
         """Token ids, padded on the right, and their mask, on this model's device."""
         return pad(sequences, self.tokenizer.pad_token_id, self.device)
-
-
-def pad(
-    sequences: Sequence[Sequence[int]], padding: int, device: torch.device
-) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"]]:
-    """Token ids, padded on the right with the token `padding`, and their mask."""
-    tensors = [torch.tensor(sequence, device=device) for sequence in sequences]
-    masks = [torch.ones_like(tensor) for tensor in tensors]
-    return (
-        pad_sequence(tensors, batch_first=True, padding_value=padding),
-        pad_sequence(masks, batch_first=True),
-    )

@@ -17,7 +17,7 @@ from hart.data.input_format import InputFormat
 from hart.data.prompts import Cuts
 from hart.errors import HartError
 from hart.model.adaptation import Adaptation
-from hart.model.answering import check_batch_size, limit, parts_of, query_limit
+from hart.model.answering import check_batch_size, encode_queries, limit, parts_of, query_limit
 from hart.model.main_model import MainModel
 from hart.model.modes import evaluating
 
@@ -78,7 +78,7 @@ def score_choices(
     told = Cuts() if cuts is None else cuts
     if adaptation is not None and len(adaptation) == 1:
         adaptation = main.keep_memory(adaptation)
-    encoded = main.encode_queries(queries, adaptation, query_length, told)
+    encoded = encode_queries(main.tokenizer, queries, adaptation, query_length, told)
     targets = [
         [form.encode_target(main.tokenizer, text, told, name=f"choice {text[:40]!r}") for text in own]
         for own in choices

@@ -378,9 +378,12 @@ def model_fingerprint(model: HartModel) -> str:
     """Hex digest over all that decides what a model generates for a task, its base excepted."""
     kinds = [kind.to_config() for kind in model.kinds]
     form = dataclasses.asdict(model.input_format)
+    # Weights do not say in which order a scheme goes through the layers, or whose states are read.
+    network = model.hypernetwork
+    made = [] if network is None else [network.config.scheme, network.config.encoder_layers]
     # A T5's hypernetwork reads with the base's tokenizer, which is part of the base's fingerprint.
     reader = [] if model.reader is model.main.tokenizer else [tokenizer_digest(model.reader)]
-    return peft_digest(model.peft_source, form, model.fusion, kinds, *reader)
+    return peft_digest(model.peft_source, form, model.fusion, kinds, made, *reader)
 
 
 def _bytes(adaptation: Adaptation) -> int:
