@@ -1,6 +1,6 @@
 """Train the sub-word tokenizer of the bundled base model: byte-level BPE, so that any UTF-8 text has tokens.
 
-python recipes/mini_base/tokenizer.py --text-dir DIR --output-dir DIR
+python recipes/mini_base/tokenizer.py --text-dir DIR --output-dir DIR [--architecture llama]
 """
 
 import argparse
@@ -49,7 +49,11 @@ def training_text(directory: Path) -> Iterator[str]:
         yield " ".join(c.definition() for c in combinations("train"))
 
 
-def train_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
+def train_tokenizer(directory: Path, architecture: str) -> PreTrainedTokenizerFast:
+    """Special tokens as the architecture has them.
+
+    T5: sentinels, and an end of sequence behind each text. Llama: a beginning of sequence in front of it.
+    """
     tokenizer = Tokenizer(models.BPE(unk_token=None))
     # One space in front, so that a word has the same token at the start of a text as inside it.
     tokenizer.normalizer = normalizers.Prepend(" ")
@@ -60,23 +64,25 @@ def train_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
         ]
     )
     tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
-    sentinels = [f"<extra_id_{i}>" for i in range(SENTINELS)]
+    is_t5 = architecture == "t5"
+    sentinels = [f"<extra_id_{i}>" for i in range(SENTINELS)] if is_t5 else []
+    third = "<unk>" if is_t5 else "<s>"
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY_SIZE,
-        special_tokens=["<pad>", "</s>", "<unk>", *sentinels],
+        special_tokens=["<pad>", "</s>", third, *sentinels],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(training_text(directory), trainer)
+    single, special = ("$A </s>", ("</s>", 1)) if is_t5 else ("<s> $A", ("<s>", 2))
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+        single=single, pair=f"{single} {single.replace('$A', '$B')}", special_tokens=[special]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
         eos_token="</s>",
-        unk_token="<unk>",
-        additional_special_tokens=sentinels,
+        **({"unk_token": third, "additional_special_tokens": sentinels} if is_t5 else {"bos_token": third}),
         model_max_length=1024,
         clean_up_tokenization_spaces=False,
     )
@@ -86,8 +92,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--text-dir", type=Path, required=True)
     parser.add_argument("--output-dir", type=Path, required=True)
+    parser.add_argument("--architecture", choices=("t5", "llama"), default="t5", help="of the base that reads with it")
     arguments = parser.parse_args()
-    trained = train_tokenizer(arguments.text_dir)
+    trained = train_tokenizer(arguments.text_dir, arguments.architecture)
     trained.save_pretrained(arguments.output_dir)
     split = [word for word in vocabulary() if len(trained.tokenize(word)) > 1]
     print(f"{len(trained)} tokens; words of the collection with more than one: {split}")

@@ -16,6 +16,7 @@ from hart.model.main_model import MainModel
 from hart.model.scoring import score_choices
 from hart.peft.architectures import architecture, at
 from hart.peft.base import Blocks, build_kinds, row_blocks
+from hart.runtime.third_party.transformers import CACHE
 
 PREFIX = [{"kind": "prefix", "length": 3}]
 # At k and v, LoRA and (IA)³ change what is made of a memory too.
@@ -79,7 +80,7 @@ def test_keys_and_values_are_those_of_the_stock_layers_at_position_0(main: MainM
         if main.name == "gemma2":
             inputs = memory / torch.tensor(main.shape.d_model**0.5)
         cache = DynamicCache()
-        one(inputs_embeds=inputs, position_ids=zero, past_key_values=cache, use_cache=True)
+        one(inputs_embeds=inputs, position_ids=zero, **{CACHE: cache}, use_cache=True)
         for found, own in ((keys, "keys"), (values, "values")):
             torch.testing.assert_close(found[layer], getattr(cache.layers[layer], own), rtol=1e-4, atol=1e-5)
 
@@ -96,7 +97,7 @@ def test_it_is_a_past_that_takes_no_positions(name: str, tiny_tokenizer: PreTrai
         past.update(keys, values, layer)
     mask, positions = torch.ones(1, 12, dtype=torch.long), torch.arange(6)[None]
     mask[0, 4:6] = 0  # the end of the memory is padding
-    expected = stock(ids, attention_mask=mask, position_ids=positions, past_key_values=past).logits
+    expected = stock(ids, attention_mask=mask, position_ids=positions, **{CACHE: past}).logits
     found = main(ids[:, :1], mask[:, :1], labels=ids[:, 1:], memory=memory, memory_mask=mask[:, :6]).logits
     torch.testing.assert_close(found, expected[:, :-1], rtol=1e-4, atol=1e-5)
 

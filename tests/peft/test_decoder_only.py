@@ -14,6 +14,7 @@ from hart.peft import injection
 from hart.peft.architectures import ARCHITECTURES, architecture
 from hart.peft.base import Blocks, MainShape, build_kinds, row_blocks
 from hart.peft.injection import attach, binding
+from hart.runtime.third_party.transformers import CACHE
 
 NAMES = list(CONFIGS)
 EVERY_MAP = ["q", "k", "v", "o", "wi", "wo"]
@@ -86,7 +87,7 @@ def test_a_prefix_is_a_past_of_as_many_tokens(stock: PreTrainedModel, seamed: Pr
         )
         past.update(keys, values, layer)
     stock.set_attn_implementation("eager")
-    expected = stock(IDS, past_key_values=past, attention_mask=torch.ones(2, 17, dtype=torch.long)).logits
+    expected = stock(IDS, **{CACHE: past}, attention_mask=torch.ones(2, 17, dtype=torch.long)).logits
     for attention in ("sdpa", "eager"):
         attach(seamed, attention)
         torch.testing.assert_close(run(seamed, PREFIX, blocks), expected, rtol=1e-4, atol=1e-5)
@@ -114,7 +115,7 @@ def test_cached_steps_give_what_one_pass_gives(seamed: PreTrainedModel, kinds: s
     whole = run(seamed, peft, blocks)
     cache = DynamicCache(config=seamed.config)
     parts = [IDS[:, :6], *IDS[:, 6:].split(1, dim=1)]
-    steps = [run(seamed, peft, blocks, part, past_key_values=cache, use_cache=True) for part in parts]
+    steps = [run(seamed, peft, blocks, part, **{CACHE: cache}, use_cache=True) for part in parts]
     torch.testing.assert_close(torch.cat(steps, dim=1), whole, rtol=1e-4, atol=1e-5)
 
 
@@ -146,7 +147,7 @@ def test_prefixes_start_at_a_fraction_of_the_size_of_the_models_own_keys_and_val
     (kind,) = build_kinds([{"kind": "prefix", "length": 3, "init_scale": 1.0}])
     stds = kind.init_std(seamed, MainShape.of(seamed))
     cache = DynamicCache()
-    seamed(torch.randint(2, 60, (4, 30)), past_key_values=cache, use_cache=True)
+    seamed(torch.randint(2, 60, (4, 30)), **{CACHE: cache}, use_cache=True)
     for part, own in (("key", "keys"), ("value", "values")):
         for layer, std in enumerate(stds[f"prefix.decoder.{part}"].tolist()):
             found = getattr(cache.layers[layer], own)

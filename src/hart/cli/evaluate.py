@@ -49,7 +49,7 @@ examples:
         nargs="?",
         help=f"{MODEL_HELP}; for base systems also a base, such as mini-base; {', '.join(WITHOUT_MODEL)} need none",
     )
-    parser.add_argument("--data", metavar="NAME", help="collection of tasks: sni, p3 or procedural")
+    parser.add_argument("--data", metavar="NAME", help="collection of tasks: sni, p3, procedural or needle")
     parser.add_argument(
         "--data-dir",
         metavar="D",
@@ -74,7 +74,7 @@ examples:
             "--validation-tasks",
             natural,
             0,
-            "data.validation_tasks of training: size of that split (procedural: 0 is all)",
+            "data.validation_tasks of training: size of that split (procedural, needle: 0 is all)",
         ),
         ("--data-seed", natural, 0, "data.seed of training: which validation tasks, which demonstrations of p3"),
         ("--num-demonstrations", positive, 16, "p3: drawn for each task; a model shows as many as in its training"),

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Literal
 
 from hart.data.base import Collection
+from hart.data.needle import Needle
 from hart.data.p3.collection import P3
 from hart.data.procedural.collection import Procedural
 from hart.data.segments import Segments
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
     from hart.data.config import DataConfig
 
 COLLECTIONS: dict[str, Collection] = {
-    each.name: each for each in (SuperNaturalInstructions(), P3(), Procedural(), Segments("four"), Segments("three"))
+    each.name: each
+    for each in (SuperNaturalInstructions(), P3(), Procedural(), Needle(), Segments("four"), Segments("three"))
 }
 
 # What a configuration may say; type checkers cannot read a table.

@@ -18,8 +18,9 @@ class DataConfig(Section):
     section: ClassVar[str] = "data"
 
     collection: CollectionName = "sni"
-    """Super-NaturalInstructions (§4.1), the Public Pool of Prompts (§4.2), the bundled procedural collection, or text
-    to pre-train on, cut into four segments (HyperTuning-PT) or three (HINT)."""
+    """Super-NaturalInstructions (§4.1), the Public Pool of Prompts (§4.2), the bundled procedural collection,
+    texts of facts to be asked for (needle), or text to pre-train on, cut into four segments (HyperTuning-PT) or three
+    (HINT)."""
     dir: str | None = None
     """Folder in the layout of the official repository, of P3's subsets, or of C4's files for segments; null loads
     `hub_name`."""

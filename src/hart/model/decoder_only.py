@@ -26,6 +26,7 @@ from hart.peft.architectures import architecture, at, layers
 from hart.peft.base import Blocks, PeftKind
 from hart.peft.injection import Binding, ExtraKeyValues, Site, binding, learned_positions, mapped, sites
 from hart.peft.prefix import Prefix
+from hart.runtime.third_party.transformers import CACHE
 
 
 class DecoderOnly(MainModel):
@@ -117,7 +118,7 @@ class DecoderOnly(MainModel):
                 input_ids=ids,
                 attention_mask=mask,
                 position_ids=_positions(mask),
-                past_key_values=cache,
+                **{CACHE: cache},
                 use_cache=True,
                 logits_to_keep=1,
             ).logits[owner]
@@ -129,7 +130,7 @@ class DecoderOnly(MainModel):
                 input_ids=labels[:, :-1],
                 attention_mask=whole,
                 position_ids=_positions(whole)[:, ids.shape[1] :],
-                past_key_values=cache,
+                **{CACHE: cache},
                 use_cache=True,
             ).logits
         return torch.cat([first, rest], dim=1)

@@ -19,6 +19,7 @@ from hart.model.main_model import MainModel
 from hart.peft.base import Blocks, PeftKind
 from hart.peft.injection import Binding, ExtraKeyValues, Site
 from hart.peft.injection import sites as sites_of
+from hart.runtime.third_party.transformers import CACHE
 
 
 class EncoderDecoder(MainModel):
@@ -78,7 +79,7 @@ class EncoderDecoder(MainModel):
     ) -> Int[Tensor, "b u"]:
         if options.get("use_cache", True):
             # Left to itself, generate gives cross-attention's cache as many layers as the encoder has.
-            options = {**options, "past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache())}
+            options = {**options, CACHE: EncoderDecoderCache(DynamicCache(), DynamicCache())}
         tokens: Tensor = self.model.generate(
             encoder_outputs=self.model.get_encoder()(input_ids=query_ids, attention_mask=query_mask),
             attention_mask=query_mask,

@@ -1,5 +1,8 @@
 """What hart uses of `transformers` beside its documented interface; reasons are in docs/architecture.md."""
 
+from inspect import signature
+
+from transformers import GenerationMixin
 from transformers.integrations.sdpa_attention import create_position_bias_mask as create_position_bias_mask
 from transformers.integrations.sdpa_attention import sdpa_attention_forward as sdpa_attention_forward
 from transformers.masking_utils import eager_mask as eager_mask
@@ -7,3 +10,6 @@ from transformers.masking_utils import sdpa_mask as sdpa_mask
 from transformers.models.t5.modeling_t5 import T5Attention as T5Attention
 from transformers.models.t5.modeling_t5 import T5Stack as T5Stack
 from transformers.models.t5.modeling_t5 import eager_attention_forward as eager_attention_forward
+
+CACHE = "cache" if "cache" in signature(GenerationMixin.prepare_inputs_for_generation).parameters else "past_key_values"
+"""The argument under which models take a cache: renamed in version 5.24."""
