@@ -17,6 +17,7 @@ from hart.model.main_model import MainModel
 from hart.peft.base import build_kinds, row_blocks
 
 peft = pytest.importorskip("peft")
+from peft_prefixes import peft_prefixes  # noqa: E402
 
 KINDS = {
     "prefix": {"kind": "prefix", "length": 4},
@@ -62,7 +63,9 @@ def texts(model: Any, main: MainModel) -> list[str]:
     return made
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(kind, marks=peft_prefixes if kind == "prefix" else ()) for kind in KINDS]
+)
 def test_an_export_is_exact(main: MainModel, name: str, tmp_path: Path) -> None:
     adaptation = adapted(main, KINDS[name])
     assert what_is_lost(adaptation) == []

@@ -15,6 +15,7 @@ from hart.peft.injection import binding
 from hart.training.config import DataConfig, ModelConfig
 
 peft = pytest.importorskip("peft")
+from peft_prefixes import peft_prefixes  # noqa: E402
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 TASK = Task("Swap the words.", [("one two", "two one"), ("three four", "four three")])
@@ -111,6 +112,7 @@ def test_the_merged_model_writes_the_same_text(adapted, tmp_path: Path) -> None:
         assert tokenizer.batch_decode(tokens, skip_special_tokens=True) == model.generate(QUERIES, adaptation)
 
 
+@peft_prefixes
 def test_decoder_prefixes_are_placed_as_peft_reads_them(adapted, tmp_path: Path, monkeypatch) -> None:
     """Equal to ours without encoder prefixes, once the relative bias of PEFT's prefix columns is 0 as ours is.
 

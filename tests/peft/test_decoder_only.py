@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from decoder_models import CONFIGS, decoder_model
@@ -117,6 +118,21 @@ def test_cached_steps_give_what_one_pass_gives(seamed: PreTrainedModel, kinds: s
     parts = [IDS[:, :6], *IDS[:, 6:].split(1, dim=1)]
     steps = [run(seamed, peft, blocks, part, **{CACHE: cache}, use_cache=True) for part in parts]
     torch.testing.assert_close(torch.cat(steps, dim=1), whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"], indirect=True)
+@torch.no_grad()
+def test_a_compiled_model_gives_the_same_numbers(seamed: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each layer has what is bound to it, whatever was bound when the model was compiled."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the checks of this test run cannot be compiled
+    torch.compiler.reset()
+    compiled = torch.compile(seamed, backend="eager")
+    options = {"attention_mask": torch.ones_like(IDS), "use_cache": False}
+    for kinds in ("prefix", "lora", "all"):
+        peft, blocks = KINDS[kinds], draw(seamed, KINDS[kinds], scale=0.3)
+        with binding(*(kind.bindings(seamed, blocks) for kind in build_kinds(peft))):
+            torch.testing.assert_close(compiled(IDS, **options).logits, seamed(IDS, **options).logits)
+    torch.testing.assert_close(compiled(IDS, **options).logits, seamed(IDS, **options).logits)
 
 
 def test_every_row_of_every_layer_acts_and_gets_gradient(seamed: PreTrainedModel) -> None:

@@ -15,6 +15,7 @@ from hart.peft.base import Blocks, MainShape, PeftKind, build_kinds, row_blocks
 from hart.peft.injection import attach, binding
 
 peft = pytest.importorskip("peft")
+from peft_prefixes import peft_prefixes  # noqa: E402
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 LAYERS, LENGTH = 2, 4
@@ -126,6 +127,7 @@ def test_ia3(stock) -> None:
     assert not torch.allclose(changed, logits(stock), atol=1e-2)
 
 
+@peft_prefixes
 def test_decoder_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same logits, once the relative bias of PEFT's prefix columns is 0.
 

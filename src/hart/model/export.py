@@ -304,9 +304,25 @@ def _peft_card(adaptation: Adaptation) -> str:
             "",
             f"Base: `{adaptation.base}`, fingerprint `{adaptation.base_fingerprint}`.",
             "",
+            _how_to_ask(adaptation),
+            "",
             "Lost in the export:",
             "",
             *(f"- {phrase}" for phrase in lost),
             "",
         ]
     )
+
+
+def _how_to_ask(adaptation: Adaptation) -> str:
+    form = adaptation.input_format
+    if form.in_context:
+        return "Its input is the definition, the demonstrations and the query, as the model was trained on."
+    if form.chat_template:
+        return "Its input is the query alone, as a user's message in the chat template of the base's tokenizer."
+    if form.input_eos:
+        return (
+            "Its input is the query alone and the end of sequence behind it, as in training. A T5's tokenizer puts it "
+            "there, those of most decoder-only models do not: `tokenizer(query + tokenizer.eos_token)`."
+        )
+    return "Its input is the query alone."

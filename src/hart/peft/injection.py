@@ -30,6 +30,7 @@ from transformers.pytorch_utils import Conv1D
 from hart.errors import HartError
 from hart.peft.architectures import Stack as Stack
 from hart.peft.architectures import architecture, at, layers
+from hart.runtime.third_party.torch import forget_compiled
 
 ATTENTION = {"sdpa": "hart_sdpa", "eager": "hart_eager"}
 """Stock attention implementation of a T5 → the registered one with seams (`hart.peft.attention`)."""
@@ -159,6 +160,7 @@ def _hook(place: nn.Module | Input) -> None:
             else:
                 module.register_forward_hook(_apply_changes)
             setattr(module, mark, True)  # on the module, so that a copy, which has the hook, knows it too
+            forget_compiled()  # which does not look for hooks that came later
 
 
 def checkpoint_contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
@@ -267,8 +269,19 @@ def product(inputs: Float[Tensor, "b t x"], maps: Float[Tensor, "#b x y"]) -> Fl
     return inputs @ maps[0] if maps.shape[0] == 1 else torch.bmm(inputs, maps)
 
 
+def _acting_at(place: nn.Module | Input) -> Any:
+    """What is bound at a place now, or None."""
+    return _looked_up(place) if torch.compiler.is_compiling() else _bound.get().get(place)
+
+
+@torch.compiler.disable
+def _looked_up(place: nn.Module | Input) -> Any:
+    # Outside of what is compiled: torch 2.15 takes a traced answer for a constant, and gives it to the next layer too.
+    return _bound.get().get(place)
+
+
 def _apply_changes(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-    changes: tuple[Change, ...] | None = _bound.get().get(module)
+    changes: tuple[Change, ...] | None = _acting_at(module)
     if not changes:
         return None
     for change in changes:
@@ -289,7 +302,7 @@ def _apply_to_whole_numbers(module: nn.Module, args: tuple[Any, ...], kwargs: di
 
 
 def _changed_input(place: Input, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    changes: tuple[InputChange, ...] | None = _bound.get().get(place)
+    changes: tuple[InputChange, ...] | None = _acting_at(place)
     if not changes:
         return None
     # By position or by name, as the model happens to call the module.
@@ -319,10 +332,11 @@ def attach(main: PreTrainedModel, attention: str) -> None:
 
 def extra_at(module: nn.Module) -> ExtraKeyValues | None:
     """The keys and values in front of an attention module's own, if there are any."""
-    extra: ExtraKeyValues | None = _bound.get().get(module)
+    extra: ExtraKeyValues | None = _acting_at(module)
     return extra if extra is not None and extra.key.shape[2] else None
 
 
+@torch.compiler.disable
 def extra_anywhere() -> bool:
     """Whether any module has keys and values in front of its own."""
     return any(isinstance(value, ExtraKeyValues) and value.key.shape[2] for value in _bound.get().values())

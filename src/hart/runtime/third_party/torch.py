@@ -1,5 +1,6 @@
 """What hart uses of `torch` beside its documented interface; reasons are in docs/architecture.md."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -20,3 +21,9 @@ CPU_ATTENTION: dict[Any, Callable[..., int]] = {
 def version_of(tensor: torch.Tensor) -> int:
     """How often a tensor was written to in place."""
     return tensor._version
+
+
+def forget_compiled() -> None:
+    """Let `torch.compile` compile anew what it has; there is nothing until its compiler was imported."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()

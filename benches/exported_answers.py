@@ -1,0 +1,98 @@
+"""Do adapters that `hart export` wrote answer as the model that generated them, in a process that never imports hart?
+
+    python benches/exported_answers.py MODEL --output-dir DIR [--data procedural] [--queries 20]
+
+For each unseen task of the collection, the adaptation's own answers (greedy, one query at a time) and its PEFT adapter
+are written; then a second process with transformers and peft alone loads the base and each adapter, and answers the
+same queries. Printed: tasks, queries, equal answers, exact match of both.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+OTHER = """
+import json, sys
+from pathlib import Path
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = Path(sys.argv[1])
+content = json.loads((folder / "queries.json").read_text())
+tokenizer = AutoTokenizer.from_pretrained(content["base"])
+base = AutoModelForCausalLM.from_pretrained(content["base"], dtype=torch.float32).eval()
+model = None
+answers = {}
+for name, queries in content["tasks"].items():
+    path = folder / "adapters" / name
+    if model is None:
+        model = PeftModel.from_pretrained(base, path, adapter_name=name).eval()
+    else:
+        model.load_adapter(path, adapter_name=name)
+    model.set_adapter(name)
+    answers[name] = []
+    for query in queries:
+        ids = tokenizer(query + content["end"], return_tensors="pt")
+        with torch.no_grad():
+            made = model.generate(**ids, max_new_tokens=content["max_new_tokens"], do_sample=False)
+        answers[name].append(tokenizer.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))
+assert not [name for name in sys.modules if name.split(".")[0] == "hart"]
+(folder / "answers.json").write_text(json.dumps(answers))
+"""
+
+
+def write(model_name: str, collection: str, queries: int, folder: Path) -> dict[str, tuple[list[str], list[str]]]:
+    """Adapters and queries in `folder`; each task's own answers and the right ones."""
+    from hart import HartModel
+    from hart.data.collections import load_tasks
+    from hart.data.config import DataConfig
+    from hart.model.bundled import resolve_base
+    from hart.model.export import save_peft
+
+    model = HartModel.from_pretrained(model_name)
+    form, tokenizer = model.input_format, model.main.tokenizer
+    tasks = load_tasks(DataConfig(collection=collection, max_test_instances=queries), "test")
+    own, asked = {}, {}
+    for task in tasks:
+        adaptation = model.adapt(task)
+        texts = [instance.input for instance in task.instances]
+        answers = [model.generate([text], adaptation, max_new_tokens=form.max_target_length)[0] for text in texts]
+        own[task.name] = (answers, [instance.references[0] for instance in task.instances])
+        asked[task.name] = texts
+        save_peft(adaptation, model.main, folder / "adapters" / task.name)
+    content = {
+        "base": resolve_base(model.main.name),
+        "end": tokenizer.eos_token if form.input_eos else "",
+        "max_new_tokens": form.max_target_length,
+        "tasks": asked,
+    }
+    (folder / "queries.json").write_text(json.dumps(content), encoding="utf-8")
+    return own
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--output-dir", type=Path, required=True)
+    parser.add_argument("--data", default="procedural")
+    parser.add_argument("--queries", type=int, default=20)
+    arguments = parser.parse_args()
+    folder: Path = arguments.output_dir
+    folder.mkdir(parents=True)
+    own = write(arguments.model, arguments.data, arguments.queries, folder)
+    subprocess.run([sys.executable, "-c", OTHER, str(folder)], check=True)
+    theirs = json.loads((folder / "answers.json").read_text(encoding="utf-8"))
+    pairs = [
+        pair for name, (answers, rights) in own.items() for pair in zip(answers, theirs[name], rights, strict=True)
+    ]
+    print(f"{len(own)} tasks, {len(pairs)} queries; the same answer to {sum(a == b for a, b, _ in pairs)}")
+    for name, index in (("hart", 0), ("peft", 1)):
+        right = sum(pair[index].strip() == pair[2] for pair in pairs)
+        print(f"exact match, {name}: {right / len(pairs):.3f}")
+
+
+if __name__ == "__main__":
+    main()
