@@ -29,12 +29,13 @@ LORA = {"kind": "lora", "rank": RANK, "alpha": RANK, "targets": ["q", "v"]}
 @torch.no_grad()
 def decoder_only(settings: Settings) -> Iterator[Figure]:
     """A Llama, by default of the size of T5-Base's decoder: 16 tasks in one generation, beside PEFT's mixed batches;
-    queries per second beside demonstrations in every input; and the hypernetwork's pass."""
+    queries per second beside demonstrations in every input; the hypernetwork's pass; and a memory in front."""
     shape = settings.shape or "t5-base"
     stock = _llama(shape, settings)
     main = _main_model(stock)
     yield from _per_row(settings, main, stock)
     yield from _against_in_context(settings, main, shape)
+    yield from _memory_in_front(settings, main)
 
 
 def _per_row(settings: Settings, main: MainModel, stock: LlamaForCausalLM) -> Iterator[Figure]:
@@ -121,6 +122,32 @@ def _against_in_context(settings: Settings, main: MainModel, shape: str) -> Iter
             f"{batch * counts['adapting'].flops / counts['in context'].flops:.2f}× by products",
             variants=summary(times, counts),
         )
+
+
+def _memory_in_front(settings: Settings, main: MainModel) -> Iterator[Figure]:
+    """What a memory in front adds to generation, its keys and values made at each call, or kept."""
+    query, answer = settings.scaled(QUERY), settings.scaled(ANSWER)
+    tokens = settings.tokens - query
+    plain = random_adaptation(main, 1, 0, peft=[LORA], max_target_length=answer)
+    memory = random_adaptation(main, 1, tokens, peft=[LORA], max_target_length=answer)
+    options: dict[str, Any] = {"max_new_tokens": answer, "min_new_tokens": answer}
+    for batch in settings.batch or (8,):
+        queries = random_queries(batch, query)
+        variants: dict[str, Run] = {
+            "without": functools.partial(main.generate, queries, plain, **options),
+            "memory": functools.partial(main.generate, queries, memory, **options),
+            "kept": functools.partial(main.generate, queries, main.keep_memory(memory), **options),
+        }
+        times, counts = measure(variants, settings)
+        for name, what in (("memory", "in front"), ("kept", "in front, keys and values kept")):
+            yield Figure(
+                f"a memory of {tokens} tokens {what}, a Llama's generate, batch {batch}",
+                "the same LoRA alone",
+                ratios(times, name, "without"),
+                f"{counts[name].flops / counts['without'].flops:.2f}× by products",
+                variants=summary(times, counts),
+                notes={"query_tokens": query, "answer_tokens": answer},
+            )
 
 
 def _llama(shape: str, settings: Settings) -> LlamaForCausalLM:

@@ -44,7 +44,7 @@ small sizes and about two minutes; targets are for the default sizes. Names pick
   mixed-tasks    16 tasks in one batch, and task after task
   half           adapting and answering in bfloat16, and in float32
   lora           LoRA per row of a batch, beside PEFT's mixed batches
-  decoder-only   the same in a Llama's generation, queries per second, and adapting (t5-base)
+  decoder-only   the same in a Llama's generation, queries per second, adapting, a memory (t5-base)
   evaluation     shares of a whole evaluation; data: time that a training step waits for its batch
   growth         seconds against layers, tokens, prefix length, batch and tasks; only if named""",
         epilog="""\
