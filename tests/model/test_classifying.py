@@ -15,7 +15,7 @@ from hart.model.hart_model import HartModel
 
 from .conftest import QUERIES, TASKS
 
-CHOICES = ["the mat", "in order", "one two three"]
+CHOICES = ["the mat", "in order", "one"]
 OWN = [["cat", "the cat"], ["one", "two", "three"], ["mat", "order"]]
 
 
