@@ -308,7 +308,10 @@ def test_standard_input_is_answered_as_it_comes(
     given(asked.read_bytes() + b"no json\n" + asked.read_bytes())
     result = hart(*words, "--input-format", "jsonl", "--skip-errors")
     assert (result.status, result.out) == (0, 2 * expected)
-    assert "standard input, line 5" in result.err and "1 rows were skipped, 6 queries are answered" in result.err
+    assert (
+        "standard input, line 5" in result.err
+        and "wrong rows that were skipped: 1; queries that are answered: 6" in result.err
+    )
 
 
 def test_wrong_rows_are_told_once_and_counted(
@@ -324,7 +327,7 @@ def test_wrong_rows_are_told_once_and_counted(
     lines = result.err.splitlines()
     assert [line.split(": ")[2] for line in lines[:3]] == [f"{path}, line {number}" for number in (3, 4, 5)]
     assert all(line.endswith("; skipped") for line in lines[:3])
-    assert lines[3:] == ["hart: warning: 3 rows were skipped, 2 queries are answered"]
+    assert lines[3:] == ["hart: warning: wrong rows that were skipped: 3; queries that are answered: 2"]
     path.write_text("text,id\nragged\n", encoding="utf-8")
     assert "holds no query but 1 wrong ones" in hart(*words, "--skip-errors").err
 
@@ -424,6 +427,11 @@ def test_options_that_mean_nothing(adaptation_dir: Path, asked: Path, tmp_path: 
     assert "--output-field: 'input' is the field of the query" in refused(*words, "--output-field", "input")
     assert "json is written whole" in refused(*words, "--output-format", "json")
     assert "--resume needs an --output-file" in refused(*words, "--resume")
+    assert "answers are not packed" in refused(*words, "--output-file", tmp_path / "a.csv.gz")
+    # Where the answers of a JSON array wait.
+    journal = shutil.copy(asked, tmp_path / "a.json.part.jsonl")
+    line = refused("predict", adaptation_dir, "--input-file", journal, "--output-file", tmp_path / "a.json")
+    assert f"{journal} is the input file" in line
     other = asked.rename(tmp_path / "queries.xlsx")
     line = refused("predict", adaptation_dir, "--input-file", other)
     assert f"{other}: the ending does not say what it holds" in line and "--input-format" in line

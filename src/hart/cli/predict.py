@@ -196,7 +196,7 @@ def run(args: argparse.Namespace) -> None:
         raise HartError(f"{queries.name}: holds no query{queries.but_skipped}")
     answers.finish()
     if queries.skipped:
-        logger.warning("%d rows were skipped, %d queries are answered", queries.skipped, done)
+        logger.warning("wrong rows that were skipped: %d; queries that are answered: %d", queries.skipped, done)
 
 
 def _queries(args: argparse.Namespace) -> "Queries":
@@ -274,10 +274,15 @@ def _answers(args: argparse.Namespace, queries: "Queries") -> "Answers":
     if asked in own or len(set(own)) < len(own):
         raise HartError(f"--output-field: {args.output_field!r} is the field of the query or of probabilities")
     path = args.output_file
+    if path is not None and path.suffix == ".gz":
+        raise HartError(f"--output-file: {path} ends in .gz, and answers are not packed; leave it out")
     form: Format = args.output_format or "jsonl"
     if path is not None and args.output_format is None and path.suffix:  # a pipe or a device has no ending
         form = format_of(path, "--output-format")
-    return Answers(path, form, own, columns=None if queries.columns is None else list(queries.columns), show=put)
+    answers = Answers(path, form, own, columns=None if queries.columns is None else list(queries.columns), show=put)
+    if path is not None:
+        _refuse_the_input(Path(answers.place), args.input_file)
+    return answers
 
 
 def _refuse_what_has_no_use(args: argparse.Namespace, choosing: bool) -> None:
