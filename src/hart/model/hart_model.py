@@ -59,8 +59,9 @@ class HartOutput:
 class HartModel(nn.Module):
     """A main model and what adapts it: a hypernetwork, learned PEFT parameters, or nothing but its own training.
 
-    `adapt`, `generate`, `answers`, `score` and what is built on them (evaluation, export) may be called from several
-    threads and asyncio tasks at a time. Training, loading weights and moving to another device are for one.
+    `adapt`, `generate`, `answers`, `score`, `classify` and what is built on them (evaluation, export) may be called
+    from several threads and asyncio tasks at a time. Training, loading weights and moving to another device are for
+    one.
 
     Args:
         main: the main model.
