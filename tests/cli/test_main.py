@@ -123,7 +123,7 @@ def test_our_warnings_are_shown_once_in_one_line(hart, adaptation_dir: Path, mon
         logging.getLogger("hart.training.train").info("the run is complete")
         logging.getLogger("transformers.anything").warning("noise")
 
-    monkeypatch.setattr(predict, "_row", warn)
+    monkeypatch.setattr(predict, "_refuse_what_has_no_use", warn)
     monkeypatch.setattr(logging.getLogger(), "handlers", [OfALibrary()])
     result = hart("predict", adaptation_dir, "--input", "one 7")
     assert result.status == 0 and logging.getLogger("hart").propagate
@@ -135,7 +135,7 @@ def test_a_defect_of_ours_is_not_hidden(hart, adaptation_dir: Path, monkeypatch:
     def fail(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(predict, "_row", fail)
+    monkeypatch.setattr(predict, "_refuse_what_has_no_use", fail)
     with pytest.raises(ZeroDivisionError):
         hart("predict", adaptation_dir, "--input", "one 7")
 

@@ -1,6 +1,7 @@
 """The text models read, character for character, and what happens at the limits."""
 
 import json
+import logging
 import random
 import string
 from collections import Counter
@@ -11,6 +12,7 @@ import pytest
 from encoded import P3_TASK, TASK, encode_in_context, encode_task, tokens_of, told
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from hart.data import prompts
 from hart.data.input_format import InputFormat
 from hart.data.prompts import Cuts, render_in_context, render_task
 from hart.data.tasks import Task
@@ -297,3 +299,12 @@ def test_real_tasks_against_a_plain_reading_of_their_json(
             for limit in (128, 512, 1024):
                 ids = encode_task(tokenizer, task, limit, num_demonstrations=16)
                 assert ids == grown(tokenizer, task, limit)
+
+
+def test_cuts_keep_a_bounded_number_of_names(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    monkeypatch.setattr(prompts, "NAMES", 3)
+    cuts = Cuts()
+    for number in (1, 1, 2, 3, 4, 5, 2):
+        cuts.note("cut", f"query {number}")
+    cuts.tell(logging.getLogger("hart.test"))
+    assert caplog.messages == ["query 1: cut; the same for query 2, query 3 and 2 more"]

@@ -148,8 +148,8 @@ def natural(text: str) -> int:
 
 
 @contextmanager
-def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar with the time left, where someone can see it; yields the function that moves it on."""
+def progress_bar(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar with the time left, where someone can see it; yields the function that moves it on. None: nobody knows."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -1,12 +1,11 @@
 """hart predict: answers of an adapted base, without the hypernetwork."""
 
 import argparse
-import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from hart.cli.options import (
     add_base,
@@ -19,12 +18,15 @@ from hart.cli.options import (
     text,
 )
 from hart.cli.printing import answer as put
+from hart.data.tables.formats import FORMATS, Format
 from hart.errors import HartError
 
 if TYPE_CHECKING:
     from hart.data.prompts import Cuts
+    from hart.data.tables import Answers
     from hart.model.adaptation import Adaptation
     from hart.model.main_model import MainModel
+    from hart.model.table_queries import Queries, Query
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +35,9 @@ logger = logging.getLogger(__name__)
 CHUNK = 8
 
 
-TEXTS = {"--input": 1}
+TEXTS = {"--input": 1, "--choices": 1, "--choice": 1, "--content-free": 1}
 """Options whose values are texts (`hart.cli.options.keep_texts`)."""
+PROBABILITIES = "probabilities"
 
 
 def add_parser(subparsers: Any) -> None:
@@ -43,15 +46,20 @@ def add_parser(subparsers: Any) -> None:
         help="answer queries with an adaptation",
         description="""\
 Answer queries with what hart adapt saved. Only the frozen base is loaded, and refused unless it is
-the one that the adaptation was made for. Each line of an input file is a JSON object with "input";
-with several adaptations also "adaptation", the folder (or its last name) to use for the line, so
-that one batch mixes tasks. Each line comes back with "prediction" added, in the same order.
-All lines are checked before the first is answered. Answers are written as they come: an interrupt
-loses none that was given, and an older output file stays until the first.""",
+the one that the adaptation was made for. Queries come from JSON lines, a JSON array, CSV, TSV, plain
+text (one a line) or Parquet, as the file's ending says; each row comes back with "prediction" added,
+in the same order. With several adaptations a row has "adaptation", the folder (or its last name) to
+use for it, so that one batch mixes tasks.
+With choices the answer is the most probable one of them, and "probabilities" has those of all.
+All rows of a file are checked before the first is answered. Answers are written as they come: an
+interrupt loses none that was given, and an older output file stays until the first.""",
         epilog="""\
 examples:
   hart predict adaptations/reverse --input "three two one"
-  hart predict adaptations/reverse adaptations/my-task --input-file queries.jsonl --output-file answers.jsonl""",
+  hart predict adaptations/reverse adaptations/my-task --input-file queries.jsonl --output-file answers.jsonl
+  hart predict adaptations/tickets --input-file tickets.csv --input-field text --choices billing,bug,account \\
+    --output-file labelled.csv --skip-errors --resume
+  cut -f 2 log.tsv | hart predict adaptations/my-task --input-file - --input-format txt""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -60,13 +68,69 @@ examples:
     )
     queries = parser.add_mutually_exclusive_group(required=True)
     queries.add_argument("--input", metavar="TEXT", type=text, help="one query; the answer is printed")
-    queries.add_argument("--input-file", metavar="F.jsonl", type=Path, help="one JSON object a line")
+    queries.add_argument(
+        "--input-file",
+        metavar="F",
+        type=Path,
+        help="F.jsonl, .json, .csv, .tsv, .txt or .parquet, all but the last also .gz; - is standard input",
+    )
+    parser.add_argument("--input-format", choices=FORMATS, help="of a file without such an ending, and of -")
+    parser.add_argument(
+        "--input-field",
+        metavar="NAME",
+        type=text,
+        help="field of the query (default: input, or the only column of a CSV or TSV file)",
+    )
     parser.add_argument(
         "--output-file",
-        metavar="G.jsonl",
+        metavar="G",
         type=Path,
-        help="where the answers go (default: printed); another file than the input; replaced",
+        help="where the answers go, by the same endings (default: printed as JSON lines); another file than the "
+        "input; replaced",
     )
+    parser.add_argument("--output-format", choices=FORMATS, help="of what is printed, or of a file with another ending")
+    parser.add_argument(
+        "--output-field",
+        metavar="NAME",
+        type=text,
+        default="prediction",
+        help="field of the answer (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--skip-errors", action="store_true", help="tell of a wrong row and pass over it, instead of stopping"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on behind the rows that the output file answers, which are checked"
+    )
+    choosing = parser.add_argument_group("choosing")
+    choosing.add_argument("--choices", metavar="A,B,...", type=text, help="answer with one of these")
+    choosing.add_argument(
+        "--choice",
+        metavar="TEXT",
+        type=text,
+        action="append",
+        help="one of the choices, which may hold commas; repeat it",
+    )
+    choosing.add_argument(
+        "--choices-field",
+        metavar="NAME",
+        nargs="?",
+        const="choices",
+        help="field of a row's own choices, a list or a text with commas (default: %(const)s)",
+    )
+    choosing.add_argument(
+        "--normalisation",
+        choices=("sum", "mean"),
+        help="score of a choice: the sum of its tokens' log-probabilities, of which softmax makes its probability "
+        "among the choices (default), or their mean, which does not prefer short ones",
+    )
+    choosing.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="subtract the scores of the same choices for a query without content: what the model prefers whatever it "
+        "is asked (contextual calibration, Zhao et al. 2021)",
+    )
+    choosing.add_argument("--content-free", metavar="TEXT", type=text, help="that query (default: N/A)")
     parser.add_argument(
         "--batch-size", metavar="N", type=positive, default=32, help="queries answered together (default: %(default)s)"
     )
@@ -83,161 +147,176 @@ examples:
 
 def run(args: argparse.Namespace) -> None:
     from hart.data.prompts import Cuts
+    from hart.model.table_queries import Encoder
     from hart.runtime.files import check_file_target
 
     device = select_device(args.device)
     if args.output_file is not None:
         check_file_target(args.output_file)
         _refuse_the_input(args.output_file, args.input_file)
-    lines = [Line("--input", {"input": args.input})] if args.input_file is None else _read_lines(args.input_file)
-    for line in lines:
-        if not line.content["input"].strip():
-            raise _empty(line)
-    chosen = [_row(line, args.adaptations) for line in lines]
+    queries = _queries(args)
+    total = queries.check() if queries.again else None
+    answers = _answers(args, queries)
     adaptation = _load(args.adaptations)
     main = load_base(adaptation, args.base, dtype=args.dtype, device=device)
-    cuts = Cuts()
-    queries = _encode(main, adaptation, chosen, lines, args.max_query_length, cuts)
-    cuts.tell(logger)
-    plain = args.input_file is None and args.output_file is None
-    chunk = CHUNK * args.batch_size
-    answers = _Answers(args.output_file)
-    done = 0
+    encode = Encoder(main, adaptation, args.max_query_length)
+    if queries.choices:
+        encode.check_choices(queries.choices, "--choices")
+    if queries.again:
+        # All of them before the first is answered; what they are is not kept.
+        for _ in queries.read(encode, tell={"tokens"}):
+            pass
+        encode.cuts.tell(logger)
+    stream = queries.read(encode, tell=() if queries.again else {"row", "tokens"})
+    done = answers.resume(query.row for query, _ in stream) if args.resume else 0
+    if done:
+        logger.info("%d queries are answered in %s", done, answers.place)
+    said: set[str] = set()
+    respond = _choose if queries.choosing else _generate
+    plain = args.input_file is None and args.output_file is None and args.output_format is None
     try:
-        with progress_bar("queries", len(lines)) as advance:
-            for start in range(0, len(lines), chunk):
-                part = slice(start, start + chunk)
-                texts = main.generate(
-                    queries[part],
-                    adaptation if len(adaptation) == 1 else adaptation.select(chosen[part]),
-                    batch_size=args.batch_size,
-                    max_new_tokens=args.max_new_tokens,
-                )
-                answers.write(texts if plain else _as_json(lines[part], texts))
-                done += len(texts)
-                advance(len(texts))
+        with progress_bar("queries", None if total is None else total - done) as advance:
+            for part in _chunks(stream, (CHUNK if queries.again else 1) * args.batch_size):
+                asked = [query for query, _ in part]
+                adapted = adaptation if len(adaptation) == 1 else adaptation.select([each.entry for each in asked])
+                cuts = Cuts()
+                made = respond(args, main, adapted, asked, [tokens for _, tokens in part], cuts)
+                for noted in (cuts,) if queries.again else (encode.cuts, cuts):
+                    noted.tell_first(logger, said)
+                if plain:
+                    put("".join(f"{fields[args.output_field]}\n" for fields in made))
+                else:
+                    answers.write([query.row.content | new for query, new in zip(asked, made, strict=True)])
+                done += len(part)
+                advance(len(part))
     except KeyboardInterrupt:
-        where = args.output_file or "printed"
-        raise KeyboardInterrupt(f"{done} of {len(lines)} queries are answered ({where})") from None
+        count = f"{done} queries are" if total is None else f"{done} of {total} queries are"
+        raise KeyboardInterrupt(f"{count} answered ({answers.place})") from None
+    if not done:
+        raise HartError(f"{queries.name}: holds no query{queries.but_skipped}")
+    answers.finish()
+    if queries.skipped:
+        logger.warning("wrong rows that were skipped: %d; queries that are answered: %d", queries.skipped, done)
 
 
-@dataclass(frozen=True)
-class Line:
-    """One query and what came with it; `where` it stands is how messages call it."""
+def _queries(args: argparse.Namespace) -> "Queries":
+    from hart.data.tables import Table, format_of
+    from hart.model.classifying import check_classes
+    from hart.model.table_queries import Queries, split_choices
 
-    where: str
-    content: dict[str, Any]
-
-
-class _Answers:
-    """Where answers go as they come: a file, which is begun with the first of them, or standard output.
-
-    Until there is an answer, an older file stays as it is; an interrupt loses none that was given.
-    """
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._file: BinaryIO | None = None
-
-    def write(self, lines: Sequence[str]) -> None:
-        """Add the lines, at once.
-
-        Raises:
-            HartError: the file cannot be written (any more).
-            BrokenPipeError: nobody reads the pipe any more.
-        """
-        from hart.runtime.files import open_target
-
-        text = "".join(f"{line}\n" for line in lines)
-        if self._path is None:
-            put(text)
-            return
-        try:
-            if self._file is None:
-                self._file = open_target(self._path)
-            # What came in as half a character goes out as the escape that it came as.
-            self._file.write(text.encode("utf-8", "backslashreplace"))
-            self._file.flush()
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise HartError(f"{self._path}: cannot be written ({error.strerror})") from error
+    given = [*(split_choices(args.choices, "--choices") if args.choices is not None else ()), *(args.choice or ())]
+    choices = check_classes(given, "--choices") if given else []
+    _refuse_what_has_no_use(args, bool(choices) or args.choices_field is not None)
+    source: str | Table
+    path = args.input_file
+    if path is None:
+        source = args.input
+    elif path == Path("-"):
+        if args.input_format is None:
+            raise HartError(f"standard input: say what it holds with --input-format ({', '.join(FORMATS)})")
+        source = Table(sys.stdin.buffer, args.input_format, "standard input", args.input_field or "input")
+    else:
+        form = args.input_format or format_of(path, "--input-format")
+        source = Table(path, form, str(path), args.input_field or "input")
+    return Queries(
+        source,
+        folders=args.adaptations,
+        field=args.input_field,
+        choices=choices,
+        choices_field=args.choices_field,
+        skip_errors=args.skip_errors,
+    )
 
 
-def _as_json(lines: Sequence[Line], answers: Sequence[str]) -> list[str]:
-    return [
-        json.dumps(line.content | {"prediction": answer}, ensure_ascii=False)
-        for line, answer in zip(lines, answers, strict=True)
-    ]
+def _generate(
+    args: argparse.Namespace,
+    main: "MainModel",
+    adaptation: "Adaptation",
+    asked: Sequence["Query"],
+    tokens: list[list[int]],
+    cuts: "Cuts",
+) -> list[dict[str, Any]]:
+    """The fields that answers add to their rows."""
+    texts = main.generate(tokens, adaptation, batch_size=args.batch_size, max_new_tokens=args.max_new_tokens)
+    return [{args.output_field: each} for each in texts]
+
+
+def _choose(
+    args: argparse.Namespace,
+    main: "MainModel",
+    adaptation: "Adaptation",
+    asked: Sequence["Query"],
+    tokens: list[list[int]],
+    cuts: "Cuts",
+) -> list[dict[str, Any]]:
+    """As `_generate`, by choosing."""
+    from hart.model.classifying import CONTENT_FREE, classify
+
+    found = classify(
+        main,
+        tokens,
+        [query.choices for query in asked],
+        adaptation,
+        calibrate=args.calibrate,
+        content_free=args.content_free or CONTENT_FREE,
+        normalisation=args.normalisation or "sum",
+        batch_size=args.batch_size,
+        cuts=cuts,
+    )
+    return [{args.output_field: each.choice, PROBABILITIES: each.probabilities} for each in found]
+
+
+def _answers(args: argparse.Namespace, queries: "Queries") -> "Answers":
+    from hart.data.tables import Answers, format_of
+
+    own = [args.output_field, *([PROBABILITIES] if queries.choosing else [])]
+    asked = args.input_field or "input"
+    if asked in own or len(set(own)) < len(own):
+        raise HartError(f"--output-field: {args.output_field!r} is the field of the query or of probabilities")
+    path = args.output_file
+    if path is not None and path.suffix == ".gz":
+        raise HartError(f"--output-file: {path} ends in .gz, and answers are not packed; leave it out")
+    form: Format = args.output_format or "jsonl"
+    if path is not None and args.output_format is None and path.suffix:  # a pipe or a device has no ending
+        form = format_of(path, "--output-format")
+    answers = Answers(path, form, own, columns=None if queries.columns is None else list(queries.columns), show=put)
+    if path is not None:
+        _refuse_the_input(Path(answers.place), args.input_file)
+    return answers
+
+
+def _refuse_what_has_no_use(args: argparse.Namespace, choosing: bool) -> None:
+    if args.input_file is None and (args.input_format or args.input_field or args.resume or args.skip_errors):
+        raise HartError("--input-format, --input-field, --skip-errors and --resume are for an --input-file")
+    if choosing and args.max_new_tokens is not None:
+        raise HartError("--max-new-tokens: nothing is generated where there are choices; leave it out")
+    if args.content_free is not None and not args.calibrate:
+        raise HartError("--content-free is what --calibrate asks; give both")
+    if not choosing and (args.calibrate or args.normalisation is not None):
+        raise HartError("--calibrate and --normalisation are for choices; give --choices, --choice or --choices-field")
+
+
+def _chunks(stream: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    """Up to `size` of the stream at a time; what came before an error comes out before it."""
+    part: list[Any] = []
+    try:
+        for item in stream:
+            part.append(item)
+            if len(part) == size:
+                yield part
+                part = []
+    except HartError:
+        if part:
+            yield part
+        raise
+    if part:
+        yield part
 
 
 def _refuse_the_input(output: Path, source: Path | None) -> None:
     """Answers are written as they come: into their own queries, an interrupt would lose those not yet answered."""
     if source is not None and output.is_file() and source.exists() and output.samefile(source):
         raise HartError(f"--output-file: {output} is the input file; give another one")
-
-
-def _empty(line: Line) -> HartError:
-    return HartError(f"{line.where}: the query is empty; give it a text")
-
-
-def _encode(
-    main: "MainModel",
-    adaptation: "Adaptation",
-    chosen: Sequence[int],
-    lines: Sequence[Line],
-    max_query_length: int | None,
-    cuts: "Cuts",
-) -> list[list[int]]:
-    """Tokens of all queries, before the first is answered; `cuts` takes note of those that were cut.
-
-    Args:
-        chosen: for each line, which entry of the adaptation answers it.
-
-    Raises:
-        HartError: a query that the tokenizer turns into nothing.
-    """
-    from hart.model.answering import limit
-
-    form = adaptation.input_format
-    form = replace(form, max_query_length=limit("max_query_length", max_query_length, form.max_query_length))
-    tasks = adaptation.read_tasks()
-    queries = []
-    for entry, line in zip(chosen, lines, strict=True):
-        text = line.content["input"]
-        noted = None if form.in_context else cuts
-        query = form.encode_query(main.tokenizer, text, noted, name=line.where, blank=True)
-        if not set(query) - {main.tokenizer.eos_token_id}:
-            raise _empty(line)
-        if form.in_context:
-            query = form.encode_in_context(main.tokenizer, tasks[entry], text, cuts)
-        queries.append(query)
-    return queries
-
-
-def _read_lines(path: Path) -> list[Line]:
-    """The objects of a file, each with a text as "input"; empty lines are passed over."""
-    from hart.runtime.files import parse_json
-
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise HartError(f"{path}: the text is not UTF-8") from None
-    except OSError as error:
-        raise HartError(f"{path}: cannot be read ({error.strerror})") from None
-    lines = []
-    # Not splitlines, which would also cut at separators that JSON texts may hold as they are.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        content = parse_json(line, where, "a query")
-        if not isinstance(content, dict) or not isinstance(content.get("input"), str):
-            raise HartError(f'{where}: must be a JSON object with a text as "input"')
-        lines.append(Line(where, content))
-    if not lines:
-        raise HartError(f'{path}: holds no query; write one JSON object with "input" a line')
-    return lines
 
 
 def _load(folders: Sequence[str]) -> "Adaptation":
@@ -249,18 +328,3 @@ def _load(folders: Sequence[str]) -> "Adaptation":
         if len(adaptation) != 1:
             raise HartError(f"{folder}: holds adaptations to {len(adaptation)} tasks; give folders of one each")
     return Adaptation.stack(loaded)
-
-
-def _row(line: Line, folders: Sequence[str]) -> int:
-    """Which of the folders a line of the input names."""
-    name = line.content.get("adaptation")
-    if name is None and len(folders) == 1:
-        return 0
-    if line.where == "--input":
-        raise HartError('several adaptations need --input-file, whose lines name one as "adaptation"')
-    found = [i for i, folder in enumerate(folders) if folder == name]
-    found = found or [i for i, folder in enumerate(folders) if Path(folder).name == name]
-    if len(found) != 1:
-        problem = "names none" if not found else "names more than one"
-        raise HartError(f'{line.where}: "adaptation" {name!r} {problem} of {", ".join(folders)}')
-    return found[0]

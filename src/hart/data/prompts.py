@@ -31,6 +31,10 @@ class Tokenizer(Protocol):
     def __call__(self, text: str, *, add_special_tokens: bool, verbose: bool) -> Any: ...
 
 
+NAMES = 10_000
+"""How many names `Cuts` remembers of each kind, so that a million cut queries do not fill the memory."""
+
+
 class Cuts:
     """What did not fit into the limits, collected so that each condition is told once, however many tasks it meets."""
 
@@ -45,11 +49,14 @@ class Cuts:
 
         Args:
             kind: what was done, in words that are equal for all that it is done to.
-            name: what it was done to; the same one counts once. Empty: something without a name, each counts.
+            name: what it was done to; the same one counts once (of the first `NAMES`). Empty: something without a
+                name, each counts.
             detail: `kind` in the words of this one; told of the first.
         """
         message = detail or kind
         _, names = self._noted.setdefault(kind, (f"{name}: {message}" if name else message, {}))
+        if len(names) >= NAMES and name not in names:
+            name = ""
         names[name] = 1 if name else names.get(name, 0) + 1
 
     def tell(self, logger: logging.Logger) -> None:

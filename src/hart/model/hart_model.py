@@ -28,6 +28,7 @@ from hart.hypernetwork.network import HyperNetwork, HyperOutput
 from hart.model.adaptation import Adaptation
 from hart.model.answering import Answer
 from hart.model.base_checkpoint import load_base
+from hart.model.classifying import Classification, classify
 from hart.model.config import ModelConfig
 from hart.model.folder import MAIN_FOLDER, check_make, fetch, load_system, read_config, upload, write_folder
 from hart.model.main_model import MainModel
@@ -58,8 +59,9 @@ class HartOutput:
 class HartModel(nn.Module):
     """A main model and what adapts it: a hypernetwork, learned PEFT parameters, or nothing but its own training.
 
-    `adapt`, `generate`, `answers`, `score` and what is built on them (evaluation, export) may be called from several
-    threads and asyncio tasks at a time. Training, loading weights and moving to another device are for one.
+    `adapt`, `generate`, `answers`, `score`, `classify` and what is built on them (evaluation, export) may be called
+    from several threads and asyncio tasks at a time. Training, loading weights and moving to another device are for
+    one.
 
     Args:
         main: the main model.
@@ -406,3 +408,16 @@ class HartModel(nn.Module):
         Safe for threads. Many queries at once: `score_choices`.
         """
         return score_choices(self.main, [query], [choices], adaptation, **options)[0]
+
+    def classify(
+        self,
+        queries: str | Sequence[str],
+        choices: Sequence[str] | Sequence[Sequence[str]],
+        adaptation: Adaptation | None = None,
+        **options: Any,
+    ) -> list[Classification]:
+        """The best of the choices for each query, and the probability of each; options as in `classifying.classify`.
+
+        Safe for threads. `choices` are for all queries, or for each query its own.
+        """
+        return classify(self.main, [queries] if isinstance(queries, str) else queries, choices, adaptation, **options)

@@ -1,0 +1,258 @@
+"""Writing rows with their answers as they come, so that whoever stops the work loses none, and goes on behind them.
+
+Lines (JSON lines, CSV, TSV, plain text) are added to the file itself. A JSON array and a Parquet file are whole or not
+at all, so their rows wait in a file of JSON lines beside them, the journal, until the last one has come.
+"""
+
+import csv
+import io
+import json
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from hart.data.tables.formats import Format, RowError
+from hart.data.tables.reading import DELIMITERS, Row, Table
+from hart.errors import HartError
+from hart.runtime.files import open_target
+
+WHOLE = ("json", "parquet")
+"""Formats of which no part can be read before the end is written."""
+PARQUET_ROWS = 4096
+"""Rows of one group of a Parquet file."""
+
+
+class Answers:
+    """Where rows with answers go: a file, which is begun with the first of them, or the screen.
+
+    Until there is an answer, an older file stays as it is.
+
+    Args:
+        path: of the file; None shows the rows.
+        format: of the rows.
+        own: the fields that an answer adds to its row; the first is the answer itself, all that a plain text holds.
+        columns: the fields of all rows that will come, for the header of CSV and TSV; None: those of the first rows.
+        show: prints a text, where there is no file.
+
+    Raises:
+        HartError: a format that cannot be shown or written into a pipe.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        format: Format,
+        own: Sequence[str],
+        *,
+        columns: Sequence[str] | None = None,
+        show: Callable[[str], None] = print,
+    ) -> None:
+        if format in WHOLE and (path is None or (path.exists() and not path.is_file())):
+            raise HartError(f"{path or 'standard output'}: {format} is written whole; give --output-file a file")
+        self._path = path
+        self._format = format
+        self._own = list(own)
+        self._columns = None if columns is None else self._header(columns)
+        self._show = show
+        self._file: BinaryIO | None = None
+        self._as: Format = "jsonl" if format in WHOLE else format
+        self._begun = False
+
+    @property
+    def place(self) -> str:
+        """Where the rows are that have come."""
+        return "printed" if self._path is None else str(self._target)
+
+    @property
+    def _target(self) -> Path:
+        assert self._path is not None
+        return self._path.with_name(f"{self._path.name}.part.jsonl") if self._format in WHOLE else self._path
+
+    def write(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Add the rows, at once.
+
+        Raises:
+            HartError: the file cannot be written (any more), or a row has a field that the header has not.
+            BrokenPipeError: nobody reads the pipe any more.
+        """
+        text = self._text(rows)
+        if self._path is None:
+            self._show(text)
+            return
+        try:
+            if self._file is None:
+                self._file = open_target(self._target)
+            # What came in as half a character goes out as the escape that it came as.
+            self._file.write(text.encode("utf-8", "backslashreplace"))
+            self._file.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise HartError(f"{self._target}: cannot be written ({error.strerror})") from error
+
+    def finish(self) -> None:
+        """All rows have come: a JSON array or a Parquet file is made of them.
+
+        Raises:
+            HartError: it cannot be written, or the rows fit into no table; they stay in the journal.
+        """
+        if self._file is not None:
+            self._file.close()
+        if self._format in WHOLE and self._path is not None and self._target.exists():
+            journal = Table(self._target, "jsonl", str(self._target))
+            (_write_parquet if self._format == "parquet" else _write_array)(self._path, journal)
+            self._target.unlink()
+
+    def resume(self, rows: Iterator[Row]) -> int:
+        """Go on behind what is in the file; takes as many rows as are answered there, and tells how many.
+
+        What a writer that was stopped left of its last row is cut off.
+
+        Raises:
+            HartError: the file holds something else than the answers to these rows, in their order.
+        """
+        if self._path is None or self._format == "txt":
+            raise HartError("--resume needs an --output-file that holds the queries beside the answers; txt does not")
+        old = self._target if self._target.exists() else self._path
+        if not old.exists():
+            return 0
+        if not stat.S_ISREG(old.stat().st_mode):
+            raise HartError(f"{old}: is no file, so nothing is answered there; leave --resume out")
+        count = end = 0
+        wrong: RowError | None = None
+        table = Table(old, self._as if old == self._target else self._format, str(old))
+        for answered in table.rows():
+            if wrong is not None:
+                raise HartError(str(wrong))
+            if isinstance(answered, RowError):
+                wrong = answered
+                continue
+            if old == self._target and answered.end is None:
+                break
+            row = next(rows, None)
+            if row is None:
+                raise HartError(f"{answered.where}: answers a row that the input has not; give another --output-file")
+            if not self._answers(answered.content, row.content):
+                raise HartError(
+                    f"{answered.where}: does not answer {row.where}, with these options; "
+                    "give another --output-file, or leave --resume out to begin again"
+                )
+            if old != self._target:
+                self.write([answered.content])
+            count, end = count + 1, answered.end or 0
+        if count and old == self._target:
+            self._append(end)
+        return count
+
+    def _append(self, end: int) -> None:
+        try:
+            self._file = open(self._target, "r+b")
+            self._file.truncate(end)
+            self._file.seek(end)
+        except OSError as error:
+            raise HartError(f"{self._target}: cannot be written ({error.strerror})") from error
+        self._begun = True
+
+    def _answers(self, answered: dict[str, Any], row: dict[str, Any]) -> bool:
+        """Whether a row that was written is this row of the input with an answer."""
+        if self._as in DELIMITERS:
+            self._columns = self._columns or self._header(list(row))
+            if list(answered) != self._columns:
+                return False
+            row = {name: _cell(row.get(name)) for name in self._columns}
+        own = set(self._own)
+        return own <= answered.keys() and _canonical(answered, own) == _canonical(row, own)
+
+    def _header(self, names: Sequence[str]) -> list[str]:
+        return [*(name for name in names if name not in self._own), *self._own]
+
+    def _text(self, rows: Sequence[dict[str, Any]]) -> str:
+        if self._as == "jsonl":
+            return "".join(f"{json.dumps(row, ensure_ascii=False, default=str)}\n" for row in rows)
+        if self._as == "txt":
+            return "".join(f"{' '.join(str(row[self._own[0]]).splitlines())}\n" for row in rows)
+        self._columns = self._columns or self._header(list(dict.fromkeys(name for row in rows for name in row)))
+        lines = [] if self._begun else [self._record(self._columns)]
+        self._begun = True
+        for row in rows:
+            unknown = next((name for name in row if name not in self._columns), None)
+            if unknown is not None:
+                raise HartError(f"{self.place}: a row has {unknown!r}, which the header has not; write jsonl")
+            lines.append(self._record([_cell(row.get(name)) for name in self._columns]))
+        return "".join(lines)
+
+    def _record(self, cells: Sequence[str]) -> str:
+        written = io.StringIO()
+        # With this end the module quotes fields that hold a carriage return, too.
+        csv.writer(written, delimiter=DELIMITERS[self._as], lineterminator="\r\n").writerow(cells)
+        return written.getvalue().removesuffix("\r\n") + "\n"
+
+
+def _cell(value: Any) -> str:
+    """A value as a field of CSV: a text as it is, nothing for null, other JSON as its text."""
+    if value is None:
+        return ""
+    if isinstance(value, bool | int | float | list | dict):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)
+
+
+def _canonical(content: dict[str, Any], without: set[str]) -> str:
+    # A Parquet file has null where a row lacks a field.
+    kept = {name: value for name, value in content.items() if name not in without and value is not None}
+    return json.dumps(kept, sort_keys=True, default=str)
+
+
+def _rows_of(journal: Table) -> Iterator[dict[str, Any]]:
+    for row in journal.rows():
+        if isinstance(row, RowError):
+            raise HartError(str(row))
+        yield row.content
+
+
+def _write_array(path: Path, journal: Table) -> None:
+    try:
+        with open_target(path) as file:
+            for number, row in enumerate(_rows_of(journal)):
+                file.write(b",\n" if number else b"[\n")
+                file.write(json.dumps(row, ensure_ascii=False).encode())
+            file.write(b"\n]\n")
+    except OSError as error:
+        raise HartError(f"{path}: cannot be written ({error.strerror}); the rows are in {journal.name}") from error
+
+
+def _write_parquet(path: Path, journal: Table) -> None:
+    """Read the journal twice: what types the columns have is known only behind its last row."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        schema = pyarrow.schema([])
+        for part in _parts(_rows_of(journal)):
+            schema = pyarrow.unify_schemas([schema, _table(part).schema], promote_options="permissive")
+        with open_target(path) as file, parquet.ParquetWriter(file, schema) as writer:
+            for part in _parts(_rows_of(journal)):
+                writer.write_table(pyarrow.Table.from_pylist(part, schema=schema))
+    except (pyarrow.ArrowException, OSError, TypeError, OverflowError) as error:
+        reason = str(error).splitlines()[0]
+        raise HartError(f"{path}: cannot be written ({reason}); the rows are in {journal.name}") from error
+
+
+def _table(rows: list[dict[str, Any]]) -> Any:
+    """An Arrow table of the columns that any of the rows has."""
+    import pyarrow
+
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pyarrow.table({name: [row.get(name) for row in rows] for name in names})
+
+
+def _parts(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    part: list[dict[str, Any]] = []
+    for row in rows:
+        part.append(row)
+        if len(part) == PARQUET_ROWS:
+            yield part
+            part = []
+    if part:
+        yield part

@@ -1,0 +1,146 @@
+"""The best of given choices for each query, with probabilities: rank classification (§4.2) for use.
+
+A choice's probability is the softmax, over the choices of its query, of the scores of `hart.model.scoring`. With sums
+of log-probabilities it is the probability that the model gives the choice's whole text, among the choices. With
+`calibrate` the scores of the same choices for a query without content are subtracted first (contextual calibration,
+Zhao et al. 2021, with W = diag(p_cf)⁻¹ and b = 0): what the model prefers whatever it is asked drops out.
+"""
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hart.data.input_format import InputFormat
+from hart.errors import HartError
+from hart.model.adaptation import Adaptation
+from hart.model.answering import limit
+from hart.model.main_model import MainModel
+from hart.model.scoring import Normalisation, score_choices
+
+CONTENT_FREE = "N/A"
+"""The first of the content-free inputs of Zhao et al. (2021, §5)."""
+
+
+@dataclass(frozen=True)
+class Classification:
+    """The answer to one query.
+
+    Attributes:
+        choice: the most probable one, of equal ones the first.
+        probabilities: of each choice, in their order; they add up to 1.
+    """
+
+    choice: str
+    probabilities: dict[str, float]
+
+
+def check_classes(choices: Sequence[str], where: str) -> list[str]:
+    """The choices without white space around them.
+
+    Raises:
+        HartError: fewer than two, one that is empty or no text, or two that read the same: equal once case and white
+            space do not count and characters are in their compatible form (NFKC), as tokenizers make them.
+    """
+    if isinstance(choices, str):
+        raise HartError(f"{where}: the choices are one text; give a list of texts")
+    seen: dict[str, str] = {}
+    for choice in choices:
+        if not isinstance(choice, str) or not choice.strip():
+            raise HartError(f"{where}: {choice!r} is no choice; give texts that are not empty")
+        normal = " ".join(unicodedata.normalize("NFKC", choice).casefold().split())
+        if normal in seen:
+            raise HartError(f"{where}: the choices {seen[normal]!r} and {choice!r} read the same; leave one out")
+        seen[normal] = choice
+    if len(seen) < 2:
+        raise HartError(f"{where}: {len(seen)} choices; at least two are needed to choose from")
+    return [choice.strip() for choice in choices]
+
+
+def check_tokens(main: MainModel, choices: Sequence[str], max_target_length: int, where: str) -> None:
+    """Raise `HartError` if two choices are the same tokens, as where a vocabulary has neither of their scripts."""
+    form = InputFormat(max_target_length=max_target_length)
+    tokens: dict[tuple[int, ...], str] = {}
+    for text in choices:
+        twin = tokens.setdefault(tuple(form.encode_target(main.tokenizer, text)), text)
+        if twin != text:
+            raise HartError(
+                f"{where}: the choices {twin!r} and {text!r} are the same tokens to this model (of which it "
+                f"reads {max_target_length}); choose other words"
+            )
+
+
+def classify(
+    main: MainModel,
+    queries: Sequence[str] | Sequence[list[int]],
+    choices: Sequence[str] | Sequence[Sequence[str]],
+    adaptation: Adaptation | None = None,
+    *,
+    calibrate: bool = False,
+    content_free: str = CONTENT_FREE,
+    normalisation: Normalisation = "sum",
+    max_target_length: int | None = None,
+    **options: Any,
+) -> list[Classification]:
+    """The best choice for each query and the probabilities of all. Safe for threads.
+
+    Args:
+        main: the main model.
+        queries: texts, or lists of tokens, as for `score_choices`.
+        choices: for all queries, or for each query its own.
+        adaptation: as for `score_choices`.
+        calibrate: subtract the scores for `content_free`: one query more for each entry of the adaptation with
+            different choices.
+        content_free: a query that says nothing.
+        normalisation: of the scores: `sum`, the probability of the whole text, which is smaller for longer ones; or
+            `mean` per token, which is no probability of a text, but does not prefer short ones.
+        max_target_length, options: of `score_choices`.
+
+    Raises:
+        HartError: as `score_choices` and `check_classes`, or two choices that are the same tokens.
+    """
+    if isinstance(queries, str) or isinstance(choices, str):
+        raise HartError("queries and choices must be lists of texts; one of them is a text")
+    each = choices if choices and not isinstance(choices[0], str) else [choices] * len(queries)
+    if len(each) != len(queries):
+        raise HartError(f"there are {len(queries)} queries and choices for {len(each)}; give choices for each query")
+    own = _checked(main, each, adaptation, max_target_length)  # type: ignore[arg-type]
+    scored = {"normalisation": normalisation, "max_target_length": max_target_length, **options}
+    scores = score_choices(main, queries, own, adaptation, **scored)
+    if calibrate and queries:
+        entries = 1 if adaptation is None else len(adaptation)
+        keys = [(i * entries // len(queries), tuple(texts)) for i, texts in enumerate(own)]
+        distinct = list(dict.fromkeys(keys))
+        part = (
+            adaptation.select([entry for entry, _ in distinct])
+            if adaptation is not None and entries > 1
+            else adaptation
+        )
+        free = score_choices(main, [content_free] * len(distinct), [texts for _, texts in distinct], part, **scored)
+        prior = dict(zip(distinct, free, strict=True))
+        scores = [[a - b for a, b in zip(row, prior[key], strict=True)] for row, key in zip(scores, keys, strict=True)]
+    found = []
+    for texts, row in zip(own, scores, strict=True):
+        probabilities = torch.tensor(row, dtype=torch.float64).softmax(0).tolist()
+        best = max(range(len(row)), key=row.__getitem__)
+        found.append(Classification(texts[best], dict(zip(texts, probabilities, strict=True))))
+    return found
+
+
+def _checked(
+    main: MainModel, choices: Sequence[Sequence[str]], adaptation: Adaptation | None, max_target_length: int | None
+) -> list[list[str]]:
+    trained = None if adaptation is None else adaptation.input_format.max_target_length
+    length = limit("max_target_length", max_target_length, trained)
+    known: dict[tuple[str, ...], list[str]] = {}
+    checked = []
+    for number, texts in enumerate(choices, start=1):
+        key = (texts,) if isinstance(texts, str) else tuple(texts)
+        if key not in known:
+            where = f"query {number} of {len(choices)}"
+            known[key] = check_classes(texts, where)
+            check_tokens(main, known[key], length, where)
+        checked.append(known[key])
+    return checked
