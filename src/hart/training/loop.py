@@ -201,7 +201,7 @@ class Loop:
             self.model.set_requires_gradient_sync(self.accelerator.sync_gradients)
 
     def loss(self, batch: dict[str, Tensor], tokens: Tensor) -> Tensor:
-        """L_pred + α·L_cst of one pass, with a teacher's terms, scaled so that the mean over all passes and processes is that of the step.
+        """The loss of one pass, scaled so that the mean over all passes and processes is that of the step.
 
         Args:
             tokens: target tokens of the global batch.
