@@ -270,7 +270,7 @@ FILE_MISTAKES = {
     "distillation: {teacher: ' '}": "distillation.teacher: is empty; give base",
     "distillation: {temperature: 0}": "distillation.temperature: must be greater than 0, not 0",
     "distillation: {top_k: 0}": "distillation.top_k: must be at least 1, not 0",
-    "distillation: {teacher: runs/x, hidden_weight: 1}": "distillation.hidden_weight: must be 0 with the teacher runs/x",
+    "distillation: {teacher: runs/x, hidden_weight: 1}": "distillation.hidden_weight: must be 0 with the teacher",
     "distillation: {teacher: base, weight: 0, cross_entropy: 0}": "distillation.weight: and cross_entropy and",
     "distillation: {teacher: base}\nmodel: {train_main: true}": "distillation.teacher: base must be frozen",
     "distillation: {teacher: base}\ntraining: {fsdp: true}": "distillation.teacher: base is divided by training.fsdp",
