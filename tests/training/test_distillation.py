@@ -26,6 +26,7 @@ from hart.training.config import RunConfig
 from hart.training.distillation import Distillation, distillation_loss, hidden_loss, make_distillation
 from hart.training.loop import Loop
 from hart.training.run_folder import read_metrics
+from hart.training.sweep_plan import plan
 from hart.training.train import train, training_examples
 
 Build = Callable[..., RunConfig]
@@ -362,3 +363,19 @@ def test_a_base_without_room_for_the_teachers_input_is_refused(
     config = configured(run_config, model=model, data={"max_demonstrations_length": 500})
     with pytest.raises(HartError, match=r"reads up to 531 tokens .* 512 positions .*lower data\.max_demonstrations"):
         train(config, quiet=True)
+
+
+def test_a_base_that_processes_divide_cannot_teach_and_a_folder_can(run_config: Build, tiny_base_dir: Path) -> None:
+    _, base, *_ = prepared(configured(run_config))
+    with pytest.raises(HartError, match=r"^distillation\.teacher: base is divided among the processes"):
+        base.place(torch.device("cpu"), divided=True)
+    base.place(torch.device("cpu"), divided=False)
+    _, folder, *_ = prepared(configured(run_config, distillation={"teacher": str(tiny_base_dir)}))
+    folder.place(torch.device("cpu"), divided=True)
+
+
+def test_a_sweep_keeps_the_teacher(run_config: Build, tmp_path: Path) -> None:
+    config = configured(run_config, distillation={"weight": 5.0})
+    config.save(tmp_path / "taught.yaml")
+    (run,) = plan(tmp_path / "sweep", [tmp_path / "taught.yaml"], [3])
+    assert run.config.distillation == config.distillation and run.config.training.seed == 3
