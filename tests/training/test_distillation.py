@@ -379,3 +379,18 @@ def test_a_sweep_keeps_the_teacher(run_config: Build, tmp_path: Path) -> None:
     config.save(tmp_path / "taught.yaml")
     (run,) = plan(tmp_path / "sweep", [tmp_path / "taught.yaml"], [3])
     assert run.config.distillation == config.distillation and run.config.training.seed == 3
+
+
+def test_a_run_is_not_continued_with_another_teacher(run_config: Build, tiny_base_dir: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_base_dir, tmp_path / "teacher")
+    config = configured(run_config, distillation={"teacher": str(folder)}, max_steps=2)
+    final = train(config, quiet=True)
+    shutil.rmtree(final)
+    assert train(config, quiet=True) == final
+    shutil.rmtree(final)
+    model = T5ForConditionalGeneration.from_pretrained(folder)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(2)
+    model.save_pretrained(folder)
+    with pytest.raises(HartError, match="begun with another teacher than distillation.teacher is now"):
+        train(config, quiet=True)

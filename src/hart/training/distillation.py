@@ -34,7 +34,7 @@ from hart.model.main_model import MainModel
 from hart.model.modes import evaluating
 from hart.peft.architectures import layers
 from hart.peft.injection import Binding, Site, binding
-from hart.runtime.identity import tokenizer_digest
+from hart.runtime.identity import peft_digest, tokenizer_digest
 from hart.training.config import BASE_TEACHER, DistillationConfig, RunConfig
 from hart.training.losses import IGNORED, prediction_loss
 
@@ -70,6 +70,12 @@ class Distillation:
     def form(self) -> InputFormat:
         """How the teacher reads."""
         return self._teacher.input_format
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells this teacher from another: its main model's fingerprint, and a digest of learned parameters."""
+        teacher = self._teacher
+        return f"{teacher.main.fingerprint}-{peft_digest(teacher.peft_source)[:16]}"
 
     def place(self, device: torch.device, *, divided: bool) -> None:
         """Put the teacher on the device of this process.

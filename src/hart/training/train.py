@@ -117,6 +117,8 @@ def _set_up(config: RunConfig, tasks: Sequence[Task] | None, run: RunFolder, *, 
     loop = Loop(system, dataset, validation, training, run, distillation=distillation, quiet=quiet)
     if owner:
         run.record = record_of(config, system.main.identity, tasks, validation, loop.optimizer_used)
+        if distillation is not None:
+            run.record["teacher"] = distillation.fingerprint
     return loop
 
 
