@@ -11,7 +11,7 @@ import yaml
 
 from hart.data.input_format import InputFormat
 from hart.errors import HartError
-from hart.training.config import SECTIONS, DataConfig, ModelConfig, RunConfig, TrainingConfig, load
+from hart.training.config import SECTIONS, DataConfig, ModelConfig, RunConfig, TrainingConfig, load, with_defaults
 
 
 @pytest.fixture
@@ -119,6 +119,14 @@ OTHER: dict[str, dict[str, Any]] = {
         "resume": False,
         "num_threads": 1,
     },
+    "distillation": {
+        "teacher": "base",
+        "weight": 5.0,
+        "cross_entropy": 0.5,
+        "temperature": 3.0,
+        "top_k": 16,
+        "hidden_weight": 0.25,
+    },
 }
 
 
@@ -144,13 +152,24 @@ def test_the_table_of_values_covers_every_field() -> None:
     assert same == {*no_procedural, "training.fsdp", "model.hypernetwork_init", *other_systems}
 
 
+def test_a_configuration_of_an_earlier_version_has_todays_defaults() -> None:
+    """The section distillation, and fields, are younger than others; what lacks more is no configuration."""
+    config = RunConfig().changed(training={"seed": 3})
+    saved = config.to_dict()
+    del saved["distillation"], saved["training"]["pairing"]
+    assert with_defaults(saved) == config.to_dict()
+    assert with_defaults(config.to_dict()) == config.to_dict()
+    for wrong in (None, [], {}, {"model": {}}, {**saved, "other": {}}, {**saved, "data": 3}):
+        assert with_defaults(wrong) is None
+
+
 def test_saved_and_loaded_is_the_same(file: Path) -> None:
     config = other_config().changed(data=DataConfig(dir="no: such # folder"))
     config.save(file)
     assert load(file) == config
     RunConfig().save(file)
     assert load(file) == RunConfig()
-    assert set(yaml.safe_load(file.read_text())) == {"model", "data", "training"}
+    assert set(yaml.safe_load(file.read_text())) == {"model", "data", "training", "distillation"}
 
 
 def test_overrides_set_every_field(file: Path) -> None:
@@ -204,12 +223,12 @@ def test_a_whole_number_serves_as_a_float(file: Path) -> None:
 FILE_MISTAKES = {
     "a: [": "not valid YAML, line 1",
     "training: {seed: 1, seed: 2}": "line 1: seed is given twice",
-    "- model": "must hold the sections model, data, training",
+    "- model": "must hold the sections model, data, training, distillation",
     "training: 3": "training must be a mapping of fields, not 3",
     "training: !!python/name:os.system": "not valid YAML",
     "trainin: {seed: 1}": "unknown section trainin; did you mean training?",
     "learning_rate: 1": "unknown section learning_rate; did you mean training.learning_rate?",
-    "zzz: 1": "unknown section zzz; choose one of model, data, training",
+    "zzz: 1": "unknown section zzz; choose one of model, data, training, distillation",
     "training: {learning_rat: 1}": ("unknown field training.learning_rat; did you mean training.learning_rate?"),
     "model: {learning_rate: 1}": ("unknown field model.learning_rate; did you mean training.learning_rate?"),
     "model: {zzz: 1}": "unknown field model.zzz; choose one of base, base_revision",
@@ -248,6 +267,18 @@ FILE_MISTAKES = {
     "model: {encoder: main_model, train_main: true}": "model.encoder: main_model needs a frozen one",
     "model: {weights: learned, fusion: false, head_bias: true}": "model.head_bias: belongs to a hypernetwork",
     "model: {weights: learned, fusion: false, encoder: main_model}": "model.encoder: belongs to a hypernetwork",
+    "distillation: {teacher: ' '}": "distillation.teacher: is empty; give base",
+    "distillation: {temperature: 0}": "distillation.temperature: must be greater than 0, not 0",
+    "distillation: {top_k: 0}": "distillation.top_k: must be at least 1, not 0",
+    "distillation: {teacher: runs/x, hidden_weight: 1}": "distillation.hidden_weight: must be 0 with the teacher",
+    "distillation: {teacher: base, weight: 0, cross_entropy: 0}": "distillation.weight: and cross_entropy and",
+    "distillation: {teacher: base}\nmodel: {train_main: true}": "distillation.teacher: base must be frozen",
+    "distillation: {teacher: base}\ntraining: {fsdp: true}": "distillation.teacher: base is divided by training.fsdp",
+    "distillation: {teacher: base}\ndata: {collection: four_segments}": "distillation.teacher: must be null with",
+    "distillation: {teacher: x}\ndata: {demonstrations_to: main}\nmodel: {weights: learned, fusion: false}\n"
+    "training: {alpha: 0}": "distillation.teacher: must be null where data.demonstrations_to is main",
+    "distillation: {teacher: x}\ndata: {collection: p3, demonstrations_to: nowhere}\n"
+    "model: {weights: learned, fusion: false}\ntraining: {alpha: 0}": "data.demonstrations: must be sampled with p3",
     # What a YAML file can hold that no configuration does.
     "[" * 100_000: "not valid YAML, line 1: nested too deeply",
     "a: {" * 100_000: "not valid YAML, line 1: nested too deeply",

@@ -20,7 +20,7 @@ from hart.analysis.paper import check_places, places_of
 from hart.analysis.report_statistics import Scores
 from hart.data.p3.names import dataset_of, held_out
 from hart.errors import HartError
-from hart.training.config import RunConfig
+from hart.training.config import with_defaults
 from hart.training.run_folder import read_metrics
 from hart.training.sweep_table import LISTING_FILE, read_listing
 
@@ -291,14 +291,10 @@ def _read_config(path: Path) -> dict[str, Any] | None:
 
 def _flat(config: Any) -> dict[str, Any] | None:
     """ "section.field" → value; what a configuration of another version lacks has today's default."""
-    default = RunConfig().to_dict()
-    if not isinstance(config, dict) or not all(isinstance(config.get(section), dict) for section in default):
+    whole = with_defaults(config)
+    if whole is None:
         return None
-    return {
-        f"{section}.{name}": value
-        for section in default
-        for name, value in (default[section] | config[section]).items()
-    }
+    return {f"{section}.{name}": value for section, fields in whole.items() for name, value in fields.items()}
 
 
 def _check_same_tasks(study: Runs, collection: str) -> None:

@@ -82,12 +82,14 @@ class Collection(ABC):
         seed: int,
         queries_per_task: int,
         reader: Tokenizer | None = None,
+        teacher: InputFormat | None = None,
     ) -> Examples:
         """The training examples of a whole run, in the order of its steps.
 
         Args:
             tokenizer: of the main model.
             reader: of the hypernetwork, if it is another one.
+            teacher: how a teacher reads the task before each query, if there is one (of tasks alone).
 
         Raises:
             HartError: tasks (or text) that cannot be used.
@@ -103,4 +105,5 @@ class Collection(ABC):
             demonstrations=data.demonstrations,
             queries_per_task=queries_per_task,
             reader=reader,
+            teacher=teacher,
         )

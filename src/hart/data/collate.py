@@ -20,13 +20,14 @@ class Collator:
     - ``demo_ids`` [b/m, s] and ``demo_mask`` [b/m, s], only if the examples have demonstrations; row
       g belongs to the queries m·g to m·(g+1) − 1
     - ``query_ids`` [b, t] and ``query_mask`` [b, t]
+    - ``teacher_ids`` [b, x] and ``teacher_mask`` [b, x], only if a teacher reads the examples
     - ``labels`` [b, u], padded with -100
     - ``slots`` [b], index of each example in the data set
     - ``task_index`` [b]
 
     `demo_pad_token_id` is for a hypernetwork whose tokenizer is not the main model's.
 
-    Masks are 1 on tokens and 0 on padding. s, t and u are the longest of the batch.
+    Masks are 1 on tokens and 0 on padding. s, t, x and u are the longest of the batch.
     """
 
     def __init__(self, pad_token_id: int, *, queries_per_task: int = 1, demo_pad_token_id: int | None = None) -> None:
@@ -41,6 +42,9 @@ class Collator:
             batch["demo_ids"], batch["demo_mask"] = pad(demos, self.demo_pad_token_id)
         queries = [example["query_ids"] for example in examples]
         batch["query_ids"], batch["query_mask"] = pad(queries, self.pad_token_id)
+        if "teacher_ids" in examples[0]:
+            taught = [example["teacher_ids"] for example in examples]
+            batch["teacher_ids"], batch["teacher_mask"] = pad(taught, self.pad_token_id)
         batch["labels"], _ = pad([example["labels"] for example in examples], IGNORED_LABEL)
         batch["slots"] = torch.tensor([example["slot"] for example in examples])
         batch["task_index"] = torch.tensor([example["task_index"] for example in examples])

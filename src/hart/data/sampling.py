@@ -29,6 +29,7 @@ class Example(TypedDict):
 
     demo_ids: NotRequired[list[int]]  # only where the demonstrations go to the hypernetwork
     query_ids: list[int]
+    teacher_ids: NotRequired[list[int]]  # only where a teacher reads demonstrations before the query
     labels: list[int]
     slot: int
     task_index: int
@@ -69,6 +70,8 @@ class TrainingDataset(Examples):
         queries_per_task: m consecutive examples, ``m·g`` to ``m·(g+1) − 1``, are different queries of
             one task with the same demonstrations, so that one hypernetwork pass can serve them.
         reader: tokenizer of the hypernetwork, if it is not the main model's.
+        teacher: how a teacher reads the task before the query, if there is one; with the main model's tokenizer, and
+            of sampled demonstrations those that the student is shown.
 
     Raises:
         HartError: no tasks, a task without instances that can be used or with no other one to show, without the
@@ -92,6 +95,7 @@ class TrainingDataset(Examples):
         demonstrations: Demonstrations = "fixed",
         queries_per_task: int = 1,
         reader: Tokenizer | None = None,
+        teacher: InputFormat | None = None,
     ) -> None:
         for name, value, options in (
             ("task_sampling", task_sampling, get_args(TaskSampling)),
@@ -107,15 +111,19 @@ class TrainingDataset(Examples):
             raise HartError("there are no tasks to train on; check the data folder and split")
         cuts = Cuts()
         self.tasks = tuple(_without_blanks(task, cuts) for task in tasks)
-        self._samples = demonstrations == "sampled" and form.demonstrations_to != "nowhere"
+        shows = form.demonstrations_to != "nowhere" or teacher is not None
+        self._samples = demonstrations == "sampled" and shows
         self._positions = []
         for task in self.tasks:
             shots = form.num_demonstrations if self._samples else 0
             self._positions.append(_check(task, queries_per_task, shots, cuts))
-            form.check_readable(task)
+            for each in (form, teacher):
+                if each is not None:
+                    each.check_readable(task)
         self._tokenizer = tokenizer
         self._reader = tokenizer if reader is None else reader
         self._form = form
+        self._teacher = teacher
         self._length = length
         self._seed = seed
         self._uniform = task_sampling == "uniform"
@@ -158,6 +166,12 @@ class TrainingDataset(Examples):
         )
         if form.demonstrations_to == "hypernetwork":
             example["demo_ids"] = group.demo_ids
+        if self._teacher is not None:
+            shown, own = group.shown, Cuts()
+            example["teacher_ids"] = self._teacher.encode_in_context(self._tokenizer, shown, instance.input, own)
+            if own:
+                kind = f"the teacher's input does not fit into {self._teacher.max_demonstrations_length} tokens"
+                cuts.note(kind, name)
         from torch.utils.data import get_worker_info
 
         worker = get_worker_info()

@@ -68,6 +68,7 @@ class Segments(Collection):
         seed: int,
         queries_per_task: int,
         reader: Tokenizer | None = None,
+        teacher: InputFormat | None = None,
     ) -> Examples:
         if reader is not None:
             raise HartError(

@@ -1,4 +1,4 @@
-"""The configuration of a run: three sections, read strictly from YAML and the command line.
+"""The configuration of a run: four sections, read strictly from YAML and the command line.
 
 A system of the paper's tables is one such file. Defaults are the paper's T5-Large setting on
 Super-NaturalInstructions; each field says where its value comes from ("§" is the paper's section,
@@ -113,12 +113,50 @@ class TrainingConfig(Section):
         return self
 
 
+class DistillationConfig(Section):
+    """A teacher whose answers a system learns beside the references (ours; context distillation)."""
+
+    section: ClassVar[str] = "distillation"
+
+    teacher: str | None = None
+    """What reads definition and demonstrations in its own input, before the query: base, the same frozen main model;
+    or a folder or hub name of a trained system that does (FT-Few-Shot), or of a checkpoint as it is; null: none."""
+    weight: NaturalFloat = 1.0
+    """Weight of the KL divergence from the teacher. 1: a nat of it counts as one of the cross entropy (TAGI: 5)."""
+    cross_entropy: NaturalFloat = 1.0
+    """Weight of L_pred beside it. 1, so that references correct a teacher that is wrong; 0: the teacher alone."""
+    temperature: PositiveFloat = 1.0
+    """What the logits of both are divided by; the divergence is multiplied by its square (TAGI: 3)."""
+    top_k: PositiveInt | None = None
+    """Compare the teacher's k likeliest tokens, and all others as one class (doc-to-lora: 16); null: all tokens."""
+    hidden_weight: NaturalFloat = 0.0
+    """Weight of the normalised L1 distance of the hidden states at target tokens; only with the teacher base."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.teacher is None:
+            return self
+        if not self.teacher.strip():
+            self._refuse("teacher", "is empty; give base, a folder or a hub name, or null for none")
+        if self.hidden_weight and self.teacher != BASE_TEACHER:
+            self._refuse("hidden_weight", f"must be 0 with the teacher {self.teacher}: its weights are others, and so "
+                         "are what its hidden states mean; only base has the student's")  # fmt: skip
+        if not (self.weight or self.cross_entropy or self.hidden_weight):
+            self._refuse("weight", "and cross_entropy and hidden_weight are 0: there is nothing to learn from")
+        return self
+
+
+BASE_TEACHER = "base"
+"""The teacher that is the frozen main model itself."""
+
+
 class RunConfig(Section):
     """All of a run."""
 
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     training: TrainingConfig = Field(default_factory=TrainingConfig)
+    distillation: DistillationConfig = Field(default_factory=DistillationConfig)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -141,7 +179,22 @@ class RunConfig(Section):
             self._refuse("training.pairing", f"must be slots with {self.data.collection}, which has no tasks")
         if segments and self.training.eval_every:
             self._refuse("training.eval_every", f"must be 0 with {self.data.collection}, which has no tasks")
+        if self.distillation.teacher is not None:
+            self._check_teacher(self.distillation.teacher)
         return self
+
+    def _check_teacher(self, teacher: str) -> None:
+        data, where = self.data, "distillation.teacher"
+        if data.segments:
+            self._refuse(where, f"must be null with {data.collection}, which has no tasks that a teacher could read")
+        if data.demonstrations_to == "main":
+            self._refuse(where, "must be null where data.demonstrations_to is main: the student reads what it reads")
+        if teacher == BASE_TEACHER and self.model.train_main:
+            self._refuse(where, "base must be frozen, and model.train_main is true; name a folder, or set this to null")
+        if teacher == BASE_TEACHER and self.training.fsdp:
+            self._refuse(where, "base is divided by training.fsdp; use ZeRO-1 or 2, or name the base's own folder")
+        if not data.source.has_demonstrations and data.demonstrations != "sampled":
+            self._refuse("data.demonstrations", f"must be sampled with {data.collection} where a teacher reads them")
 
     def to_yaml(self) -> str:
         """Every field, also those at their defaults, so that `load` gives this back."""
@@ -176,7 +229,21 @@ def json_schema() -> str:
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
-SECTIONS: tuple[type[Section], ...] = (ModelConfig, DataConfig, TrainingConfig)
+SECTIONS: tuple[type[Section], ...] = (ModelConfig, DataConfig, TrainingConfig, DistillationConfig)
+
+
+def with_defaults(saved: Any) -> dict[str, dict[str, Any]] | None:
+    """The tree of a config.yaml in which what its version of hart did not have has today's default.
+
+    None where it is no configuration: the section `distillation` alone may be missing.
+    """
+    default = RunConfig().to_dict()
+    earliest = default.keys() - {DistillationConfig.section}
+    if not isinstance(saved, dict) or not earliest <= saved.keys() <= default.keys():
+        return None
+    if not all(isinstance(fields, dict) for fields in saved.values()):
+        return None
+    return {section: fields | saved.get(section, {}) for section, fields in default.items()}
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -200,6 +267,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
             model=ModelConfig(**raw["model"]),
             data=DataConfig(**raw["data"]),
             training=TrainingConfig(**raw["training"]),
+            distillation=DistillationConfig(**raw["distillation"]),
         )
     except FieldError as error:
         given = ".".join(error.field.split(".")[:2]) in overridden

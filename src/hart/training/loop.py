@@ -32,6 +32,7 @@ from hart.runtime.ranks import anywhere, rank, together, world_size
 from hart.training.checkpoints import load_states, load_weights, save_checkpoint
 from hart.training.config import TrainingConfig
 from hart.training.consistency import make_consistency
+from hart.training.distillation import Distillation
 from hart.training.losses import IGNORED, prediction_loss
 from hart.training.optimizer import make_optimizer, make_schedule, optimizer_used, schedule_of_deepspeed
 from hart.training.reporting import Report, check_trackers
@@ -42,7 +43,7 @@ from hart.training.zero import agree, deepspeed_plugin, refusals
 
 
 class Loop:
-    """Trains a system with L_pred + α·L_cst.
+    """Trains a system with L_pred + α·L_cst, and with what a teacher's answers add.
 
     Args:
         system: what is trained.
@@ -50,6 +51,7 @@ class Loop:
         validation: tasks for evaluation during training.
         config: the `training` section.
         run: where metrics, checkpoints and the best model go.
+        distillation: the teacher, if there is one; the examples then have its input.
         quiet: neither progress bar nor lines.
 
     Attributes:
@@ -60,7 +62,8 @@ class Loop:
         collapses: what of the layer states had become one when metrics were last written, in words.
 
     Raises:
-        HartError: the batch cannot be cut as asked for, a library is missing, or DeepSpeed refuses its configuration.
+        HartError: the batch cannot be cut as asked for, a library is missing, DeepSpeed refuses its configuration, or
+            the processes divide the weights of the base that is the teacher.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class Loop:
         config: TrainingConfig,
         run: RunFolder,
         *,
+        distillation: Distillation | None = None,
         quiet: bool = False,
     ) -> None:
         self.system, self.dataset, self.validation, self.config, self.run = system, dataset, validation, config, run
@@ -82,6 +86,9 @@ class Loop:
         if plugin is not None:
             agree(self.accelerator, config, self.micro, self.passes)
         self.layout = layout_of(self.accelerator, fsdp=fsdp)
+        self.distillation = distillation
+        if distillation is not None:
+            distillation.place(self.accelerator.device, divided=self.layout in (FSDP, f"{ZERO}-3"))
         self.report = Report(self.accelerator, config, run, quiet=quiet)
         shape = system.main.shape
         self.layers = shape.depths
@@ -142,13 +149,17 @@ class Loop:
         return DataLoader(
             self.dataset,  # type: ignore[arg-type]
             batch_sampler=passes,
-            collate_fn=Collator(
-                self.system.main.tokenizer.pad_token_id,
-                queries_per_task=self.config.queries_per_task,
-                demo_pad_token_id=self.system.reader.pad_token_id,
-            ),
+            collate_fn=self.collator(),
             num_workers=self.config.num_workers,
             pin_memory=torch.cuda.is_available(),
+        )
+
+    def collator(self) -> Collator:
+        """What makes a batch of examples."""
+        return Collator(
+            self.system.main.tokenizer.pad_token_id,
+            queries_per_task=self.config.queries_per_task,
+            demo_pad_token_id=self.system.reader.pad_token_id,
         )
 
     def prepare(self, checkpoint: Path | None) -> Iterator[dict[str, Tensor]]:
@@ -174,6 +185,10 @@ class Loop:
         if schedule is None:
             self.schedule = make_schedule(config)(self.optimizer)
         self.model.train()
+        if self.distillation is not None and checkpoint is None and self.layout not in (FSDP, f"{ZERO}-3"):
+            with together(), accelerator.autocast():
+                if rank() == 0:
+                    self.distillation.warn_if_worse(self.dataset, self.collator(), self.micro)
         batches = iter(self.batches())  # draws a random number
         if checkpoint is not None:
             load_states(self, checkpoint)
@@ -186,7 +201,7 @@ class Loop:
             self.model.set_requires_gradient_sync(self.accelerator.sync_gradients)
 
     def loss(self, batch: dict[str, Tensor], tokens: Tensor) -> Tensor:
-        """L_pred + α·L_cst of one pass, scaled so that the mean over all passes and processes is that of the step.
+        """The loss of one pass, scaled so that the mean over all passes and processes is that of the step.
 
         Args:
             tokens: target tokens of the global batch.
@@ -209,16 +224,27 @@ class Loop:
         shared = self.config.queries_per_task
         slots = batch.pop("slots")[::shared] % self.config.batch_size // shared
         self._seen.append(batch.pop("task_index"))
-        output = self.model(**batch)
+        lesson = None
+        if self.distillation is not None:
+            with self.accelerator.autocast():
+                lesson = self.distillation.lesson(batch)
+        with nullcontext() if lesson is None else lesson.watching():
+            output = self.model(**batch)
         self._states = output.states.detach()
         tasks, kept = self._seen[-1][::shared], self._without_dropout(batch)
         total, _ = prediction_loss(output.logits, batch["labels"])
         # The mean over the tokens of the global batch, of which a pass has a share; over rows all passes are equal.
-        prediction = total / tokens * (self.accelerator.num_processes * self.passes)
+        share = self.accelerator.num_processes * self.passes
+        prediction = total / tokens * share
+        taught = {}
+        if lesson is not None:
+            sums = lesson.losses(output.logits, batch["labels"])
+            taught = {name: value / tokens * share for name, value in sums.items()}
         # Recorded also with α = 0: the value shows how far the states move without regularisation (Fig. 5).
         consistency = self.consistency.loss(output.states, slots, tasks, kept=kept)
-        loss = prediction + self.config.alpha * consistency
-        self.report.add_pass(loss=loss, prediction_loss=prediction, consistency_loss=consistency)
+        on_targets = prediction if self.distillation is None else self.distillation.weighted(prediction, taught)
+        loss = on_targets + self.config.alpha * consistency
+        self.report.add_pass(loss=loss, prediction_loss=prediction, consistency_loss=consistency, **taught)
         return loss
 
     @torch.no_grad()

@@ -32,6 +32,7 @@ PROJECT = "hart"
 SHORT = {
     "prediction_loss": "L_pred",
     "consistency_loss": "L_cst",
+    "distillation_loss": "L_KD",
     "eval_rouge_l": "ROUGE-L",
     "eval_exact_match": "exact match",
     "eval_accuracy": "accuracy",

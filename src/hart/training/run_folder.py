@@ -13,7 +13,7 @@ import yaml
 
 from hart.errors import HartError
 from hart.runtime.files import damage, write_json, write_text
-from hart.training.config import RunConfig
+from hart.training.config import RunConfig, with_defaults
 from hart.training.run_record import NAMED, read_record
 
 logger = logging.getLogger(__name__)
@@ -167,10 +167,7 @@ class RunFolder:
             earlier = yaml.safe_load(saved.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise HartError(f"{saved}: cannot be read; choose another training.output_dir") from error
-        old, new = _flatten(earlier), _flatten(config.to_dict())
-        if isinstance(earlier, dict) and earlier.keys() == RunConfig().to_dict().keys():
-            # A field that the run's version did not have had today's default.
-            old = _flatten(RunConfig().to_dict()) | old
+        old, new = _flatten(with_defaults(earlier) or earlier), _flatten(config.to_dict())
         record = read_record(saved.parent)
         if record and new["training.optimizer"] == record["optimizer"]:
             old["training.optimizer"] = record["optimizer"]  # what it fell back to may be asked for by name

@@ -63,7 +63,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to go on with another base or other data than a run began with.
+    """Refuse to go on with another base, teacher or other data than a run began with.
 
     Raises:
         HartError: what differs, named.
@@ -75,6 +75,8 @@ def check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> Non
             f"{folder}: the run was begun with another base than {now['base']['base']} is now (model.base), whose "
             f"{difference(old, new)}; {instead}"
         )
+    if before.get("teacher") != now.get("teacher"):
+        raise HartError(f"{folder}: the run was begun with another teacher than distillation.teacher is now; {instead}")
     # The optimizer belongs to the states of a checkpoint (`hart.training.sharding.check_layout`).
     changed = [line for part in ("text", "tasks", "validation") for line in _differences(part, before, now)]
     if changed:

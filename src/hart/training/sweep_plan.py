@@ -142,17 +142,17 @@ class SweepRun:
 
 def _same(one: Any, other: Mapping[str, Any]) -> bool:
     """Whether two configurations give the same numbers; a field that one has not had today's default."""
-    default = RunConfig().to_dict()
-    if not isinstance(one, dict) or one.keys() != default.keys():
+    trees = [configuration.with_defaults(each) for each in (one, other)]
+    if None in trees:
         return False
     flat = [
         {
             name: value
-            for section, fields in tree.items()
-            for field, value in (default[section] | fields).items()
+            for section, fields in (tree or {}).items()
+            for field, value in fields.items()
             if (name := f"{section}.{field}") not in FREE_FIELDS
         }
-        for tree in (one, other)
+        for tree in trees
     ]
     for each in flat:  # the same run of a sweep, wherever the sweep is kept
         start = each["model.init_from"]
@@ -237,7 +237,7 @@ def _config(
     if source:
         model = model.changed(init_from=str(source / RUN_FOLDER / "final"))
     training = loaded.training.changed(seed=seed, output_dir=str(folder / RUN_FOLDER))
-    return RunConfig(model=model, data=data, training=training), source
+    return loaded.changed(model=model, data=data, training=training), source
 
 
 def _candidates(out: Path, row: Row, seed: int, overrides: Sequence[str], text_dir: str | None) -> Iterator[SweepRun]:

@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from hart.data.collections import load_tasks
+from hart.data.input_format import InputFormat
 from hart.data.lengths import without_long
 from hart.data.sampling import Examples
 from hart.data.tasks import Task
@@ -22,6 +23,7 @@ from hart.model.hart_model import HartModel
 from hart.runtime.ranks import from_first, join_to_train, rank, together
 from hart.training.blueprint import check_positions, check_trains
 from hart.training.config import RunConfig
+from hart.training.distillation import make_distillation
 from hart.training.loop import Loop
 from hart.training.run_folder import RunFolder, holding, undone_on_error
 from hart.training.run_record import check_same, read_record, record_of, write_record
@@ -110,10 +112,13 @@ def _set_up(config: RunConfig, tasks: Sequence[Task] | None, run: RunFolder, *, 
             run.note_excluded(excluded, data.max_average_length)
     tokenizer = system.main.tokenizer
     reader = None if system.reader is tokenizer else system.reader
-    dataset = training_examples(config, tasks, tokenizer, reader)
-    loop = Loop(system, dataset, validation, training, run, quiet=quiet)
+    distillation = make_distillation(config, system)
+    dataset = training_examples(config, tasks, tokenizer, reader, distillation.form if distillation else None)
+    loop = Loop(system, dataset, validation, training, run, distillation=distillation, quiet=quiet)
     if owner:
         run.record = record_of(config, system.main.identity, tasks, validation, loop.optimizer_used)
+        if distillation is not None:
+            run.record["teacher"] = distillation.fingerprint
     return loop
 
 
@@ -140,12 +145,14 @@ def training_examples(
     tasks: Sequence[Task] | None,
     tokenizer: PreTrainedTokenizerBase,
     reader: PreTrainedTokenizerBase | None = None,
+    teacher: InputFormat | None = None,
 ) -> Examples:
     """The examples of a whole run, in the order of its steps: of `tasks`, or of text to pre-train on.
 
     Args:
         tokenizer: of the main model.
         reader: of the hypernetwork, if it is another one.
+        teacher: how a teacher reads the task before each query, if there is one.
 
     Raises:
         HartError: tasks or text that cannot be used.
@@ -159,4 +166,5 @@ def training_examples(
         seed=training.seed,
         queries_per_task=training.queries_per_task,
         reader=reader,
+        teacher=teacher,
     )

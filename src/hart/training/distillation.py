@@ -1,0 +1,328 @@
+"""Context distillation: a system learns what a teacher answers that reads the task in its own input (ours).
+
+The teacher sees definition, demonstrations and query, as `InputFormat.encode_in_context` writes them; the student's
+main model sees the query, and what a hypernetwork made of the rest. Both are given the same target tokens. To L_pred
+comes KL(teacher ‖ student) over the next token, with logits divided by a temperature T and the sum multiplied by T²,
+which keeps the size of its gradients (Hinton et al. 2015); and, where both are the same weights, the L1 distance of
+their hidden states divided by the size of the teacher's (deep distillation, Knowledge Modules).
+
+A teacher is frozen and drops nothing out, so it has no state: what it says follows from the batch, in any layout and
+after any resumption. It stands outside of what processes wrap and divide.
+"""
+
+import functools
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PretrainedConfig
+
+from hart.data.collate import Collator
+from hart.data.input_format import InputFormat
+from hart.data.sampling import Examples
+from hart.errors import HartError
+from hart.model.bundled import resolve_base, resolve_model
+from hart.model.folder import MODEL_TYPES
+from hart.model.hart_model import HartModel
+from hart.model.main_model import MainModel
+from hart.model.modes import evaluating
+from hart.peft.architectures import layers
+from hart.peft.injection import Binding, Site, binding
+from hart.runtime.identity import peft_digest, tokenizer_digest
+from hart.training.config import BASE_TEACHER, DistillationConfig, RunConfig
+from hart.training.losses import IGNORED, prediction_loss
+
+logger = logging.getLogger(__name__)
+
+SAMPLE = 32
+"""Training examples, the first ones, on which the teacher is compared with the un-adapted base before training."""
+
+_FIELD = "distillation.teacher"
+
+
+class Distillation:
+    """The teacher of a run, and how much what it says counts.
+
+    Args:
+        config: with a teacher.
+        student: the system that is trained.
+        teacher: what it learns from; its main model is the student's own where the teacher is `base`.
+
+    Raises:
+        HartError: a teacher that reads no demonstrations in its own input, has another tokenizer or vocabulary than the
+            student, or fewer positions than its input can take.
+    """
+
+    def __init__(self, config: DistillationConfig, student: HartModel, teacher: HartModel) -> None:
+        self._config, self._student, self._teacher = config, student, teacher
+        self._name = str(config.teacher)
+        _check_reads(self._name, teacher)
+        _check_tokens(self._name, teacher.main, student.main)
+        _check_room(self._name, teacher, student.input_format)
+
+    @property
+    def form(self) -> InputFormat:
+        """How the teacher reads."""
+        return self._teacher.input_format
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells this teacher from another: its main model's fingerprint, and a digest of learned parameters."""
+        teacher = self._teacher
+        return f"{teacher.main.fingerprint}-{peft_digest(teacher.peft_source)[:16]}"
+
+    def place(self, device: torch.device, *, divided: bool) -> None:
+        """Put the teacher on the device of this process.
+
+        Args:
+            divided: whether the processes divide the weights of the student's main model.
+
+        Raises:
+            HartError: they do, and it is the teacher too: outside of the student's pass nobody has it whole.
+        """
+        if self._teacher.main is not self._student.main:
+            self._teacher.to(device)
+        elif divided:
+            raise HartError(
+                f"{_FIELD}: base is divided among the processes (FSDP, ZeRO-3); use ZeRO-1 or 2, or name its own folder"
+            )
+
+    def lesson(self, batch: dict[str, Tensor]) -> "Lesson":
+        """What the teacher says of a batch, whose `teacher_ids` and `teacher_mask` are taken out."""
+        ids, mask, labels = batch.pop("teacher_ids"), batch.pop("teacher_mask"), batch["labels"]
+        hidden = _Hidden(self._teacher.main, labels) if self._config.hidden_weight else None
+        with torch.no_grad(), evaluating(self._teacher.main), _watching(hidden):
+            logits = self._teacher(ids, mask, labels).logits
+        return Lesson(
+            logits,
+            temperature=self._config.temperature,
+            top_k=self._config.top_k,
+            hidden=hidden,
+            students=_Hidden(self._student.main, labels) if hidden else None,
+        )
+
+    def weighted(self, prediction: Tensor, taught: Mapping[str, Tensor]) -> Tensor:
+        """The loss of the target tokens: L_pred and the terms of `Lesson.losses`, each with its weight."""
+        loss = self._config.cross_entropy * prediction + self._config.weight * taught["distillation_loss"]
+        if "hidden_loss" in taught:
+            loss = loss + self._config.hidden_weight * taught["hidden_loss"]
+        return loss
+
+    @torch.no_grad()
+    def warn_if_worse(self, dataset: Examples, collator: Collator, batch_size: int) -> None:
+        """Measure the teacher and the un-adapted base on the first `SAMPLE` examples; warn where the teacher is worse.
+
+        Args:
+            batch_size: examples of a pass; a multiple of the queries that share demonstrations.
+        """
+        sums, tokens, count = [0.0, 0.0], 0, min(SAMPLE, len(dataset))
+        main = self._student.main
+        with evaluating(main, self._teacher.main):
+            for start in range(0, count, batch_size):
+                made = collator([dataset[i] for i in range(start, min(start + batch_size, count))])
+                batch = {name: values.to(main.device) for name, values in made.items()}
+                labels = batch["labels"]
+                said = (
+                    self._teacher(batch["teacher_ids"], batch["teacher_mask"], labels).logits,
+                    main(batch["query_ids"], batch["query_mask"], labels).logits,
+                )
+                for at, logits in enumerate(said):
+                    sums[at] += float(prediction_loss(logits, labels)[0])
+                tokens += int((labels != IGNORED).sum())
+        teacher, base = (each / tokens for each in sums)
+        if teacher > base:
+            logger.warning(
+                "%s: %s has a cross entropy of %.3f nats per target token on the first %d training examples, and the "
+                "base without demonstrations %.3f: there may be nothing to learn from it",
+                *(_FIELD, self._name, teacher, count, base),
+            )
+
+
+class Lesson:
+    """What a teacher has said of one batch, to be compared with what the student says of it.
+
+    Args:
+        logits: the teacher's.
+        temperature, top_k: as `distillation_loss` takes them.
+        hidden, students: where hidden states are kept, the teacher's in the first already; None: not compared.
+    """
+
+    def __init__(
+        self,
+        logits: Float[Tensor, "b u v"],
+        *,
+        temperature: float,
+        top_k: int | None,
+        hidden: "_Hidden | None" = None,
+        students: "_Hidden | None" = None,
+    ) -> None:
+        self._logits, self._temperature, self._top_k = logits, temperature, top_k
+        self._hidden, self._students = hidden, students
+
+    def watching(self) -> AbstractContextManager[None]:
+        """Within, the student's pass over the batch is looked at."""
+        return _watching(self._students)
+
+    def losses(self, logits: Float[Tensor, "b u v"], labels: Int[Tensor, "b u"]) -> dict[str, Tensor]:
+        """Sums over the target tokens by name, float32: `distillation_loss`, and `hidden_loss` if asked for."""
+        found = {"distillation_loss": distillation_loss(logits, self._logits, labels, self._temperature, self._top_k)}
+        if self._hidden is not None and self._students is not None:
+            found["hidden_loss"] = hidden_loss(self._students.stacked(), self._hidden.stacked(), labels)
+        return found
+
+
+def make_distillation(config: RunConfig, student: HartModel) -> Distillation | None:
+    """The teacher that a configuration names, loaded; None without one.
+
+    Args:
+        student: the system of this configuration.
+
+    Raises:
+        HartError: there is no such teacher, or as `Distillation`.
+    """
+    name, model = config.distillation.teacher, config.model
+    if name is None:
+        return None
+    in_context = replace(student.input_format, demonstrations_to="main")
+    if name == BASE_TEACHER:
+        teacher = HartModel(student.main, None, fusion=False, input_format=in_context)
+    else:
+        try:
+            teacher = _load(name, in_context, dtype=model.dtype, attention=model.attention)
+        except HartError as error:
+            raise HartError(f"{_FIELD}: {error}") from None
+    return Distillation(config.distillation, student, teacher)
+
+
+def _load(name: str, in_context: InputFormat, **options: Any) -> HartModel:
+    """A saved system with the format of its training, or a checkpoint as it is, which reads as `in_context` says."""
+    try:
+        found, _ = PretrainedConfig.get_config_dict(resolve_base(resolve_model(name)))
+    except (OSError, ValueError):
+        found = {}  # whoever loads it says what is wrong
+    if found and found.get("model_type") not in MODEL_TYPES:
+        main = MainModel.from_pretrained(name, **options)
+        return HartModel(main, None, fusion=False, input_format=in_context, name=name).eval()
+    return HartModel.from_pretrained(name, **options)
+
+
+def distillation_loss(
+    student: Float[Tensor, "b u v"],
+    teacher: Float[Tensor, "b u v"],
+    labels: Int[Tensor, "b u"],
+    temperature: float = 1.0,
+    top_k: int | None = None,
+) -> Tensor:
+    """T² · KL(teacher ‖ student) of the next token, summed over the target tokens, in float32.
+
+    With `top_k` the distributions are those over k + 1 classes: the teacher's k likeliest tokens, and all others
+    together. That is never more than the divergence over all tokens, which it is for k of the vocabulary's size.
+
+    Args:
+        student, teacher: logits; gradients go into the student's.
+        labels: -100 where there is no target.
+    """
+    targets = labels != IGNORED
+    of_student, of_teacher = ((each[targets].float() / temperature).log_softmax(-1) for each in (student, teacher))
+    if top_k is not None and top_k < of_teacher.shape[-1]:
+        best = of_teacher.topk(top_k, dim=-1).indices
+        of_student, of_teacher = _classes(of_student, best), _classes(of_teacher, best)
+    return temperature**2 * F.kl_div(of_student, of_teacher, reduction="sum", log_target=True)
+
+
+def _classes(log_p: Float[Tensor, "n v"], chosen: Int[Tensor, "n k"]) -> Float[Tensor, "n k+1"]:
+    """Log-probabilities of the chosen tokens, and of all others together."""
+    rest = log_p.scatter(-1, chosen, -torch.inf).logsumexp(-1, keepdim=True)
+    return torch.cat([log_p.gather(-1, chosen), rest], dim=-1)
+
+
+def hidden_loss(
+    student: Float[Tensor, "L b u d"], teacher: Float[Tensor, "L b u d"], labels: Int[Tensor, "b u"]
+) -> Tensor:
+    """L1 distance of hidden states divided by the L1 norm of the teacher's, mean over layers, summed over the target
+    tokens, in float32."""
+    targets = labels != IGNORED
+    ours, theirs = (each[:, targets].float() for each in (student, teacher))
+    distance = (ours - theirs).abs().sum(-1) / theirs.abs().sum(-1)
+    return distance.mean(0).sum()
+
+
+@dataclass
+class _Hidden:
+    """Keeps what each layer of a decoder gives at the positions that predict `labels`."""
+
+    main: MainModel
+    labels: Int[Tensor, "b u"]
+
+    def __post_init__(self) -> None:
+        self._states: dict[int, Tensor] = {}
+
+    def sites(self) -> dict[Site, Binding]:
+        """What is to be bound during the pass."""
+        return {
+            layer: functools.partial(self._keep, number)
+            for number, layer in enumerate(layers(self.main.model, "decoder"))
+        }
+
+    def _keep(self, number: int, _: Tensor, output: Any) -> Any:
+        # The last positions, as the logits are; a T5's layer gives more than its states.
+        states: Tensor = output[0] if isinstance(output, tuple) else output
+        self._states[number] = states[:, -self.labels.shape[1] :]
+        return output
+
+    def stacked(self) -> Float[Tensor, "L b u d"]:
+        """Of all layers, from the bottom."""
+        return torch.stack([self._states[number] for number in range(len(self._states))])
+
+
+@contextmanager
+def _watching(hidden: _Hidden | None) -> Iterator[None]:
+    with binding({} if hidden is None else hidden.sites()):
+        yield
+
+
+def _check_reads(name: str, teacher: HartModel) -> None:
+    form = teacher.input_format
+    if form.demonstrations_to == "hypernetwork":
+        raise HartError(
+            f"{_FIELD}: {name} reads demonstrations with a hypernetwork; a teacher reads them in its own input: name a "
+            "system whose data.demonstrations_to is main"
+        )
+    if form.demonstrations_to == "nowhere":
+        raise HartError(
+            f"{_FIELD}: {name} reads neither definition nor demonstrations, so it knows no more than the query; name a "
+            "system whose data.demonstrations_to is main"
+        )
+
+
+def _check_tokens(name: str, teacher: MainModel, student: MainModel) -> None:
+    """The distributions of both must be over the same tokens."""
+    if teacher is student:
+        return
+    same = tokenizer_digest(teacher.tokenizer) == tokenizer_digest(student.tokenizer)
+    sizes = [each.model.config.vocab_size for each in (teacher, student)]
+    if same and sizes[0] == sizes[1]:
+        return
+    what = f"vocabulary ({sizes[0]} tokens, and {sizes[1]})" if sizes[0] != sizes[1] else "tokenizer"
+    raise HartError(
+        f"{_FIELD}: {name} has another {what} than {student.name} (model.base), so their answers cannot be compared "
+        "token by token; name a teacher of the same family"
+    )
+
+
+def _check_room(name: str, teacher: HartModel, student: InputFormat) -> None:
+    """GPT-2 has learned positions."""
+    room = teacher.main.room(teacher.kinds)
+    # The last token of an answer is predicted and not read.
+    tokens = teacher.input_format.max_demonstrations_length + student.max_target_length - 1
+    if room is not None and tokens > room:
+        raise HartError(
+            f"{_FIELD}: {name} reads up to {tokens} tokens of task, query and answer, and has {room} positions for "
+            "them; lower data.max_demonstrations_length"
+        )
