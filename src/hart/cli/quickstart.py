@@ -14,7 +14,7 @@ def add_parser(subparsers: Any) -> None:
         help="train, evaluate on unseen tasks, plot, adapt one new task: offline, in minutes",
         description="Train a hypernetwork for the bundled base on the bundled tasks, evaluate it on unseen tasks "
         "beside the un-adapted base, draw the losses and scores, and adapt one new task in one forward pass. "
-        "Needs neither network nor GPU; about twelve minutes on two CPU cores. Interrupted, it goes on where it was.",
+        "Needs neither network nor GPU; about ten minutes on two CPU cores. Interrupted, it goes on where it was.",
         epilog="example: hart quickstart --output-dir runs/quickstart",
     )
     parser.add_argument("--output-dir", default="runs/quickstart", help="folder of the run (default: %(default)s)")
