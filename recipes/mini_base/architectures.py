@@ -16,11 +16,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from hart.data.collate import IGNORED_LABEL, pad
+
 Batch = dict[str, torch.Tensor]
-
-
-def pad(rows: list[list[int]], value: int = 0) -> torch.Tensor:
-    return nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
 
 
 class T5:
@@ -63,9 +61,9 @@ class T5:
         return model
 
     def pairs(self, pairs: Pairs) -> Batch:
-        ids = pad([[*source, self.eos] for source, _ in pairs])
-        labels = pad([[*target, self.eos] for _, target in pairs], -100)
-        return {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": labels}
+        ids, mask = pad([[*source, self.eos] for source, _ in pairs], 0)
+        labels, _ = pad([[*target, self.eos] for _, target in pairs], IGNORED_LABEL)
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
     def passages(self, passages: list[list[int]], rng: np.random.Generator) -> Batch:
         """Half T5 span corruption, half prefix language modelling."""
@@ -73,8 +71,8 @@ class T5:
 
     def queries(self, inputs: list[list[int]]) -> Batch:
         """What generation starts from."""
-        ids = pad([[*source, self.eos] for source in inputs])
-        return {"input_ids": ids, "attention_mask": (ids != 0).long()}
+        ids, mask = pad([[*source, self.eos] for source in inputs], 0)
+        return {"input_ids": ids, "attention_mask": mask}
 
     @staticmethod
     def answers(output: torch.Tensor, queries: Batch) -> torch.Tensor:
@@ -128,13 +126,13 @@ class Llama:
         """Of the loss are the answers alone."""
         inputs = [[self.begin, *source, self.eos] for source, _ in pairs]
         targets = [[*target, self.eos] for _, target in pairs]
-        ids = pad([a + b for a, b in zip(inputs, targets, strict=True)])
-        labels = pad([[-100] * len(a) + b for a, b in zip(inputs, targets, strict=True)], -100)
-        return {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": labels}
+        ids, mask = pad([a + b for a, b in zip(inputs, targets, strict=True)], 0)
+        answers = [[IGNORED_LABEL] * len(a) + b for a, b in zip(inputs, targets, strict=True)]
+        return {"input_ids": ids, "attention_mask": mask, "labels": pad(answers, IGNORED_LABEL)[0]}
 
     def passages(self, passages: list[list[int]], rng: np.random.Generator) -> Batch:
-        ids = pad([[self.begin, *passage, self.eos] for passage in passages])
-        return {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": ids.masked_fill(ids == 0, -100)}
+        ids, mask = pad([[self.begin, *passage, self.eos] for passage in passages], 0)
+        return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, IGNORED_LABEL)}
 
     def queries(self, inputs: list[list[int]]) -> Batch:
         width = max(map(len, inputs))

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from hart import HartModel
-from hart.cli import main
+from hart.cli import main, predict
+from hart.model.main_model import MainModel
 from hart.training.config import DataConfig, ModelConfig
 
 LENGTHS = {"max_demonstrations_length": 256, "max_query_length": 64, "max_target_length": 8}
@@ -157,3 +158,31 @@ def p3_model(tiny_base_dir: Path, tmp_path: Path) -> Path:
     model = HartModel.from_config(ModelConfig(base=str(tiny_base_dir), decoder_layers=1), data)
     model.save_pretrained(tmp_path / "p3-model")
     return tmp_path / "p3-model"
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> Path:
+    """An input file of three queries."""
+    path = tmp_path / "queries.jsonl"
+    lines = [{"input": "one 7"}, {"input": "a longer query than the others"}, {"input": "Größe 7", "id": 3}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def interrupted_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Each answer is the number of its query; the user stops the command after some."""
+
+    def stop_after(chunks: int) -> None:
+        monkeypatch.setattr(predict, "CHUNK", 1)
+        done: list[str] = []
+
+        def generate(_: MainModel, rows: list[list[int]], *__: object, **___: object) -> list[str]:
+            if len(done) == chunks:
+                raise KeyboardInterrupt
+            done.append(f"answer {len(done)}")
+            return done[-1:]
+
+        monkeypatch.setattr(MainModel, "generate", generate)
+
+    return stop_after

@@ -3,7 +3,7 @@
 import argparse
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 CHUNK = 8
 
 
-TEXTS = {"--input": 1, "--choices": 1, "--choice": 1, "--content-free": 1}
+TEXTS = {"--input": 1, "--choices": 1, "--choice": 1}
 """Options whose values are texts (`hart.cli.options.keep_texts`)."""
 PROBABILITIES = "probabilities"
 
@@ -127,10 +127,9 @@ examples:
     choosing.add_argument(
         "--calibrate",
         action="store_true",
-        help="subtract the scores of the same choices for a query without content: what the model prefers whatever it "
-        "is asked (contextual calibration, Zhao et al. 2021)",
+        help="subtract the scores of the same choices for the query N/A: what the model prefers whatever it is asked "
+        "(contextual calibration, Zhao et al. 2021)",
     )
-    choosing.add_argument("--content-free", metavar="TEXT", type=text, help="that query (default: N/A)")
     parser.add_argument(
         "--batch-size", metavar="N", type=positive, default=32, help="queries answered together (default: %(default)s)"
     )
@@ -147,6 +146,7 @@ examples:
 
 def run(args: argparse.Namespace) -> None:
     from hart.data.prompts import Cuts
+    from hart.data.tables import chunks
     from hart.model.table_queries import Encoder
     from hart.runtime.files import check_file_target
 
@@ -172,15 +172,14 @@ def run(args: argparse.Namespace) -> None:
     if done:
         logger.info("%d queries are answered in %s", done, answers.place)
     said: set[str] = set()
-    respond = _choose if queries.choosing else _generate
     plain = args.input_file is None and args.output_file is None and args.output_format is None
     try:
         with progress_bar("queries", None if total is None else total - done) as advance:
-            for part in _chunks(stream, (CHUNK if queries.again else 1) * args.batch_size):
+            for part in chunks(stream, (CHUNK if queries.again else 1) * args.batch_size):
                 asked = [query for query, _ in part]
                 adapted = adaptation if len(adaptation) == 1 else adaptation.select([each.entry for each in asked])
                 cuts = Cuts()
-                made = respond(args, main, adapted, asked, [tokens for _, tokens in part], cuts)
+                made = _respond(args, main, adapted, part, queries.choosing, cuts)
                 for noted in (cuts,) if queries.again else (encode.cuts, cuts):
                     noted.tell_first(logger, said)
                 if plain:
@@ -228,37 +227,27 @@ def _queries(args: argparse.Namespace) -> "Queries":
     )
 
 
-def _generate(
+def _respond(
     args: argparse.Namespace,
     main: "MainModel",
     adaptation: "Adaptation",
-    asked: Sequence["Query"],
-    tokens: list[list[int]],
+    part: Sequence[tuple["Query", list[int]]],
+    choosing: bool,
     cuts: "Cuts",
 ) -> list[dict[str, Any]]:
-    """The fields that answers add to their rows."""
-    texts = main.generate(tokens, adaptation, batch_size=args.batch_size, max_new_tokens=args.max_new_tokens)
-    return [{args.output_field: each} for each in texts]
+    """The fields that answers add to their rows, by choosing or by generating."""
+    from hart.model.classifying import classify
 
-
-def _choose(
-    args: argparse.Namespace,
-    main: "MainModel",
-    adaptation: "Adaptation",
-    asked: Sequence["Query"],
-    tokens: list[list[int]],
-    cuts: "Cuts",
-) -> list[dict[str, Any]]:
-    """As `_generate`, by choosing."""
-    from hart.model.classifying import CONTENT_FREE, classify
-
+    tokens = [read for _, read in part]
+    if not choosing:
+        texts = main.generate(tokens, adaptation, batch_size=args.batch_size, max_new_tokens=args.max_new_tokens)
+        return [{args.output_field: each} for each in texts]
     found = classify(
         main,
         tokens,
-        [query.choices for query in asked],
+        [query.choices for query, _ in part],
         adaptation,
         calibrate=args.calibrate,
-        content_free=args.content_free or CONTENT_FREE,
         normalisation=args.normalisation or "sum",
         batch_size=args.batch_size,
         cuts=cuts,
@@ -290,27 +279,8 @@ def _refuse_what_has_no_use(args: argparse.Namespace, choosing: bool) -> None:
         raise HartError("--input-format, --input-field, --skip-errors and --resume are for an --input-file")
     if choosing and args.max_new_tokens is not None:
         raise HartError("--max-new-tokens: nothing is generated where there are choices; leave it out")
-    if args.content_free is not None and not args.calibrate:
-        raise HartError("--content-free is what --calibrate asks; give both")
     if not choosing and (args.calibrate or args.normalisation is not None):
         raise HartError("--calibrate and --normalisation are for choices; give --choices, --choice or --choices-field")
-
-
-def _chunks(stream: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    """Up to `size` of the stream at a time; what came before an error comes out before it."""
-    part: list[Any] = []
-    try:
-        for item in stream:
-            part.append(item)
-            if len(part) == size:
-                yield part
-                part = []
-    except HartError:
-        if part:
-            yield part
-        raise
-    if part:
-        yield part
 
 
 def _refuse_the_input(output: Path, source: Path | None) -> None:

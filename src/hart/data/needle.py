@@ -1,9 +1,9 @@
 """The needle collection: each task is a text of facts of its own, each query asks for one of them.
 
 The text is the task's definition, so that only the hypernetwork reads it; the query names the key alone. What the
-generated weights do not hold, no answer can have. Texts have `LENGTHS` tokens or a little less with the bundled bases'
-tokenizers, a length each in turn, and the length is the task's category: evaluations report each by itself. Pairs are
-drawn at random, so that nothing but the text tells a value, and no text of one split is one of another.
+generated weights do not hold, no answer can have. Texts have `LENGTHS` tokens with the bundled tokenizer, a length each
+in turn, and the length is the task's category: evaluations report each by itself. Pairs are drawn at random, so that
+nothing but the text tells a value, and no text of one split is one of another.
 """
 
 from dataclasses import replace
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 LENGTHS = (32, 64, 128, 256)
 TOKENS_PER_FACT = 4  # key, verb, value, full stop
-FRAME = 8  # tokens around the facts
+FRAME = 8  # tokens around the facts: what `hart.data.prompts` writes, and the end of sequence
 TASKS = {"train": 4000, "validation": 40, "test": 40}
 _SPLIT_SEEDS = {"train": 0, "validation": 1, "test": 2}
 

@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig
 
 from hart.data.input_format import InputFormat
 from hart.data.prompts import Cuts
@@ -19,8 +18,7 @@ from hart.evaluation.answers import ANSWERS
 from hart.evaluation.base import System
 from hart.evaluation.choices import CHOICES
 from hart.model.adaptation import Adaptation
-from hart.model.bundled import resolve_base, resolve_model
-from hart.model.folder import MODEL_TYPES
+from hart.model.folder import MODEL_TYPES, model_type_of
 from hart.model.hart_model import HartModel
 from hart.model.main_model import MainModel
 from hart.model.scoring import Normalisation, score_choices
@@ -70,11 +68,7 @@ def load_system(
     Raises:
         HartError: no such model, or a base for one that needs none.
     """
-    try:
-        config, _ = PretrainedConfig.get_config_dict(resolve_base(resolve_model(model)))
-    except (OSError, ValueError):
-        config = {}  # whoever loads it says what is wrong
-    if name == "hart" or config.get("model_type") in MODEL_TYPES:
+    if name == "hart" or model_type_of(model) in MODEL_TYPES:
         loaded = HartModel.from_pretrained(model, base=base, dtype=dtype, device=device)
         if name == "hart":
             return hart_system(loaded, **options)

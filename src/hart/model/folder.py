@@ -15,7 +15,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from hart.data.input_format import InputFormat
 from hart.errors import HartError, first_line
@@ -23,7 +23,7 @@ from hart.hypernetwork.config import HyperNetworkConfig
 from hart.hypernetwork.network import HyperNetwork
 from hart.hypernetwork.schemes.base import with_defaults
 from hart.model.base_checkpoint import loading
-from hart.model.bundled import resolve_model
+from hart.model.bundled import resolve_base, resolve_model
 from hart.model.card import model_card
 from hart.model.main_model import MainModel
 from hart.model.peft_source import CONFIG_FILE, WEIGHTS_FILE, PeftSource, load_peft_source
@@ -58,6 +58,15 @@ MAKE = (
 
 SIZES = ("vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "num_layers")
 """What of their hypernetworks' `T5_FIELDS` they must share."""
+
+
+def model_type_of(name: str) -> str | None:
+    """The `model_type` of a folder, a hub name or a bundled name; None where none is found, which the loader tells."""
+    try:
+        config, _ = PretrainedConfig.get_config_dict(resolve_base(resolve_model(name)))
+    except (OSError, ValueError):
+        return None
+    return config.get("model_type")
 
 
 def fetch(name: str, revision: str | None) -> Path:

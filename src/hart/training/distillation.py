@@ -21,14 +21,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PretrainedConfig
 
 from hart.data.collate import Collator
 from hart.data.input_format import InputFormat
 from hart.data.sampling import Examples
 from hart.errors import HartError
-from hart.model.bundled import resolve_base, resolve_model
-from hart.model.folder import MODEL_TYPES
+from hart.model.folder import MODEL_TYPES, model_type_of
 from hart.model.hart_model import HartModel
 from hart.model.main_model import MainModel
 from hart.model.modes import evaluating
@@ -202,11 +200,8 @@ def make_distillation(config: RunConfig, student: HartModel) -> Distillation | N
 
 def _load(name: str, in_context: InputFormat, **options: Any) -> HartModel:
     """A saved system with the format of its training, or a checkpoint as it is, which reads as `in_context` says."""
-    try:
-        found, _ = PretrainedConfig.get_config_dict(resolve_base(resolve_model(name)))
-    except (OSError, ValueError):
-        found = {}  # whoever loads it says what is wrong
-    if found and found.get("model_type") not in MODEL_TYPES:
+    found = model_type_of(name)
+    if found is not None and found not in MODEL_TYPES:
         main = MainModel.from_pretrained(name, **options)
         return HartModel(main, None, fusion=False, input_format=in_context, name=name).eval()
     return HartModel.from_pretrained(name, **options)

@@ -5,7 +5,7 @@ few are in memory at a time.
 """
 
 from hart.data.tables.formats import FORMATS, MAX_ROW_BYTES, RowError, format_of
-from hart.data.tables.reading import Row, Table
+from hart.data.tables.reading import Row, Table, chunks
 from hart.data.tables.writing import Answers
 
-__all__ = ["FORMATS", "MAX_ROW_BYTES", "Answers", "Row", "RowError", "Table", "format_of"]
+__all__ = ["FORMATS", "MAX_ROW_BYTES", "Answers", "Row", "RowError", "Table", "chunks", "format_of"]

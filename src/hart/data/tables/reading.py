@@ -11,15 +11,17 @@ import json
 import stat
 import zlib
 from codecs import getincrementaldecoder
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from hart.data.reading import check_file, open_bytes
 from hart.data.tables.formats import LONGEST, MAX_ROW_BYTES, Format, RowError
 from hart.errors import HartError
 from hart.runtime.files import parse_json
+
+Item = TypeVar("Item")
 
 DELIMITERS = {"csv": ",", "tsv": "\t"}
 CHUNK = 2**20
@@ -128,13 +130,7 @@ class Table:
             raise HartError(f"{self.name}: cannot be read ({error.strerror or error})") from error
 
     def _json_lines(self, file: BinaryIO) -> Iterator[Row | RowError]:
-        lines = _Lines(file, self.name)
-        for line in _attempts(lines):
-            lines.begin()
-            if isinstance(line, RowError):
-                yield line
-            elif line.strip():
-                yield self._json_row(line, f"{self.name}, line {lines.number}", lines.end)
+        return self._line_by_line(file, self._json_row)
 
     def _json_row(self, text: str, where: str, end: int | None = None) -> Row | RowError:
         try:
@@ -146,13 +142,22 @@ class Table:
         return Row(where, content, end)
 
     def _plain(self, file: BinaryIO) -> Iterator[Row | RowError]:
+        return self._line_by_line(file, self._plain_row)
+
+    def _plain_row(self, line: str, where: str, end: int | None) -> Row:
+        return Row(where, {self.text_field: line.rstrip("\r\n")}, end)
+
+    def _line_by_line(
+        self, file: BinaryIO, row: Callable[[str, str, int | None], Row | RowError]
+    ) -> Iterator[Row | RowError]:
+        """What `row` makes of each line, its place and its end."""
         lines = _Lines(file, self.name)
         for line in _attempts(lines):
             lines.begin()
             if isinstance(line, RowError):
                 yield line
             elif line.strip():
-                yield Row(f"{self.name}, line {lines.number}", {self.text_field: line.rstrip("\r\n")}, lines.end)
+                yield row(line, f"{self.name}, line {lines.number}", lines.end)
 
     def _delimited(self, file: BinaryIO) -> Iterator[Row | RowError]:
         """Rows of CSV or TSV behind their header; quotes as RFC 4180 has them, so that a field may hold line ends."""
@@ -239,6 +244,23 @@ class Table:
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             reason = str(error).splitlines()[0]
             raise HartError(f"{self.name}: not a Parquet file, or damaged after row {number} ({reason})") from error
+
+
+def chunks(stream: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Up to `size` of the stream at a time; what came before an error comes out before it."""
+    part: list[Item] = []
+    try:
+        for item in stream:
+            part.append(item)
+            if len(part) == size:
+                yield part
+                part = []
+    except HartError:
+        if part:
+            yield part
+        raise
+    if part:
+        yield part
 
 
 class _Lines:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from hart.data.tables.formats import Format, RowError
-from hart.data.tables.reading import DELIMITERS, Row, Table
+from hart.data.tables.reading import DELIMITERS, Row, Table, chunks
 from hart.errors import HartError
 from hart.runtime.files import open_target
 
@@ -229,10 +229,10 @@ def _write_parquet(path: Path, journal: Table) -> None:
 
     try:
         schema = pyarrow.schema([])
-        for part in _parts(_rows_of(journal)):
+        for part in chunks(_rows_of(journal), PARQUET_ROWS):
             schema = pyarrow.unify_schemas([schema, _table(part).schema], promote_options="permissive")
         with open_target(path) as file, parquet.ParquetWriter(file, schema) as writer:
-            for part in _parts(_rows_of(journal)):
+            for part in chunks(_rows_of(journal), PARQUET_ROWS):
                 writer.write_table(pyarrow.Table.from_pylist(part, schema=schema))
     except (pyarrow.ArrowException, OSError, TypeError, OverflowError) as error:
         reason = str(error).splitlines()[0]
@@ -245,14 +245,3 @@ def _table(rows: list[dict[str, Any]]) -> Any:
 
     names = dict.fromkeys(name for row in rows for name in row)
     return pyarrow.table({name: [row.get(name) for row in rows] for name in names})
-
-
-def _parts(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    part: list[dict[str, Any]] = []
-    for row in rows:
-        part.append(row)
-        if len(part) == PARQUET_ROWS:
-            yield part
-            part = []
-    if part:
-        yield part
