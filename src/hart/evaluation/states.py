@@ -149,7 +149,7 @@ def collapses(layer_cosine: float | None, between_tasks: float | None) -> list[s
     if between_tasks is not None and between_tasks < ALIKE:
         found.append(
             f"the states hardly differ between tasks ({between_tasks:.3f} of their variance): "
-            "try training.pairing task, or a lower training.alpha"
+            "train longer, or where training.alpha is above 0 try training.pairing task, or a lower alpha"
         )
     return found
 
