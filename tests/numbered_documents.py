@@ -40,9 +40,10 @@ def write(path: Path, texts: list[str]) -> None:
 
 
 def parts(example) -> list[list[int]]:
-    for name in ("demo_ids", "query_ids", "labels"):
-        assert example[name][-1] == EOS
-    return [example[name][:-1] for name in ("demo_ids", "query_ids", "labels")]
+    (read,) = example["demo_ids"]
+    every = [read, example["query_ids"], example["labels"]]
+    assert all(tokens[-1] == EOS for tokens in every)
+    return [tokens[:-1] for tokens in every]
 
 
 def loaded(dataset: SegmentDataset, indices: range) -> list[Example]:

@@ -37,6 +37,16 @@ def test_words_and_python_give_the_same(model_dir: Path, tmp_path: Path, ok) -> 
         assert torch.equal(saved.blocks[name], values)
 
 
+def test_more_demonstrations_are_read_in_groups(model_dir: Path, tmp_path: Path, hart) -> None:
+    words = (*WORDS, "--demonstration", "b", "b b", "--demonstration", "c", "c c")
+    result = hart("adapt", model_dir, *words, "--demonstration-groups", 2, "--output-dir", tmp_path / "a")
+    assert (result.status, result.err) == (0, "")
+    task = Task("Repeat the word.", [("a", "a a"), ("b", "b b"), ("c", "c c")])
+    expected = HartModel.from_pretrained(model_dir).adapt(task, demonstration_groups=2)
+    for name, values in Adaptation.from_pretrained(tmp_path / "a").blocks.items():
+        assert torch.equal(values, expected.blocks[name])
+
+
 def test_the_same_again_replaces(model_dir: Path, adaptation_dir: Path, task_file: Path, ok, refused) -> None:
     ok("adapt", model_dir, "--task", task_file, "--output-dir", adaptation_dir)
     line = refused("adapt", model_dir, *WORDS, "--output-dir", adaptation_dir)

@@ -10,6 +10,7 @@ import pytest
 
 from hart import HartModel, Task
 from hart.data.p3.subsets import load_p3
+from hart.model import adapting
 from hart.model.main_model import MainModel
 
 SNI = ("--data", "sni", "--data-dir")
@@ -52,6 +53,21 @@ def test_half_precision_is_asked_for_and_noted(model_dir: Path, sni_dir: Path, t
             ok("evaluate", *words, "--dtype", dtype)
             details = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["details"]
             assert details["dtype"] == dtype and str(found[-1]) == f"torch.{dtype}"
+
+
+def test_demonstrations_are_read_in_groups(
+    model_dir: Path, task_file: Path, tmp_path: Path, monkeypatch, ok, refused
+) -> None:
+    read: list[int] = []
+    adapt = adapting.adapt
+    monkeypatch.setattr(
+        adapting, "adapt", lambda m, t, form, cuts: read.append(form.demonstration_groups) or adapt(m, t, form, cuts)
+    )
+    output = tmp_path / "results.json"
+    ok("evaluate", model_dir, "--task", task_file, "--demonstration-groups", 3, "--output", output)
+    assert read == [3] and json.loads(output.read_text())["details"]["demonstration_groups"] == 3
+    line = refused("evaluate", model_dir, "--task", task_file, "--demonstration-groups", 3, "--system", "base")
+    assert "--demonstration-groups: a hypernetwork reads them, and --system is base" in line
 
 
 @pytest.mark.parametrize("system", ["base", "base-in-context"])

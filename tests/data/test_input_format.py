@@ -105,3 +105,25 @@ def test_a_beginning_of_sequence_comes_first_and_counts(tiny_base_dir: Path, for
     cut = InputFormat(max_query_length=limit).encode_query(tokenizer, "one two " * 30, cuts, name="query 1")
     assert len(cut) == limit and cut[0] == begin
     assert all(f"within {limit} tokens" in message for message, _ in cuts._noted.values())
+
+
+def test_groups_are_tasks_of_their_own(tiny_tokenizer, caplog):
+    task = Task("Count.", [(f"word {n}", f"{n}") for n in range(5)], name="five")
+    form = InputFormat(demonstration_groups=2)
+    assert form.encode_groups(tiny_tokenizer, task) == [
+        encode_task(tiny_tokenizer, replace(task, demonstrations=task.demonstrations[at : at + 2])) for at in (0, 2)
+    ]
+    assert form.shown(task).demonstrations == task.demonstrations[:4]
+    cuts = Cuts()
+    form.note_unread(task, cuts)
+    assert told(cuts, caplog) == ["task five: reads 4 of 5 demonstrations"]
+    with pytest.raises(HartError, match="demonstration_groups: must be at least 1, not 0"):
+        InputFormat(demonstration_groups=0)
+
+
+def test_a_group_has_the_whole_limit(tiny_tokenizer):
+    task = Task("Count.", [("one two three four", "4"), ("a b", "2")])
+    limit = len(encode_task(tiny_tokenizer, replace(task, demonstrations=task.demonstrations[:1])))
+    form = InputFormat(num_demonstrations=1, demonstration_groups=2, max_demonstrations_length=limit)
+    cuts = Cuts()
+    assert len(form.encode_groups(tiny_tokenizer, task, cuts)) == 2 and not cuts

@@ -67,7 +67,7 @@ def test_example_holds_the_query_an_answer_to_it_and_its_task(
         answer = text(tiny_tokenizer, example["labels"])
         assert answer in instance.references
         assert example["slot"] == index
-        assert example["demo_ids"] == InputFormat().encode_task(tiny_tokenizer, task)
+        assert example["demo_ids"] == [InputFormat().encode_task(tiny_tokenizer, task)]
         seen[answer.split()[1][0]] += 1
     assert min(seen["a"], seen["b"]) > 100  # each of two references is drawn about half the time
 
@@ -113,6 +113,16 @@ def test_batches_do_not_depend_on_the_number_of_workers(dataset: Any, demonstrat
         assert all(alone[key].equal(shared[key]) for key in alone)
 
 
+def test_groups_are_sampled_together(dataset: Any, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    examples = dataset(TASKS[1:], demonstrations="sampled", num_demonstrations=2, demonstration_groups=3)
+    for index in range(20):
+        example = examples[index]
+        shown = [text(tiny_tokenizer, group).split("Input: ")[1:] for group in example["demo_ids"]]
+        assert [len(group) for group in shown] == [2, 2, 2]
+        inputs = {each.split("\n")[0].rstrip(".") for group in shown for each in group}
+        assert len(inputs) == 6 and text(tiny_tokenizer, example["query_ids"]) not in inputs
+
+
 def test_sampled_demonstrations_are_other_instances_of_the_task(
     dataset: Any, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
@@ -125,7 +135,7 @@ def test_sampled_demonstrations_are_other_instances_of_the_task(
         example = examples[index]
         task = tasks[example["task_index"]]
         query = text(tiny_tokenizer, example["query_ids"])
-        demos = text(tiny_tokenizer, example["demo_ids"])
+        demos = text(tiny_tokenizer, example["demo_ids"][0])
         assert demos.startswith(f"Definition: {task.definition}")
         blocks = demos.split(" Positive Example ")[1:]
         assert len(blocks) == 3
@@ -232,7 +242,7 @@ def test_demonstrations_of_a_group_are_encoded_once(
     shuffled = sorted(range(30), key=lambda i: (i * 7) % 30)
     assert [dataset(**options)[i] for i in shuffled] == [in_order[i] for i in shuffled]
     for first in range(0, 30, 3):
-        assert len({tuple(each.get("demo_ids", ())) for each in in_order[first : first + 3]}) == 1
+        assert len({tuple(each.get("demo_ids", [()])[0]) for each in in_order[first : first + 3]}) == 1
 
 
 def long_task(name: str, *, queries: int = 0, targets: int = 0, demonstrations: int = 1) -> Task:
@@ -333,7 +343,7 @@ def test_rows_on_the_disk_are_read_one_by_one(
     for index in range(40):
         example = examples[index]
         query = tiny_tokenizer.decode(example["query_ids"])
-        shown = prompts_of(tiny_tokenizer, example["demo_ids"])
+        shown = prompts_of(tiny_tokenizer, example["demo_ids"][0])
         assert len(shown) == 16 and len(set(shown)) == 16
         assert all(text.count("q") == 1 and text.split("a")[0] != query for text in shown)
         seen.add(query)
@@ -345,7 +355,7 @@ def test_equal_inputs_on_the_disk_are_not_shown(dataset: Any, tiny_tokenizer: Pr
     examples = dataset([Task("", [("x", "y")], instances=rows)], **PROMPTS)
     for index in range(50):
         query = tiny_tokenizer.decode(examples[index]["query_ids"])
-        shown = prompts_of(tiny_tokenizer, examples[index]["demo_ids"])
+        shown = prompts_of(tiny_tokenizer, examples[index]["demo_ids"][0])
         assert shown and not any(text.startswith(query) for text in shown)
     same = dataset([Task("", [("x", "y")], name="same", instances=OnDisk(["0"] * 30))], **PROMPTS)
     with pytest.raises(HartError, match="task same: no other row differs from the query"):
@@ -357,7 +367,7 @@ def test_fewer_demonstrations_than_asked_for_are_shown_and_said(
 ) -> None:
     examples = dataset(TASKS[:1], **PROMPTS)
     assert caplog.messages == ["task north: has 4 different inputs, so it shows fewer than 16 demonstrations"]
-    assert {len(prompts_of(tiny_tokenizer, examples[i]["demo_ids"])) for i in range(20)} == {3}
+    assert {len(prompts_of(tiny_tokenizer, examples[i]["demo_ids"][0])) for i in range(20)} == {3}
     assert len(caplog.messages) == 1
 
 
@@ -374,5 +384,7 @@ def test_sizes_weigh_tasks_without_hiding_their_instances(dataset: Any) -> None:
 def test_draws_are_those_of_earlier_versions(dataset: Any) -> None:
     """Runs are resumed and repeated across versions: example i of (seed, i) is fixed."""
     examples = dataset(demonstrations="sampled", num_demonstrations=2, queries_per_task=2)
-    found = [(examples[i]["task_index"], sum(examples[i]["query_ids"]), sum(examples[i]["demo_ids"])) for i in range(6)]
+    found = [
+        (examples[i]["task_index"], sum(examples[i]["query_ids"]), sum(examples[i]["demo_ids"][0])) for i in range(6)
+    ]
     assert found == EARLIER

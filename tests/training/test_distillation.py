@@ -122,7 +122,7 @@ def test_base_in_context_is_the_stock_model_on_the_written_text(
             assert example["teacher_ids"] == tokenizer(text)["input_ids"]
         else:
             # What the student's hypernetwork reads, before the same query.
-            shown = example["demo_ids"][:-1]
+            shown = example["demo_ids"][0][:-1]
             assert example["teacher_ids"][: len(shown) - 1] == shown[:-1]
             read = tokenizer.decode(example["teacher_ids"][len(shown) - 1 :], skip_special_tokens=True)
             assert f"Input: {query}" in read

@@ -28,6 +28,7 @@ SYSTEMS = {
     "hart": ({}, {}, 1.0),
     "hypertuning": ({"scheme": {"name": "shared"}}, {}, 0.0),
     "causal": ({"scheme": {"name": "causal", "rows": 4}}, {}, 0.0),
+    "groups": ({}, {"demonstration_groups": 2}, 1.0),
     "fusion alone": ({"peft": []}, {}, 1.0),
     "tuned": (TUNED, {"demonstrations_to": "main"}, 0.0),
     "learned": (LEARNED, {"demonstrations_to": "main"}, 0.0),
@@ -95,7 +96,8 @@ def check_operations(config: RunConfig, attention: str) -> None:
         "labels": torch.ones(batch, data.max_target_length, dtype=torch.long),
     }
     if config.model.weights == "generated":
-        inputs["demo_ids"] = torch.ones(batch, data.max_demonstrations_length, dtype=torch.long)
+        groups = (data.demonstration_groups,) if data.demonstration_groups > 1 else ()
+        inputs["demo_ids"] = torch.ones(batch, *groups, data.max_demonstrations_length, dtype=torch.long)
         inputs["demo_mask"] = inputs["demo_ids"]
     with FlopCounterMode(display=False) as counter:
         prediction_loss(system(**inputs).logits, inputs["labels"])[0].backward()

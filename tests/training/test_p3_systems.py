@@ -79,8 +79,8 @@ def test_examples_are_prompts_without_definition(p3_config: Build, tiny_tokenize
     example = dataset[0]
     eos = tiny_tokenizer.eos_token_id
     assert example["query_ids"][-1] != eos and example["labels"][-1] == eos
-    assert example["demo_ids"].count(eos) == 3
-    assert "Definition" not in tiny_tokenizer.decode(example["demo_ids"])
+    assert example["demo_ids"][0].count(eos) == 3
+    assert "Definition" not in tiny_tokenizer.decode(example["demo_ids"][0])
 
 
 def test_long_subsets_are_left_out_and_listed(p3_config: Build, toy_p3_dir: Path, caplog: pytest.LogCaptureFixture):

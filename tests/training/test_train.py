@@ -81,10 +81,12 @@ def by_hand(config: RunConfig, *, with_term: bool) -> tuple[list[tuple[float, fl
     return losses, system.hypernetwork.state_dict()
 
 
+@pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("alpha", [0.0, ALPHA])
-def test_training_is_the_plain_loop(run_config: Build, alpha: float):
+def test_training_is_the_plain_loop(run_config: Build, alpha: float, groups: int):
     """With alpha = 0 the plain loop has no consistency term at all."""
-    config = run_config(alpha=alpha, model={"dropout": 0.0})
+    shown = {"demonstration_groups": groups, "num_demonstrations": 2 // groups}
+    config = run_config(alpha=alpha, model={"dropout": 0.0}, data=shown)
     losses, weights = by_hand(config, with_term=alpha > 0)
     final = train(config, quiet=True)
     logged = rows(final.parent)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hart.analysis.figures_runs import Source
 from hart.analysis.figures_style import NotDrawable
-from hart.data.collate import pad
+from hart.data.collate import pad_groups
 from hart.data.collections import load_tasks
 from hart.data.config import DataConfig
 from hart.data.input_format import InputFormat
@@ -171,7 +171,7 @@ def demonstration_sets(task: Task, form: InputFormat, number: int = SCATTERED_SE
     """
     instances = [Demonstration(each.input, each.references[0]) for each in task.instances[:POOL] if each.input.strip()]
     pool = list({each.input: each for each in [*instances, *task.demonstrations]}.values())
-    shots = min(form.num_demonstrations, len(pool))
+    shots = min(form.most_demonstrations, len(pool))
     draws = (random.Random(f"{task.name}/{at}").sample(pool, shots) for at in range(number))
     return [replace(task, demonstrations=tuple(draw), instances=()) for draw in draws]
 
@@ -187,4 +187,6 @@ def _batches(tasks: Sequence[Task]) -> list[Sequence[Task]]:
 
 
 def _encoded(model: HartModel, form: InputFormat, tasks: Sequence[Task]) -> tuple[Tensor, Tensor]:
-    return pad([form.encode_task(model.reader, task) for task in tasks], model.reader.pad_token_id, model.device)
+    return pad_groups(
+        [form.encode_groups(model.reader, task) for task in tasks], model.reader.pad_token_id, model.device
+    )

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hart.cli.options import MODEL_HELP, add_base, add_device, add_dtype, select_device, text
+from hart.cli.options import GROUPS_HELP, MODEL_HELP, add_base, add_device, add_dtype, positive, select_device, text
 from hart.cli.printing import say
 from hart.errors import HartError
 
@@ -46,6 +46,7 @@ examples:
         default=[],
         help="a solved example; give it once for each",
     )
+    parser.add_argument("--demonstration-groups", metavar="N", type=positive, help=GROUPS_HELP)
     parser.add_argument("--output-dir", metavar="A", type=Path, required=True, help="folder for the adaptation")
     add_base(parser)
     add_device(parser)
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
         where = "--definition" if args.task is None else f"{args.task}: Definition"
         raise HartError(f"{where}: the definition is empty, and {args.model} reads it; say what the task asks for")
     start = time.monotonic()
-    adaptation = model.adapt(task)
+    adaptation = model.adapt(task, demonstration_groups=args.demonstration_groups)
     seconds = time.monotonic() - start
     adaptation.save_pretrained(args.output_dir)
     say(f"adapted {adaptation.base} to task {task.label} in one pass of {seconds:.2f} s: {args.output_dir}")

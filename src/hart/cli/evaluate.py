@@ -8,7 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hart.cli.options import MODEL_HELP, add_base, add_device, add_dtype, natural, positive, progress_bar, select_device
+from hart.cli.options import (
+    GROUPS_HELP,
+    MODEL_HELP,
+    add_base,
+    add_device,
+    add_dtype,
+    natural,
+    positive,
+    progress_bar,
+    select_device,
+)
 from hart.cli.printing import say, show
 from hart.errors import HartError
 
@@ -78,6 +88,7 @@ examples:
         ),
         ("--data-seed", natural, 0, "data.seed of training: which validation tasks, which demonstrations of p3"),
         ("--num-demonstrations", positive, 16, "p3: drawn for each task; a model shows as many as in its training"),
+        ("--demonstration-groups", positive, None, GROUPS_HELP),
         ("--max-instances", positive, None, "instances per task (default: 100; of p3 and of files all)"),
         ("--batch-size", positive, 32, "queries answered together"),
     ):
@@ -140,7 +151,12 @@ def _run(args: argparse.Namespace, *, first: bool) -> None:
     if args.system in WITHOUT_MODEL:
         system = BASELINES[args.system]
     else:
-        options = {name: getattr(args, name) for name in ("base", "dtype", "batch_size", "normalisation")}
+        given = ("base", "dtype", "batch_size", "normalisation")
+        options = {name: getattr(args, name) for name in given}
+        if args.demonstration_groups is not None:
+            if args.system != "hart":
+                raise HartError(f"--demonstration-groups: a hypernetwork reads them, and --system is {args.system}")
+            options["demonstration_groups"] = args.demonstration_groups
         system = load_system(args.system, args.model, form=chosen.form, device=device, **options)
         chosen.check_readable(system, args.model)
         details |= {"model": args.model, "device": str(device), **options}

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from hart.model.main_model import MainModel
 
 MODEL_HELP = "folder or hub name of a trained HART model, or mini, the bundled one"
+GROUPS_HELP = (
+    "groups of demonstrations that the hypernetwork reads, each encoded by itself (default: as many as in its training)"
+)
 
 
 def split_overrides(words: Sequence[str], own: Sequence[str]) -> tuple[list[str], list[str]]:

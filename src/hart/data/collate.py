@@ -18,7 +18,7 @@ class Collator:
     Returns a dict of int64 tensors, with m = ``queries_per_task``:
 
     - ``demo_ids`` [b/m, s] and ``demo_mask`` [b/m, s], only if the examples have demonstrations; row
-      g belongs to the queries m·g to m·(g+1) − 1
+      g belongs to the queries m·g to m·(g+1) − 1. Where one has several groups: [b/m, groups, s]
     - ``query_ids`` [b, t] and ``query_mask`` [b, t]
     - ``teacher_ids`` [b, x] and ``teacher_mask`` [b, x], only if a teacher reads the examples
     - ``labels`` [b, u], padded with -100
@@ -39,7 +39,7 @@ class Collator:
         batch: dict[str, Tensor] = {}
         if "demo_ids" in examples[0]:
             demos = [example["demo_ids"] for example in examples[:: self.queries_per_task]]
-            batch["demo_ids"], batch["demo_mask"] = pad(demos, self.demo_pad_token_id)
+            batch["demo_ids"], batch["demo_mask"] = pad_groups(demos, self.demo_pad_token_id)
         queries = [example["query_ids"] for example in examples]
         batch["query_ids"], batch["query_mask"] = pad(queries, self.pad_token_id)
         if "teacher_ids" in examples[0]:
@@ -59,3 +59,16 @@ def pad(
     ids = [[*sequence, *[padding] * (width - len(sequence))] for sequence in sequences]
     masks = [[1] * len(sequence) + [0] * (width - len(sequence)) for sequence in sequences]
     return torch.tensor(ids, device=device), torch.tensor(masks, device=device)
+
+
+def pad_groups(
+    tasks: Sequence[Sequence[Sequence[int]]], padding: int, device: torch.device | None = None
+) -> tuple[Int[Tensor, "n *g s"], Int[Tensor, "n *g s"]]:
+    """Token ids of tasks in groups, and their mask: ``[n, s]`` where no task has two groups, else ``[n, g, s]``.
+
+    A task with fewer groups has rows of padding behind them.
+    """
+    most = max(map(len, tasks))
+    rows = [row for groups in tasks for row in [*groups, *[[]] * (most - len(groups))]]
+    ids, mask = pad(rows, padding, device)
+    return (ids, mask) if most == 1 else (ids.unflatten(0, (-1, most)), mask.unflatten(0, (-1, most)))

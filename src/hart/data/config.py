@@ -47,6 +47,10 @@ class DataConfig(Section):
     """Training tasks set aside to choose hyper-parameters on (open); of P3 whole data sets, in all their templates."""
     num_demonstrations: NaturalInt = 2
     """Demonstrations behind the definition: "two fixed positive demonstrations" (§4.1); P3: 16 (§4.2)."""
+    demonstration_groups: PositiveInt = 1
+    """Groups of `num_demonstrations` that the hypernetwork reads at most, each behind the definition and with
+    `max_demonstrations_length` of its own. They are encoded one by one and attended to together (ours, after
+    fusion-in-decoder), so that many demonstrations cost in proportion to their number."""
     explanations: bool = False
     """Follow each demonstration by its explanation, as Tk-Instruct does (§4.1)."""
     demonstrations: Literal["fixed", "sampled"] = "fixed"
@@ -72,6 +76,11 @@ class DataConfig(Section):
     def _check(self) -> Self:
         for field, problem in self.source.problems(self):
             self._refuse(field, problem)
+        if self.demonstration_groups > 1:
+            if self.demonstrations_to != "hypernetwork":
+                self._refuse("demonstration_groups", "must be 1 where no hypernetwork reads the demonstrations")
+            if not self.num_demonstrations:
+                self._refuse("demonstration_groups", "must be 1 where num_demonstrations is 0: groups would be empty")
         return self
 
     @property

@@ -31,6 +31,8 @@ class InputFormat:
 
     Attributes:
         num_demonstrations: how many of a task are shown, the first ones (K of section 2.1).
+        demonstration_groups: how many groups of that many the hypernetwork reads at most, each behind the definition
+            and with the limit of the demonstrations to itself.
         explanations: whether they show their explanation (Tk-Instruct).
         max_demonstrations_length, max_query_length, max_target_length: in tokens, end of sequence included (section
             8.1.3). Demonstrations and query together have the limit of the demonstrations (Tk-Instruct: 1024).
@@ -49,6 +51,7 @@ class InputFormat:
     """
 
     num_demonstrations: int = 2
+    demonstration_groups: int = 1
     explanations: bool = False
     max_demonstrations_length: int = 1024
     max_query_length: int = 384
@@ -72,6 +75,8 @@ class InputFormat:
             raise HartError("chat_template: must be false where P3's demonstrations are in the main model's input")
         if self.num_demonstrations < 0:
             raise HartError(f"num_demonstrations: must be at least 0, not {self.num_demonstrations}")
+        if self.demonstration_groups < 1:
+            raise HartError(f"demonstration_groups: must be at least 1, not {self.demonstration_groups}")
 
     @classmethod
     def from_config(cls, data: "DataConfig") -> Self:
@@ -86,6 +91,11 @@ class InputFormat:
         return self.demonstrations_to == "main"
 
     @property
+    def most_demonstrations(self) -> int:
+        """How many demonstrations of a task are read at most, in all groups."""
+        return self.num_demonstrations * self.demonstration_groups
+
+    @property
     def reads_definition(self) -> bool:
         return self.prompt_format == "instructions" and self.demonstrations_to != "nowhere"
 
@@ -96,7 +106,7 @@ class InputFormat:
 
     def shown(self, task: Task) -> Task:
         """The task with the demonstrations that are shown: the first ones, as the protocols have it."""
-        return replace(task, demonstrations=task.demonstrations[: max(1, self.num_demonstrations)])
+        return replace(task, demonstrations=task.demonstrations[: max(1, self.most_demonstrations)])
 
     def note_unread(self, task: Task, cuts: Cuts) -> None:
         """Note what of a task a model of this format leaves unread, whatever its length."""
@@ -104,9 +114,9 @@ class InputFormat:
         if self.demonstrations_to == "nowhere":
             cuts.note("is not read: this model answers queries without a definition or demonstrations", where)
             return
-        if count > self.num_demonstrations:
-            shown = f"reads {self.num_demonstrations} of {count} demonstrations"
-            cuts.note(f"reads {self.num_demonstrations} demonstrations", where, shown)
+        most = self.most_demonstrations
+        if count > most:
+            cuts.note(f"reads {most} demonstrations", where, f"reads {most} of {count} demonstrations")
         if self.prompt_format == "prompts" and task.definition.strip():
             cuts.note("its definition is not read: this model reads demonstrations alone", where)
 
@@ -122,6 +132,22 @@ class InputFormat:
         if self.prompt_format == "prompts":
             return begin + self._encode_prompts(tokenizer, task, [], cuts, taken=len(begin))
         return begin + self._encode_instructions(tokenizer, task, "", cuts, taken=len(begin))
+
+    def encode_groups(self, tokenizer: Tokenizer, task: Task, cuts: Cuts | None = None) -> list[list[int]]:
+        """Tokens of a task for the hypernetwork: those of `encode_task` for each group of its demonstrations.
+
+        There are as many groups as there are demonstrations for.
+
+        Raises:
+            HartError: as `encode_task`.
+        """
+        if self.demonstration_groups == 1:
+            return [self.encode_task(tokenizer, task, cuts)]
+        shown, size = self.shown(replace(task, instances=())).demonstrations, max(1, self.num_demonstrations)
+        groups = [shown[at : at + size] for at in range(0, len(shown), size)]
+        return [
+            self.encode_task(tokenizer, replace(task, demonstrations=group, instances=()), cuts) for group in groups
+        ]
 
     def encode_input(
         self,

@@ -27,7 +27,7 @@ Demonstrations = Literal["fixed", "sampled"]
 class Example(TypedDict):
     """One training example; token lists end with the end-of-sequence token, a query only with ``input_eos``."""
 
-    demo_ids: NotRequired[list[int]]  # only where the demonstrations go to the hypernetwork
+    demo_ids: NotRequired[list[list[int]]]  # by groups; only where the demonstrations go to the hypernetwork
     query_ids: list[int]
     teacher_ids: NotRequired[list[int]]  # only where a teacher reads demonstrations before the query
     labels: list[int]
@@ -115,7 +115,7 @@ class TrainingDataset(Examples):
         self._samples = demonstrations == "sampled" and shows
         self._positions = []
         for task in self.tasks:
-            shots = form.num_demonstrations if self._samples else 0
+            shots = form.most_demonstrations if self._samples else 0
             self._positions.append(_check(task, queries_per_task, shots, cuts))
             for each in (form, teacher):
                 if each is not None:
@@ -131,7 +131,7 @@ class TrainingDataset(Examples):
         self._ends = np.cumsum(sizes or [len(task.instances) for task in self.tasks])
         # Encoded once, here: workers then share the lists.
         self._task_ids = (
-            [form.encode_task(self._reader, task, cuts) for task in self.tasks]
+            [form.encode_groups(self._reader, task, cuts) for task in self.tasks]
             if form.demonstrations_to == "hypernetwork" and not self._samples
             else []
         )
@@ -190,9 +190,9 @@ class TrainingDataset(Examples):
         if self._queries_per_task > 1:
             members = self._members(len(task.instances), instance_index, rng)
         shown = self._with_sampled_demonstrations(task_index, members, rng) if self._samples else task
-        demo_ids: list[int] = []
+        demo_ids: list[list[int]] = []
         if self._form.demonstrations_to == "hypernetwork":
-            encode = self._form.encode_task
+            encode = self._form.encode_groups
             demo_ids = encode(self._reader, shown, cuts) if self._samples else self._task_ids[task_index]
         group = _Group(task_index, members, shown, demo_ids)
         self._last = number, group
@@ -234,7 +234,7 @@ class TrainingDataset(Examples):
         # On the disk equal inputs cannot be looked up beforehand; they are left out after the draw.
         taken = np.unique(members) if positions is None else sorted({at for text in queries for at in positions[text]})
         available = len(task.instances) - len(taken)
-        chosen = rng.choice(available, size=min(self._form.num_demonstrations, available), replace=False)
+        chosen = rng.choice(available, size=min(self._form.most_demonstrations, available), replace=False)
         for at in taken:
             chosen += chosen >= at
         shown = [task.instances[i] for i in chosen]
@@ -254,7 +254,7 @@ class _Group:
     task_index: int
     members: np.ndarray
     shown: Task
-    demo_ids: list[int]
+    demo_ids: list[list[int]]
 
 
 # Above this, positions are drawn without listing all of a task's instances.

@@ -174,7 +174,7 @@ class SegmentDataset(Examples):
         read, query, target = self._cut(tokens, self._window, self._form, rng)
         begin = self._begin
         return Example(
-            demo_ids=begin + read + end,
+            demo_ids=[begin + read + end],
             query_ids=begin + query + end,
             labels=target + end,
             slot=int(index),

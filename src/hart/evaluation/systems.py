@@ -58,19 +58,22 @@ def load_system(
     form: InputFormat,
     device: torch.device | None = None,
     dtype: str = "float32",
+    demonstration_groups: int | None = None,
     **options: Any,
 ) -> System:
     """`hart`, `base` or `base-in-context` of a HART model, or the latter two of a plain T5.
 
     Args:
         form: how a plain T5 reads; a HART model has its own format.
+        demonstration_groups: of `hart`, as in `HartModel.adapt`.
 
     Raises:
-        HartError: no such model, or a base for one that needs none.
+        HartError: no such model, groups of demonstrations that nobody reads, or a base for one that needs none.
     """
     if name == "hart" or model_type_of(model) in MODEL_TYPES:
         loaded = HartModel.from_pretrained(model, base=base, dtype=dtype, device=device)
         if name == "hart":
+            loaded.input_format = loaded.grouped(demonstration_groups)
             return hart_system(loaded, **options)
         main, form = loaded.main, loaded.input_format
     elif base is not None:

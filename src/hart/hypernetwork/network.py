@@ -261,7 +261,7 @@ class HyperNetwork(PreTrainedModel):
 
     @torch.no_grad()
     def attention_maps(
-        self, demo_ids: Int[Tensor, "n s"], demo_mask: Shaped[Tensor, "n s"]
+        self, demo_ids: Int[Tensor, "n *g s"], demo_mask: Shaped[Tensor, "n *g s"]
     ) -> Float[Tensor, "n S L L"]:
         """How the states of layers attend to each other (Fig. 1); see `Bidirectional.attention_maps`.
 
@@ -270,31 +270,51 @@ class HyperNetwork(PreTrainedModel):
         """
         if not isinstance(self.scheme, Bidirectional):
             raise HartError("attention maps between layers need model.scheme {name: bidirectional} or {name: causal}")
-        return self.scheme.attention_maps(self.decoder, self.encode(demo_ids, demo_mask), demo_mask)
+        return self.scheme.attention_maps(self.decoder, *self.encode(demo_ids, demo_mask))
 
-    def encode(self, demo_ids: Int[Tensor, "n s"], demo_mask: Shaped[Tensor, "n s"]) -> Float[Tensor, "n s d"]:
-        """What the decoder reads of n tasks."""
+    def encode(
+        self, demo_ids: Int[Tensor, "n *g s"], demo_mask: Shaped[Tensor, "n *g s"]
+    ) -> tuple[Float[Tensor, "n t d"], Shaped[Tensor, "n t"]]:
+        """What the decoder reads of n tasks: their memory, and its mask.
+
+        Of tasks in groups each group is encoded by itself, and the memory of a task is the tokens of all of its groups,
+        padded on the right: the decoder attends to them without regard to their order.
+        """
+        if demo_ids.dim() == 2:
+            return self._encoded(demo_ids, demo_mask), demo_mask
+        read = demo_mask.any(-1)
+        states = self._encoded(demo_ids[read], demo_mask[read])
+        lengths = demo_mask.sum((1, 2))
+        present = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
+        memory = states.new_zeros(*present.shape, states.shape[-1])
+        memory[present] = states[demo_mask[read].bool()]
+        return memory, present.to(demo_mask.dtype)
+
+    def _encoded(self, demo_ids: Int[Tensor, "n s"], demo_mask: Shaped[Tensor, "n s"]) -> Float[Tensor, "n s d"]:
         if self.to_memory is not None:
             states: Tensor = self.to_memory(self.encoder(demo_ids, demo_mask))
         else:
             states = self.encoder(input_ids=demo_ids, attention_mask=demo_mask).last_hidden_state
         return states
 
-    def forward(self, demo_ids: Int[Tensor, "n s"], demo_mask: Shaped[Tensor, "n s"]) -> HyperOutput:
+    def forward(self, demo_ids: Int[Tensor, "n *g s"], demo_mask: Shaped[Tensor, "n *g s"]) -> HyperOutput:
         """Encode demonstrations and generate row blocks from them.
 
         Args:
-            demo_ids: tokens of n tasks.
+            demo_ids: tokens of n tasks, or of g groups of each.
             demo_mask: 1 for tokens and 0 for padding; no task may be all padding.
         """
-        memory = self.encode(demo_ids, demo_mask)
+        return self.generate_blocks(*self.encode(demo_ids, demo_mask))
+
+    def generate_blocks(self, memory: Float[Tensor, "n t d"], memory_mask: Shaped[Tensor, "n t"]) -> HyperOutput:
+        """Row blocks from what `encode` gave."""
         if self.scheme is None:
             states = memory.new_zeros(memory.shape[0], len(self.shape.stacks), 0, 1, memory.shape[2])
         else:
-            states = self.scheme(self.decoder, memory, demo_mask)
+            states = self.scheme(self.decoder, memory, memory_mask)
         if self.to_front is not None:
             memory = self.to_front(memory)
-        return HyperOutput(self.heads(states), states, memory, demo_mask)
+        return HyperOutput(self.heads(states), states, memory, memory_mask)
 
     def count_parameters(self) -> dict[str, int]:
         """Part → number of parameters; the parts add up to the whole network (of a main model's encoder none is).

@@ -6,7 +6,6 @@ its input, an encoder that both networks share. `adapt` turns a task into an `Ad
 `generate` and `score` use one. `forward` is the training pass. What a saved system consists of: `hart.model.folder`.
 """
 
-import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,13 +17,13 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from hart.data.collate import pad
 from hart.data.config import DataConfig
 from hart.data.input_format import InputFormat
 from hart.data.prompts import Cuts
 from hart.data.tasks import Task
 from hart.errors import HartError
 from hart.hypernetwork.network import HyperNetwork, HyperOutput
+from hart.model import adapting
 from hart.model.adaptation import Adaptation
 from hart.model.answering import Answer
 from hart.model.base_checkpoint import load_base
@@ -32,15 +31,12 @@ from hart.model.classifying import Classification, classify
 from hart.model.config import ModelConfig
 from hart.model.folder import MAIN_FOLDER, check_make, fetch, load_system, read_config, upload, write_folder
 from hart.model.main_model import MainModel
-from hart.model.modes import evaluating
 from hart.model.peft_source import PeftSource, check_source, load_weights, new_peft_source
 from hart.model.scoring import score_choices
-from hart.peft.base import Blocks, PeftKind
+from hart.peft.base import PeftKind
 from hart.peft.injection import repeated
 from hart.peft.learned import LearnedWeights
 from hart.runtime.files import new_directory
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -283,8 +279,8 @@ class HartModel(nn.Module):
         query_ids: Int[Tensor, "b t"],
         query_mask: Shaped[Tensor, "b t"],
         labels: Int[Tensor, "b u"],
-        demo_ids: Int[Tensor, "n s"] | None = None,
-        demo_mask: Shaped[Tensor, "n s"] | None = None,
+        demo_ids: Int[Tensor, "n *g s"] | None = None,
+        demo_mask: Shaped[Tensor, "n *g s"] | None = None,
     ) -> HartOutput:
         """One training pass (Eq. 5 before its loss): each row of the batch is its own task.
 
@@ -321,7 +317,9 @@ class HartModel(nn.Module):
         return HartOutput(output.logits, made.states)
 
     @torch.no_grad()
-    def adapt(self, task: Task | Sequence[Task], *, cuts: Cuts | None = None) -> Adaptation:
+    def adapt(
+        self, task: Task | Sequence[Task], *, demonstration_groups: int | None = None, cuts: Cuts | None = None
+    ) -> Adaptation:
         """Read a task once and return what adapts the main model to it: one forward pass, no gradients.
 
         With several tasks the adaptation has one entry for each, to be used with one query each or indexed. Without
@@ -331,42 +329,38 @@ class HartModel(nn.Module):
         A warning says where a task has more demonstrations, or longer texts, than the model reads.
 
         Args:
+            demonstration_groups: how many groups of demonstrations the hypernetwork reads at most; None: as many as it
+                was trained with (`data.demonstration_groups`). A group has `data.num_demonstrations`.
             cuts: takes note of these instead of the warning.
 
         Raises:
-            HartError: no task, a task without definition or demonstrations, or weights that are not finite.
+            HartError: no task, a task without definition or demonstrations, groups that nobody reads, or weights that
+                are not finite.
         """
         tasks = [task] if isinstance(task, Task) else list(task)
         if not tasks:
             raise HartError("adapt needs at least one task")
-        form = self.input_format
-        told = Cuts() if cuts is None else cuts
-        blocks: Blocks = {}
-        memory = memory_mask = None
-        for each in tasks:
-            form.note_unread(each, told)
-        if self.hypernetwork is not None:
-            made = self.read(tasks, told)
-            blocks = made.blocks
-            if not all(bool(values.isfinite().all()) for values in (*blocks.values(), made.memory)):
-                raise HartError(
-                    f"{self.name or 'model'}: generates numbers that are not finite; its weights are damaged"
-                )
-            memory, memory_mask = (made.memory, made.memory_mask) if self.gives_memory else (None, None)
-        elif self.learned is not None:
-            blocks = {name: rows.expand(len(tasks), -1, -1, -1) for name, rows in self.learned().items()}
-        if cuts is None:
-            told.tell(logger)
-        return Adaptation(
-            blocks=blocks,
-            memory=memory,
-            memory_mask=memory_mask,
-            peft=[kind.to_config() for kind in self.kinds],
-            **self.main.identity,
-            input_format=form,
-            model=self.name,
-            tasks=[{"name": each.name, **replace(each, instances=()).to_dict()} for each in tasks],
-        )
+        return adapting.adapt(self, tasks, self.grouped(demonstration_groups), cuts)
+
+    def grouped(self, groups: int | None) -> InputFormat:
+        """The format of this model, with another number of groups of demonstrations.
+
+        Raises:
+            HartError: no hypernetwork reads any, or a number below 1.
+        """
+        if groups is None or groups == self.input_format.demonstration_groups:
+            return self.input_format
+        if self.hypernetwork is None or not self.input_format.num_demonstrations:
+            raise HartError(f"demonstration_groups: {self.name or 'this model'} has no hypernetwork that reads any")
+        return replace(self.input_format, demonstration_groups=groups)
+
+    def reading(self, task: Task) -> adapting.Reading:
+        """A task that is read while its demonstrations still come; see `hart.model.adapting.Reading`.
+
+        Raises:
+            HartError: the model reads no demonstrations, or the task has nothing that it reads.
+        """
+        return adapting.Reading(self, task)
 
     def read(self, tasks: Sequence[Task], cuts: Cuts) -> HyperOutput:
         """The hypernetwork's pass over tasks, without dropout: the first part of `adapt`.
@@ -377,14 +371,7 @@ class HartModel(nn.Module):
         Raises:
             HartError: the system has no hypernetwork, or a task lacks what its format needs.
         """
-        if self.hypernetwork is None:
-            raise HartError(f"{self.name or 'model'}: has no hypernetwork that reads tasks")
-        encoded = [self.input_format.encode_task(self.reader, each, cuts) for each in tasks]
-        ids, mask = pad(encoded, self.reader.pad_token_id, self.device)
-        # The main model too: its encoder may be the hypernetwork's.
-        with evaluating(self.hypernetwork, self.main):
-            output: HyperOutput = self.hypernetwork(ids, mask)
-        return output
+        return adapting.read(self, tasks, self.input_format, cuts)
 
     def generate(self, queries: str | Sequence[str], adaptation: Adaptation | None = None, **options: Any) -> list[str]:
         """Answers of the adapted main model; options as in `MainModel.answers`. Safe for threads.

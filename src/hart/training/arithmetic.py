@@ -83,7 +83,7 @@ def tokens_of(config: RunConfig, parts: Parts) -> dict[str, int]:
         else {"main model": query + target - training.batch_size}
     )
     if config.model.weights == "generated":
-        tokens["hypernetwork"] = training.batch_size // training.queries_per_task * data.max_demonstrations_length
+        tokens["hypernetwork"] = training.batch_size // training.queries_per_task * _read(config)
     return tokens
 
 
@@ -98,7 +98,7 @@ def _of_t5(config: RunConfig, parts: Parts) -> float:
     data, batch = config.data, config.training.batch_size
     layer = Layer.of_t5(t5)
     query, target = _query(config), data.max_target_length
-    seen = query + (data.max_demonstrations_length if config.model.fusion and _generated(parts) else 0)
+    seen = query + (_read(config) if config.model.fusion and _generated(parts) else 0)
     depth, trained = _decoder_layers(t5), config.model.train_main
     encoder = batch * query * t5.num_layers * layer.operations, batch * query * t5.num_layers * 4 * query * layer.inner
     maps = batch * depth * (target * (layer.operations + layer.cross) + seen * layer.cross)
@@ -134,15 +134,15 @@ def _of_hypernetwork(config: RunConfig, parts: Parts) -> float:
     if not isinstance(network, HyperNetwork):
         return 0.0
     t5 = T5Config(**network.config.t5)
-    layer, read = Layer.of_t5(t5), config.data.max_demonstrations_length
+    layer, read, group = Layer.of_t5(t5), _read(config), config.data.max_demonstrations_length
     once, total = 0.0, 0.0
     if network.config.encoder_layers is not None:
         # Without gradients, to the highest layer that is read; the map's input, the frozen states, needs none either.
         base = Layer.of_decoder_only(parts.main.config, config.model.attention)
-        once = read * max(network.config.encoder_layers) * (base.operations + 4 * read * base.inner)
+        once = read * max(network.config.encoder_layers) * (base.operations + 4 * group * base.inner)
         once += 2 * 2 * read * base.d_model * t5.d_model
     else:
-        total = read * t5.num_layers * (layer.operations + 4 * read * layer.inner)
+        total = read * t5.num_layers * (layer.operations + 4 * group * layer.inner)
     if network.to_front is not None:
         total += 2 * read * network.to_front.weight.numel()
     if network.decoder is not None and network.scheme is not None:
@@ -169,12 +169,13 @@ def activations(config: RunConfig, parts: Parts, devices: int) -> float:
     network = parts.peft_source
     if isinstance(network, HyperNetwork):
         t5 = T5Config(**network.config.t5)
-        layer, read = Layer.of_t5(t5), config.data.max_demonstrations_length
+        layer, read = Layer.of_t5(t5), _read(config)
+        group, groups = config.data.max_demonstrations_length, config.data.demonstration_groups
         passes = math.ceil(queries / training.queries_per_task)
         dropout = (layer.dropout if model.dropout is None else model.dropout) > 0
         checkpointed = model.gradient_checkpointing
         if network.config.encoder_layers is None:
-            total += _stack(layer, passes, read, read, t5.num_layers, size, checkpointed, dropout=dropout)
+            total += _stack(layer, passes * groups, group, group, t5.num_layers, size, checkpointed, dropout=dropout)
         else:
             # Of the frozen base only the states that are read, in float32: as they are, normed and summed.
             total += passes * read * (2 * len(network.config.encoder_layers) + 1) * parts.shape.d_model * 4
@@ -198,7 +199,7 @@ def _of_t5_pass(config: RunConfig, parts: Parts, queries: int, size: int) -> flo
         total += _stack(
             layer, queries, query, query + prefix, t5.num_layers, size, model.gradient_checkpointing, dropout=dropout
         )
-    fused = data.max_demonstrations_length if model.fusion and _generated(parts) else 0
+    fused = _read(config) if model.fusion and _generated(parts) else 0
     return total + _stack(
         layer, queries, data.max_target_length, data.max_target_length + prefix, _decoder_layers(t5), size,
         model.gradient_checkpointing, memory=query + fused, dropout=dropout,
@@ -254,9 +255,14 @@ def _query(config: RunConfig) -> int:
     return data.max_demonstrations_length if data.demonstrations_to == "main" else data.max_query_length
 
 
+def _read(config: RunConfig) -> int:
+    """Tokens of one task for the hypernetwork, in all groups, at their limit."""
+    return config.data.max_demonstrations_length * config.data.demonstration_groups
+
+
 def _in_front(config: RunConfig) -> int:
     """Tokens of a memory in front of each query."""
-    return config.data.max_demonstrations_length if config.model.memory_in_front else 0
+    return _read(config) if config.model.memory_in_front else 0
 
 
 def _prefix(config: RunConfig) -> int:

@@ -187,7 +187,12 @@ def make_distillation(config: RunConfig, student: HartModel) -> Distillation | N
     name, model = config.distillation.teacher, config.model
     if name is None:
         return None
-    in_context = replace(student.input_format, demonstrations_to="main")
+    in_context = replace(
+        student.input_format,
+        demonstrations_to="main",
+        num_demonstrations=student.input_format.most_demonstrations,
+        demonstration_groups=1,
+    )
     if name == BASE_TEACHER:
         teacher = HartModel(student.main, None, fusion=False, input_format=in_context)
     else:

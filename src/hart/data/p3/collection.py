@@ -29,7 +29,7 @@ class P3(Collection):
             data.dir,
             split,
             subsets=data.test_subsets if testing else data.train_subsets,
-            num_demonstrations=data.num_demonstrations,
+            num_demonstrations=data.num_demonstrations * data.demonstration_groups,
             max_instances=data.max_test_instances if testing else data.max_train_instances,
             seed=data.seed,
             validation_tasks=data.validation_tasks,

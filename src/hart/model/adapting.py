@@ -1,0 +1,141 @@
+"""Tasks to adaptations: the hypernetwork's pass (§2.2), and a reading that goes on when more demonstrations come."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Self
+
+import torch
+from torch import Tensor
+
+from hart.data.collate import pad, pad_groups
+from hart.data.input_format import InputFormat
+from hart.data.prompts import Cuts
+from hart.data.tasks import Demonstration, Task
+from hart.errors import HartError
+from hart.hypernetwork.network import HyperNetwork, HyperOutput
+from hart.model.adaptation import Adaptation
+from hart.model.modes import evaluating
+from hart.peft.base import Blocks
+
+if TYPE_CHECKING:
+    from hart.model.hart_model import HartModel
+
+logger = logging.getLogger(__name__)
+
+
+def adapt(model: "HartModel", tasks: Sequence[Task], form: InputFormat, cuts: Cuts | None) -> Adaptation:
+    """`HartModel.adapt` of tasks that are read in a given format."""
+    told = Cuts() if cuts is None else cuts
+    for each in tasks:
+        form.note_unread(each, told)
+    made = read(model, tasks, form, told) if model.hypernetwork is not None else None
+    if cuts is None:
+        told.tell(logger)
+    return _adaptation(model, tasks, made)
+
+
+def read(model: "HartModel", tasks: Sequence[Task], form: InputFormat, cuts: Cuts) -> HyperOutput:
+    """The hypernetwork's pass over tasks, without dropout."""
+    network = _network(model)
+    encoded = [form.encode_groups(model.reader, each, cuts) for each in tasks]
+    ids, mask = pad_groups(encoded, model.reader.pad_token_id, model.device)
+    # The main model too: its encoder may be the hypernetwork's.
+    with evaluating(network, model.main):
+        output: HyperOutput = network(ids, mask)
+    return output
+
+
+class Reading:
+    """A task whose demonstrations come bit by bit: what was read is not read again.
+
+    Demonstrations are read in groups of as many as the model was trained to show, each group behind the definition, and
+    generation attends to all groups, in no order. So the work of `add` depends on what is added alone, and that of
+    `adaptation` on how much was read. A group is closed with the call that began it.
+
+        reading = model.reading(task)
+        reading.add([("plum lion", "plum")]).adaptation()
+
+    Args:
+        model: with a hypernetwork that reads demonstrations.
+        task: what is read first.
+
+    Raises:
+        HartError: a model without a hypernetwork, or one that reads no demonstrations, or a task without what the
+            model reads.
+    """
+
+    def __init__(self, model: "HartModel", task: Task) -> None:
+        _network(model)
+        form = model.input_format
+        if not form.num_demonstrations:
+            raise HartError(f"{model.name or 'model'}: was trained to read no demonstrations; adapt it to the task")
+        form.check_readable(task)
+        self._model = model
+        self._form = replace(form, demonstration_groups=1)
+        self._memories: list[Tensor] = []
+        self.task = replace(task, instances=())
+        self._read(task.demonstrations)
+
+    def add(self, demonstrations: Sequence[Demonstration | tuple[str, str]]) -> Self:
+        """Read more demonstrations, in groups of their own.
+
+        Raises:
+            HartError: none are given, or one is malformed.
+        """
+        if not demonstrations:
+            raise HartError("add needs at least one demonstration")
+        more = Task(self.task.definition, demonstrations, name=self.task.name).demonstrations
+        self._read(more)
+        self.task = replace(self.task, demonstrations=(*self.task.demonstrations, *more))
+        return self
+
+    def adaptation(self) -> Adaptation:
+        """What adapts the main model after all that was read: one pass of the hypernetwork's decoder."""
+        network = _network(self._model)
+        memory = torch.cat(self._memories)[None]
+        with torch.no_grad(), evaluating(network):
+            made = network.generate_blocks(memory, memory.new_ones(memory.shape[:2], dtype=torch.int64))
+        return _adaptation(self._model, [self.task], made)
+
+    @torch.no_grad()
+    def _read(self, demonstrations: Sequence[Demonstration]) -> None:
+        size, cuts, model = self._form.num_demonstrations, Cuts(), self._model
+        groups = [demonstrations[at : at + size] for at in range(0, len(demonstrations), size)]
+        tasks = [replace(self.task, demonstrations=tuple(group)) for group in groups]
+        encoded = [self._form.encode_task(model.reader, task, cuts) for task in tasks]
+        ids, mask = pad(encoded, model.reader.pad_token_id, model.device)
+        network = _network(model)
+        with evaluating(network, model.main):
+            memory, _ = network.encode(ids, mask)
+        cuts.tell(logger)
+        self._memories.append(memory[mask.bool()])
+
+
+def _network(model: "HartModel") -> HyperNetwork:
+    if model.hypernetwork is None:
+        raise HartError(f"{model.name or 'model'}: has no hypernetwork that reads tasks")
+    return model.hypernetwork
+
+
+def _adaptation(model: "HartModel", tasks: Sequence[Task], made: HyperOutput | None) -> Adaptation:
+    """What was generated for tasks, or without a hypernetwork the learned parameters for each of them."""
+    blocks: Blocks = {}
+    memory = memory_mask = None
+    if made is not None:
+        blocks = made.blocks
+        if not all(bool(values.isfinite().all()) for values in (*blocks.values(), made.memory)):
+            raise HartError(f"{model.name or 'model'}: generates numbers that are not finite; its weights are damaged")
+        memory, memory_mask = (made.memory, made.memory_mask) if model.gives_memory else (None, None)
+    elif model.learned is not None:
+        blocks = {name: rows.expand(len(tasks), -1, -1, -1) for name, rows in model.learned().items()}
+    return Adaptation(
+        blocks=blocks,
+        memory=memory,
+        memory_mask=memory_mask,
+        peft=[kind.to_config() for kind in model.kinds],
+        **model.main.identity,
+        input_format=model.input_format,
+        model=model.name,
+        tasks=[{"name": each.name, **replace(each, instances=()).to_dict()} for each in tasks],
+    )

@@ -1,0 +1,152 @@
+"""Groups of demonstrations, and tasks that are read bit by bit."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from decoder_models import frozen
+from torch import Tensor
+
+from hart.data.collate import pad_groups
+from hart.data.config import DataConfig
+from hart.data.tasks import Task
+from hart.errors import HartError
+from hart.hypernetwork.network import HyperNetwork
+from hart.model.adaptation import Adaptation
+from hart.model.config import ModelConfig
+from hart.model.hart_model import HartModel
+
+from .conftest import QUERIES
+
+WORDS = "one two three the cat sat on mat in order".split()
+MANY = Task("Write the first word.", [(f"{a} {b}", a) for a, b in zip(WORDS, WORDS[1:], strict=False)], name="many")
+ROUNDING = {"rtol": 0, "atol": 1e-5}
+
+
+def assert_same(found: Adaptation, expected: Adaptation) -> None:
+    assert found.blocks.keys() == expected.blocks.keys()
+    for name, values in expected.blocks.items():
+        torch.testing.assert_close(found.blocks[name], values, **ROUNDING)
+    for mine, theirs in ((found.memory, expected.memory), (found.memory_mask, expected.memory_mask)):
+        assert (mine is None) == (theirs is None)
+        if mine is not None:
+            torch.testing.assert_close(mine, theirs, **ROUNDING)
+
+
+def grouped(task: Task, order: tuple[int, ...]) -> Task:
+    """The task with its pairs of demonstrations in another order."""
+    return replace(task, demonstrations=tuple(task.demonstrations[2 * at + n] for at in order for n in (0, 1)))
+
+
+def test_a_memory_is_what_the_groups_were_encoded_to(system: HartModel) -> None:
+    both = system.adapt(grouped(MANY, (0, 1)), demonstration_groups=2)
+    alone = [system.adapt(grouped(MANY, (at,))).memory for at in (0, 1)]
+    torch.testing.assert_close(both.memory, torch.cat(alone, dim=1), **ROUNDING)
+
+
+def test_more_groups_change_what_is_generated_and_answered(system: HartModel) -> None:
+    two, four = (system.adapt(MANY, demonstration_groups=count) for count in (1, 2))
+    assert any(not torch.allclose(values, four.blocks[name], atol=1e-3) for name, values in two.blocks.items())
+    assert system.generate(QUERIES, two) != system.generate(QUERIES, four)
+
+
+def test_the_order_of_groups_does_not_matter(variant: HartModel) -> None:
+    first, other = (variant.adapt(grouped(MANY, order), demonstration_groups=3) for order in ((0, 1, 2), (2, 0, 1)))
+    for name, values in first.blocks.items():
+        torch.testing.assert_close(other.blocks[name], values, **ROUNDING)
+    if first.memory is not None:
+        query = variant.score("one two", ["one", "two"], first)
+        assert variant.score("one two", ["one", "two"], other) == pytest.approx(query, abs=1e-4)
+
+
+def test_tasks_of_different_numbers_of_groups_share_a_pass(variant: HartModel) -> None:
+    tasks = [grouped(MANY, (0, 1, 2)), grouped(MANY, (3,))]
+    together = variant.adapt(tasks, demonstration_groups=3)
+    for at, task in enumerate(tasks):
+        alone = variant.adapt(task, demonstration_groups=3)
+        for name, values in alone.blocks.items():
+            torch.testing.assert_close(together[at].blocks[name], values, **ROUNDING)
+        assert variant.generate(QUERIES, together[at]) == variant.generate(QUERIES, alone)
+
+
+def batch(model: HartModel, tasks: list[Task], groups: int) -> dict[str, Tensor]:
+    form = model.grouped(groups)
+    ids, mask = pad_groups([form.encode_groups(model.reader, task) for task in tasks], model.reader.pad_token_id)
+    query = torch.tensor([[5, 6, 1]] * 2 * len(tasks))
+    return {"demo_ids": ids, "demo_mask": mask, "query_ids": query, "query_mask": query.ne(0), "labels": query}
+
+
+def test_gradients_come_from_every_group(system: HartModel) -> None:
+    """Of a batch with one task of three groups and one of a single group."""
+    inputs = batch(system, [grouped(MANY, (0, 1, 2)), grouped(MANY, (3,))], 3)
+    embedded = system.hypernetwork.encoder.embed_tokens.weight
+    system(**inputs).logits.square().sum().backward()
+    used = inputs["demo_ids"][inputs["demo_mask"].bool()].unique()
+    assert bool((embedded.grad[used].abs().sum(-1) > 0).all())
+
+
+@pytest.mark.parametrize("encoder", ["t5", "main_model"])
+def test_a_decoder_only_model_reads_groups(encoder: str, tiny_t5, tiny_tokenizer) -> None:
+    main = frozen("llama", tiny_tokenizer)
+    settings = {"decoder_layers": 2, "memory_in_front": True, "scheme": {"name": "causal"}}
+    settings["peft"] = [{"kind": "lora", "rank": 2, "targets": ["q"]}]
+    if encoder == "t5":
+        network = HyperNetwork.from_base(main.model, source=tiny_t5, **settings)
+    else:
+        network = HyperNetwork.from_states(main.model, **settings)
+    model = HartModel(main, network, fusion=False, reader=tiny_tokenizer).eval()
+    one = model.adapt(grouped(MANY, (0,)))
+    both, other = (model.adapt(grouped(MANY, order), demonstration_groups=2) for order in ((0, 1), (1, 0)))
+    assert both.memory.shape[1] > one.memory.shape[1]
+    scores = model.score("one two", ["one", "two"], both)
+    assert model.score("one two", ["one", "two"], other) == pytest.approx(scores, abs=1e-4)
+    assert_same(model.reading(grouped(MANY, (0,))).add(MANY.demonstrations[2:4]).adaptation(), both)
+
+
+def test_what_is_read_bit_by_bit_is_what_is_read_at_once(variant: HartModel) -> None:
+    reading = variant.reading(grouped(MANY, (0,)))
+    assert_same(reading.adaptation(), variant.adapt(grouped(MANY, (0,))))
+    reading.add(MANY.demonstrations[2:4]).add([(each.input, each.output) for each in MANY.demonstrations[4:8]])
+    made = reading.adaptation()
+    assert_same(made, variant.adapt(grouped(MANY, (0, 1, 2, 3)), demonstration_groups=4))
+    assert made.tasks == variant.adapt(grouped(MANY, (0, 1, 2, 3)), demonstration_groups=4).tasks
+    assert reading.task.demonstrations == MANY.demonstrations[:8]
+
+
+def test_adding_encodes_what_is_new_alone(system: HartModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading = system.reading(grouped(MANY, (0, 1)))
+    rows: list[int] = []
+    encode = system.hypernetwork.encode
+    monkeypatch.setattr(system.hypernetwork, "encode", lambda ids, mask: rows.append(len(ids)) or encode(ids, mask))
+    reading.add(MANY.demonstrations[4:7]).adaptation()
+    assert rows == [2]
+
+
+def test_what_is_too_long_in_a_reading_is_said(system: HartModel, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    system.reading(MANY).add([("the " * 200, "the")])
+    assert "task many: left out demonstration 1 of 1 to stay within 128 tokens" in caplog.text
+
+
+def learned(tiny_base_dir: Path, **data: object) -> HartModel:
+    config = ModelConfig(base=str(tiny_base_dir), weights="learned", peft=[{"kind": "prefix"}], fusion=False)
+    return HartModel.from_config(config, DataConfig(demonstrations_to="main", **data)).eval()
+
+
+def test_what_no_hypernetwork_reads_is_refused(tiny_base_dir: Path, system: HartModel) -> None:
+    model = learned(tiny_base_dir)
+    with pytest.raises(HartError, match="demonstration_groups: this model has no hypernetwork that reads any"):
+        model.adapt(MANY, demonstration_groups=2)
+    with pytest.raises(HartError, match="has no hypernetwork that reads tasks"):
+        model.reading(MANY)
+    with pytest.raises(HartError, match="demonstration_groups: must be at least 1, not 0"):
+        system.adapt(MANY, demonstration_groups=0)
+    with pytest.raises(HartError, match="add needs at least one demonstration"):
+        system.reading(MANY).add([])
+    with pytest.raises(HartError, match="the definition is empty"):
+        system.reading(Task(" ", [("a", "b")]))
+    system.input_format = replace(system.input_format, num_demonstrations=0)
+    with pytest.raises(HartError, match="was trained to read no demonstrations"):
+        system.reading(MANY)
