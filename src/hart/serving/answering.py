@@ -10,8 +10,9 @@ from hart.model.adaptation import Adaptation
 from hart.model.answering import Answer
 from hart.serving import schemas
 from hart.serving.batching import Job
-from hart.serving.engine import Engine, Options, Query
+from hart.serving.engine import Engine
 from hart.serving.refusals import Refused
+from hart.serving.running import Options, Query
 
 Adapted = tuple[str | None, Adaptation | None]
 """The id of an adaptation and itself; neither for the bare base."""
@@ -52,6 +53,29 @@ async def check_queries(engine: Engine, texts: Sequence[str], how: Options, wher
             engine.checks.query(text, where or f"inputs.{number}", how.max_new_tokens)
 
     await engine.checks.aside(check)
+
+
+async def check_choices(engine: Engine, body: schemas.ClassifyIn) -> list[list[str]]:
+    """The choices of each input without white space around them, which fit the model as the inputs do."""
+
+    def check() -> list[list[str]]:
+        known: dict[tuple[str, ...], tuple[list[str], int]] = {}
+        for number, (text, given) in enumerate(zip(body.inputs, body.choices_of_each, strict=True)):
+            if tuple(given) not in known:
+                where = f"choices.{number}" if isinstance(body.choices[0], list) else "choices"
+                known[tuple(given)] = engine.checks.classes(given, where)
+            engine.checks.query(text, f"inputs.{number}", known[tuple(given)][1])
+        return [known[tuple(given)][0] for given in body.choices_of_each]
+
+    return await engine.checks.aside(check)
+
+
+async def resolve_each(engine: Engine, given: Any, count: int) -> list[Adapted]:
+    """The adaptation of each of so many inputs, of one given for all or one for each."""
+    # Side by side, so that new tasks share a pass of the hypernetwork.
+    each = given if isinstance(given, list) else [given]
+    adapted = await asyncio.gather(*(resolve(engine, one, "adaptation") for one in each))
+    return adapted * count if len(adapted) == 1 else adapted
 
 
 async def generate_all(engine: Engine, texts: Sequence[str], adapted: Sequence[Adapted], how: Options) -> list[Answer]:

@@ -1,7 +1,6 @@
 """The routes. Each checks what it was given, hands rows to the batcher, and waits within the time limit."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -23,17 +22,16 @@ except ImportError as error:
 from hart.model.export import bundle
 from hart.model.hart_model import HartModel
 from hart.serving import schemas
-from hart.serving.answering import STREAMS, check_queries, generate_all, options, resolve, results, unknown, within
-from hart.serving.batching import Batcher, Job
+from hart.serving.answer_routes import add_answers
+from hart.serving.answering import unknown, within
+from hart.serving.batching import Batcher
 from hart.serving.engine import Engine, StoreTrouble
-from hart.serving.engine import Query as Row
 from hart.serving.guard import Guard
 from hart.serving.metrics import Metrics
 from hart.serving.openai_routes import add_openai
 from hart.serving.refusals import add_error_replies
 from hart.serving.settings import Settings
 from hart.serving.store import Record, Store
-from hart.serving.streaming import Stream, start_stream
 
 _PAGE = Path(__file__).parent / "page"
 _PAGE_POLICY = (
@@ -89,7 +87,7 @@ def create_app(model: HartModel, store: Store | None = None, settings: Settings 
     _add_page(app)
     _add_health(app, engine, metrics)
     _add_adaptations(app, engine, settings)
-    _add_answers(app, engine, settings)
+    add_answers(app, engine, settings)
     add_openai(app, engine, settings)
     return app
 
@@ -208,49 +206,6 @@ def _add_adaptations(app: FastAPI, engine: Engine, settings: Settings) -> None:
         if not await engine.forget(id):
             raise unknown(id)
         return Response(status_code=204)
-
-
-def _add_answers(app: FastAPI, engine: Engine, settings: Settings) -> None:
-    @app.post("/v1/generate", response_model=schemas.GenerateOut, responses=STREAMS)
-    async def generate(request: Request, body: schemas.GenerateIn) -> Any:
-        """Answers to inputs, adapted by one adaptation for all or one for each; or by none, the bare base."""
-        start = time.monotonic()
-        how = options(engine, body, body.max_new_tokens, num_beams=body.num_beams)
-        given = body.adaptation if isinstance(body.adaptation, list) else [body.adaptation]
-
-        async def work() -> Any:
-            await check_queries(engine, body.inputs, how)
-            # Side by side, so that new tasks share a pass of the hypernetwork.
-            adapted = await asyncio.gather(*(resolve(engine, each, "adaptation") for each in given))
-            if body.stream:
-                return start_stream(engine, body.inputs[0], *adapted[0], how)
-            each = adapted * len(body.inputs) if len(adapted) == 1 else adapted
-            answers = await generate_all(engine, body.inputs, each, how)
-            outputs = [answer.text for answer in answers]
-            return schemas.GenerateOut(outputs=outputs, seconds=time.monotonic() - start)
-
-        done = await within(request, settings.time_limit, work())
-        if not isinstance(done, Stream):
-            return done
-        return done.reply(settings.time_limit, lambda piece: {"text": piece}, lambda answer: [{"output": answer.text}])
-
-    @app.post("/v1/score", response_model=schemas.ScoreOut)
-    async def score(request: Request, body: schemas.ScoreIn) -> Any:
-        """The log-probability of each choice as the answer to an input."""
-
-        def check() -> None:
-            longest = max(engine.checks.choice(text, f"choices.{number}") for number, text in enumerate(body.choices))
-            engine.checks.query(body.input, "input", longest)
-
-        async def work() -> Any:
-            await engine.checks.aside(check)
-            id, adaptation = await resolve(engine, body.adaptation, "adaptation")
-            row = Row(body.input, adaptation, choices=body.choices)
-            key = (adaptation is not None, body.normalisation)
-            (scores,) = await results(engine, [Job("score", key, row, task=id, weight=len(body.choices))])
-            return schemas.ScoreOut(scores=scores, best=max(range(len(scores)), key=scores.__getitem__))
-
-        return await within(request, settings.time_limit, work())
 
 
 def _shown(record: Record) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from hart.serving.settings import (
     MAX_DEMONSTRATIONS,
     MAX_INPUTS,
     MAX_NEW_TOKENS,
+    MAX_SCORES,
     MAX_TEMPERATURE,
     MIN_TEMPERATURE,
 )
@@ -96,8 +97,8 @@ class TaskIn(Request):
         return Task(self.definition, [each.model_dump() for each in self.demonstrations])
 
 
-TAGS = ("as-id", "as-task", "as-list", "as-text")
-"""What the forms of `adaptation` and `prompt` are called in pydantic's messages."""
+TAGS = ("as-id", "as-task", "as-list", "as-text", "as-each")
+"""What the forms of `adaptation`, `prompt`, `stop` and `choices` are called in pydantic's messages."""
 
 
 def _form(given: Any) -> str:
@@ -109,6 +110,16 @@ _Id: TypeAlias = Annotated[Id, Tag(TAGS[0])]
 _Task: TypeAlias = Annotated[TaskIn, Tag(TAGS[1])]
 Adapted: TypeAlias = Annotated[_Id | _Task, Discriminator(_form), Field(description="an id, or a task given in full")]
 _Each: TypeAlias = Annotated[list[Adapted], Tag(TAGS[2]), Field(min_length=1, max_length=MAX_INPUTS)]
+EachAdapted: TypeAlias = Annotated[
+    Annotated[_Id | _Task | _Each, Discriminator(_form)] | None,
+    Field(description="one for all inputs, or one for each; null asks the un-adapted base"),
+]
+
+
+def check_each(given: Any, inputs: list[str]) -> None:
+    """Raise `ValueError` unless adaptations are one for all inputs, or one for each."""
+    if isinstance(given, list) and len(given) not in (1, len(inputs)):
+        raise ValueError(f"adaptation: {len(given)} for {len(inputs)} inputs; give one, or one each")
 
 
 NewTokens: TypeAlias = Annotated[
@@ -135,22 +146,55 @@ class Sampling(Request):
 
 class GenerateIn(Sampling):
     inputs: list[Text] = Field(min_length=1, max_length=MAX_INPUTS, description="queries")
-    adaptation: Annotated[_Id | _Task | _Each, Discriminator(_form)] | None = Field(
-        None, description="one for all inputs, or one for each; null asks the un-adapted base"
-    )
+    adaptation: EachAdapted = None
     max_new_tokens: NewTokens = None
     num_beams: Integer = Field(1, ge=1, le=MAX_BEAMS)
     stream: bool = Field(False, description="server-sent events, one input and no beams")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if isinstance(self.adaptation, list) and len(self.adaptation) not in (1, len(self.inputs)):
-            raise ValueError(f"adaptation: {len(self.adaptation)} for {len(self.inputs)} inputs; give one, or one each")
+        check_each(self.adaptation, self.inputs)
         if self.num_beams > 1 and self.temperature > 0:
             raise ValueError("num_beams: beams are searched without a temperature; set one of the two")
         if self.stream and (len(self.inputs) > 1 or self.num_beams > 1):
             raise ValueError("stream: give one input, and no beams")
         return self
+
+
+def _form_of_choices(given: Any) -> str:
+    return TAGS[4] if isinstance(given, list) and given and isinstance(given[0], list) else TAGS[2]
+
+
+_Choices: TypeAlias = Annotated[list[Text], Field(min_length=2, max_length=MAX_CHOICES)]
+_ChoicesOfEach: TypeAlias = Annotated[list[_Choices], Tag(TAGS[4]), Field(max_length=MAX_INPUTS)]
+
+
+class ClassifyIn(Request):
+    inputs: list[Text] = Field(min_length=1, max_length=MAX_INPUTS, description="queries")
+    choices: Annotated[
+        Annotated[_Choices, Tag(TAGS[2])] | _ChoicesOfEach,
+        Discriminator(_form_of_choices),
+        Field(description=f"for all inputs, or a list for each; at most {MAX_SCORES} in all, counted for each input"),
+    ]
+    adaptation: EachAdapted = None
+    normalisation: Normalisation = Field("sum", description="of the log-probabilities of a choice's tokens")
+    calibrate: bool = Field(False, description="subtract the scores of the same choices for a query without content")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        check_each(self.adaptation, self.inputs)
+        each = self.choices_of_each
+        if len(each) != len(self.inputs):
+            raise ValueError(f"choices: lists for {len(each)} of {len(self.inputs)} inputs; give one list, or one each")
+        count = sum(map(len, each))
+        if count > MAX_SCORES:
+            raise ValueError(f"choices: {count} over all inputs, at most {MAX_SCORES} in a request; send fewer inputs")
+        return self
+
+    @property
+    def choices_of_each(self) -> list[list[str]]:
+        """The choices of each input."""
+        return self.choices if isinstance(self.choices[0], list) else [self.choices] * len(self.inputs)
 
 
 class ScoreIn(Request):
@@ -190,6 +234,16 @@ class GenerateOut(Model):
 class ScoreOut(Model):
     scores: list[float] = Field(description="log-probabilities in nats, in the order of the choices")
     best: int = Field(description="index of the highest, of equal ones the first")
+
+
+class ClassificationOut(Model):
+    choice: str = Field(description="the most probable one, of equal ones the first")
+    probabilities: dict[str, float] = Field(description="of all choices, in their order; they add up to 1")
+
+
+class ClassifyOut(Model):
+    classifications: list[ClassificationOut] = Field(description="in the order of the inputs")
+    seconds: float = Field(description="waiting included")
 
 
 class ErrorBody(Model):

@@ -11,6 +11,9 @@ BODY_SECONDS = 15.0
 """In which a request's body must arrive."""
 
 MAX_INPUTS, MAX_CHOICES, MAX_DEMONSTRATIONS = 64, 64, 64
+MAX_SCORES = 1024
+"""Of one request: its inputs times their choices."""
+
 MAX_CHARACTERS = 50_000
 """Of one text; tokens are counted after it."""
 

@@ -10,8 +10,9 @@ from fastapi.responses import StreamingResponse
 from hart.model.adaptation import Adaptation
 from hart.model.answering import Answer
 from hart.serving.batching import Job
-from hart.serving.engine import Engine, Options, Query
+from hart.serving.engine import Engine
 from hart.serving.guard import error_body
+from hart.serving.running import Options, Query
 
 
 class Stream:
