@@ -20,6 +20,7 @@ from .test_chat import LORA, TEMPLATE
 
 QUERIES = ["one 1", "the cat sat and one", "two 3"]
 CHOICES = ["one", "the cat two", "3"]
+NUMBERS = [str(number) for number in range(32)]
 OWN = [["one", "two"], CHOICES, ["mat", "the cat"]]
 
 
@@ -108,7 +109,7 @@ def test_requests_of_several_tasks_share_a_batch(client: TestClient, model: Hart
         ({"choices": ["a", ["a", "b"]]}, "choices.1: Input should be a valid string"),
         ({"choices": ["a", "cat " * 100]}, "choices.1: has "),
         ({"choices": [str(n) for n in range(65)]}, "choices: List should have at most 64"),
-        ({"inputs": ["one"] * 33, "choices": [str(n) for n in range(32)]}, f"choices: 1056 over all inputs, at most {MAX_SCORES}"),
+        ({"inputs": ["one"] * 33, "choices": NUMBERS}, f"choices: 1056 over all inputs, at most {MAX_SCORES}"),
         ({"inputs": ["one", "cat " * 100, "two"]}, "inputs.1: has "),
         ({"adaptation": ["0" * 64] * 2}, "adaptation: 2 for 3 inputs"),
         ({"normalisation": "most"}, "normalisation"),

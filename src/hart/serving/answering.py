@@ -43,6 +43,8 @@ def options(engine: Engine, body: schemas.Sampling, max_new_tokens: int | None, 
         max_new_tokens or engine.form.max_target_length,
         temperature=body.temperature,
         top_p=body.top_p if body.temperature > 0 else 1.0,
+        stop=body.stops,
+        seed=body.seed if body.temperature > 0 else None,
         **more,
     )
 

@@ -94,7 +94,8 @@ class Client:
         Args:
             adaptation: what `adapt` gave, an id, or a task, one for all queries or one for each; None asks the
                 un-adapted base.
-            options: `max_new_tokens`, `num_beams`, `temperature`, `top_p`.
+            options: `max_new_tokens`, `num_beams`, `temperature`, `top_p`, `stop` (a text or up to four,
+                before the first of which an answer ends), `seed` (of sampling).
         """
         texts = [queries] if isinstance(queries, str) else list(queries)
         if not texts:
@@ -104,7 +105,7 @@ class Client:
         return outputs
 
     def stream(self, query: str, adaptation: Adapted | None = None, **options: Any) -> Iterator[str]:
-        """The answer to one query, piece by piece as it is generated."""
+        """The answer to one query, piece by piece as it is generated; options as for `generate`, but for beams."""
         body = {"inputs": [query], "adaptation": _reference(adaptation), "stream": True, **options}
         try:
             with self._http.stream("POST", "/v1/generate", **_json(body)) as reply:

@@ -28,8 +28,7 @@ def add_openai(app: FastAPI, engine: Engine, settings: Settings) -> None:
         where: str,
         form: Completion | ChatCompletion,
     ) -> Any:
-        seed = body.seed if body.temperature > 0 else None
-        how = options(engine, body, body.new_tokens, stop=body.stops, seed=seed)
+        how = options(engine, body, body.new_tokens)
 
         async def work() -> Any:
             await check_queries(engine, texts, how, where)

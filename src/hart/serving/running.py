@@ -79,7 +79,8 @@ class Runner:
         more: dict[str, Any] = options._asdict()
         stop, seed = more.pop("stop"), more.pop("seed")
         more |= {"stopping_criteria": [_Abandoned(batch)], "batch_size": len(batch)}
-        if stop:
+        # A search goes on behind a stop sequence, as without one: of its answer the text is cut.
+        if stop and options.num_beams == 1:
             more["stopping_criteria"].append(StopRows(main.tokenizer, stop))
         if queries[0].emit is not None:
             more["streamer"] = _Stream(main.tokenizer, HoldBack(stop, queries[0].emit))

@@ -26,6 +26,8 @@ from hart.serving.settings import (
     MAX_INPUTS,
     MAX_NEW_TOKENS,
     MAX_SCORES,
+    MAX_STOP_CHARACTERS,
+    MAX_STOPS,
     MAX_TEMPERATURE,
     MIN_TEMPERATURE,
 )
@@ -127,9 +129,28 @@ NewTokens: TypeAlias = Annotated[
 ]
 
 
+def text_form(given: Any) -> str:
+    """Whether a list was meant or a text, so that a mistake is told as one of that form alone."""
+    return TAGS[2] if isinstance(given, list) else TAGS[3]
+
+
+_StopText: TypeAlias = Annotated[str, StringConstraints(max_length=MAX_STOP_CHARACTERS)]
+Stop: TypeAlias = Annotated[
+    Annotated[_StopText, Tag(TAGS[3])] | Annotated[list[_StopText], Tag(TAGS[2]), Field(max_length=MAX_STOPS)],
+    Discriminator(text_form),
+    Field(description="texts before the first of which an answer ends; empty ones end nothing"),
+]
+
+
 class Sampling(Request):
+    """How answers are generated, with whatever form they are asked for."""
+
     temperature: Float = Field(0.0, ge=0.0, le=MAX_TEMPERATURE, description="0 takes the likeliest token")
     top_p: Float = Field(1.0, ge=0.01, le=1.0, description="of sampling, so only with a temperature")
+    stop: Stop = ""
+    seed: Integer | None = Field(
+        None, ge=-(2**63), lt=2**63, description="of sampling: the same request then has the same answer"
+    )
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -138,6 +159,12 @@ class Sampling(Request):
         if self.top_p < 1 and self.temperature == 0 and self.top_p_counts():
             raise ValueError("top_p: acts only with a temperature; set one above 0, or leave top_p out")
         return self
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """In an order that does not depend on how they were listed, so that equal ones share batches."""
+        given = [self.stop] if isinstance(self.stop, str) else self.stop
+        return tuple(sorted({text for text in given if text}))
 
     def top_p_counts(self) -> bool:
         """Whether a top_p without temperature is a mistake."""
