@@ -7,11 +7,15 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+from transformers import AutoTokenizer
 
 from hart import Client, HartError, HartModel
+from hart.data.input_format import InputFormat
 from hart.model.adaptation import Adaptation
+from hart.model.bundled import resolve_base
 from hart.model.classifying import CONTENT_FREE, classify
 from hart.serving.app import create_app
+from hart.serving.checks import Checks
 from hart.serving.settings import MAX_SCORES, Settings
 from hart.serving.store import Store
 
@@ -103,7 +107,6 @@ def test_requests_of_several_tasks_share_a_batch(client: TestClient, model: Hart
         ({"choices": ["one", " "]}, "choices.1"),
         ({"choices": ["one", " One"]}, "choices: the choices 'one' and ' One' read the same"),
         ({"choices": [["a", "b"], ["\uff41", "b"], ["ﬁ", "fi"]]}, "choices.2: the choices 'ﬁ' and 'fi' read the same"),
-        ({"choices": ["☃", "☄"]}, "choices: the choices '☃' and '☄' are the same tokens to this model"),
         ({"choices": [["a", "b"]] * 2}, "choices: lists for 2 of 3 inputs"),
         ({"choices": [["a", "b"], "a", ["a", "b"]]}, "choices.1: Input should be a valid list"),
         ({"choices": ["a", ["a", "b"]]}, "choices.1: Input should be a valid string"),
@@ -119,6 +122,16 @@ def test_requests_of_several_tasks_share_a_batch(client: TestClient, model: Hart
 def test_mistakes_are_named(change: dict[str, Any], told: str, client: TestClient) -> None:
     reply = client.post("/v1/classify", json={"inputs": QUERIES, "choices": CHOICES} | change)
     assert said(reply, 422).startswith(told)
+
+
+def test_choices_that_are_the_same_tokens_are_refused() -> None:
+    """As where a vocabulary has neither of their scripts."""
+    tokenizer = AutoTokenizer.from_pretrained(resolve_base("mini-base"))
+    checks = Checks(tokenizer, tokenizer, InputFormat())
+    assert checks.classes([" one", "two three "], "choices")[0] == ["one", "two three"]
+    with pytest.raises(HartError, match="choices.3: the choices '☃' and '☄' are the same tokens to this model"):
+        checks.classes(["☃", "☄"], "choices.3")
+    checks.close()
 
 
 def test_the_client_has_the_signature_of_the_local_model(folder: Path, model: HartModel, tmp_path: Path) -> None:

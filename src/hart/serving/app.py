@@ -109,6 +109,7 @@ def _add_page(app: FastAPI) -> None:
     serve("/base.css", "base.css", "text/css")
     serve("/page.css", "page.css", "text/css")
     serve("/page.js", "page.js", "text/javascript")
+    serve("/examples.js", "examples.js", "text/javascript")
 
     @app.get("/docs", include_in_schema=False)
     async def described() -> Response:
