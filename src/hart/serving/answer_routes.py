@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, Request
 
 from hart.serving import schemas
 from hart.serving.answering import (
@@ -24,7 +24,7 @@ from hart.serving.settings import Settings
 from hart.serving.streaming import Stream, start_stream
 
 
-def add_answers(app: FastAPI, engine: Engine, settings: Settings) -> None:
+def add_answers(app: APIRouter, engine: Engine, settings: Settings) -> None:
     missing: dict[int | str, dict[str, Any]] = {404: {"model": schemas.ErrorOut}}
 
     @app.post("/v1/generate", response_model=schemas.GenerateOut, responses=STREAMS)

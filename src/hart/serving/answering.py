@@ -9,6 +9,7 @@ from fastapi import Request, Response
 from hart.model.adaptation import Adaptation
 from hart.model.answering import Answer
 from hart.serving import schemas
+from hart.serving.access import exchange
 from hart.serving.batching import Job
 from hart.serving.engine import Engine
 from hart.serving.refusals import Refused
@@ -28,14 +29,36 @@ async def resolve(engine: Engine, given: str | schemas.TaskIn | None, where: str
     if given is None:
         return None, None
     if isinstance(given, str):
-        found = await engine.find(given)
+        id = await full_id(engine, given, where)
+        found = await engine.find(id)
         if found is None:
             raise unknown(given, where)
-        return given, found
+        _note(id)
+        return id, found
     task = given.to_task()
     await engine.checks.aside(engine.checks.task, task)
     adapted = await engine.adapt(task)
+    _note(adapted.id)
     return adapted.id, adapted.adaptation
+
+
+async def full_id(engine: Engine, given: str, where: str) -> str:
+    """The id that begins with what was given, or that itself where none does.
+
+    Raises:
+        Refused: several do.
+    """
+    found = await engine.ids(given)
+    if len(found) > 1:
+        told = f"{where}: several adaptations have ids that begin with {given}; give more of its digits"
+        raise Refused(422, told, "invalid_request", where)
+    return found[0] if found else given
+
+
+def _note(id: str) -> None:
+    tasks = exchange().tasks
+    if id not in tasks:
+        tasks.append(id)
 
 
 def options(engine: Engine, body: schemas.Sampling, max_new_tokens: int | None, **more: Any) -> Options:
@@ -86,7 +109,9 @@ async def generate_all(engine: Engine, texts: Sequence[str], adapted: Sequence[A
         Job("generate", (adaptation is not None, how), Query(text, adaptation), task=id, alone=how.seed is not None)
         for text, (id, adaptation) in zip(texts, adapted, strict=True)
     ]
-    return await results(engine, jobs)
+    answers: list[Answer] = await results(engine, jobs)
+    engine.count(answers)
+    return answers
 
 
 async def results(engine: Engine, jobs: Sequence[Job]) -> list[Any]:

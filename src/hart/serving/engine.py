@@ -14,8 +14,10 @@ from weakref import WeakValueDictionary
 from hart.data.tasks import Task
 from hart.errors import HartError
 from hart.model.adaptation import Adaptation
+from hart.model.answering import Answer
 from hart.model.hart_model import HartModel
 from hart.runtime.identity import peft_digest, tokenizer_digest
+from hart.serving.access import exchange
 from hart.serving.batching import Batcher, Job, Stopped
 from hart.serving.checks import Checks
 from hart.serving.metrics import Metrics
@@ -93,6 +95,18 @@ class Engine:
             raise Stopped("the application was not started; an application that mounts this one must run its lifespan")
         if not self.batcher.alive:
             raise Stopped("the model's thread has ended")
+
+    def check_ready(self) -> None:
+        """Raise `Stopped` unless a request would be taken now."""
+        self.check_running()
+        assert self.batcher is not None
+        self.batcher.check_ready()
+
+    def count(self, answers: Sequence[Answer]) -> None:
+        """Take note of the tokens of answers, for the counters and for the log."""
+        exchange().count(answers)
+        self._metrics.tokens_in.inc(sum(each.query_tokens for each in answers))
+        self._metrics.tokens_out.inc(sum(each.tokens for each in answers))
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """`Batcher.submit`; raises `Stopped` too where there is none."""
@@ -208,6 +222,14 @@ class Engine:
                 works = False
             self._store_seen = (time.monotonic(), works)
         return works
+
+    async def ids(self, prefix: str) -> list[str]:
+        """The ids of this model's adaptations that begin so, two of them at most; a whole id is taken as it is."""
+        if len(prefix) == 64:
+            return [prefix]
+        found = set(await self._from_store(self.store.ids, prefix, self.fingerprint))
+        found.update(id for id in self._memory if id.startswith(prefix))
+        return sorted(found)[:2]
 
     async def records(self, limit: int, offset: int) -> list[Record]:
         """What this model has adapted to, the last used first."""

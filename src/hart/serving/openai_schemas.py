@@ -24,7 +24,7 @@ from hart.serving.settings import MAX_CHARACTERS, MAX_INPUTS
 BASE = "base"
 """What the un-adapted base is called where the id of an adaptation is expected."""
 
-_MODEL = rf"^({BASE}|[0-9a-f]{{64}})$"
+_MODEL = rf"^({BASE}|[0-9a-f]{{8,64}})$"
 
 
 def _model_name(given: str) -> str:

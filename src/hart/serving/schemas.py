@@ -36,8 +36,8 @@ Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CHARACTERS,
 MaybeEmpty = Annotated[str, StringConstraints(max_length=MAX_CHARACTERS)]
 Id = Annotated[
     str,
-    StringConstraints(pattern=r"^[0-9a-f]{64}$", min_length=64, max_length=64),
-    Field(description="id of an adaptation, 64 hexadecimal digits", examples=["0" * 64]),
+    StringConstraints(pattern=r"^[0-9a-f]{8,64}$", min_length=8, max_length=64),
+    Field(description="id of an adaptation, 64 hexadecimal digits, or its first ones, at least 8", examples=["0" * 64]),
 ]
 
 
@@ -282,6 +282,10 @@ class ErrorBody(Model):
 
 class ErrorOut(Model):
     error: ErrorBody
+
+
+class State(Model):
+    status: Literal["ok"] = "ok"
 
 
 class Health(Model):
