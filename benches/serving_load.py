@@ -64,7 +64,19 @@ class Server:
 
     def __init__(self, model: str, *options: str) -> None:
         self._folder = tempfile.TemporaryDirectory()
-        words = ["-m", "hart", "serve", model, "--port", "0", "--store", self._folder.name, *options]
+        words = [
+            "-m",
+            "hart",
+            "serve",
+            model,
+            "--port",
+            "0",
+            "--store",
+            self._folder.name,
+            "--access-log",
+            "off",
+            *options,
+        ]
         self.process = subprocess.Popen(
             [sys.executable, *words],
             stdout=subprocess.PIPE,

@@ -16,6 +16,7 @@ from tokenizers import Regex, normalizers
 from hart import HartModel, Task
 from hart.model.export import unbundle
 from hart.serving import engine as engine_module
+from hart.serving import running as running_module
 from hart.serving.app import create_app
 from hart.serving.store import Store
 from hart.training.config import DataConfig, ModelConfig
@@ -259,14 +260,14 @@ def test_the_time_limit_ends_the_work(
     client = serve(time_limit=4.0)
     id = adapt(client, 1)
     steps = []
-    call = engine_module._Abandoned.__call__
+    call = running_module._Abandoned.__call__
 
     def slow(self: Any, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
         time.sleep(0.1)
         steps.append(1)
         return call(self, input_ids, scores, **kwargs)
 
-    monkeypatch.setattr(engine_module._Abandoned, "__call__", slow)
+    monkeypatch.setattr(running_module._Abandoned, "__call__", slow)
     monkeypatch.setattr(model.main.model.generation_config, "eos_token_id", None)
     reply = client.post("/v1/generate", json={"inputs": ["one"], "adaptation": id, "max_new_tokens": 500})
     assert "within 4 s" in said(reply, 504)

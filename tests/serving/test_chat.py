@@ -13,6 +13,7 @@ from hart import HartModel
 from hart.model.answering import Answer
 from hart.serving.app import create_app
 from hart.serving.settings import Settings
+from hart.serving.stopping import find_stop
 from hart.serving.store import Store
 
 from .conftest import adapt, said, saved, task
@@ -280,6 +281,52 @@ def test_a_seed_decides_what_is_sampled(client: TestClient, model: HartModel, id
     body = {"model": id, "prompt": QUERIES, "seed": 7, **how}
     choices = client.post("/v1/completions", json=body).json()["choices"]
     assert [each["text"] for each in choices] == [expected(7, query) for query in QUERIES]
+
+
+def generated(client: TestClient, **fields: Any) -> list[str]:
+    reply = client.post("/v1/generate", json={"inputs": QUERIES, "max_new_tokens": 24, **fields})
+    assert reply.status_code == 200, reply.text
+    if not fields.get("stream"):
+        return reply.json()["outputs"]
+    *pieces, last = events(reply)
+    # Of two spaces that two tokens of random text have, transformers' streamer may leave one out.
+    assert "".join(each["text"] for each in pieces).split() == last["output"].split()
+    return [last["output"]]
+
+
+def test_stop_sequences_of_generate(client: TestClient, model: HartModel, id: str) -> None:
+    """With tasks mixed, beams and streams: the local answer, cut."""
+    ids = [id, adapt(client, 2), adapt(client, 3)]
+    local = [model.adapt(task(number)) for number in (1, 2, 3)]
+    for beams in (1, 3):
+        whole = [
+            model.generate(query, own, max_new_tokens=24, num_beams=beams)[0]
+            for query, own in zip(QUERIES, local, strict=True)
+        ]
+        for stop in (whole[0][2:4], [whole[0][2:4], whole[2][-3:], ""], []):
+            marks = [each for each in ([stop] if isinstance(stop, str) else stop) if each]
+            expected = [text[: find_stop(text, marks)] for text in whole]
+            assert generated(client, adaptation=ids, stop=stop, num_beams=beams) == expected
+            if beams == 1:
+                assert generated(client, inputs=QUERIES[:1], adaptation=id, stop=stop, stream=True) == expected[:1]
+            assert (expected != whole) == bool(stop)
+
+
+def test_a_seed_of_generate(client: TestClient, model: HartModel, id: str) -> None:
+    how = {"temperature": 2.0, "top_p": 0.99, "max_new_tokens": 24}
+    expected = []
+    for query in QUERIES:
+        with torch.random.fork_rng():
+            torch.manual_seed(7)
+            expected += model.generate(query, model.adapt(task(1)), **how)
+    assert generated(client, adaptation=id, seed=7, **how) == expected
+    assert generated(client, adaptation=id, seed=7, stream=True, **{**how, "inputs": QUERIES[1:2]}) == expected[1:2]
+    stop = expected[0][3:5]
+    assert generated(client, adaptation=id, seed=7, stop=stop, **how) == [text.split(stop)[0] for text in expected]
+    assert generated(client, adaptation=id, seed=8, **how) != expected
+    assert generated(client, adaptation=id, seed=7) == generated(client, adaptation=id)
+    for field, wrong in (("seed", 2**63), ("seed", True), ("stop", ["a"] * 5), ("stop", 3), ("stop", "a" * 1001)):
+        assert field in said(client.post("/v1/generate", json={"inputs": ["one"], field: wrong}), 422)
 
 
 def test_models_lists_what_can_be_named(client: TestClient, id: str) -> None:

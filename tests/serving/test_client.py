@@ -42,6 +42,11 @@ def test_the_methods_of_the_local_model(remote: Client, model: HartModel) -> Non
         for given in (adapted, adapted.id, adapted.task):
             assert remote.generate(QUERIES, given) == expected
         assert "".join(remote.stream(QUERIES[0], adapted)) == expected[0]
+        cut = {"stop": [expected[0][2:4]]}
+        assert remote.generate(QUERIES[0], adapted, **cut) == [expected[0].split(*cut["stop"])[0]]
+        assert "".join(remote.stream(QUERIES[0], adapted, **cut)) == expected[0].split(*cut["stop"])[0]
+        drawn = {"temperature": 2.0, "seed": 3}
+        assert "".join(remote.stream(QUERIES[0], adapted, **drawn)) == remote.generate(QUERIES[0], adapted, **drawn)[0]
         scores = remote.score(QUERIES[0], ["one", "two"], adapted)
         assert scores == pytest.approx(model.score(QUERIES[0], ["one", "two"], local), abs=1e-4)
     mixed = remote.generate(QUERIES, [there[0], task(1), there[2].id])

@@ -35,7 +35,7 @@ def test_the_token(serve: Callable[..., TestClient]) -> None:
         for wrong in ("sesame", "Basic sesame", "Bearersesame", "Bearer", "Bearer ", "Bearer sesame sesame"):
             assert client.get(path, headers={"Authorization": wrong}).status_code == 401
         assert client.get(path, headers=[(b"Authorization", b"Bearer \xff")]).status_code == 401
-    for path in ("/", "/page.js", "/base.css", "/page.css", "/health", "/docs", "/openapi.json"):
+    for path in ("/", "/page.js", "/examples.js", "/base.css", "/page.css", "/health", "/docs", "/openapi.json"):
         assert client.get(path).status_code == 200
 
 
@@ -106,7 +106,7 @@ def test_names_of_other_hosts(serve: Callable[..., TestClient]) -> None:
 
 
 def test_pages_and_headers(client: TestClient) -> None:
-    for path in ("/", "/page.js", "/base.css", "/page.css"):
+    for path in ("/", "/page.js", "/examples.js", "/base.css", "/page.css"):
         policy = client.get(path).headers["content-security-policy"]
         assert policy.startswith("default-src 'none'") and "unsafe" not in policy and "http" not in policy
     docs = client.get("/docs")

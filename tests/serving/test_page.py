@@ -1,5 +1,9 @@
 """The page in Chromium: adapt, ask, download, by keyboard, narrow. Skipped without a browser, in the CI a failure."""
 
+import json
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +14,7 @@ from selenium import webdriver
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
+from hart import Client
 from hart.model.export import unbundle
 
 from .conftest import running
@@ -45,7 +50,7 @@ def test_adapt_ask_and_download(browser: Any, address: str, width: int, tmp_path
     browser.find_element("id", "adapt").click()
     until(browser, lambda: "in one forward pass of" in text(browser, "adapted"))
     for query in ("dog grape saw lime", "plum lion hat banana"):
-        field = browser.find_element("id", "query")
+        field = browser.find_element("id", "queries")
         field.clear()
         field.send_keys(query)
         browser.find_element("id", "send").click()
@@ -58,6 +63,83 @@ def test_adapt_ask_and_download(browser: Any, address: str, width: int, tmp_path
     assert unbundle(packed.read_bytes()).tasks[0]["Definition"][0].startswith("You are given a list of words.")
     assert browser.execute_script(WIDER_THAN_ITS_CARD) == []
     shoot(browser, f"page_{width}.png", width)
+
+
+NAMES = (
+    "Only the fruits",
+    "How many are no animals? (with choices)",
+    "The opposite of the last",
+    "Who gave, and to whom",
+    "The first number above ten",
+    "Everybody's fruit, first and last exchanged",
+    "The first in brackets",
+)
+ANSWERS = (
+    ["plum banana done", "grape lime done"],
+    ["two", "three"],
+    ["rich", "closed"],
+    ["Mark Tom done"],
+    ["fifteen", "thirteen"],
+    ["banana cherry berry"],
+    ["pilot", "yellow"],
+)
+
+
+def test_examples_of_several_families_are_answered_right(browser: Any, address: str) -> None:
+    """Each with all of its queries at once, in their order; with choices the bars say the same."""
+    browser.get(address)
+    until(browser, lambda: "mini" in text(browser, "model"))
+    options = Select(browser.find_element("id", "example"))
+    assert tuple(option.text for option in options.options[1:]) == NAMES
+    for name, expected in zip(NAMES, ANSWERS, strict=True):
+        options.select_by_visible_text(name)
+        browser.find_element("id", "adapt").click()
+        until(browser, lambda: browser.find_element("id", "send").is_enabled())
+        count = len(browser.find_elements("css selector", "#answers li"))
+        browser.find_element("id", "send").click()
+        until(browser, lambda: len(browser.find_elements("css selector", "#answers li")) == count + len(expected))  # noqa: B023
+        found = browser.find_elements("css selector", "#answers .with")[: len(expected)]
+        if "choices" in name:
+            found = [each.find_element("css selector", ".chosen .choice") for each in found]
+        assert [each.text for each in found] == expected
+    bars = browser.find_elements("css selector", "#answers dl:has(meter) .with")[0]
+    values = [float(each.get_attribute("value")) for each in bars.find_elements("css selector", "meter")]
+    assert sum(values) == pytest.approx(1, abs=1e-6) and max(values) == values[1]
+    browser.find_element("id", "choices").clear()
+    browser.find_element("id", "choices").send_keys("one")
+    browser.find_element("id", "send").click()
+    until(browser, lambda: "at least two choices" in text(browser, "ask-problem"))
+
+
+@pytest.mark.parametrize("choices", ["", 'one, it\'s "two", three'])
+def test_the_question_as_code(browser: Any, address: str, choices: str) -> None:
+    """What is copied is run, and gives what the server answers."""
+    browser.get(address)
+    until(browser, lambda: "mini" in text(browser, "model"))
+    Select(browser.find_element("id", "example")).select_by_index(2)
+    browser.find_element("id", "adapt").click()
+    until(browser, lambda: browser.find_element("id", "send").is_enabled())
+    field = browser.find_element("id", "choices")
+    field.clear()
+    field.send_keys(choices)
+    queries = ["belt dog boat sheep", "frog judge violin pear sheep"]
+    with Client(address) as client:
+        id = client.adaptations(limit=1)[0]["id"]
+        own = [each.strip() for each in choices.split(",")]
+        expected = client.classify(queries, own, id) if choices else client.generate(queries, id)
+    browser.find_element("id", "python").click()
+    until(browser, lambda: "import Client" in text(browser, "code"))
+    done = subprocess.run([sys.executable, "-c", text(browser, "code")], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(expected)
+    browser.find_element("id", "curl").click()
+    until(browser, lambda: "curl" in text(browser, "code"))
+    words = shlex.split(text(browser, "code"))
+    assert words[0] == "curl" and json.loads(words[-1]) == {
+        "inputs": queries,
+        "adaptation": id,
+        **({"choices": own} if choices else {}),
+    }
+    assert words[2] == f"{address}/v1/{'classify' if choices else 'generate'}"
 
 
 def press(browser: Any, *keys: str) -> None:
@@ -96,8 +178,9 @@ def test_by_keyboard_alone(browser: Any, address: str) -> None:
     press(browser, "truck cherry grape", Keys.TAB, "cherry grape done")
     tab_to(browser, "adapt")
     press(browser, Keys.ENTER)
-    until(browser, lambda: focused(browser) == "query")
-    press(browser, "lion plum hat", Keys.ENTER)
+    until(browser, lambda: focused(browser) == "queries")
+    press(browser, "lion plum hat")
+    webdriver.ActionChains(browser).key_down(Keys.CONTROL).send_keys(Keys.ENTER).key_up(Keys.CONTROL).perform()
     until(browser, lambda: "plum done" in text(browser, "answers"))
     tab_to(browser, "download")
     # A changed task must be adapted to again.

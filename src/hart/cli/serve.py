@@ -4,6 +4,8 @@ import argparse
 import os
 import signal
 import socket
+import stat
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +37,11 @@ examples:
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=_port, default=8000, help="0 takes a free one (default: %(default)s)")
-    parser.add_argument(
+    tokens = parser.add_mutually_exclusive_group()
+    tokens.add_argument(
         "--token", type=text, help="what clients must bring as bearer token (default: HART_TOKEN, or none)"
     )
+    tokens.add_argument("--token-file", metavar="F", type=Path, help="file that holds the token, and nothing else")
     parser.add_argument("--store", metavar="DIR", type=Path, help="where adaptations are kept (default: in HART_CACHE)")
     parser.add_argument(
         "--store-size", metavar="MIB", type=positive, default=2048, help="limit of the store (default: %(default)s MiB)"
@@ -59,6 +63,22 @@ examples:
         "--time-limit", metavar="S", type=_number, default=60, help="for one request (default: %(default)s s)"
     )
     parser.add_argument("--no-mixing", action="store_true", help="one task per batch, to measure what mixing gains")
+    parser.add_argument(
+        "--access-log",
+        choices=("off", "text", "json"),
+        default="text",
+        help="a line for each request on standard output, never with a text of it (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--cors-origin",
+        metavar="ORIGIN",
+        action="append",
+        default=[],
+        help="let pages of that site, https://name:port, use the server; * for all; repeat it (default: none)",
+    )
+    parser.add_argument(
+        "--root-path", metavar="PATH", type=_root, default="", help="prefix of paths that a proxy takes away, as /hart"
+    )
     add_base(parser)
     add_device(parser)
     add_dtype(parser)
@@ -67,11 +87,13 @@ examples:
 
 def run(args: argparse.Namespace) -> None:
     from hart.model.hart_model import HartModel
+    from hart.serving.access import write_lines
     from hart.serving.app import create_app
     from hart.serving.settings import Settings
     from hart.serving.store import Store
 
-    token = args.token or os.environ.get("HART_TOKEN") or None
+    kept = None if args.token_file is None else _read_token(args.token_file)
+    token = args.token or kept or os.environ.get("HART_TOKEN") or None
     loopback = args.host in LOOPBACK
     settings = Settings(
         max_batch=args.max_batch,
@@ -81,6 +103,7 @@ def run(args: argparse.Namespace) -> None:
         mixing=not args.no_mixing,
         token=token,
         loopback=loopback,
+        cors_origins=tuple(args.cors_origin),
     )
     # Before the model is loaded, which may take long.
     listener = _listen(args.host, args.port)
@@ -88,9 +111,31 @@ def run(args: argparse.Namespace) -> None:
     model = HartModel.from_pretrained(args.model, base=args.base, dtype=args.dtype, device=select_device(args.device))
     if not loopback and token is None:
         tell(f"hart: warning: whoever reaches {args.host} can use this server and read its tasks; set --token")
+    if token is None and "*" in args.cors_origin:
+        tell("hart: warning: pages of any site can use this server and read its tasks; set --token")
     address = f"[{args.host}]" if ":" in args.host else args.host
-    say(f"serving {args.model} on http://{address}:{listener.getsockname()[1]} (Ctrl-C ends)")
-    _serve(create_app(model, store, settings), listener, settings.time_limit)
+    say(
+        f"serving {args.model} on http://{address}:{listener.getsockname()[1]}{args.root_path} (Ctrl-C ends); "
+        f"{model.main.name}, {model.device}, {str(model.main.model.dtype).removeprefix('torch.')}; "
+        f"{args.max_batch} rows a batch, {args.max_queue} waiting, {args.time_limit:g} s a request; "
+        f"store {store.folder}, {args.store_size} MiB"
+    )
+    write_lines(args.access_log, sys.stdout)
+    _serve(create_app(model, store, settings), listener, settings.time_limit, args.root_path)
+
+
+def _read_token(path: Path) -> str:
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+        open_to_all = path.stat().st_mode & stat.S_IROTH
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise HartError(f"--token-file: {path} cannot be read ({why})") from error
+    if not token or len(token.split()) != 1:
+        raise HartError(f"--token-file: {path} must hold the token in one line, without white space, and nothing else")
+    if open_to_all:
+        tell(f"hart: warning: all users of this machine can read the token in {path}; chmod 600 it")
+    return token
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -105,12 +150,14 @@ def _listen(host: str, port: int) -> socket.socket:
         raise HartError(f"--host {host} --port {port}: cannot listen there ({error.strerror or error})") from error
 
 
-def _serve(app: Any, listener: socket.socket, time_limit: float) -> None:
+def _serve(app: Any, listener: socket.socket, time_limit: float, root_path: str) -> None:
     import uvicorn
 
     config = uvicorn.Config(
         app,
         log_level="warning",
+        access_log=False,  # ours says more
+        root_path=root_path,
         # Requests that came in are answered within the time limit, or not at all.
         timeout_graceful_shutdown=int(time_limit) + 5,
         limit_concurrency=2048,
@@ -128,6 +175,12 @@ def _port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"must be a number from 0 to 65535, not '{text}'")
     return int(text)
+
+
+def _root(text: str) -> str:
+    if text and (not text.startswith("/") or text.endswith("/")):
+        raise argparse.ArgumentTypeError(f"must begin with / and not end with it, not '{text}'")
+    return text
 
 
 def _number(text: str) -> float:

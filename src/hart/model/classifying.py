@@ -8,33 +8,21 @@ Zhao et al. 2021, with W = diag(p_cf)⁻¹ and b = 0): what the model prefers wh
 
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from hart.data.input_format import InputFormat
 from hart.errors import HartError
 from hart.model.adaptation import Adaptation
 from hart.model.answering import limit
+from hart.model.classification import Classification
 from hart.model.main_model import MainModel
 from hart.model.scoring import Normalisation, score_choices
 
 CONTENT_FREE = "N/A"
 """The first of the content-free inputs of Zhao et al. (2021, §5)."""
-
-
-@dataclass(frozen=True)
-class Classification:
-    """The answer to one query.
-
-    Attributes:
-        choice: the most probable one, of equal ones the first.
-        probabilities: of each choice, in their order; they add up to 1.
-    """
-
-    choice: str
-    probabilities: dict[str, float]
 
 
 def check_classes(choices: Sequence[str], where: str) -> list[str]:
@@ -59,12 +47,14 @@ def check_classes(choices: Sequence[str], where: str) -> list[str]:
     return [choice.strip() for choice in choices]
 
 
-def check_tokens(main: MainModel, choices: Sequence[str], max_target_length: int, where: str) -> None:
+def check_tokens(
+    tokenizer: PreTrainedTokenizerBase, choices: Sequence[str], max_target_length: int, where: str
+) -> None:
     """Raise `HartError` if two choices are the same tokens, as where a vocabulary has neither of their scripts."""
     form = InputFormat(max_target_length=max_target_length)
     tokens: dict[tuple[int, ...], str] = {}
     for text in choices:
-        twin = tokens.setdefault(tuple(form.encode_target(main.tokenizer, text)), text)
+        twin = tokens.setdefault(tuple(form.encode_target(tokenizer, text)), text)
         if twin != text:
             raise HartError(
                 f"{where}: the choices {twin!r} and {text!r} are the same tokens to this model (of which it "
@@ -79,7 +69,7 @@ def classify(
     adaptation: Adaptation | None = None,
     *,
     calibrate: bool = False,
-    content_free: str = CONTENT_FREE,
+    content_free: str | list[int] = CONTENT_FREE,
     normalisation: Normalisation = "sum",
     max_target_length: int | None = None,
     **options: Any,
@@ -93,7 +83,7 @@ def classify(
         adaptation: as for `score_choices`.
         calibrate: subtract the scores for `content_free`: one query more for each entry of the adaptation with
             different choices.
-        content_free: a query that says nothing.
+        content_free: a query that says nothing, a text or its tokens.
         normalisation: of the scores: `sum`, the probability of the whole text, which is smaller for longer ones; or
             `mean` per token, which is no probability of a text, but does not prefer short ones.
         max_target_length, options: of `score_choices`.
@@ -118,7 +108,8 @@ def classify(
             if adaptation is not None and entries > 1
             else adaptation
         )
-        free = score_choices(main, [content_free] * len(distinct), [texts for _, texts in distinct], part, **scored)
+        asked: Any = [content_free] * len(distinct)
+        free = score_choices(main, asked, [texts for _, texts in distinct], part, **scored)
         prior = dict(zip(distinct, free, strict=True))
         scores = [[a - b for a, b in zip(row, prior[key], strict=True)] for row, key in zip(scores, keys, strict=True)]
     found = []
@@ -141,6 +132,6 @@ def _checked(
         if key not in known:
             where = f"query {number} of {len(choices)}"
             known[key] = check_classes(texts, where)
-            check_tokens(main, known[key], length, where)
+            check_tokens(main.tokenizer, known[key], length, where)
         checked.append(known[key])
     return checked

@@ -27,7 +27,8 @@ from hart.model import adapting
 from hart.model.adaptation import Adaptation
 from hart.model.answering import Answer
 from hart.model.base_checkpoint import load_base
-from hart.model.classifying import Classification, classify
+from hart.model.classification import Classification
+from hart.model.classifying import classify
 from hart.model.config import ModelConfig
 from hart.model.folder import MAIN_FOLDER, check_make, fetch, load_system, read_config, upload, write_folder
 from hart.model.main_model import MainModel

@@ -177,7 +177,7 @@ class Encoder:
     def check_choices(self, choices: Sequence[str], where: str) -> None:
         """Raise `RowError` where two choices are the same tokens."""
         try:
-            check_tokens(self._main, choices, self._form.max_target_length, where)
+            check_tokens(self._main.tokenizer, choices, self._form.max_target_length, where)
         except HartError as error:
             raise RowError(str(error)) from None
 

@@ -9,9 +9,11 @@ from fastapi import Request, Response
 from hart.model.adaptation import Adaptation
 from hart.model.answering import Answer
 from hart.serving import schemas
+from hart.serving.access import exchange
 from hart.serving.batching import Job
-from hart.serving.engine import Engine, Options, Query
+from hart.serving.engine import Engine
 from hart.serving.refusals import Refused
+from hart.serving.running import Options, Query
 
 Adapted = tuple[str | None, Adaptation | None]
 """The id of an adaptation and itself; neither for the bare base."""
@@ -27,14 +29,36 @@ async def resolve(engine: Engine, given: str | schemas.TaskIn | None, where: str
     if given is None:
         return None, None
     if isinstance(given, str):
-        found = await engine.find(given)
+        id = await full_id(engine, given, where)
+        found = await engine.find(id)
         if found is None:
             raise unknown(given, where)
-        return given, found
+        _note(id)
+        return id, found
     task = given.to_task()
     await engine.checks.aside(engine.checks.task, task)
     adapted = await engine.adapt(task)
+    _note(adapted.id)
     return adapted.id, adapted.adaptation
+
+
+async def full_id(engine: Engine, given: str, where: str) -> str:
+    """The id that begins with what was given, or that itself where none does.
+
+    Raises:
+        Refused: several do.
+    """
+    found = await engine.ids(given)
+    if len(found) > 1:
+        told = f"{where}: several adaptations have ids that begin with {given}; give more of its digits"
+        raise Refused(422, told, "invalid_request", where)
+    return found[0] if found else given
+
+
+def _note(id: str) -> None:
+    tasks = exchange().tasks
+    if id not in tasks:
+        tasks.append(id)
 
 
 def options(engine: Engine, body: schemas.Sampling, max_new_tokens: int | None, **more: Any) -> Options:
@@ -42,6 +66,8 @@ def options(engine: Engine, body: schemas.Sampling, max_new_tokens: int | None, 
         max_new_tokens or engine.form.max_target_length,
         temperature=body.temperature,
         top_p=body.top_p if body.temperature > 0 else 1.0,
+        stop=body.stops,
+        seed=body.seed if body.temperature > 0 else None,
         **more,
     )
 
@@ -54,13 +80,38 @@ async def check_queries(engine: Engine, texts: Sequence[str], how: Options, wher
     await engine.checks.aside(check)
 
 
+async def check_choices(engine: Engine, body: schemas.ClassifyIn) -> list[list[str]]:
+    """The choices of each input without white space around them, which fit the model as the inputs do."""
+
+    def check() -> list[list[str]]:
+        known: dict[tuple[str, ...], tuple[list[str], int]] = {}
+        for number, (text, given) in enumerate(zip(body.inputs, body.choices_of_each, strict=True)):
+            if tuple(given) not in known:
+                where = f"choices.{number}" if isinstance(body.choices[0], list) else "choices"
+                known[tuple(given)] = engine.checks.classes(given, where)
+            engine.checks.query(text, f"inputs.{number}", known[tuple(given)][1])
+        return [known[tuple(given)][0] for given in body.choices_of_each]
+
+    return await engine.checks.aside(check)
+
+
+async def resolve_each(engine: Engine, given: Any, count: int) -> list[Adapted]:
+    """The adaptation of each of so many inputs, of one given for all or one for each."""
+    # Side by side, so that new tasks share a pass of the hypernetwork.
+    each = given if isinstance(given, list) else [given]
+    adapted = await asyncio.gather(*(resolve(engine, one, "adaptation") for one in each))
+    return adapted * count if len(adapted) == 1 else adapted
+
+
 async def generate_all(engine: Engine, texts: Sequence[str], adapted: Sequence[Adapted], how: Options) -> list[Answer]:
     jobs = [
         # What is drawn for one row of a batch depends on the others, so one with a seed has none.
         Job("generate", (adaptation is not None, how), Query(text, adaptation), task=id, alone=how.seed is not None)
         for text, (id, adaptation) in zip(texts, adapted, strict=True)
     ]
-    return await results(engine, jobs)
+    answers: list[Answer] = await results(engine, jobs)
+    engine.count(answers)
+    return answers
 
 
 async def results(engine: Engine, jobs: Sequence[Job]) -> list[Any]:

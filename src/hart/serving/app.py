@@ -1,7 +1,6 @@
 """The routes. Each checks what it was given, hands rows to the batcher, and waits within the time limit."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -12,10 +11,12 @@ from hart.errors import HartError
 try:
     import prometheus_client as _prometheus_client  # noqa: F401
     import uvicorn as _uvicorn  # noqa: F401
-    from fastapi import FastAPI, Query, Request, Response
+    from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
     from fastapi import Path as PathParameter
+    from fastapi.middleware.cors import CORSMiddleware
     from fastapi.openapi.docs import get_swagger_ui_html
-    from fastapi.responses import FileResponse, JSONResponse
+    from fastapi.responses import FileResponse
+    from fastapi.security import HTTPBearer
     from fastapi_offline import FastAPIOffline
 except ImportError as error:
     raise HartError(f"the server needs {error.name}: pip install 'hart-hypernet[serve]'") from None
@@ -23,17 +24,18 @@ except ImportError as error:
 from hart.model.export import bundle
 from hart.model.hart_model import HartModel
 from hart.serving import schemas
-from hart.serving.answering import STREAMS, check_queries, generate_all, options, resolve, results, unknown, within
-from hart.serving.batching import Batcher, Job
+from hart.serving.access import AccessLog, exchange
+from hart.serving.answer_routes import add_answers
+from hart.serving.answering import full_id, unknown, within
+from hart.serving.batching import Batcher
 from hart.serving.engine import Engine, StoreTrouble
-from hart.serving.engine import Query as Row
 from hart.serving.guard import Guard
+from hart.serving.health import add_health, add_metrics
 from hart.serving.metrics import Metrics
 from hart.serving.openai_routes import add_openai
 from hart.serving.refusals import add_error_replies
 from hart.serving.settings import Settings
 from hart.serving.store import Record, Store
-from hart.serving.streaming import Stream, start_stream
 
 _PAGE = Path(__file__).parent / "page"
 _PAGE_POLICY = (
@@ -48,7 +50,7 @@ _VERSION = "1"
 """Of the interface, as in its paths."""
 
 _NOTE_USES_EVERY = 5.0
-_Id = Annotated[str, PathParameter(pattern=r"^[0-9a-f]{64}$", min_length=64, max_length=64)]
+_Id = Annotated[str, PathParameter(pattern=r"^[0-9a-f]{8,64}$", min_length=8, max_length=64)]
 
 
 def create_app(model: HartModel, store: Store | None = None, settings: Settings | None = None) -> FastAPI:
@@ -60,7 +62,7 @@ def create_app(model: HartModel, store: Store | None = None, settings: Settings 
         settings: batching, limits and token.
     """
     settings = settings or Settings()
-    metrics = Metrics()
+    metrics = Metrics(model.name, model.main.name)
     engine = Engine(model, store or Store(), metrics)
     engine.warm_up()
 
@@ -84,13 +86,29 @@ def create_app(model: HartModel, store: Store | None = None, settings: Settings 
         lifespan=lifespan,
         responses={status: {"model": schemas.ErrorOut} for status in (401, 403, 408, 413, 422, 429, 503, 504, 507)},
     )
+    app.state.engine = engine
+    # The last one added is the outermost.
     app.add_middleware(Guard, settings=settings, metrics=metrics)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "HEAD", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
+            expose_headers=["Retry-After", "X-Request-Id"],
+        )
+    app.add_middleware(AccessLog)
     add_error_replies(app)
     _add_page(app)
-    _add_health(app, engine, metrics)
-    _add_adaptations(app, engine, settings)
-    _add_answers(app, engine, settings)
-    add_openai(app, engine, settings)
+    add_health(app.router, engine)
+    # The guard asks for the token; this says so in the description, which gives /docs its button Authorize.
+    scheme = HTTPBearer(auto_error=False, description="The server's token; one that has none takes any.")
+    guarded = APIRouter(dependencies=[Depends(scheme)])
+    add_metrics(guarded, engine, metrics)
+    _add_adaptations(guarded, engine, settings)
+    add_answers(guarded, engine, settings)
+    add_openai(guarded, engine, settings)
+    app.include_router(guarded)
     return app
 
 
@@ -111,6 +129,7 @@ def _add_page(app: FastAPI) -> None:
     serve("/base.css", "base.css", "text/css")
     serve("/page.css", "page.css", "text/css")
     serve("/page.js", "page.js", "text/javascript")
+    serve("/examples.js", "examples.js", "text/javascript")
 
     @app.get("/docs", include_in_schema=False)
     async def described() -> Response:
@@ -126,35 +145,7 @@ def _add_page(app: FastAPI) -> None:
         return reply
 
 
-def _add_health(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
-    @app.get("/health", response_model=schemas.Health, responses={503: {"model": schemas.Trouble}})
-    async def health() -> Any:
-        """Whether the server answers and keeps adaptations, and with which model; 503 where one of them fails."""
-        engine.check_running()
-        state = schemas.Health(
-            status="ok" if await engine.store_works() else "degraded",
-            model=engine.model.name,
-            base=engine.model.main.name,
-            reads_definition=engine.form.prompt_format == "instructions",
-        )
-        if state.status == "ok":
-            return state
-        told = schemas.ErrorBody(
-            message="the store cannot be used, the server's log says why; tasks given in full are answered",
-            type="storage",
-        )
-        return JSONResponse(schemas.Trouble(**state.model_dump(), error=told).model_dump(), status_code=503)
-
-    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-    async def prometheus() -> Response:
-        """Counters in the text format of Prometheus."""
-        count, size = await engine.totals()
-        metrics.stored.set(count)
-        metrics.stored_bytes.set(size)
-        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
-
-
-def _add_adaptations(app: FastAPI, engine: Engine, settings: Settings) -> None:
+def _add_adaptations(app: APIRouter, engine: Engine, settings: Settings) -> None:
     missing: dict[int | str, dict[str, Any]] = {404: {"model": schemas.ErrorOut}}
     created: dict[int | str, dict[str, Any]] = {201: {"model": schemas.AdaptOut}}
 
@@ -167,6 +158,7 @@ def _add_adaptations(app: FastAPI, engine: Engine, settings: Settings) -> None:
             read = await engine.checks.aside(engine.checks.task, task)
             adapted = await engine.adapt(task, keep=True)
             assert adapted.record is not None
+            exchange().tasks = [adapted.id]
             response.status_code = 201 if adapted.new else 200
             return schemas.AdaptOut(**_shown(adapted.record), new=adapted.new, demonstrations_read=read)
 
@@ -183,7 +175,7 @@ def _add_adaptations(app: FastAPI, engine: Engine, settings: Settings) -> None:
     @app.get("/v1/adaptations/{id}", response_model=schemas.AdaptationOut, responses=missing)
     async def adaptation(id: _Id) -> Any:
         """What is known of one adaptation."""
-        record = await engine.record(id)
+        record = await engine.record(await full_id(engine, id, "id"))
         if record is None:
             raise unknown(id)
         return _shown(record)
@@ -195,62 +187,20 @@ def _add_adaptations(app: FastAPI, engine: Engine, settings: Settings) -> None:
     )
     async def download(id: _Id) -> Response:
         """The adaptation as a zip file; unpacked, it is a folder for `hart predict` and `hart export`."""
-        found = await engine.find(id)
+        whole = await full_id(engine, id, "id")
+        found = await engine.find(whole)
         if found is None:
             raise unknown(id)
         packed = await asyncio.to_thread(bundle, found)
-        name = {"Content-Disposition": f'attachment; filename="adaptation-{id[:12]}.zip"'}
+        name = {"Content-Disposition": f'attachment; filename="adaptation-{whole[:12]}.zip"'}
         return Response(packed, media_type="application/zip", headers=name)
 
     @app.delete("/v1/adaptations/{id}", status_code=204, response_class=Response, responses=missing)
     async def delete(id: _Id) -> Response:
         """Forget an adaptation."""
-        if not await engine.forget(id):
+        if not await engine.forget(await full_id(engine, id, "id")):
             raise unknown(id)
         return Response(status_code=204)
-
-
-def _add_answers(app: FastAPI, engine: Engine, settings: Settings) -> None:
-    @app.post("/v1/generate", response_model=schemas.GenerateOut, responses=STREAMS)
-    async def generate(request: Request, body: schemas.GenerateIn) -> Any:
-        """Answers to inputs, adapted by one adaptation for all or one for each; or by none, the bare base."""
-        start = time.monotonic()
-        how = options(engine, body, body.max_new_tokens, num_beams=body.num_beams)
-        given = body.adaptation if isinstance(body.adaptation, list) else [body.adaptation]
-
-        async def work() -> Any:
-            await check_queries(engine, body.inputs, how)
-            # Side by side, so that new tasks share a pass of the hypernetwork.
-            adapted = await asyncio.gather(*(resolve(engine, each, "adaptation") for each in given))
-            if body.stream:
-                return start_stream(engine, body.inputs[0], *adapted[0], how)
-            each = adapted * len(body.inputs) if len(adapted) == 1 else adapted
-            answers = await generate_all(engine, body.inputs, each, how)
-            outputs = [answer.text for answer in answers]
-            return schemas.GenerateOut(outputs=outputs, seconds=time.monotonic() - start)
-
-        done = await within(request, settings.time_limit, work())
-        if not isinstance(done, Stream):
-            return done
-        return done.reply(settings.time_limit, lambda piece: {"text": piece}, lambda answer: [{"output": answer.text}])
-
-    @app.post("/v1/score", response_model=schemas.ScoreOut)
-    async def score(request: Request, body: schemas.ScoreIn) -> Any:
-        """The log-probability of each choice as the answer to an input."""
-
-        def check() -> None:
-            longest = max(engine.checks.choice(text, f"choices.{number}") for number, text in enumerate(body.choices))
-            engine.checks.query(body.input, "input", longest)
-
-        async def work() -> Any:
-            await engine.checks.aside(check)
-            id, adaptation = await resolve(engine, body.adaptation, "adaptation")
-            row = Row(body.input, adaptation, choices=body.choices)
-            key = (adaptation is not None, body.normalisation)
-            (scores,) = await results(engine, [Job("score", key, row, task=id, weight=len(body.choices))])
-            return schemas.ScoreOut(scores=scores, best=max(range(len(scores)), key=scores.__getitem__))
-
-        return await within(request, settings.time_limit, work())
 
 
 def _shown(record: Record) -> dict[str, Any]:

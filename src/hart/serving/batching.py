@@ -159,6 +159,13 @@ class Batcher:
         """Whether jobs are still being answered."""
         return not self._loop.done()
 
+    def check_ready(self) -> None:
+        """Raise `Stopped` while the queue is full, or where the batcher was closed."""
+        if self._closing:
+            raise Stopped("the server is going down")
+        if self._waiting.rows >= self._settings.max_queue:
+            raise Stopped(f"the queue is full: {self._waiting.rows} rows wait")
+
     def submit(self, jobs: Sequence[Job]) -> None:
         """Let all of `jobs` wait for the model, or none.
 

@@ -6,7 +6,7 @@ beside the event loop, where it stops nobody; fast tokenizers work without the i
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from hart.data.input_format import InputFormat
 from hart.data.tasks import Task
 from hart.errors import HartError
+from hart.model.classifying import check_classes, check_tokens
 
 _UNLIMITED = 10**9
 
@@ -112,6 +113,17 @@ class Checks:
         if count > self._form.max_target_length:
             raise HartError(f"{where}: has {count} tokens, the model reads {self._form.max_target_length}")
         return count
+
+    def classes(self, choices: Sequence[str], where: str) -> tuple[list[str], int]:
+        """Choices to choose from without white space around them, and the tokens of the longest.
+
+        Raises:
+            HartError: as `choice`, or two of them read the same, or are the same to the model.
+        """
+        texts = check_classes(choices, where)
+        longest = max(self.choice(text, f"{where}.{number}") for number, text in enumerate(texts))
+        check_tokens(self._tokenizer, texts, self._form.max_target_length, where)
+        return texts, longest
 
     def _encode_task(self, task: Task, count: int) -> list[int]:
         return replace(self._unlimited, num_demonstrations=count).encode_task(self._reader, task)

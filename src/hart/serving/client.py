@@ -1,4 +1,4 @@
-"""A client of `hart serve`, with the methods of `HartModel`: adapt, generate, score.
+"""A client of `hart serve`, with the methods of `HartModel`: adapt, generate, score, classify.
 
     client = hart.Client("http://127.0.0.1:8000")
     adapted = client.adapt(task)
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from hart.data.tasks import Task
 from hart.errors import HartError
+from hart.model.classification import Classification
 
 if TYPE_CHECKING:
     from hart.model.adaptation import Adaptation
@@ -93,7 +94,8 @@ class Client:
         Args:
             adaptation: what `adapt` gave, an id, or a task, one for all queries or one for each; None asks the
                 un-adapted base.
-            options: `max_new_tokens`, `num_beams`, `temperature`, `top_p`.
+            options: `max_new_tokens`, `num_beams`, `temperature`, `top_p`, `stop` (a text or up to four,
+                before the first of which an answer ends), `seed` (of sampling).
         """
         texts = [queries] if isinstance(queries, str) else list(queries)
         if not texts:
@@ -103,7 +105,7 @@ class Client:
         return outputs
 
     def stream(self, query: str, adaptation: Adapted | None = None, **options: Any) -> Iterator[str]:
-        """The answer to one query, piece by piece as it is generated."""
+        """The answer to one query, piece by piece as it is generated; options as for `generate`, but for beams."""
         body = {"inputs": [query], "adaptation": _reference(adaptation), "stream": True, **options}
         try:
             with self._http.stream("POST", "/v1/generate", **_json(body)) as reply:
@@ -130,6 +132,30 @@ class Client:
         body = {"input": query, "choices": list(choices), "adaptation": _reference(adaptation)}
         (scores,) = self._fields(("scores",), "POST", "/v1/score", body | {"normalisation": normalisation})
         return scores
+
+    def classify(
+        self,
+        queries: str | Sequence[str],
+        choices: Sequence[str] | Sequence[Sequence[str]],
+        adaptation: Adapted | Sequence[Adapted] | None = None,
+        **options: Any,
+    ) -> list[Classification]:
+        """The best of the choices for each query, and the probability of each, as `HartModel.classify`.
+
+        Args:
+            choices: for all queries, or for each query its own.
+            adaptation: as for `generate`.
+            options: `normalisation`, `calibrate`.
+        """
+        texts = [queries] if isinstance(queries, str) else list(queries)
+        if isinstance(choices, str):
+            raise HartError("the choices are one text; give a list of texts")
+        if not texts:
+            return []
+        own = [each if isinstance(each, str) else list(each) for each in choices]
+        body = {"inputs": texts, "choices": own, "adaptation": _reference(adaptation), **options}
+        (found,) = self._fields(("classifications",), "POST", "/v1/classify", body)
+        return [Classification(**each) for each in found]
 
     def download(self, adaptation: RemoteAdaptation | str) -> "Adaptation":
         """The adaptation itself, for the local API."""

@@ -1,4 +1,4 @@
-"""A HART model behind the server: what its thread computes, and which adaptations are at hand."""
+"""A HART model behind the server: which adaptations are at hand, and where they come from."""
 
 import asyncio
 import copy
@@ -6,27 +6,23 @@ import dataclasses
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
-import torch
-from transformers import StoppingCriteria, TextStreamer
-
-from hart.data.prompts import Cuts
 from hart.data.tasks import Task
 from hart.errors import HartError
 from hart.model.adaptation import Adaptation
+from hart.model.answering import Answer
 from hart.model.hart_model import HartModel
-from hart.model.scoring import score_choices
 from hart.runtime.identity import peft_digest, tokenizer_digest
+from hart.serving.access import exchange
 from hart.serving.batching import Batcher, Job, Stopped
 from hart.serving.checks import Checks
 from hart.serving.metrics import Metrics
+from hart.serving.running import Runner
 from hart.serving.settings import MEMORY_BYTES
-from hart.serving.stopping import HoldBack, StopRows, cut_at_stop
 from hart.serving.store import Record, Store, adaptation_id
 
 logger = logging.getLogger(__name__)
@@ -39,32 +35,6 @@ T = TypeVar("T")
 
 class StoreTrouble(Exception):
     """The store cannot be read or written; the log says why."""
-
-
-class Options(NamedTuple):
-    """How answers are generated; rows of equal options share a batch.
-
-    Attributes:
-        stop: stop sequences, as `hart.serving.stopping` has them.
-        seed: of the sampling of one row that has the batch for itself; None: sampled as it comes.
-    """
-
-    max_new_tokens: int
-    num_beams: int = 1
-    temperature: float = 0.0
-    top_p: float = 1.0
-    stop: tuple[str, ...] = ()
-    seed: int | None = None
-
-
-@dataclass
-class Query:
-    """One row to answer, or to score if it has `choices`."""
-
-    text: str
-    adaptation: Adaptation | None
-    choices: list[str] = dataclasses.field(default_factory=list)
-    emit: Callable[[str], None] | None = None
 
 
 @dataclass
@@ -83,7 +53,7 @@ class Adapted:
 
 
 class Engine:
-    """Runs in the event loop, but for `run`, which the batcher calls in the model's thread.
+    """Runs in the event loop; what the model's thread computes is `hart.serving.running`.
 
     Args:
         model: what is served.
@@ -94,6 +64,7 @@ class Engine:
         self.model = model.eval()
         self.store = store
         self.form = model.input_format
+        self.run = Runner(model).run
         self.fingerprint = model_fingerprint(model)
         self.batcher: Batcher | None = None
         self._metrics = metrics
@@ -115,8 +86,6 @@ class Engine:
         adaptation = self.model.adapt(Task("a", [("a", "a")]))
         self.model.generate("a", adaptation, max_new_tokens=2)
 
-    # In the event loop.
-
     def id_of(self, task: Task) -> str:
         return adaptation_id(self.model.main.fingerprint, self.fingerprint, task)
 
@@ -126,6 +95,18 @@ class Engine:
             raise Stopped("the application was not started; an application that mounts this one must run its lifespan")
         if not self.batcher.alive:
             raise Stopped("the model's thread has ended")
+
+    def check_ready(self) -> None:
+        """Raise `Stopped` unless a request would be taken now."""
+        self.check_running()
+        assert self.batcher is not None
+        self.batcher.check_ready()
+
+    def count(self, answers: Sequence[Answer]) -> None:
+        """Take note of the tokens of answers, for the counters and for the log."""
+        exchange().count(answers)
+        self._metrics.tokens_in.inc(sum(each.query_tokens for each in answers))
+        self._metrics.tokens_out.inc(sum(each.tokens for each in answers))
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """`Batcher.submit`; raises `Stopped` too where there is none."""
@@ -242,6 +223,14 @@ class Engine:
             self._store_seen = (time.monotonic(), works)
         return works
 
+    async def ids(self, prefix: str) -> list[str]:
+        """The ids of this model's adaptations that begin so, two of them at most; a whole id is taken as it is."""
+        if len(prefix) == 64:
+            return [prefix]
+        found = set(await self._from_store(self.store.ids, prefix, self.fingerprint))
+        found.update(id for id in self._memory if id.startswith(prefix))
+        return sorted(found)[:2]
+
     async def records(self, limit: int, offset: int) -> list[Record]:
         """What this model has adapted to, the last used first."""
         found: list[Record] = await self._from_store(self.store.records, self.fingerprint, limit=limit, offset=offset)
@@ -300,78 +289,6 @@ class Engine:
         while self._memory_bytes > MEMORY_BYTES and len(self._memory) > 1:
             _, dropped = self._memory.popitem(last=False)
             self._memory_bytes -= _bytes(dropped)
-
-    # In the model's thread.
-
-    def run(self, batch: Sequence[Job]) -> list[Any]:
-        """Results of the jobs of one batch, which are all of one kind and key."""
-        kind, key = batch[0].kind, batch[0].key
-        if kind == "adapt":
-            return self._adapt([job.payload for job in batch])
-        queries: list[Query] = [job.payload for job in batch]
-        # The key says whether the rows are adapted: all are, or none.
-        first = queries[0].adaptation
-        adaptation = first
-        if first is not None and any(query.adaptation is not first for query in queries):
-            adaptation = Adaptation.stack([query.adaptation for query in queries if query.adaptation is not None])
-        main, texts = self.model.main, [query.text for query in queries]
-        read: Any = texts
-        if adaptation is None:
-            read = [self.form.encode_query(main.tokenizer, text) for text in texts]
-        if kind == "score":
-            choices = [query.choices for query in queries]
-            return score_choices(main, read, choices, adaptation, normalisation=key[1], batch_size=len(batch))  # type: ignore[index]
-        options: Options = key[1]  # type: ignore[index]
-        more: dict[str, Any] = options._asdict()
-        stop, seed = more.pop("stop"), more.pop("seed")
-        more |= {"stopping_criteria": [_Abandoned(batch)], "batch_size": len(batch)}
-        if stop:
-            more["stopping_criteria"].append(StopRows(main.tokenizer, stop))
-        if queries[0].emit is not None:
-            more["streamer"] = _Stream(main.tokenizer, HoldBack(stop, queries[0].emit))
-        with _seeded(seed, main.device):
-            answers = main.answers(read, adaptation, **more)
-        return [cut_at_stop(answer, main.tokenizer, stop) for answer in answers]
-
-    def _adapt(self, tasks: list[Task]) -> list[tuple[Adaptation, float]]:
-        start = time.perf_counter()
-        # What is not read of a task is told to the client: `demonstrations_read`.
-        adaptation = self.model.adapt(tasks, cuts=Cuts())
-        seconds = time.perf_counter() - start
-        return [(adaptation[entry], seconds) for entry in range(len(tasks))]
-
-
-class _Abandoned(StoppingCriteria):
-    """Ends a generation that nobody waits for any more."""
-
-    def __init__(self, batch: Sequence[Job]) -> None:
-        self._batch = batch
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        gone = all(job.abandoned for job in self._batch)
-        return torch.full((input_ids.shape[0],), gone, device=input_ids.device, dtype=torch.bool)
-
-
-class _Stream(TextStreamer):
-    """Hands the text on as it is generated, piece by piece."""
-
-    def __init__(self, tokenizer: Any, emit: HoldBack) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._emit = emit
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        self._emit(text, stream_end)
-
-
-@contextmanager
-def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Within it random numbers are those of a seed, and afterwards as if none had been drawn."""
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def model_fingerprint(model: HartModel) -> str:

@@ -13,7 +13,18 @@ from hart.serving.metrics import Metrics
 from hart.serving.settings import BODY_SECONDS, MAX_BODY_BYTES, Settings
 
 # The same for every installation, so they tell nothing: the page, its parts and the description of the interface.
-OPEN = ("/", "/base.css", "/page.css", "/page.js", "/health", "/docs", "/openapi.json")
+OPEN = (
+    "/",
+    "/base.css",
+    "/page.css",
+    "/page.js",
+    "/examples.js",
+    "/health",
+    "/livez",
+    "/readyz",
+    "/docs",
+    "/openapi.json",
+)
 OPEN_BELOW = "/static-offline-docs/"
 
 _THIS_MACHINE = {"localhost", "127.0.0.1", "[::1]", "::1"}

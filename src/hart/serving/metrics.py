@@ -1,16 +1,25 @@
 """What /metrics tells Prometheus."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
-    """Counters of one application, in a registry of its own."""
+    """Counters of one application, in a registry of its own.
 
-    def __init__(self) -> None:
+    Args:
+        model, base: what is served, as labels.
+    """
+
+    def __init__(self, model: str = "", base: str = "") -> None:
         self.registry = registry = CollectorRegistry()
+        Info("hart_model", "What is served", registry=registry).info({"model": model, "base": base})
+        tokens = Counter(
+            "hart_tokens", "Tokens that the main model read and generated", ["model", "direction"], registry=registry
+        )
+        self.tokens_in, self.tokens_out = tokens.labels(model, "in"), tokens.labels(model, "out")
         self.requests = Counter("hart_requests_total", "Requests answered", ["route", "status"], registry=registry)
         self.request_seconds = Histogram(
             "hart_request_seconds", "From request to reply", ["route"], buckets=_SECONDS, registry=registry

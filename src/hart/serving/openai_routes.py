@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request
+from fastapi import APIRouter, Query, Request
 from fastapi import Path as PathParameter
 
 from hart.serving import openai_schemas as schemas
-from hart.serving.answering import STREAMS, check_queries, generate_all, options, resolve, unknown, within
+from hart.serving.answering import STREAMS, check_queries, full_id, generate_all, options, resolve, unknown, within
 from hart.serving.completions import ChatCompletion, Completion
 from hart.serving.engine import Engine
 from hart.serving.schemas import ErrorOut
@@ -18,7 +18,7 @@ from hart.serving.store import Record
 from hart.serving.streaming import Stream, start_stream
 
 
-def add_openai(app: FastAPI, engine: Engine, settings: Settings) -> None:
+def add_openai(app: APIRouter, engine: Engine, settings: Settings) -> None:
     _add_models(app, engine)
 
     async def reply(
@@ -28,8 +28,7 @@ def add_openai(app: FastAPI, engine: Engine, settings: Settings) -> None:
         where: str,
         form: Completion | ChatCompletion,
     ) -> Any:
-        seed = body.seed if body.temperature > 0 else None
-        how = options(engine, body, body.new_tokens, stop=body.stops, seed=seed)
+        how = options(engine, body, body.new_tokens)
 
         async def work() -> Any:
             await check_queries(engine, texts, how, where)
@@ -57,7 +56,7 @@ def add_openai(app: FastAPI, engine: Engine, settings: Settings) -> None:
         return await reply(request, body, [body.query], "messages.0.content", form)
 
 
-def _add_models(app: FastAPI, engine: Engine) -> None:
+def _add_models(app: APIRouter, engine: Engine) -> None:
     base = schemas.ModelOut(id=schemas.BASE, created=int(time.time()), owned_by=engine.model.main.name)
 
     @app.get("/v1/models", response_model=schemas.ModelsOut)
@@ -73,7 +72,7 @@ def _add_models(app: FastAPI, engine: Engine) -> None:
         """One of them."""
         if model == schemas.BASE:
             return base
-        record = await engine.record(model)
+        record = await engine.record(await full_id(engine, model, "model"))
         if record is None:
             raise unknown(model, "model")
         return _shown(record)

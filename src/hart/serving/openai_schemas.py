@@ -13,19 +13,18 @@ from pydantic import (
     BeforeValidator,
     Discriminator,
     Field,
-    StringConstraints,
     Tag,
     WithJsonSchema,
     model_validator,
 )
 
-from hart.serving.schemas import TAGS, Integer, MaybeEmpty, Model, NewTokens, Request, Sampling, Text
-from hart.serving.settings import MAX_CHARACTERS, MAX_INPUTS, MAX_STOP_CHARACTERS, MAX_STOPS
+from hart.serving.schemas import TAGS, MaybeEmpty, Model, NewTokens, Request, Sampling, Text, text_form
+from hart.serving.settings import MAX_CHARACTERS, MAX_INPUTS
 
 BASE = "base"
 """What the un-adapted base is called where the id of an adaptation is expected."""
 
-_MODEL = rf"^({BASE}|[0-9a-f]{{64}})$"
+_MODEL = rf"^({BASE}|[0-9a-f]{{8,64}})$"
 
 
 def _model_name(given: str) -> str:
@@ -67,19 +66,6 @@ _Label: TypeAlias = Annotated[
 _OneText: TypeAlias = Annotated[Text, Tag(TAGS[3])]
 
 
-def _text_form(given: Any) -> str:
-    """Whether a list was meant or a text, so that a mistake is told as one of that form alone."""
-    return TAGS[2] if isinstance(given, list) else TAGS[3]
-
-
-_StopText: TypeAlias = Annotated[str, StringConstraints(max_length=MAX_STOP_CHARACTERS)]
-Stop: TypeAlias = Annotated[
-    Annotated[_StopText, Tag(TAGS[3])] | Annotated[list[_StopText], Tag(TAGS[2]), Field(max_length=MAX_STOPS)],
-    Discriminator(_text_form),
-    Field(description="texts before the first of which an answer ends; empty ones end nothing"),
-]
-
-
 class StreamOptions(Request):
     include_usage: bool = Field(False, description="a last event before [DONE] that counts tokens")
     include_obfuscation: _one_of(False)  # type: ignore[valid-type]
@@ -93,10 +79,6 @@ class _OpenAI(Sampling):
     max_completion_tokens: NewTokens = Field(None, description="another name of max_tokens")
     stream: bool = False
     stream_options: StreamOptions = Field(StreamOptions.model_validate({}), description="only with stream")
-    stop: Stop = ""
-    seed: Integer | None = Field(
-        None, ge=-(2**63), lt=2**63, description="of sampling: the same request then has the same answer"
-    )
     user: _Label = None
     metadata: dict[MaybeEmpty, MaybeEmpty] | None = Field(None, description="as user")
     store: _one_of(False)  # type: ignore[valid-type]
@@ -119,12 +101,6 @@ class _OpenAI(Sampling):
     def new_tokens(self) -> int | None:
         return self.max_tokens or self.max_completion_tokens
 
-    @property
-    def stops(self) -> tuple[str, ...]:
-        """In an order that does not depend on how they were listed, so that equal ones share batches."""
-        given = [self.stop] if isinstance(self.stop, str) else self.stop
-        return tuple(sorted({text for text in given if text}))
-
     def top_p_counts(self) -> bool:
         # With OpenAI the temperature is 1 unless it is given; a 0 that was given asks for no sampling.
         return "temperature" not in self.model_fields_set
@@ -137,7 +113,7 @@ def _no_tokens(given: Any) -> Any:
 
 
 _Texts: TypeAlias = Annotated[list[Text], Tag(TAGS[2]), Field(min_length=1, max_length=MAX_INPUTS)]
-Prompt: TypeAlias = Annotated[_OneText | _Texts, Discriminator(_text_form), BeforeValidator(_no_tokens)]
+Prompt: TypeAlias = Annotated[_OneText | _Texts, Discriminator(text_form), BeforeValidator(_no_tokens)]
 
 
 class CompletionIn(_OpenAI):
@@ -182,7 +158,7 @@ def content_text(content: str | list[TextPart]) -> str:
 
 _Part: TypeAlias = Annotated[TextPart, BeforeValidator(_only_text)]
 _Parts: TypeAlias = Annotated[list[_Part], Tag(TAGS[2]), Field(min_length=1, max_length=MAX_INPUTS)]
-Content: TypeAlias = Annotated[_OneText | _Parts, Discriminator(_text_form), AfterValidator(_readable)]
+Content: TypeAlias = Annotated[_OneText | _Parts, Discriminator(text_form), AfterValidator(_readable)]
 
 
 class MessageIn(Request):

@@ -25,6 +25,9 @@ from hart.serving.settings import (
     MAX_DEMONSTRATIONS,
     MAX_INPUTS,
     MAX_NEW_TOKENS,
+    MAX_SCORES,
+    MAX_STOP_CHARACTERS,
+    MAX_STOPS,
     MAX_TEMPERATURE,
     MIN_TEMPERATURE,
 )
@@ -33,8 +36,8 @@ Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CHARACTERS,
 MaybeEmpty = Annotated[str, StringConstraints(max_length=MAX_CHARACTERS)]
 Id = Annotated[
     str,
-    StringConstraints(pattern=r"^[0-9a-f]{64}$", min_length=64, max_length=64),
-    Field(description="id of an adaptation, 64 hexadecimal digits", examples=["0" * 64]),
+    StringConstraints(pattern=r"^[0-9a-f]{8,64}$", min_length=8, max_length=64),
+    Field(description="id of an adaptation, 64 hexadecimal digits, or its first ones, at least 8", examples=["0" * 64]),
 ]
 
 
@@ -96,8 +99,8 @@ class TaskIn(Request):
         return Task(self.definition, [each.model_dump() for each in self.demonstrations])
 
 
-TAGS = ("as-id", "as-task", "as-list", "as-text")
-"""What the forms of `adaptation` and `prompt` are called in pydantic's messages."""
+TAGS = ("as-id", "as-task", "as-list", "as-text", "as-each")
+"""What the forms of `adaptation`, `prompt`, `stop` and `choices` are called in pydantic's messages."""
 
 
 def _form(given: Any) -> str:
@@ -109,6 +112,16 @@ _Id: TypeAlias = Annotated[Id, Tag(TAGS[0])]
 _Task: TypeAlias = Annotated[TaskIn, Tag(TAGS[1])]
 Adapted: TypeAlias = Annotated[_Id | _Task, Discriminator(_form), Field(description="an id, or a task given in full")]
 _Each: TypeAlias = Annotated[list[Adapted], Tag(TAGS[2]), Field(min_length=1, max_length=MAX_INPUTS)]
+EachAdapted: TypeAlias = Annotated[
+    Annotated[_Id | _Task | _Each, Discriminator(_form)] | None,
+    Field(description="one for all inputs, or one for each; null asks the un-adapted base"),
+]
+
+
+def check_each(given: Any, inputs: list[str]) -> None:
+    """Raise `ValueError` unless adaptations are one for all inputs, or one for each."""
+    if isinstance(given, list) and len(given) not in (1, len(inputs)):
+        raise ValueError(f"adaptation: {len(given)} for {len(inputs)} inputs; give one, or one each")
 
 
 NewTokens: TypeAlias = Annotated[
@@ -116,9 +129,28 @@ NewTokens: TypeAlias = Annotated[
 ]
 
 
+def text_form(given: Any) -> str:
+    """Whether a list was meant or a text, so that a mistake is told as one of that form alone."""
+    return TAGS[2] if isinstance(given, list) else TAGS[3]
+
+
+_StopText: TypeAlias = Annotated[str, StringConstraints(max_length=MAX_STOP_CHARACTERS)]
+Stop: TypeAlias = Annotated[
+    Annotated[_StopText, Tag(TAGS[3])] | Annotated[list[_StopText], Tag(TAGS[2]), Field(max_length=MAX_STOPS)],
+    Discriminator(text_form),
+    Field(description="texts before the first of which an answer ends; empty ones end nothing"),
+]
+
+
 class Sampling(Request):
+    """How answers are generated, with whatever form they are asked for."""
+
     temperature: Float = Field(0.0, ge=0.0, le=MAX_TEMPERATURE, description="0 takes the likeliest token")
     top_p: Float = Field(1.0, ge=0.01, le=1.0, description="of sampling, so only with a temperature")
+    stop: Stop = ""
+    seed: Integer | None = Field(
+        None, ge=-(2**63), lt=2**63, description="of sampling: the same request then has the same answer"
+    )
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -128,6 +160,12 @@ class Sampling(Request):
             raise ValueError("top_p: acts only with a temperature; set one above 0, or leave top_p out")
         return self
 
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """In an order that does not depend on how they were listed, so that equal ones share batches."""
+        given = [self.stop] if isinstance(self.stop, str) else self.stop
+        return tuple(sorted({text for text in given if text}))
+
     def top_p_counts(self) -> bool:
         """Whether a top_p without temperature is a mistake."""
         return True
@@ -135,22 +173,55 @@ class Sampling(Request):
 
 class GenerateIn(Sampling):
     inputs: list[Text] = Field(min_length=1, max_length=MAX_INPUTS, description="queries")
-    adaptation: Annotated[_Id | _Task | _Each, Discriminator(_form)] | None = Field(
-        None, description="one for all inputs, or one for each; null asks the un-adapted base"
-    )
+    adaptation: EachAdapted = None
     max_new_tokens: NewTokens = None
     num_beams: Integer = Field(1, ge=1, le=MAX_BEAMS)
     stream: bool = Field(False, description="server-sent events, one input and no beams")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if isinstance(self.adaptation, list) and len(self.adaptation) not in (1, len(self.inputs)):
-            raise ValueError(f"adaptation: {len(self.adaptation)} for {len(self.inputs)} inputs; give one, or one each")
+        check_each(self.adaptation, self.inputs)
         if self.num_beams > 1 and self.temperature > 0:
             raise ValueError("num_beams: beams are searched without a temperature; set one of the two")
         if self.stream and (len(self.inputs) > 1 or self.num_beams > 1):
             raise ValueError("stream: give one input, and no beams")
         return self
+
+
+def _form_of_choices(given: Any) -> str:
+    return TAGS[4] if isinstance(given, list) and given and isinstance(given[0], list) else TAGS[2]
+
+
+_Choices: TypeAlias = Annotated[list[Text], Field(min_length=2, max_length=MAX_CHOICES)]
+_ChoicesOfEach: TypeAlias = Annotated[list[_Choices], Tag(TAGS[4]), Field(max_length=MAX_INPUTS)]
+
+
+class ClassifyIn(Request):
+    inputs: list[Text] = Field(min_length=1, max_length=MAX_INPUTS, description="queries")
+    choices: Annotated[
+        Annotated[_Choices, Tag(TAGS[2])] | _ChoicesOfEach,
+        Discriminator(_form_of_choices),
+        Field(description=f"for all inputs, or a list for each; at most {MAX_SCORES} in all, counted for each input"),
+    ]
+    adaptation: EachAdapted = None
+    normalisation: Normalisation = Field("sum", description="of the log-probabilities of a choice's tokens")
+    calibrate: bool = Field(False, description="subtract the scores of the same choices for a query without content")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        check_each(self.adaptation, self.inputs)
+        each = self.choices_of_each
+        if len(each) != len(self.inputs):
+            raise ValueError(f"choices: lists for {len(each)} of {len(self.inputs)} inputs; give one list, or one each")
+        count = sum(map(len, each))
+        if count > MAX_SCORES:
+            raise ValueError(f"choices: {count} over all inputs, at most {MAX_SCORES} in a request; send fewer inputs")
+        return self
+
+    @property
+    def choices_of_each(self) -> list[list[str]]:
+        """The choices of each input."""
+        return self.choices if isinstance(self.choices[0], list) else [self.choices] * len(self.inputs)
 
 
 class ScoreIn(Request):
@@ -192,6 +263,16 @@ class ScoreOut(Model):
     best: int = Field(description="index of the highest, of equal ones the first")
 
 
+class ClassificationOut(Model):
+    choice: str = Field(description="the most probable one, of equal ones the first")
+    probabilities: dict[str, float] = Field(description="of all choices, in their order; they add up to 1")
+
+
+class ClassifyOut(Model):
+    classifications: list[ClassificationOut] = Field(description="in the order of the inputs")
+    seconds: float = Field(description="waiting included")
+
+
 class ErrorBody(Model):
     message: str
     type: str
@@ -201,6 +282,10 @@ class ErrorBody(Model):
 
 class ErrorOut(Model):
     error: ErrorBody
+
+
+class State(Model):
+    status: Literal["ok"] = "ok"
 
 
 class Health(Model):

@@ -1,5 +1,6 @@
 """What an operator may set, and the limits that requests are held to."""
 
+import re
 from dataclasses import dataclass
 
 from hart.errors import HartError
@@ -11,6 +12,9 @@ BODY_SECONDS = 15.0
 """In which a request's body must arrive."""
 
 MAX_INPUTS, MAX_CHOICES, MAX_DEMONSTRATIONS = 64, 64, 64
+MAX_SCORES = 1024
+"""Of one request: its inputs times their choices."""
+
 MAX_CHARACTERS = 50_000
 """Of one text; tokens are counted after it."""
 
@@ -35,6 +39,7 @@ class Settings:
         token: what a request must bring as bearer token, without white space at its ends; None lets everybody in.
         loopback: whether only this machine can connect. Without a token the Host header must then be a name of this
             machine, so that no page of another site can reach the server through a name of its own.
+        cors_origins: pages of which other sites may use the server, as `https://name:port`; `*` lets all.
     """
 
     max_batch: int = 32
@@ -44,7 +49,11 @@ class Settings:
     mixing: bool = True
     token: str | None = None
     loopback: bool = True
+    cors_origins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.token is not None and (not self.token or self.token != self.token.strip()):
             raise HartError("token: is empty, or has white space at its ends, which no header keeps; give another")
+        for origin in self.cors_origins:
+            if origin != "*" and not re.fullmatch(r"https?://[^/?#\s]+", origin):
+                raise HartError(f"cors_origins: {origin!r} is no origin; give one such as https://hart.example, or *")

@@ -163,6 +163,13 @@ class Store:
         with self._reading() as connection:
             return self._select(connection, id)
 
+    def ids(self, prefix: str, model_fingerprint: str) -> list[str]:
+        """Ids of a model's adaptations that begin with some hexadecimal digits; the first two are enough."""
+        # "g" comes behind all of the digits.
+        query = "SELECT id FROM adaptations WHERE id >= ?1 AND id < ?1 || 'g' AND model_fingerprint = ?2 LIMIT 2"
+        with self._reading() as connection:
+            return [id for (id,) in connection.execute(query, (prefix, model_fingerprint))]
+
     def records(self, model_fingerprint: str | None = None, *, limit: int = 100, offset: int = 0) -> list[Record]:
         """Rows of the index, the last used first; of one model, or of all."""
         query = (

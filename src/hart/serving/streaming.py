@@ -10,14 +10,16 @@ from fastapi.responses import StreamingResponse
 from hart.model.adaptation import Adaptation
 from hart.model.answering import Answer
 from hart.serving.batching import Job
-from hart.serving.engine import Engine, Options, Query
+from hart.serving.engine import Engine
 from hart.serving.guard import error_body
+from hart.serving.running import Options, Query
 
 
 class Stream:
     """An answer that comes piece by piece."""
 
-    def __init__(self, job: Job, pieces: "asyncio.Queue[str | None]") -> None:
+    def __init__(self, engine: Engine, job: Job, pieces: "asyncio.Queue[str | None]") -> None:
+        self._engine = engine
         self._job = job
         self._pieces = pieces
         job.result.add_done_callback(lambda _: pieces.put_nowait(None))
@@ -38,7 +40,9 @@ class Stream:
                         yield _event(event)
                     while (new := await self._pieces.get()) is not None:
                         yield _event(piece(new))
-                    for event in last(await self._job.result):
+                    answer = await self._job.result
+                    self._engine.count([answer])
+                    for event in last(answer):
                         yield _event(event)
                     yield "data: [DONE]\n\n"
             except TimeoutError:
@@ -62,7 +66,7 @@ def start_stream(engine: Engine, text: str, id: str | None, adaptation: Adaptati
     row = Query(text, adaptation, emit=emit)
     job = Job("stream", (adaptation is not None, how), row, task=id, alone=True)
     engine.submit([job])
-    return Stream(job, pieces)
+    return Stream(engine, job, pieces)
 
 
 def _event(content: dict[str, Any]) -> str:

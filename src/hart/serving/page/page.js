@@ -1,52 +1,8 @@
 "use strict";
 
-// The bundled model knows a few hundred words, so its examples are of these. The others need a model of real text.
-const EXAMPLES = {
-  mini: [
-    {
-      name: "Only the fruits",
-      definition: "You are given a list of words. Keep only the fruits, then end the answer with the word done.",
-      demonstrations: [
-        ["apple saw pear doctor lime", "apple pear lime done"],
-        ["truck cherry grape black", "cherry grape done"],
-      ],
-      query: "plum lion hat banana",
-    },
-    {
-      name: "Fruits, with plus between",
-      definition: "The input is a row of words. Your job: keep only the fruits and after that put plus between them.",
-      demonstrations: [
-        ["cherry drill grape duck cat", "cherry plus grape"],
-        ["melon lime grape horse saw black", "melon plus lime plus grape"],
-      ],
-      query: "jacket sheep melon pear apricot",
-    },
-  ],
-  other: [
-    {
-      name: "Is the review positive?",
-      definition: "Decide whether the review is positive or negative.",
-      demonstrations: [
-        ["The food was cold and the waiter rude.", "negative"],
-        ["We will come back, everything was wonderful!", "positive"],
-      ],
-      query: "A long wait, but worth every minute.",
-    },
-    {
-      name: "What is it about?",
-      definition: "Name the topic of the sentence in one word.",
-      demonstrations: [
-        ["The goalkeeper saved a penalty in the last minute.", "sports"],
-        ["The central bank raised its rates again.", "economy"],
-      ],
-      query: "The orchestra opened the season with Mahler.",
-    },
-  ],
-};
-
 const $ = (id) => document.getElementById(id);
 let adaptation = null;
-let examples = [];
+let adapted = null; // the task that it is of
 
 async function call(path, body) {
   const token = sessionStorage.getItem("token");
@@ -130,15 +86,22 @@ function forget() {
   if (!adaptation) return;
   adaptation = null;
   $("adapted").textContent = "The task has changed: adapt again.";
-  $("query").disabled = $("send").disabled = true;
+  asking(false);
   $("keep").hidden = true;
+}
+
+function asking(possible) {
+  ["queries", "choices", "send", "curl", "python"].forEach((id) => { $(id).disabled = !possible; });
+  $("code").hidden = true;
+  $("copied").textContent = "";
 }
 
 function show(example) {
   $("definition").value = example.definition;
   $("demonstrations").replaceChildren();
   example.demonstrations.forEach((pair) => addDemonstration(...pair));
-  $("query").value = example.query;
+  $("queries").value = example.queries.join("\n");
+  $("choices").value = example.choices ?? "";
   forget();
 }
 
@@ -147,6 +110,7 @@ async function adapt() {
   $("adapted").textContent = "Reading the task…";
   try {
     adaptation = await (await call("v1/adaptations", task)).json();
+    adapted = task;
   } catch (problem) {
     $("adapted").textContent = "";
     throw problem;
@@ -156,27 +120,86 @@ async function adapt() {
   const read = adaptation.demonstrations_read < given ? ` The model read ${adaptation.demonstrations_read} of ${given} demonstrations.` : "";
   const known = adaptation.new ? "Adapted" : "Known already: adapted";
   $("adapted").textContent = `${known} in one forward pass of ${milliseconds} ms.${read}`;
-  $("query").disabled = $("send").disabled = false;
+  asking(true);
   $("id").textContent = adaptation.id;
   $("keep").hidden = false;
-  $("query").placeholder = "An input of the task";
-  $("query").focus();
+  $("queries").placeholder = "Inputs of the task, one a line";
+  $("queries").focus();
+}
+
+// What is asked: the path of the request and its body, without the adaptation.
+function question() {
+  const inputs = $("queries").value.split("\n").map((line) => line.trim()).filter(Boolean);
+  if (!inputs.length) throw new Error("Type a query first.");
+  const choices = $("choices").value.split(",").map((each) => each.trim()).filter(Boolean);
+  if (choices.length === 1) throw new Error("Give at least two choices, with commas between them, or none.");
+  return choices.length ? { path: "v1/classify", body: { inputs, choices } } : { path: "v1/generate", body: { inputs } };
 }
 
 async function ask() {
-  const query = $("query").value;
-  if (!query.trim()) throw new Error("Type a query first.");
-  const body = { inputs: [query] };
-  const [adapted, bare] = await Promise.all([
-    call("v1/generate", { ...body, adaptation: adaptation.id }),
-    call("v1/generate", body),
-  ]);
-  const item = $("answer").content.firstElementChild.cloneNode(true);
-  item.querySelector(".asked").textContent = query;
-  item.querySelector(".with").textContent = (await adapted.json()).outputs[0];
-  item.querySelector(".without").textContent = (await bare.json()).outputs[0];
-  $("answers").prepend(item);
-  $("query").select();
+  const { path, body } = question();
+  const replies = await Promise.all([call(path, { ...body, adaptation: adaptation.id }), call(path, body)]);
+  const [own, bare] = await Promise.all(replies.map((reply) => reply.json()));
+  const answers = (reply) => reply.classifications ?? reply.outputs;
+  const items = body.inputs.map((query, index) => {
+    const item = $("answer").content.firstElementChild.cloneNode(true);
+    item.querySelector(".asked").textContent = query;
+    fill(item.querySelector(".with"), answers(own)[index]);
+    fill(item.querySelector(".without"), answers(bare)[index]);
+    return item;
+  });
+  $("answers").prepend(...items);
+  $("queries").select();
+}
+
+// An answer: a text, or a choice with a bar for the probability of each.
+function fill(place, answer) {
+  if (typeof answer === "string") {
+    place.textContent = answer;
+    return;
+  }
+  Object.entries(answer.probabilities).forEach(([choice, probability]) => {
+    const bar = $("bar").content.firstElementChild.cloneNode(true);
+    bar.classList.toggle("chosen", choice === answer.choice);
+    bar.querySelector(".choice").textContent = choice;
+    bar.querySelector("meter").value = probability;
+    bar.querySelector(".percent").textContent = `${(100 * probability).toFixed(1)} %`;
+    place.append(bar);
+  });
+}
+
+const address = (path) => new URL(path, location.href.split(/[?#]/)[0]).href;
+
+function asCurl() {
+  const { path, body } = question();
+  const json = JSON.stringify({ ...body, adaptation: adaptation.id }).replaceAll("'", "'\\''");
+  const token = sessionStorage.getItem("token") ? ` -H "Authorization: Bearer $HART_TOKEN"` : "";
+  return `curl -s ${address(path)} -H 'Content-Type: application/json'${token} \\\n  -d '${json}'`;
+}
+
+function asPython() {
+  const { body } = question();
+  const literal = JSON.stringify; // whose texts and lists are Python's too
+  const pairs = adapted.demonstrations.map((each) => `    (${literal(each.input)}, ${literal(each.output)}),\n`);
+  const method = body.choices ? `classify(${literal(body.inputs)}, ${literal(body.choices)}, ` : `generate(${literal(body.inputs)}, `;
+  return `from hart import Client, Task
+
+task = Task(${literal(adapted.definition)}, [
+${pairs.join("")}])
+with Client(${literal(address("").replace(/\/$/, ""))}) as client:${sessionStorage.getItem("token") ? "  # the token is HART_TOKEN" : ""}
+    print(client.${method}client.adapt(task)))`;
+}
+
+async function copy(text) {
+  $("code").textContent = text;
+  $("code").hidden = false;
+  try {
+    await navigator.clipboard.writeText(text);
+    $("copied").textContent = "Copied.";
+  } catch {
+    // Browsers let only pages of this machine or of https do so.
+    $("copied").textContent = "Copy it from here:";
+  }
 }
 
 async function download() {
@@ -195,8 +218,11 @@ async function start() {
   if (health.model === "mini") {
     $("model").textContent += ", which knows a few hundred words and shows the method";
   }
-  examples = EXAMPLES[health.model] ?? EXAMPLES.other;
+  const examples = EXAMPLES[health.model] ?? EXAMPLES.other;
   examples.forEach((example, index) => $("example").append(new Option(example.name, index)));
+  $("example").addEventListener("change", (event) => {
+    if (event.target.value !== "") show(examples[Number(event.target.value)]);
+  });
 }
 
 $("task").addEventListener("submit", (event) => {
@@ -215,8 +241,14 @@ $("token-form").addEventListener("submit", (event) => {
   $("adapt").focus();
 });
 $("definition").addEventListener("input", forget);
-$("example").addEventListener("change", (event) => {
-  if (event.target.value !== "") show(examples[Number(event.target.value)]);
+$("queries").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+    event.preventDefault();
+    $("ask").requestSubmit();
+  }
+});
+["curl", "python"].forEach((id) => {
+  $(id).addEventListener("click", () => guarded($(id), $("ask-problem"), () => copy(id === "curl" ? asCurl() : asPython())));
 });
 $("add").addEventListener("click", () => addDemonstration().querySelector(".input").focus());
 $("download").addEventListener("click", () => guarded($("download"), $("ask-problem"), download));

@@ -1,0 +1,135 @@
+"""One line for each request on the logger `hart.access`: what was asked and how long it took, never a text of it.
+
+`X-Request-Id` of a request, or an id made here, is in the line and in the reply.
+"""
+
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal, TextIO
+from urllib.parse import quote
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from hart.model.answering import Answer
+
+logger = logging.getLogger("hart.access")
+logger.addHandler(logging.NullHandler())  # silent until somebody wants the lines
+
+Form = Literal["off", "text", "json"]
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+
+
+@dataclass
+class Exchange:
+    """What becomes known of a request while it is answered.
+
+    Attributes:
+        tasks: ids of the adaptations that answer it.
+        tokens_in, tokens_out: that the main model read and generated; None where nothing was generated.
+    """
+
+    tasks: list[str] = field(default_factory=list)
+    tokens_in: int | None = None
+    tokens_out: int | None = None
+
+    def count(self, answers: Sequence[Answer]) -> None:
+        self.tokens_in = (self.tokens_in or 0) + sum(each.query_tokens for each in answers)
+        self.tokens_out = (self.tokens_out or 0) + sum(each.tokens for each in answers)
+
+
+_exchange: ContextVar[Exchange] = ContextVar("exchange")
+
+
+def exchange() -> Exchange:
+    """That of the request that is being answered here, or one that nobody reads."""
+    return _exchange.get(None) or Exchange()
+
+
+class AccessLog:
+    """ASGI middleware around everything else."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        start, status = time.monotonic(), 500
+
+        async def send_on(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = id
+            await send(message)
+
+        known = Exchange()
+        token = _exchange.set(known)
+        try:
+            await self._app(scope, receive, send_on)
+        finally:
+            _exchange.reset(token)
+            fields = {
+                "request_id": id,
+                "method": scope["method"],
+                "path": quote(scope["path"]),
+                "status": status,
+                "task": known.tasks[0] if len(known.tasks) == 1 else known.tasks or None,
+                "tokens_in": known.tokens_in,
+                "tokens_out": known.tokens_out,
+                "ms": round(1000 * (time.monotonic() - start), 1),
+            }
+            logger.log(logging.ERROR if status >= 500 else logging.INFO, "request", extra={"request": fields})
+
+
+class _Line(logging.Formatter):
+    """A record as JSON, or as a text of the same fields for people."""
+
+    def __init__(self, form: Form) -> None:
+        super().__init__()
+        self._json = form == "json"
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, Any] = record.request  # type: ignore[attr-defined]
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        if self._json:
+            return json.dumps({"time": at, "level": record.levelname.lower(), **fields})
+        task = fields["task"]
+        shown = [
+            f"{fields['method']} {fields['path']} {fields['status']} {fields['ms']} ms",
+            *([] if task is None else [f"task {task[:12]}" if isinstance(task, str) else f"{len(task)} tasks"]),
+            *([] if fields["tokens_in"] is None else [f"tokens {fields['tokens_in']}+{fields['tokens_out']}"]),
+            fields["request_id"],
+        ]
+        return f"{at} " + " ".join(shown)
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A log that nobody reads any more is no reason to stop, or to complain."""
+
+
+def write_lines(form: Form, stream: TextIO) -> None:
+    """Let the lines go to a stream from now on, in that form and in no other."""
+    for old in list(logger.handlers):
+        if isinstance(old, _Handler):
+            logger.removeHandler(old)
+    logger.propagate = False
+    if form == "off":
+        return
+    handler = _Handler(stream)
+    handler.setFormatter(_Line(form))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)

@@ -1,0 +1,54 @@
+"""The routes that tell how the server is: whether it lives, takes requests, keeps adaptations; and its counters."""
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+
+from hart.serving import schemas
+from hart.serving.engine import Engine
+from hart.serving.metrics import Metrics
+
+_DOWN: dict[int | str, dict[str, Any]] = {503: {"model": schemas.ErrorOut}}
+
+
+def add_health(app: APIRouter, engine: Engine) -> None:
+    @app.get("/livez", response_model=schemas.State, responses=_DOWN)
+    async def live() -> Any:
+        """Whether the server works; 503 where only a restart helps."""
+        engine.check_running()
+        return schemas.State()
+
+    @app.get("/readyz", response_model=schemas.State, responses=_DOWN)
+    async def ready() -> Any:
+        """Whether the server takes requests now; 503 while the queue is full, or the server is going down."""
+        engine.check_ready()
+        return schemas.State()
+
+    @app.get("/health", response_model=schemas.Health, responses={503: {"model": schemas.Trouble}})
+    async def health() -> Any:
+        """Whether the server answers and keeps adaptations, and with which model; 503 where one of them fails."""
+        engine.check_running()
+        state = schemas.Health(
+            status="ok" if await engine.store_works() else "degraded",
+            model=engine.model.name,
+            base=engine.model.main.name,
+            reads_definition=engine.form.prompt_format == "instructions",
+        )
+        if state.status == "ok":
+            return state
+        told = schemas.ErrorBody(
+            message="the store cannot be used, the server's log says why; tasks given in full are answered",
+            type="storage",
+        )
+        return JSONResponse(schemas.Trouble(**state.model_dump(), error=told).model_dump(), status_code=503)
+
+
+def add_metrics(app: APIRouter, engine: Engine, metrics: Metrics) -> None:
+    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    async def prometheus() -> Response:
+        """Counters in the text format of Prometheus."""
+        count, size = await engine.totals()
+        metrics.stored.set(count)
+        metrics.stored_bytes.set(size)
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4")

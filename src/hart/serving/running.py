@@ -1,0 +1,129 @@
+"""What the model's thread computes: one batch of jobs becomes their results."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from transformers import StoppingCriteria, TextStreamer
+
+from hart.data.prompts import Cuts
+from hart.data.tasks import Task
+from hart.model.adaptation import Adaptation
+from hart.model.classifying import CONTENT_FREE, classify
+from hart.model.hart_model import HartModel
+from hart.model.scoring import score_choices
+from hart.serving.batching import Job
+from hart.serving.stopping import HoldBack, StopRows, cut_at_stop
+
+
+class Options(NamedTuple):
+    """How answers are generated; rows of equal options share a batch.
+
+    Attributes:
+        stop: stop sequences, as `hart.serving.stopping` has them.
+        seed: of the sampling of one row that has the batch for itself; None: sampled as it comes.
+    """
+
+    max_new_tokens: int
+    num_beams: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+
+@dataclass
+class Query:
+    """One row to answer, or to score if it has `choices`."""
+
+    text: str
+    adaptation: Adaptation | None
+    choices: list[str] = dataclasses.field(default_factory=list)
+    emit: Callable[[str], None] | None = None
+
+
+class Runner:
+    """Answers batches with a model, in whatever thread calls it."""
+
+    def __init__(self, model: HartModel) -> None:
+        self._model = model
+
+    def run(self, batch: Sequence[Job]) -> list[Any]:
+        """Results of the jobs of one batch, which are all of one kind and key."""
+        kind, key = batch[0].kind, batch[0].key
+        if kind == "adapt":
+            return self._adapt([job.payload for job in batch])
+        queries: list[Query] = [job.payload for job in batch]
+        # The key says whether the rows are adapted: all are, or none.
+        first = queries[0].adaptation
+        adaptation = first
+        if first is not None and any(query.adaptation is not first for query in queries):
+            adaptation = Adaptation.stack([query.adaptation for query in queries if query.adaptation is not None])
+        main, texts = self._model.main, [query.text for query in queries]
+        read: Any = texts
+        if adaptation is None:
+            read = [self._model.input_format.encode_query(main.tokenizer, text) for text in texts]
+        choices = [query.choices for query in queries]
+        if kind == "classify":
+            how: dict[str, Any] = {"normalisation": key[1], "calibrate": key[2], "batch_size": len(batch)}  # type: ignore[index]
+            if adaptation is None:
+                how["content_free"] = self._model.input_format.encode_query(main.tokenizer, CONTENT_FREE)
+            return classify(main, read, choices, adaptation, **how)
+        if kind == "score":
+            return score_choices(main, read, choices, adaptation, normalisation=key[1], batch_size=len(batch))  # type: ignore[index]
+        options: Options = key[1]  # type: ignore[index]
+        more: dict[str, Any] = options._asdict()
+        stop, seed = more.pop("stop"), more.pop("seed")
+        more |= {"stopping_criteria": [_Abandoned(batch)], "batch_size": len(batch)}
+        # A search goes on behind a stop sequence, as without one: of its answer the text is cut.
+        if stop and options.num_beams == 1:
+            more["stopping_criteria"].append(StopRows(main.tokenizer, stop))
+        if queries[0].emit is not None:
+            more["streamer"] = _Stream(main.tokenizer, HoldBack(stop, queries[0].emit))
+        with _seeded(seed, main.device):
+            answers = main.answers(read, adaptation, **more)
+        return [cut_at_stop(answer, main.tokenizer, stop) for answer in answers]
+
+    def _adapt(self, tasks: list[Task]) -> list[tuple[Adaptation, float]]:
+        start = time.perf_counter()
+        # What is not read of a task is told to the client: `demonstrations_read`.
+        adaptation = self._model.adapt(tasks, cuts=Cuts())
+        seconds = time.perf_counter() - start
+        return [(adaptation[entry], seconds) for entry in range(len(tasks))]
+
+
+class _Abandoned(StoppingCriteria):
+    """Ends a generation that nobody waits for any more."""
+
+    def __init__(self, batch: Sequence[Job]) -> None:
+        self._batch = batch
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        gone = all(job.abandoned for job in self._batch)
+        return torch.full((input_ids.shape[0],), gone, device=input_ids.device, dtype=torch.bool)
+
+
+class _Stream(TextStreamer):
+    """Hands the text on as it is generated, piece by piece."""
+
+    def __init__(self, tokenizer: Any, emit: HoldBack) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._emit = emit
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self._emit(text, stream_end)
+
+
+@contextmanager
+def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Within it random numbers are those of a seed, and afterwards as if none had been drawn."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
