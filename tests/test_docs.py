@@ -21,6 +21,7 @@ PAGES = (
     "architecture.md",
     "paper_map.md",
     "data.md",
+    "own_tasks.md",
     "configuration.md",
     "performance.md",
     "scaling.md",

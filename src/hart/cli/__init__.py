@@ -31,6 +31,7 @@ from hart.cli import (
     report,
     serve,
     sweep,
+    tasks,
     train,
 )
 from hart.cli.options import keep_texts, split_overrides
@@ -40,7 +41,22 @@ from hart.runtime.files import ensure_home
 from hart.runtime.launch import end_with, is_first
 
 DISTRIBUTION = "hart-hypernet"
-COMMANDS = (quickstart, train, evaluate, adapt, predict, export, serve, estimate, config, sweep, report, figures, bench)
+COMMANDS = (
+    quickstart,
+    tasks,
+    train,
+    evaluate,
+    adapt,
+    predict,
+    export,
+    serve,
+    estimate,
+    config,
+    sweep,
+    report,
+    figures,
+    bench,
+)
 CONFIGURED = {
     "train": train.OWN_OPTIONS,
     "sweep": sweep.OWN_OPTIONS,
@@ -48,7 +64,7 @@ CONFIGURED = {
     "config": config.OWN_OPTIONS,
 }
 """Commands that take fields of a configuration, and the options that are none."""
-TEXTS = {"adapt": adapt.TEXTS, "predict": predict.TEXTS, "serve": serve.TEXTS}
+TEXTS = {"adapt": adapt.TEXTS, "predict": predict.TEXTS, "serve": serve.TEXTS, "tasks": tasks.TEXTS}
 """Commands with options whose values are any text, and the number of texts of each."""
 
 

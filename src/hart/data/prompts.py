@@ -59,6 +59,10 @@ class Cuts:
             name = ""
         names[name] = 1 if name else names.get(name, 0) + 1
 
+    def found(self) -> dict[str, list[str]]:
+        """Each kind, and the names that it holds of (of the first `NAMES`)."""
+        return {kind: [name for name in names if name] for kind, (_, names) in self._noted.items()}
+
     def tell(self, logger: logging.Logger) -> None:
         """One warning for each kind, with up to three names and a count; what was told is forgotten."""
         noted, self._noted = self._noted, {}

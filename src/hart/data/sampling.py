@@ -72,6 +72,8 @@ class TrainingDataset(Examples):
         reader: tokenizer of the hypernetwork, if it is not the main model's.
         teacher: how a teacher reads the task before the query, if there is one; with the main model's tokenizer, and
             of sampled demonstrations those that the student is shown.
+        cuts: takes note of what is left out or cut of tasks, instead of the warnings here; of queries and targets
+            nothing is said then.
 
     Raises:
         HartError: no tasks, a task without instances that can be used or with no other one to show, without the
@@ -96,6 +98,7 @@ class TrainingDataset(Examples):
         queries_per_task: int = 1,
         reader: Tokenizer | None = None,
         teacher: InputFormat | None = None,
+        cuts: Cuts | None = None,
     ) -> None:
         for name, value, options in (
             ("task_sampling", task_sampling, get_args(TaskSampling)),
@@ -109,14 +112,14 @@ class TrainingDataset(Examples):
             raise HartError(f"queries_per_task: must be at least 1, not {queries_per_task}")
         if not tasks:
             raise HartError("there are no tasks to train on; check the data folder and split")
-        cuts = Cuts()
-        self.tasks = tuple(_without_blanks(task, cuts) for task in tasks)
+        told = Cuts() if cuts is None else cuts
+        self.tasks = tuple(_without_blanks(task, told) for task in tasks)
         shows = form.demonstrations_to != "nowhere" or teacher is not None
         self._samples = demonstrations == "sampled" and shows
         self._positions = []
         for task in self.tasks:
             shots = form.most_demonstrations if self._samples else 0
-            self._positions.append(_check(task, queries_per_task, shots, cuts))
+            self._positions.append(_check(task, queries_per_task, shots, told))
             for each in (form, teacher):
                 if each is not None:
                     each.check_readable(task)
@@ -131,12 +134,13 @@ class TrainingDataset(Examples):
         self._ends = np.cumsum(sizes or [len(task.instances) for task in self.tasks])
         # Encoded once, here: workers then share the lists.
         self._task_ids = (
-            [form.encode_groups(self._reader, task, cuts) for task in self.tasks]
+            [form.encode_groups(self._reader, task, told) for task in self.tasks]
             if form.demonstrations_to == "hypernetwork" and not self._samples
             else []
         )
-        cuts.tell(logger)
-        tell_long(self.tasks, tokenizer, form)
+        if cuts is None:
+            told.tell(logger)
+            tell_long(self.tasks, tokenizer, form)
         self._said: set[str] = set()
         self._last: tuple[int, _Group] | None = None
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from hart.data.base import Collection
 from hart.data.hub import cached_snapshot, unreachable
-from hart.data.reading import check_file
+from hart.data.own_tasks.folder import list_file, read_list
 from hart.data.streams import named_stream
 from hart.data.tasks import Task
 from hart.errors import HartError
@@ -91,11 +91,16 @@ def load_sni(
         available = source.count_instances(name)
         if available == 0:
             raise HartError(f"{source.source}: task '{name}' has no Instances; add some")
-        order = range(available)
-        if official == "train":
-            order = named_stream(seed, "instances", name).permutation(available).tolist()
-        tasks.append(source.task(name, list(order[:max_instances])))
+        tasks.append(source.task(name, instances_that_count(name, available, official, max_instances, seed)))
     return tasks
+
+
+def instances_that_count(name: str, available: int, official: str, most: int | None, seed: int) -> list[int]:
+    """Positions of the instances of a task that a split ("train" or "test") takes, in the order that it takes them."""
+    order = range(available)
+    if official == "train":
+        order = named_stream(seed, "instances", name).permutation(available).tolist()
+    return list(order[:most])
 
 
 def _validation_names(names: list[str], number: int, seed: int, source: str) -> set[str]:
@@ -126,7 +131,7 @@ class _Source(Protocol):
 class _Folder:
     def __init__(self, folder: Path, official: str) -> None:
         self.source = str(folder)
-        split_list = folder / "splits" / "default" / f"{official}_tasks.txt"
+        split_list = list_file(folder, official)
         for needed, what in (
             (folder, "folder"),
             (folder / "tasks", "folder"),
@@ -137,12 +142,7 @@ class _Folder:
                     f"{needed}: no such {what}; the data folder must be laid out as a clone of "
                     "allenai/natural-instructions (tasks/ and splits/default/)"
                 )
-        try:
-            check_file(split_list)
-            lines = split_list.read_text(encoding="utf-8-sig").split()
-        except (OSError, UnicodeDecodeError) as error:
-            raise HartError(f"{split_list}: cannot read the list of tasks ({error})") from None
-        self.names = list(dict.fromkeys(lines))
+        self.names = read_list(split_list)
         if not self.names:
             raise HartError(f"{split_list}: names no task; write one task name a line")
         # All names before any file: a long load should not end in a message about its last task.

@@ -71,13 +71,7 @@ def load_base(name: str, *, revision: str | None = None, dtype: torch.dtype | st
             )
         except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
             raise HartError(f"{name}: cannot be loaded ({first_line(error)})") from error
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source, **at_revision)
-        except Exception as error:  # the parsers of its files raise bare ones, too
-            raise HartError(
-                f"{name}: its tokenizer cannot be loaded ({first_line(error)}); "
-                "is tokenizer.json or spiece.model complete?"
-            ) from error
+        tokenizer = _tokenizer(name, source, at_revision)
     model, report = loaded
     for what, problem in (("missing_keys", "lacks"), ("mismatched_keys", "has another shape of")):
         if report[what]:
@@ -93,6 +87,26 @@ def load_base(name: str, *, revision: str | None = None, dtype: torch.dtype | st
     if is_t5 and model.config.decoder_start_token_id is None:
         model.config.decoder_start_token_id = tokenizer.pad_token_id  # as every T5 has it
     return BaseCheckpoint(model.eval(), tokenizer, commit)
+
+
+def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint alone, where no weights are needed.
+
+    Raises:
+        HartError: none there, or damaged files.
+    """
+    source = resolve_base(name)
+    with loading:
+        return _tokenizer(name, source, {} if revision is None or Path(source).is_dir() else {"revision": revision})
+
+
+def _tokenizer(name: str, source: str, at_revision: dict[str, Any]) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(source, **at_revision)
+    except Exception as error:  # the parsers of its files raise bare ones, too
+        raise HartError(
+            f"{name}: its tokenizer cannot be loaded ({first_line(error)}); is tokenizer.json or spiece.model complete?"
+        ) from error
 
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:

@@ -66,14 +66,21 @@ class Checks:
         Raises:
             HartError: the model needs a definition and there is none, or it is too long.
         """
-        limit = self._form.max_demonstrations_length
-        most = min(self._form.num_demonstrations, len(task.demonstrations))
-        if self._form.prompt_format == "instructions":
+        limit, form = self._form.max_demonstrations_length, self._form
+        if form.prompt_format == "instructions":
             if not task.definition.strip():
                 raise HartError("definition: is empty, and this model reads it; say what the task asks for")
             alone = len(self._encode_task(task, 0))
             if alone > limit:
                 raise HartError(f"definition: has {alone} tokens with its heading, the model reads {limit}")
+        size = max(1, form.num_demonstrations)
+        shown = task.demonstrations[: form.most_demonstrations]
+        groups = (replace(task, demonstrations=shown[at : at + size]) for at in range(0, len(shown), size))
+        return sum(map(self._read, groups))
+
+    def _read(self, task: Task) -> int:
+        """How many demonstrations of a group will be read."""
+        limit, most = self._form.max_demonstrations_length, len(task.demonstrations)
 
         def fits(count: int) -> bool:
             return len(self._encode_task(task, count)) <= limit

@@ -1,0 +1,249 @@
+"""Task files from rows: which row becomes a demonstration, which an instance, and what the task is called.
+
+A table gives one task, or one for each value of a column. All rows of a task are in memory while its file is made, as
+they are whenever the file is read.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hart.data.own_tasks.sources import Source
+from hart.data.reading import check_file
+from hart.data.streams import named_stream
+from hart.data.tables import RowError
+from hart.data.tasks import Instance, Task
+from hart.errors import HartError
+
+MOST_LABELS, ROWS_PER_LABEL = 20, 3
+"""Outputs count as labels where there are at most so many different ones, and so many rows of each on average."""
+
+
+@dataclass(frozen=True)
+class Fields:
+    """What the columns of a table mean.
+
+    Attributes:
+        input, output: of the text to answer, and of its answer (a text, a number, or a list of accepted answers).
+        definition: of the definition; None: it is not in the table.
+        task: whose values tell tasks apart; None: all rows with the same definition are one task.
+    """
+
+    input: str = "input"
+    output: str = "output"
+    definition: str | None = None
+    task: str | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """A task and how it was made.
+
+    Attributes:
+        shown: places of the rows that became demonstrations.
+        labels: number of different outputs, where they count as labels.
+        left_out: rows that have the input of a demonstration, whose answer a model would be shown.
+    """
+
+    task: Task
+    shown: tuple[str, ...]
+    labels: int
+    left_out: int
+
+
+@dataclass
+class _Group:
+    """The rows of a task to be: the place of each, its input and its accepted answers."""
+
+    definition: str
+    rows: list[tuple[str, str, tuple[str, ...]]] = field(default_factory=list)
+
+
+def make_tasks(
+    source: Source,
+    fields: Fields,
+    *,
+    name: str | None = None,
+    definition: str | None = None,
+    demonstrations: int = 2,
+    seed: int | None = None,
+    skip: Callable[[RowError], None] | None = None,
+) -> list[Made]:
+    """The tasks of a source.
+
+    Args:
+        name: of the task; None: the source's. Of several tasks their names begin with it.
+        definition: of all rows; None: that of the column `fields.definition`, else of the file beside the table.
+        demonstrations: rows that become demonstrations, at least one. They are the first rows, or with a `seed`
+            random ones; where outputs are labels (`MOST_LABELS`), the first of each label in turn.
+        skip: takes a row that cannot be used; None raises it.
+
+    Raises:
+        HartError: a row or a column is missing or malformed, a task has no definition or no rows, two have one name.
+    """
+    name = source.name if name is None else name
+    if definition is None and fields.definition is None:
+        definition = _definition_beside(source)
+    groups: dict[str, _Group] = {}
+    for place, content in _usable(source, fields, skip):
+        own = definition if definition is not None else _cell(content, fields.definition, place, "definition")
+        key = own if fields.task is None else _cell(content, fields.task, place, "task")
+        group = groups.setdefault(key, _Group(own))
+        if group.definition != own:
+            raise HartError(
+                f"{place}: the definition differs from that of other rows of task {key!r}; "
+                "give one definition to each task, or leave --task-field out"
+            )
+        group.rows.append((place, _input(content, fields, place), _answers(content, fields, place)))
+    if not groups:
+        raise HartError(f"{source.label}: holds no row; give a table with at least {demonstrations} rows")
+    names = _names(name, groups, by_value=fields.task is not None)
+    return [
+        _task(names[key], group, demonstrations, seed, named_by=f"{source.label}: task {names[key]}")
+        for key, group in groups.items()
+    ]
+
+
+def _definition_beside(source: Source) -> str:
+    path = source.definition_file
+    if path is None or not path.is_file():
+        beside = "" if path is None else f", or write it into {path}"
+        raise HartError(
+            f"{source.label}: no definition; say what its rows ask for with --definition TEXT or "
+            f"--definition-field COLUMN{beside}"
+        )
+    check_file(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise HartError(f"{path}: cannot be read ({error})") from None
+    if not text:
+        raise HartError(f"{path}: is empty; say there what the rows of {source.label} ask for")
+    return text
+
+
+def _usable(
+    source: Source, fields: Fields, skip: Callable[[RowError], None] | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows that have all that a task needs; a missing column is an error of the whole table."""
+    wanted = {"--input-field": fields.input, "--output-field": fields.output}
+    wanted |= {"--definition-field": fields.definition} if fields.definition is not None else {}
+    wanted |= {"--task-field": fields.task} if fields.task is not None else {}
+    for row in source.table.rows():
+        problem: RowError | None = row if isinstance(row, RowError) else None
+        if not isinstance(row, RowError):
+            for option, column in wanted.items():
+                if column not in row.content:
+                    raise HartError(
+                        f"{row.where}: has no {column!r}, it has {', '.join(map(repr, row.content)) or 'nothing'}; "
+                        f"name the right one with {option}"
+                    )
+            try:
+                _input(row.content, fields, row.where)
+                _answers(row.content, fields, row.where)
+                for each in (fields.definition, fields.task):
+                    if each is not None:
+                        _cell(row.content, each, row.where, "text")
+            except RowError as error:
+                problem = error
+            else:
+                yield row.where, row.content
+        if problem is not None:
+            if skip is None:
+                raise problem
+            skip(problem)
+
+
+def _input(content: dict[str, Any], fields: Fields, place: str) -> str:
+    return _cell(content, fields.input, place, "input")
+
+
+def _answers(content: dict[str, Any], fields: Fields, place: str) -> tuple[str, ...]:
+    value = content[fields.output]
+    if not isinstance(value, list | tuple):
+        return (_cell(content, fields.output, place, "output"),)
+    if not value:
+        raise RowError(f"{place}: {fields.output!r} is an empty list; give at least one accepted answer")
+    return tuple(_cell({fields.output: each}, fields.output, place, "output") for each in value)
+
+
+def _cell(content: dict[str, Any], column: str | None, place: str, what: str) -> str:
+    """A text that is not blank; a number as its digits."""
+    value = content[column] if column is not None else None
+    if isinstance(value, int | float):
+        value = str(value).lower() if isinstance(value, bool) else str(value)
+    if not isinstance(value, str):
+        raise RowError(f"{place}: {column!r} must be a text or a number, the {what} of the row")
+    if not value.strip():
+        raise RowError(f"{place}: {column!r} is empty; fill it, or remove the row")
+    return value
+
+
+def _names(name: str, groups: dict[str, _Group], *, by_value: bool) -> dict[str, str]:
+    """A name for each task that a file can have, and that a list of names, one a line, can hold."""
+    if by_value:
+        names = {key: file_name(key) for key in groups}
+    elif len(groups) == 1:
+        names = {next(iter(groups)): file_name(name)}
+    else:
+        width = len(str(len(groups)))
+        names = {key: f"{file_name(name)}_{number:0{width}}" for number, key in enumerate(groups, start=1)}
+    refuse_twins(names.values(), {made: key for key, made in names.items()})
+    return names
+
+
+def file_name(text: str) -> str:
+    """The text with what no task may be called replaced by underscores."""
+    return re.sub(r"[^\w.-]+", "_", text.strip()).strip("_.") or "task"
+
+
+def refuse_twins(names: Iterable[str], origin: dict[str, str]) -> None:
+    """Raise `HartError` for two names that are one file, on disks that do not tell capitals apart, too."""
+    seen: dict[str, str] = {}
+    for name in names:
+        before = seen.setdefault(name.casefold(), name)
+        if before is not name:
+            raise HartError(
+                f"two tasks would be called {name!r} (the other is {origin.get(before, before)!r}); "
+                "rename one table, or one value of the column"
+            )
+
+
+def _task(name: str, group: _Group, demonstrations: int, seed: int | None, *, named_by: str) -> Made:
+    rows = group.rows
+    if len(rows) < demonstrations:
+        raise HartError(
+            f"{named_by}: has {len(rows)} rows, too few for {demonstrations} demonstrations; "
+            "add rows, or lower --demonstrations"
+        )
+    chosen, labels = choose([answers[0] for _, _, answers in rows], demonstrations, seed, name)
+    shown_inputs = {rows[index][1] for index in chosen}
+    kept = [index for index, row in enumerate(rows) if row[1] not in shown_inputs]
+    width = len(str(len(rows)))
+    task = Task(
+        group.definition,
+        [(rows[index][1], rows[index][2][0]) for index in chosen],
+        name=name,
+        instances=[Instance(rows[index][1], rows[index][2], f"{name}-{index + 1:0{width}}") for index in kept],
+    )
+    places = tuple(rows[index][0] for index in chosen)
+    return Made(task, places, labels, len(rows) - len(kept) - len(chosen))
+
+
+def choose(outputs: Sequence[str], number: int, seed: int | None, name: str) -> tuple[list[int], int]:
+    """Positions of the rows that become demonstrations, and the number of labels (0 where outputs are none).
+
+    Args:
+        seed: None takes the first rows; else the order of the rows of task `name` is shuffled first.
+    """
+    order = list(range(len(outputs)))
+    if seed is not None:
+        order = named_stream(seed, "demonstrations", name).permutation(len(outputs)).tolist()
+    found: dict[str, list[int]] = {}
+    for index in order:
+        found.setdefault(outputs[index], []).append(index)
+    if len(found) < 2 or len(found) > MOST_LABELS or len(found) * ROWS_PER_LABEL > len(outputs):
+        return order[:number], 0
+    turns = [own[turn] for turn in range(max(map(len, found.values()))) for own in found.values() if turn < len(own)]
+    return turns[:number], len(found)

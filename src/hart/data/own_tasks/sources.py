@@ -1,0 +1,161 @@
+"""What tasks are made of: tables, folders of tables, and data sets of the library `datasets`.
+
+Each is a `Source`: a name, and rows that are read one after the other with their place.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from hart.data.hub import unreachable
+from hart.data.tables import FORMATS, Row, RowError, Table, format_of
+from hart.data.tables.formats import ENDINGS, Format
+from hart.errors import HartError, first_line
+
+DEFINITION_ENDING = ".definition.txt"
+"""How the file beside a table is called that says what its rows ask for: `tickets.definition.txt`."""
+
+_SAVED_FILES = ("state.json", "dataset_dict.json")
+"""What `datasets.save_to_disk` leaves in a folder, of one data set or of several splits."""
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+class _Rows(Protocol):
+    def rows(self) -> Iterator[Row | RowError]: ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows of one table.
+
+    Attributes:
+        name: of the file or the data set, without its ending; the task is called so.
+        label: what messages call it.
+        definition_file: where the definition may lie beside it; None where there is no such place.
+    """
+
+    name: str
+    label: str
+    table: _Rows
+    definition_file: Path | None = None
+
+
+def open_sources(
+    names: Sequence[str],
+    *,
+    format: Format | None = None,
+    standard_input: BinaryIO | None = None,
+    split: str | None = None,
+    subset: str | None = None,
+) -> list[Source]:
+    """What the words of a command name, in their order.
+
+    Args:
+        names: files, folders of files, folders that `datasets` saved, names on the hub, or `-`.
+        format: of files whose ending does not tell, and of standard input.
+        standard_input: what `-` reads.
+        split, subset: of data sets.
+
+    Raises:
+        HartError: nothing there, a folder without a table, a data set that cannot be loaded.
+    """
+    found: list[Source] = []
+    for name in names:
+        path = Path(name)
+        if name == "-":
+            if format is None or standard_input is None:
+                raise HartError(f"standard input: say what it holds with --input-format ({', '.join(FORMATS)})")
+            found.append(Source("task", "standard input", Table(standard_input, format, "standard input")))
+        elif path.is_dir():
+            saved = any((path / each).is_file() for each in _SAVED_FILES)
+            found += [_saved(path, split)] if saved else _folder(path)
+        elif not path.exists() and format is None and _ending(path) is None and _HUB_NAME.fullmatch(name):
+            found.append(_of_the_hub(name, split, subset))
+        else:
+            found.append(_file(path, format or format_of(path, "--input-format")))
+    return found
+
+
+def _ending(path: Path) -> Format | None:
+    plain = path.with_suffix("") if path.suffix == ".gz" else path
+    return ENDINGS.get(plain.suffix.lower())
+
+
+def _file(path: Path, format: Format) -> Source:
+    if format == "txt":
+        raise HartError(f"{path}: a plain text has no outputs; give a table with a column of inputs and one of outputs")
+    stem = (path.with_suffix("") if path.suffix == ".gz" else path).stem
+    return Source(stem, str(path), Table(path, format, str(path)), path.with_name(f"{stem}{DEFINITION_ENDING}"))
+
+
+def _folder(folder: Path) -> list[Source]:
+    paths = [path for path in sorted(folder.iterdir()) if path.is_file() and _ending(path) not in (None, "txt")]
+    if not paths:
+        endings = ", ".join(ending for ending, format in ENDINGS.items() if format != "txt")
+        raise HartError(f"{folder}: holds no table ({endings}), and no data set that datasets.save_to_disk wrote")
+    return [_file(path, format_of(path, "--input-format")) for path in paths]
+
+
+def _saved(folder: Path, split: str | None) -> Source:
+    import datasets  # here, because it takes longer to import than most tables take to read
+
+    try:
+        loaded = datasets.load_from_disk(str(folder))
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, KeyError, TypeError) as error:
+        raise HartError(
+            f"{folder}: the data set cannot be loaded ({first_line(error)}); save it again with save_to_disk"
+        ) from error
+    return Source(
+        folder.name, str(folder), _DataSet(str(folder), _one_split(str(folder), loaded, split)), _beside(folder)
+    )
+
+
+def _beside(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}{DEFINITION_ENDING}")
+
+
+def _of_the_hub(name: str, split: str | None, subset: str | None) -> Source:
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(name, subset, split=split)
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        instead = "give a file, a folder of files, or a folder that datasets.save_to_disk wrote"
+        raise unreachable(name, "loaded from the hub, and is no file", error, instead) from error
+    return Source(name.rpartition("/")[2], name, _DataSet(name, _one_split(name, loaded, None if split else split)))
+
+
+def _one_split(label: str, loaded: Any, split: str | None) -> Any:
+    """The rows themselves, of what may be several splits."""
+    if not isinstance(loaded, dict):
+        return loaded
+    if split is None and len(loaded) == 1:
+        return next(iter(loaded.values()))
+    if split not in loaded:
+        problem = "has several splits" if split is None else f"has no split {split!r}"
+        raise HartError(f"{label}: {problem}; choose one of {', '.join(loaded)} with --split")
+    return loaded[split]
+
+
+@dataclass(frozen=True)
+class _DataSet:
+    """Rows of a data set; a class label is the name of the class."""
+
+    label: str
+    data: Any
+
+    def rows(self) -> Iterator[Row | RowError]:
+        import datasets
+
+        classes = {
+            name: feature for name, feature in self.data.features.items() if isinstance(feature, datasets.ClassLabel)
+        }
+        for number, content in enumerate(self.data, start=1):
+            for name, feature in classes.items():
+                if content[name] is not None and content[name] >= 0:  # -1: hidden, as in many test splits
+                    content[name] = feature.int2str(content[name])
+                else:
+                    content[name] = None
+            yield Row(f"{self.label}, row {number}", content)

@@ -1,0 +1,54 @@
+"""How a model turns text into tokens, without its weights: its input format and its tokenizers."""
+
+from typing import NamedTuple
+
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
+from hart.data.config import DataConfig
+from hart.data.input_format import InputFormat
+from hart.errors import HartError, first_line
+from hart.model.base_checkpoint import load_tokenizer
+from hart.model.bundled import resolve_base
+from hart.model.config import ModelConfig
+from hart.model.folder import MAIN_FOLDER, READER_FOLDER, fetch, read_config, read_input_format
+from hart.peft.architectures import architecture
+
+
+class Tokenization(NamedTuple):
+    """`reader` is the tokenizer that tasks are read with, the main model's unless the hypernetwork has its own."""
+
+    form: InputFormat
+    tokenizer: PreTrainedTokenizerBase
+    reader: PreTrainedTokenizerBase
+
+
+def tokenization_of_model(name: str) -> Tokenization:
+    """That of a trained system: a folder, a hub name or `mini`.
+
+    Raises:
+        HartError: no such system, or its base's tokenizer is nowhere.
+    """
+    folder = fetch(name, None)
+    info = read_config(folder)["system"]
+    trained = info.get("train_main", False)
+    revision = None if trained else info["base_revision"]
+    tokenizer = load_tokenizer(str(folder / MAIN_FOLDER) if trained else info["base"], revision=revision)
+    own = (folder / READER_FOLDER).is_dir()
+    reader = load_tokenizer(str(folder / READER_FOLDER)) if own else tokenizer
+    return Tokenization(read_input_format(folder, info["input_format"]), tokenizer, reader)
+
+
+def tokenization_of_config(model: ModelConfig, data: DataConfig) -> Tokenization:
+    """That of a system before its training.
+
+    Raises:
+        HartError: its base, or the checkpoint that its hypernetwork starts from, has no tokenizer.
+    """
+    tokenizer = reader = load_tokenizer(model.base, revision=model.base_revision)
+    if model.weights == "generated" and model.encoder != "main_model" and model.hypernetwork_init is not None:
+        try:
+            has_encoder = architecture(AutoConfig.from_pretrained(resolve_base(model.base))).has_encoder
+        except (OSError, ValueError) as error:
+            raise HartError(f"{model.base}: no checkpoint there ({first_line(error)})") from error
+        reader = tokenizer if has_encoder else load_tokenizer(model.hypernetwork_init)
+    return Tokenization(InputFormat.from_config(data), tokenizer, reader)

@@ -1,0 +1,188 @@
+"""Tasks from tables: which rows become what, names, definitions, formats, and what is refused."""
+
+import io
+import json
+from pathlib import Path
+
+import datasets
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from hart import HartError, Task
+from hart.data.own_tasks.folder import add_tasks, drawn_for_testing, list_file, read_list
+from hart.data.own_tasks.making import Fields, choose, make_tasks
+from hart.data.own_tasks.sources import open_sources
+from hart.data.super_natural_instructions import load_sni
+
+ROWS = [("one", "eno"), ("two", "owt"), ("three", "eerht"), ("four", "ruof")]
+
+
+def write_csv(path: Path, rows: list[tuple[str, ...]], header: str = "input,output") -> Path:
+    path.write_text("\n".join([header, *(",".join(row) for row in rows)]) + "\n", encoding="utf-8")
+    return path
+
+
+def made(path: Path | str, fields: Fields | None = None, **options):
+    (source,) = open_sources([str(path)])
+    return make_tasks(source, fields or Fields(), **{"definition": "Turn it.", **options})
+
+
+def test_the_first_rows_are_shown_and_the_others_asked(tmp_path: Path) -> None:
+    (only,) = made(write_csv(tmp_path / "turned words.csv", ROWS))
+    assert only.task.name == "turned_words" and only.task.definition == "Turn it."
+    assert [(each.input, each.output) for each in only.task.demonstrations] == ROWS[:2]
+    assert [(each.input, each.references) for each in only.task.instances] == [(a, (b,)) for a, b in ROWS[2:]]
+    assert only.shown == (f"{tmp_path}/turned words.csv, line 2", f"{tmp_path}/turned words.csv, line 3")
+
+
+def test_every_format_gives_the_same_task(tmp_path: Path) -> None:
+    rows = [{"input": a, "output": b} for a, b in ROWS]
+    write_csv(tmp_path / "t.csv", ROWS)
+    (tmp_path / "t.tsv").write_text("input\toutput\n" + "".join(f"{a}\t{b}\n" for a, b in ROWS), encoding="utf-8")
+    (tmp_path / "t.json").write_text(json.dumps(rows), encoding="utf-8")
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "t.parquet")
+    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "saved" / "t"))
+    found = [made(tmp_path / f"t.{ending}")[0].task for ending in ("csv", "tsv", "json", "jsonl", "parquet")]
+    found += [made(tmp_path / "saved" / "t")[0].task]
+    stream = io.BytesIO((tmp_path / "t.csv").read_bytes())
+    (source,) = open_sources(["-"], format="csv", standard_input=stream)
+    found += [make_tasks(source, Fields(), name="t", definition="Turn it.")[0].task]
+    assert found == [found[0]] * 7
+
+
+def test_class_labels_and_splits_of_a_data_set(tmp_path: Path) -> None:
+    features = datasets.Features(
+        {"input": datasets.Value("string"), "output": datasets.ClassLabel(names=["no", "yes"])}
+    )
+    rows = datasets.Dataset.from_dict({"input": list("abcd"), "output": [1, 0, 1, 0]}, features=features)
+    datasets.DatasetDict(train=rows, test=rows).save_to_disk(str(tmp_path / "d"))
+    with pytest.raises(HartError, match="several splits; choose one of train, test with --split"):
+        open_sources([str(tmp_path / "d")])
+    (source,) = open_sources([str(tmp_path / "d")], split="test")
+    (only,) = make_tasks(source, Fields(), definition="Say it.")
+    assert [each.output for each in only.task.demonstrations] == ["yes", "no"]
+
+
+def test_a_hub_name_offline_is_one_line() -> None:
+    with pytest.raises(HartError, match="^nobody/nothing: cannot be loaded from the hub, and is no file") as refused:
+        open_sources(["nobody/nothing"])
+    assert "\n" not in str(refused.value)
+
+
+def test_a_task_for_each_value(tmp_path: Path) -> None:
+    rows = [(f"{kind}{i}", "x", kind, f"Do {kind}.") for i in range(4) for kind in ("a b", "c")]
+    path = write_csv(tmp_path / "all.csv", rows, "input,output,kind,what")
+    by_kind = [each.task for each in made(path, Fields(task="kind", definition="what"), definition=None)]
+    assert [(each.name, each.definition) for each in by_kind] == [("a_b", "Do a b."), ("c", "Do c.")]
+    by_definition = [each.task for each in made(path, Fields(definition="what"), definition=None)]
+    assert [each.name for each in by_definition] == ["all_1", "all_2"]
+    assert [each.definition for each in by_definition] == ["Do a b.", "Do c."]
+    write_csv(path, [*rows, ("z", "x", "c", "Do other.")], "input,output,kind,what")
+    with pytest.raises(HartError, match="line 10: the definition differs from that of other rows of task 'c'"):
+        made(path, Fields(task="kind", definition="what"), definition=None)
+
+
+def test_the_definition_beside_a_table(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "t.csv", ROWS)
+    with pytest.raises(HartError, match=r"no definition.*t\.definition\.txt"):
+        made(path, definition=None)
+    (tmp_path / "t.definition.txt").write_text("Turn the word.\n", encoding="utf-8")
+    (only,) = made(path, definition=None)
+    assert only.task.definition == "Turn the word."
+    assert [each.name for each in open_sources([str(tmp_path)])] == ["t"]  # a folder of tables
+
+
+def test_labels_are_shown_in_turn() -> None:
+    outputs = ["a"] * 5 + ["b"] * 3 + ["c"]
+    assert choose(outputs, 5, None, "t") == ([0, 5, 8, 1, 6], 3)
+    random, labels = choose(outputs, 3, 1, "t")
+    assert labels == 3 and {outputs[index] for index in random} == {"a", "b", "c"}
+    assert random == choose(outputs, 3, 1, "t")[0]
+    free = [str(number) for number in range(9)]
+    assert choose(free, 2, None, "t") == ([0, 1], 0)
+    assert len({tuple(choose(free, 2, seed, "t")[0]) for seed in range(10)}) > 5
+
+
+def test_what_is_shown_is_not_asked(tmp_path: Path) -> None:
+    (only,) = made(write_csv(tmp_path / "t.csv", [*ROWS, ROWS[0]]))
+    assert only.left_out == 1 and ROWS[0][0] not in [each.input for each in only.task.instances]
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([("one",)], "line 2: has 1 fields, the header has 2"),
+        ([("one", " ")], "line 2: 'output' is empty"),
+        ([(" ", "x")], "line 2: 'input' is empty"),
+        ([("one", "x")], "has 1 rows, too few for 2 demonstrations"),
+        ([], "holds no row"),
+    ],
+)
+def test_bad_tables(rows: list[tuple[str, ...]], told: str, tmp_path: Path) -> None:
+    with pytest.raises(HartError, match=told):
+        made(write_csv(tmp_path / "t.csv", rows))
+
+
+def test_columns_and_files_that_are_not_there(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "t.csv", ROWS)
+    with pytest.raises(HartError, match="has no 'text', it has 'input', 'output'; name the right one with --input-f"):
+        made(path, Fields(input="text"))
+    with pytest.raises(HartError, match="cannot be read"):
+        made(tmp_path / "none.csv")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(HartError, match="holds no table"):
+        open_sources([str(tmp_path / "empty")])
+    with pytest.raises(HartError, match="has no outputs"):
+        open_sources([str(tmp_path / "t.txt")])
+
+
+def test_wrong_rows_can_be_left_out(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "t.csv", [("only",), *ROWS])
+    told: list[str] = []
+    (only,) = made(path, skip=lambda error: told.append(str(error)))
+    assert len(told) == 1 and len(only.task.instances) == 2
+
+
+def task(name: str, instances: int = 1) -> Task:
+    from hart import Instance
+
+    return Task(f"Do {name}.", [("a", "b")], name=name, instances=[Instance("c", ("d",))] * instances)
+
+
+def test_tasks_are_added_to_a_folder_and_read_by_training(tmp_path: Path) -> None:
+    add_tasks(tmp_path, [task("a"), task("b")], testing={"b"}, overwrite=False)
+    add_tasks(tmp_path, [task("c"), task("d", instances=0)], testing=(), overwrite=False)
+    assert [each.name for each in load_sni(tmp_path, "train", max_instances=None)] == ["a", "c"]
+    assert [each.name for each in load_sni(tmp_path, "test", max_instances=None)] == ["b"]
+    assert Task.from_file(tmp_path / "tasks" / "d.json").definition == "Do d."
+    with pytest.raises(HartError, match=r"tasks/b\.json: exists; give --overwrite"):
+        add_tasks(tmp_path, [task("b")], testing=(), overwrite=False)
+    add_tasks(tmp_path, [task("b")], testing=(), overwrite=True)
+    assert read_list(list_file(tmp_path, "train")) == ["a", "c", "b"] and not read_list(list_file(tmp_path, "test"))
+    assert not [each for each in tmp_path.iterdir() if each.name.startswith(".")]
+
+
+def test_nothing_is_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_tasks(tmp_path, [task("a")], testing=(), overwrite=False)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    save = Task.save
+
+    def fails(self: Task, path: Path) -> None:
+        if self.name == "c":
+            raise OSError(28, "No space left on device")
+        save(self, path)
+
+    monkeypatch.setattr(Task, "save", fails)
+    with pytest.raises(HartError, match="No space left"):
+        add_tasks(tmp_path, [task("a", 2), task("c")], testing=(), overwrite=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_tasks_to_test_on() -> None:
+    names = list("abcde")
+    assert drawn_for_testing(names, 2, 0) == drawn_for_testing(names[::-1], 2, 0)
+    assert len(drawn_for_testing(names, 2, 0)) == 2 and not drawn_for_testing(names, 0, 0)
+    with pytest.raises(HartError, match="5 of 5 tasks cannot be set aside"):
+        drawn_for_testing(names, 5, 0)
