@@ -16,7 +16,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SCHEMA = CONFIGS / "schema.json"
 # accelerate/ and deepspeed/ hold files of those tools, studies/ lists of rows.
 FILES = sorted(p for p in CONFIGS.rglob("*.yaml") if not {"accelerate", "deepspeed", "studies"} & set(p.parts))
-DECODER_ONLY = ("qwen3-0.6b", "llama-3.2-1b")
+DECODER_ONLY = ("qwen3-0.6b", "llama-3.2-1b")  # of the hub
 MINI = [path for path in FILES if path.parent.name == "mini"]
 DOCUMENTATION = (CONFIGS.parent / "docs" / "systems.md").read_text(encoding="utf-8")
 

@@ -13,7 +13,7 @@ from hart.data.sampling import TrainingDataset
 from hart.evaluation.answers import ANSWERS
 from hart.evaluation.run import evaluate
 from hart.evaluation.systems import base_system, hart_system
-from hart.model.bundled import resolve_base, resolve_model
+from hart.model.bundled import BASES, MODELS, resolve_base, resolve_model
 from hart.model.main_model import MainModel
 from hart.training.config import ModelConfig
 from hart.training.losses import prediction_loss
@@ -23,18 +23,19 @@ BASE_MIB, ALL_MIB = 16, 40
 TASKS, INSTANCES, ROWS = 6, 5, 64
 
 
-@pytest.fixture(scope="module")
-def base() -> MainModel:
-    return MainModel.from_pretrained("mini-base")
+@pytest.fixture(scope="module", params=BASES)
+def base(request: pytest.FixtureRequest) -> MainModel:
+    return MainModel.from_pretrained(request.param)
 
 
-@pytest.fixture(scope="module")
-def mini() -> HartModel:
-    return HartModel.from_pretrained("mini")
+@pytest.fixture(scope="module", params=MODELS)
+def mini(request: pytest.FixtureRequest) -> HartModel:
+    return HartModel.from_pretrained(request.param)
 
 
-def test_sizes() -> None:
-    folders = Path(resolve_base("mini-base")), Path(resolve_model("mini"))
+@pytest.mark.parametrize("names", [("mini-base", "mini")])
+def test_sizes(names: tuple[str, str]) -> None:
+    folders = Path(resolve_base(names[0])), Path(resolve_model(names[1]))
     weights = [folder / "model.safetensors" for folder in folders]
     assert weights[0].stat().st_size <= BASE_MIB * 2**20
     assert sum(path.stat().st_size for path in weights) <= ALL_MIB * 2**20
@@ -45,7 +46,10 @@ def test_sizes() -> None:
 @pytest.mark.parametrize("text", ["cat dog 12", "naïve café", "日本語 🙂", "a\nb\tc  d", "x" * 100])
 def test_any_text_comes_back_from_its_tokens(base: MainModel, text: str) -> None:
     ids = base.tokenizer(text)["input_ids"]
-    assert ids[-1] == base.tokenizer.eos_token_id
+    if base.shape.has_encoder:
+        assert ids[-1] == base.tokenizer.eos_token_id
+    else:
+        assert ids[0] == base.tokenizer.bos_token_id
     assert base.tokenizer.decode(ids, skip_special_tokens=True) == text
 
 
@@ -53,10 +57,11 @@ def test_words_of_the_collection_are_one_token_each(base: MainModel) -> None:
     assert [word for word in vocabulary() if len(base.tokenizer.tokenize(word)) != 1] == []
 
 
-def test_the_base_is_deep_and_bf16() -> None:
-    model = MainModel.from_pretrained("mini-base", dtype="auto").model
-    assert model.config.num_layers >= 6 and model.config.num_decoder_layers >= 6
-    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+@pytest.mark.parametrize("name", BASES)
+def test_the_base_is_deep_and_bf16(name: str) -> None:
+    main = MainModel.from_pretrained(name, dtype="auto")
+    assert all(main.shape.layers(stack) >= 6 for stack in main.shape.stacks)
+    assert {p.dtype for p in main.model.parameters()} == {torch.bfloat16}
 
 
 def test_the_trained_model_solves_more_unseen_tasks_than_its_base(mini: HartModel) -> None:
@@ -68,6 +73,7 @@ def test_the_trained_model_solves_more_unseen_tasks_than_its_base(mini: HartMode
     assert adapted.rouge_l > bare.rouge_l
 
 
+@pytest.mark.parametrize("base", ["mini-base"], indirect=True)
 def test_the_first_loss_with_generated_prefixes_is_near_the_unadapted_one(base: MainModel) -> None:
     """A tenth of the way from the un-adapted loss to that of a uniform guess; fusion is left out (see from_base)."""
     config = quickstart_config("unused")

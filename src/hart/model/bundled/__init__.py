@@ -1,16 +1,16 @@
-"""The files that come with the package: the bundled base, and the model trained for it."""
+"""The files that come with the package: bundled bases, and the models trained for them."""
 
 from importlib.resources import as_file, files
 from pathlib import Path
 
 from hart.errors import HartError
 
-BASES = ("mini-base",)
+BASES = ("mini-base", "mini-causal-base")
 MODELS = ("mini",)
 
 
 def resolve_base(name: str) -> str:
-    """The folder of a bundled base (`mini-base`); any other name is returned as it is.
+    """The folder of a bundled base (`mini-base`, a T5, `mini-causal-base`, a Llama); another name is returned as it is.
 
     Raises `HartError` if this installation lacks the bundled files.
     """
@@ -18,7 +18,7 @@ def resolve_base(name: str) -> str:
 
 
 def resolve_model(name: str) -> str:
-    """The folder of a bundled model (`mini`); any other name is returned as it is.
+    """The folder of a bundled model (`mini`, `mini-causal`); any other name is returned as it is.
 
     Raises `HartError` if this installation lacks the bundled files.
     """
