@@ -76,9 +76,10 @@ def test_examples_are_within_the_limits_and_end_as_the_format_says(
     for index in range(12):
         example = made[index]
         assert example == again[index] and example["slot"] == index
-        for part, limit in zip(("demo_ids", "query_ids", "labels"), LENGTHS.values(), strict=True):
-            assert 0 < len(example[part]) <= limit  # type: ignore[literal-required]
-        assert example["demo_ids"][-1] == example["labels"][-1] == eos
+        (read,) = example["demo_ids"]
+        for tokens, limit in zip((read, example["query_ids"], example["labels"]), LENGTHS.values(), strict=True):
+            assert 0 < len(tokens) <= limit
+        assert read[-1] == example["labels"][-1] == eos
         assert (example["query_ids"][-1] == eos) == config.source.input_eos
 
 

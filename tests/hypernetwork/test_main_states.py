@@ -133,8 +133,8 @@ def test_a_new_network_gives_the_states_on(main: PreTrainedModel) -> None:
     assert same.config.encoder_layers == [2] and same.config.t5["d_model"] == 32
     torch.testing.assert_close(same(ids, mask).memory, F.rms_norm(states, states.shape[-1:]))
     other = network_of(main, width=512, memory_in_front=True)
-    assert other.encode(ids, mask).shape == (3, 14, 512)
-    assert 0.7 < other.encode(ids, mask).square().mean().sqrt().item() < 1.4
+    assert other.encode(ids, mask)[0].shape == (3, 14, 512)
+    assert 0.7 < other.encode(ids, mask)[0].square().mean().sqrt().item() < 1.4
     assert other(ids, mask).memory.shape == (3, 14, 32)
 
 

@@ -33,7 +33,7 @@ def mini(request: pytest.FixtureRequest) -> HartModel:
     return HartModel.from_pretrained(request.param)
 
 
-@pytest.mark.parametrize("names", [("mini-base", "mini")])
+@pytest.mark.parametrize("names", [("mini-base", "mini"), ("mini-causal-base", "mini-causal")])
 def test_sizes(names: tuple[str, str]) -> None:
     folders = Path(resolve_base(names[0])), Path(resolve_model(names[1]))
     weights = [folder / "model.safetensors" for folder in folders]

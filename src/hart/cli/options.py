@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hart.model.adaptation import Adaptation
     from hart.model.main_model import MainModel
 
-MODEL_HELP = "folder or hub name of a trained HART model, or mini, the bundled one"
+MODEL_HELP = "folder or hub name of a trained HART model, or a bundled one: mini, mini-causal (decoder-only)"
 GROUPS_HELP = (
     "groups of demonstrations that the hypernetwork reads, each encoded by itself (default: as many as in its training)"
 )

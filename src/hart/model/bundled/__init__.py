@@ -6,7 +6,7 @@ from pathlib import Path
 from hart.errors import HartError
 
 BASES = ("mini-base", "mini-causal-base")
-MODELS = ("mini",)
+MODELS = ("mini", "mini-causal")
 
 
 def resolve_base(name: str) -> str:
