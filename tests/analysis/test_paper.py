@@ -10,7 +10,7 @@ from hart.training.config import load
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 FILES = sorted(path for scale in ("mini", "t5-large", "t5-xl") for path in (CONFIGS / scale).glob("*.yaml"))
-OTHERS = ("bidirectional", "hart_causal", "hart_lora", "hart_mixed", "hart_mini", "hart_procedural")
+OTHERS = ("bidirectional", "hart_causal", "hart_lora", "hart_mixed", "hart_mini", "hart_own", "hart_procedural")
 
 
 def flat(path: Path) -> dict:

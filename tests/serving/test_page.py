@@ -124,7 +124,7 @@ def test_the_question_as_code(browser: Any, address: str, choices: str) -> None:
     field.send_keys(choices)
     queries = ["belt dog boat sheep", "frog judge violin pear sheep"]
     with Client(address) as client:
-        id = client.adaptations(limit=1)[0]["id"]
+        id = text(browser, "id")
         own = [each.strip() for each in choices.split(",")]
         expected = client.classify(queries, own, id) if choices else client.generate(queries, id)
     browser.find_element("id", "python").click()
