@@ -42,6 +42,8 @@ def main() -> None:
     args = parser.parse_args()
     model = HartModel.from_pretrained(args.model)
     size = model.input_format.num_demonstrations
+    if model.hypernetwork is None or not size or not model.kinds:
+        parser.error(f"{args.model} generates nothing from demonstrations")
     tasks = load_tasks(DataConfig(collection=args.data, max_test_instances=args.queries + max(NUMBERS)), "test")
     print("demonstrations  exact match  seconds  tokens   MiB  other order")
     for number in NUMBERS:

@@ -73,8 +73,6 @@ class Server:
             "0",
             "--store",
             self._folder.name,
-            "--access-log",
-            "off",
             *options,
         ]
         self.process = subprocess.Popen(

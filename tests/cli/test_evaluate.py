@@ -64,7 +64,8 @@ def test_demonstrations_are_read_in_groups(
         adapting, "adapt", lambda m, t, form, cuts: read.append(form.demonstration_groups) or adapt(m, t, form, cuts)
     )
     output = tmp_path / "results.json"
-    ok("evaluate", model_dir, "--task", task_file, "--demonstration-groups", 3, "--output", output)
+    out = ok("evaluate", model_dir, "--task", task_file, "--demonstration-groups", 3, "--output", output)
+    assert "warning: no task has demonstrations for a second group" in out
     assert read == [3] and json.loads(output.read_text())["details"]["demonstration_groups"] == 3
     line = refused("evaluate", model_dir, "--task", task_file, "--demonstration-groups", 3, "--system", "base")
     assert "--demonstration-groups: a hypernetwork reads them, and --system is base" in line

@@ -1,6 +1,7 @@
 """Groups of demonstrations, and tasks that are read bit by bit."""
 
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def test_tasks_of_different_numbers_of_groups_share_a_pass(variant: HartModel) -
 
 
 def batch(model: HartModel, tasks: list[Task], groups: int) -> dict[str, Tensor]:
-    form = model.grouped(groups)
+    form = model.format_with_groups(groups)
     ids, mask = pad_groups([form.encode_groups(model.reader, task) for task in tasks], model.reader.pad_token_id)
     query = torch.tensor([[5, 6, 1]] * 2 * len(tasks))
     return {"demo_ids": ids, "demo_mask": mask, "query_ids": query, "query_mask": query.ne(0), "labels": query}
@@ -102,31 +103,38 @@ def test_a_decoder_only_model_reads_groups(encoder: str, tiny_t5, tiny_tokenizer
     assert both.memory.shape[1] > one.memory.shape[1]
     scores = model.score("one two", ["one", "two"], both)
     assert model.score("one two", ["one", "two"], other) == pytest.approx(scores, abs=1e-4)
-    assert_same(model.reading(grouped(MANY, (0,))).add(MANY.demonstrations[2:4]).adaptation(), both)
+    assert_same(model.incremental(grouped(MANY, (0,))).add(MANY.demonstrations[2:4]).adaptation(), both)
 
 
 def test_what_is_read_bit_by_bit_is_what_is_read_at_once(variant: HartModel) -> None:
-    reading = variant.reading(grouped(MANY, (0,)))
-    assert_same(reading.adaptation(), variant.adapt(grouped(MANY, (0,))))
-    reading.add(MANY.demonstrations[2:4]).add([(each.input, each.output) for each in MANY.demonstrations[4:8]])
-    made = reading.adaptation()
+    growing = variant.incremental(grouped(MANY, (0,)))
+    assert_same(growing.adaptation(), variant.adapt(grouped(MANY, (0,))))
+    growing.add(MANY.demonstrations[2:4]).add([(each.input, each.output) for each in MANY.demonstrations[4:8]])
+    made = growing.adaptation()
     assert_same(made, variant.adapt(grouped(MANY, (0, 1, 2, 3)), demonstration_groups=4))
     assert made.tasks == variant.adapt(grouped(MANY, (0, 1, 2, 3)), demonstration_groups=4).tasks
-    assert reading.task.demonstrations == MANY.demonstrations[:8]
+    assert growing.task.demonstrations == MANY.demonstrations[:8]
 
 
 def test_adding_encodes_what_is_new_alone(system: HartModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    reading = system.reading(grouped(MANY, (0, 1)))
+    growing = system.incremental(grouped(MANY, (0, 1)))
     rows: list[int] = []
     encode = system.hypernetwork.encode
     monkeypatch.setattr(system.hypernetwork, "encode", lambda ids, mask: rows.append(len(ids)) or encode(ids, mask))
-    reading.add(MANY.demonstrations[4:7]).adaptation()
+    growing.add(MANY.demonstrations[4:7]).adaptation()
     assert rows == [2]
 
 
-def test_what_is_too_long_in_a_reading_is_said(system: HartModel, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_adaptation_says_how_many_groups_it_read(system: HartModel, tmp_path: Path) -> None:
+    for made in (system.adapt(MANY, demonstration_groups=3), system.incremental(grouped(MANY, (0, 1, 2))).adaptation()):
+        made.save_pretrained(tmp_path / "a")
+        assert Adaptation.from_pretrained(tmp_path / "a").input_format.demonstration_groups == 3
+        shutil.rmtree(tmp_path / "a")
+
+
+def test_what_is_too_long_in_an_incremental_task_is_said(system: HartModel, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
-    system.reading(MANY).add([("the " * 200, "the")])
+    system.incremental(MANY).add([("the " * 200, "the")])
     assert "task many: left out demonstration 1 of 1 to stay within 128 tokens" in caplog.text
 
 
@@ -140,13 +148,13 @@ def test_what_no_hypernetwork_reads_is_refused(tiny_base_dir: Path, system: Hart
     with pytest.raises(HartError, match="demonstration_groups: this model has no hypernetwork that reads any"):
         model.adapt(MANY, demonstration_groups=2)
     with pytest.raises(HartError, match="has no hypernetwork that reads tasks"):
-        model.reading(MANY)
+        model.incremental(MANY)
     with pytest.raises(HartError, match="demonstration_groups: must be at least 1, not 0"):
         system.adapt(MANY, demonstration_groups=0)
     with pytest.raises(HartError, match="add needs at least one demonstration"):
-        system.reading(MANY).add([])
+        system.incremental(MANY).add([])
     with pytest.raises(HartError, match="the definition is empty"):
-        system.reading(Task(" ", [("a", "b")]))
+        system.incremental(Task(" ", [("a", "b")]))
     system.input_format = replace(system.input_format, num_demonstrations=0)
     with pytest.raises(HartError, match="was trained to read no demonstrations"):
-        system.reading(MANY)
+        system.incremental(MANY)

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from hart.data.tasks import Task
 from hart.errors import HartError
+from hart.model import classifying
 from hart.model.adaptation import Adaptation
 from hart.model.answering import encode_queries
 from hart.model.classifying import check_classes
@@ -79,6 +80,19 @@ def test_calibrated_by_what_a_query_without_content_gets(system: HartModel, one:
             assert list(result.probabilities.values()) == pytest.approx(expected, rel=1e-3)
     (even,) = system.classify("N/A", CHOICES, adaptation[0], calibrate=True)
     assert list(even.probabilities.values()) == pytest.approx([1 / 3] * 3)
+
+
+def test_equal_entries_are_calibrated_by_one_query(system: HartModel, monkeypatch: pytest.MonkeyPatch):
+    one, other = system.adapt(TASKS[0]), system.adapt(TASKS[1])
+    mixed = Adaptation.stack([one, other, one])
+    expected = system.classify(QUERIES, CHOICES, mixed, calibrate=True)
+    rows: list[int] = []
+    score = classifying.score_choices
+    monkeypatch.setattr(classifying, "score_choices", lambda m, q, *a, **o: rows.append(len(q)) or score(m, q, *a, **o))
+    found = system.classify(QUERIES, CHOICES, mixed, calibrate=True, alike=["a", "b", "a"])
+    assert rows == [3, 2]
+    for mine, theirs in zip(found, expected, strict=True):
+        assert list(mine.probabilities.values()) == pytest.approx(list(theirs.probabilities.values()), rel=1e-4)
 
 
 def test_the_base_alone_and_choices_of_each_query(system: HartModel):

@@ -118,9 +118,7 @@ def client(serve: Callable[..., TestClient]) -> TestClient:
 @contextmanager
 def running(*words: str | Path, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`hart serve …` in a process of its own, on a free port; gives it and its address."""
-    # Nobody reads on behind the first line, so by default nothing more is written.
-    quiet = [] if "--access-log" in words else ["--access-log", "off"]
-    command = [sys.executable, "-m", "hart", "serve", *map(str, words), *quiet, "--port", "0"]
+    command = [sys.executable, "-m", "hart", "serve", *map(str, words), "--port", "0"]
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

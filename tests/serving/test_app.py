@@ -175,17 +175,20 @@ ODD = [
 ]
 
 
-@pytest.mark.parametrize("path", ["/v1/adaptations", "/v1/generate", "/v1/score", "/v1/completions", CHAT])
+@pytest.mark.parametrize(
+    "path", ["/v1/adaptations", "/v1/generate", "/v1/classify", "/v1/score", "/v1/completions", CHAT]
+)
 @pytest.mark.parametrize("value", ODD, ids=range(len(ODD)))
 def test_odd_values_in_every_field(path: str, value: bytes, client: TestClient) -> None:
     """In each field of each request, and as one that nobody knows: refused in a line, or taken, and never a 500."""
     schemas = client.get("/openapi.json").json()["components"]["schemas"]
     names = {"adaptations": "TaskIn", "generate": "GenerateIn", "score": "ScoreIn", "completions": "CompletionIn"}
-    names["chat/completions"] = "ChatIn"
+    names |= {"chat/completions": "ChatIn", "classify": "ClassifyIn"}
     shown = to_json(task(1))
     good: dict[str, Any] = {
         "/v1/adaptations": shown,
         "/v1/generate": GOOD,
+        "/v1/classify": {"inputs": ["one"], "choices": ["one", "two"], "adaptation": shown},
         "/v1/score": {"input": "one", "choices": ["one", "two"], "adaptation": shown},
         "/v1/completions": {"model": "0" * 64, "prompt": "one"},
         CHAT: {"model": "0" * 64, "messages": [{"role": "user", "content": "one"}]},

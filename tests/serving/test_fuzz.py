@@ -84,7 +84,7 @@ def test_no_request_breaks_the_server(operations: list[Any]) -> None:
 
     for operation in operations:
         fuzz(operation, check)
-    assert len(operations) >= 9
+    assert len(operations) >= 15
 
 
 def test_nor_with_an_adaptation_that_is_there(operations: list[Any], adaptation: str) -> None:
@@ -98,7 +98,7 @@ def test_nor_with_an_adaptation_that_is_there(operations: list[Any], adaptation:
         assert reply.status_code < 500, (reply.status_code, reply.text[:500])
 
     for operation in operations:
-        if operation.path in ("/v1/generate", "/v1/score", "/v1/completions", "/v1/chat/completions"):
+        if operation.path in ("/v1/generate", "/v1/classify", "/v1/score", "/v1/completions", "/v1/chat/completions"):
             fuzz(operation, check)
 
 

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,17 +47,18 @@ def test_a_line_for_each_request(client: TestClient, model: HartModel, lines: Ca
         "method": "POST",
         "path": "/v1/generate",
         "status": 200,
-        "task": id,
+        "ended": None,
+        "tasks": [id],
         "tokens_in": sum(answer.query_tokens for answer in answers),
         "tokens_out": sum(answer.tokens for answer in answers),
     }
     mixed = {"inputs": ["one", "two"], "adaptation": [id, another]}
     client.post("/v1/generate", json=mixed)
-    assert lines()[-1]["task"] == [id, another]
+    assert lines()[-1]["tasks"] == [id, another]
     client.post("/v1/generate", json={"inputs": ["two"], "adaptation": id, "stream": True})
-    assert lines()[-1]["tokens_out"] == answers[1].tokens and lines()[-1]["task"] == id
+    assert lines()[-1]["tokens_out"] == answers[1].tokens and lines()[-1]["tasks"] == [id]
     client.post("/v1/classify", json={"inputs": [SECRET], "choices": ["secret a", "b"], "adaptation": to_json(task(1))})
-    assert (lines()[-1]["task"], lines()[-1]["tokens_in"]) == (id, None)
+    assert (lines()[-1]["tasks"], lines()[-1]["tokens_in"]) == ([id], None)
     for wrong in ("", "a" * 65, "a b", 'a"', "é"):
         reply = client.get("/nothing%0a", headers=[(b"X-Request-Id", wrong.encode())])
         made = reply.headers["x-request-id"]
@@ -68,8 +70,13 @@ def test_a_line_for_each_request(client: TestClient, model: HartModel, lines: Ca
 def test_what_fails_is_an_error(client: TestClient, model: HartModel, lines: Any, monkeypatch: Any) -> None:
     id = adapt(client, 1)
     monkeypatch.setattr(model.main, "answers", None)
-    assert client.post("/v1/generate", json={"inputs": ["one"], "adaptation": id}).status_code == 500
+    given = {"X-Request-Id": "lost"}
+    reply = client.post("/v1/generate", json={"inputs": ["one"], "adaptation": id}, headers=given)
+    assert (reply.status_code, reply.headers["x-request-id"]) == (500, "lost")
     assert (lines()[-1]["level"], lines()[-1]["status"]) == ("error", 500)
+    with suppress(TypeError):  # what the streaming reply raises after it has begun
+        client.post("/v1/generate", json={"inputs": ["one"], "adaptation": id, "stream": True})
+    assert (lines()[-1]["level"], lines()[-1]["status"], lines()[-1]["ended"]) == ("error", 200, "error")
 
 
 def test_text_and_nothing(client: TestClient) -> None:
@@ -91,7 +98,7 @@ def test_alive_and_ready(serve: Callable[..., TestClient], model: HartModel, sto
     engine_of = client.app.state.engine  # type: ignore[attr-defined]
     rows = engine_of.batcher._waiting
     rows.rows = 2
-    assert said(client.get("/readyz"), 503) == "the queue is full: 2 rows wait"
+    assert said(client.get("/readyz"), 503) == "the queue is full"
     assert client.get("/livez").status_code == 200
     rows.rows = 0
     engine_of.batcher._closing = True
@@ -108,6 +115,8 @@ def test_ids_by_their_first_digits(client: TestClient, model: HartModel, monkeyp
     assert client.get(f"/v1/adaptations/{short}").json()["id"] == client.get(f"/v1/models/{short}").json()["id"] == id
     assert client.get(f"/v1/adaptations/{short}/download").headers["content-disposition"].count(id[:12]) == 1
     said(client.post("/v1/generate", json={"inputs": ["one"], "adaptation": id[:7]}), 422)
+    for name in (id[:7], "gpt-4", "e"):
+        said(client.get(f"/v1/models/{name}"), 404)
     assert "post its task" in said(client.get("/v1/adaptations/" + "0" * 9), 404)
 
     async def both(prefix: str) -> list[str]:
@@ -118,7 +127,8 @@ def test_ids_by_their_first_digits(client: TestClient, model: HartModel, monkeyp
     assert said(reply, 422).startswith(f"adaptation: several adaptations have ids that begin with {short}")
     assert reply.json()["error"]["param"] == "adaptation"
     monkeypatch.undo()
-    assert client.delete(f"/v1/adaptations/{short}").status_code == 204
+    assert client.delete(f"/v1/adaptations/{short}").status_code == 422
+    assert client.delete(f"/v1/adaptations/{id}").status_code == 204
     assert client.get(f"/v1/adaptations/{id}").status_code == 404
 
 
@@ -170,9 +180,7 @@ def test_the_command(model_dir: Path, tmp_path: Path) -> None:
     secret.write_text("sesame\n")
     secret.chmod(0o600)
     words = ["--token-file", secret, "--root-path", "/hart", "--access-log", "json", "--store", tmp_path / "store"]
-    with running(model_dir, *words) as (process, address):
-        assert address.endswith("/hart")
-        bare = address.removesuffix("/hart")  # as behind a proxy that takes the prefix away
+    with running(model_dir, *words) as (process, bare):
         given = {"Authorization": "BEARER sesame", "X-Request-Id": "r1"}
         assert httpx2.get(f"{bare}/v1/adaptations").status_code == 401
         assert httpx2.get(f"{bare}/v1/adaptations", headers=given).status_code == 200

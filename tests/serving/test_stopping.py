@@ -1,10 +1,14 @@
 """Stop sequences: where an answer is cut, however its text is divided into tokens and pieces."""
 
+from random import Random
+
 import pytest
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hart.model.answering import Answer
+from hart.model.bundled import resolve_base
+from hart.serving.running import PieceStreamer
 from hart.serving.stopping import HoldBack, StopRows, cut_at_stop, find_stop
 
 TEXT = "one, two; three\nfour"
@@ -44,6 +48,23 @@ def test_pieces_are_the_text_before_the_cut_and_never_more(stop: tuple[str, ...]
             assert read.startswith(sent) and any(each.startswith(read[len(sent) :]) for each in (*stop, ""))
     hold("", end=True)
     assert "".join(told) == expected and "" not in told
+
+
+@pytest.mark.parametrize("name", ["mini-base", "mini-causal-base"])
+def test_pieces_of_a_stream_are_the_text_of_its_tokens(name: str) -> None:
+    """Of random tokens, rich in half letters and in line breaks, behind which transformers' streamer loses a space."""
+    tokenizer = AutoTokenizer.from_pretrained(resolve_base(name))
+    draw = Random(0)
+    common = [each for text in ("a\n b", "naïve", "日本語 🙂", "a  b") for each in tokenizer(text)["input_ids"]]
+    for _ in range(200):
+        ids = [draw.choice(common) if draw.random() < 0.6 else draw.randrange(len(tokenizer)) for _ in range(20)]
+        told: list[str] = []
+        streamer = PieceStreamer(tokenizer, HoldBack((), told.append))
+        streamer.put(torch.tensor([0]))  # the prompt
+        for id in ids:
+            streamer.put(torch.tensor([id]))
+        streamer.end()
+        assert "".join(told) == tokenizer.decode(ids, skip_special_tokens=True)
 
 
 @pytest.mark.parametrize("stop", STOPS)

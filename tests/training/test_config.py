@@ -268,6 +268,8 @@ FILE_MISTAKES = {
     "model: {encoder: main_model, train_main: true}": "model.encoder: main_model needs a frozen one",
     "model: {weights: learned, fusion: false, head_bias: true}": "model.head_bias: belongs to a hypernetwork",
     "model: {weights: learned, fusion: false, encoder: main_model}": "model.encoder: belongs to a hypernetwork",
+    "data: {collection: four_segments, demonstration_groups: 2}": "data.demonstration_groups: must be 1 with four_seg",
+    "data: {num_demonstrations: 0, demonstration_groups: 2}": "data.demonstration_groups: must be 1 where num_dem",
     "distillation: {teacher: ' '}": "distillation.teacher: is empty; give base",
     "distillation: {temperature: 0}": "distillation.temperature: must be greater than 0, not 0",
     "distillation: {top_k: 0}": "distillation.top_k: must be at least 1, not 0",

@@ -160,6 +160,10 @@ def _run(args: argparse.Namespace, *, first: bool) -> None:
         system = load_system(args.system, args.model, form=chosen.form, device=device, **options)
         chosen.check_readable(system, args.model)
         details |= {"model": args.model, "device": str(device), **options}
+    form = system.form
+    if form is not None and form.demonstration_groups > 1:
+        if all(len(task.demonstrations) <= form.num_demonstrations for task in tasks):
+            say("warning: no task has demonstrations for a second group; of p3 --num-demonstrations draws more")
     if args.diagnostics:
         from hart.evaluation.diagnostics import check_diagnosable, diagnose
 

@@ -66,8 +66,9 @@ examples:
     parser.add_argument(
         "--access-log",
         choices=("off", "text", "json"),
-        default="text",
-        help="a line for each request on standard output, never with a text of it (default: %(default)s)",
+        default="off",
+        help="a line for each request on standard output, which must then be read; never with a text of the request "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--cors-origin",
@@ -115,7 +116,8 @@ def run(args: argparse.Namespace) -> None:
         tell("hart: warning: pages of any site can use this server and read its tasks; set --token")
     address = f"[{args.host}]" if ":" in args.host else args.host
     say(
-        f"serving {args.model} on http://{address}:{listener.getsockname()[1]}{args.root_path} (Ctrl-C ends); "
+        f"serving {args.model} on http://{address}:{listener.getsockname()[1]} (Ctrl-C ends); "
+        f"{f'behind {args.root_path}; ' if args.root_path else ''}"
         f"{model.main.name}, {model.device}, {str(model.main.model.dtype).removeprefix('torch.')}; "
         f"{args.max_batch} rows a batch, {args.max_queue} waiting, {args.time_limit:g} s a request; "
         f"store {store.folder}, {args.store_size} MiB"

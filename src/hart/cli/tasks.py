@@ -85,7 +85,11 @@ examples:
     )
     make.add_argument("--seed", metavar="N", type=natural, help="choose demonstrations at random (and test tasks)")
     make.add_argument(
-        "--test-tasks", metavar="N", type=natural, default=0, help="of these tasks, set aside at random to test on"
+        "--test-tasks",
+        metavar="N",
+        type=natural,
+        default=0,
+        help="of these tasks, set aside at random to test on (default: none, and what is replaced stays where it is)",
     )
     make.add_argument("--split", metavar="NAME", help="of a data set (default: the only one)")
     make.add_argument("--subset", metavar="NAME", help="configuration of a data set on the hub")
@@ -128,11 +132,12 @@ def run_make(args: argparse.Namespace) -> None:
             skip=skip if args.skip_errors else None,
         )
     names = [each.task.name for each in made]
-    refuse_twins(names, {})
+    refuse_twins((each.shown[0], each.task.name) for each in made)
     check_new(args.output_dir, names, overwrite=args.overwrite)
     usable = [each.task.name for each in made if each.task.instances]
     testing = drawn_for_testing(usable, args.test_tasks, args.seed or 0)
-    add_tasks(args.output_dir, [each.task for each in made], testing=testing, overwrite=args.overwrite)
+    given = testing if args.test_tasks else None
+    add_tasks(args.output_dir, [each.task for each in made], testing=given, overwrite=args.overwrite)
     if skipped:
         logger.warning("wrong rows that were left out: %d", skipped)
     for each in made:
@@ -230,6 +235,7 @@ def _limits(model: str | None, config: str | None) -> "Limits | None":
         max_train_instances=data.max_train_instances,
         max_test_instances=data.max_test_instances,
         seed=data.seed,
+        validation_tasks=data.validation_tasks,
     )
 
 

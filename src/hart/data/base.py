@@ -67,6 +67,13 @@ class Collection(ABC):
                 )
         if not self.has_demonstrations and data.demonstrations_to != "nowhere" and data.demonstrations != "sampled":
             yield "demonstrations", f"must be sampled with {self.name}, whose tasks have no fixed ones"
+        if data.demonstration_groups > 1:
+            if self.is_text:
+                yield "demonstration_groups", f"must be 1 with {self.name}: one segment is what is read"
+            elif data.demonstrations_to != "hypernetwork":
+                yield "demonstration_groups", "must be 1 where no hypernetwork reads the demonstrations"
+            elif not data.num_demonstrations:
+                yield "demonstration_groups", "must be 1 where num_demonstrations is 0: groups would be empty"
 
     def sampling_size(self, task: Task) -> int:
         """What counts as the task's size when tasks are drawn in proportion to it."""

@@ -76,11 +76,6 @@ class DataConfig(Section):
     def _check(self) -> Self:
         for field, problem in self.source.problems(self):
             self._refuse(field, problem)
-        if self.demonstration_groups > 1:
-            if self.demonstrations_to != "hypernetwork":
-                self._refuse("demonstration_groups", "must be 1 where no hypernetwork reads the demonstrations")
-            if not self.num_demonstrations:
-                self._refuse("demonstration_groups", "must be 1 where num_demonstrations is 0: groups would be empty")
         return self
 
     @property

@@ -136,18 +136,18 @@ class InputFormat:
     def encode_groups(self, tokenizer: Tokenizer, task: Task, cuts: Cuts | None = None) -> list[list[int]]:
         """Tokens of a task for the hypernetwork: those of `encode_task` for each group of its demonstrations.
 
-        There are as many groups as there are demonstrations for.
-
         Raises:
             HartError: as `encode_task`.
         """
+        return [self.encode_task(tokenizer, group, cuts) for group in self.groups(task)]
+
+    def groups(self, task: Task) -> list[Task]:
+        """The task with each group of its demonstrations, as many as there are demonstrations for."""
         if self.demonstration_groups == 1:
-            return [self.encode_task(tokenizer, task, cuts)]
-        shown, size = self.shown(replace(task, instances=())).demonstrations, max(1, self.num_demonstrations)
-        groups = [shown[at : at + size] for at in range(0, len(shown), size)]
-        return [
-            self.encode_task(tokenizer, replace(task, demonstrations=group, instances=()), cuts) for group in groups
-        ]
+            return [task]
+        size, shown = max(1, self.num_demonstrations), task.demonstrations[: max(1, self.most_demonstrations)]
+        starts = range(0, len(shown), size)
+        return [replace(task, demonstrations=shown[at : at + size], instances=()) for at in starts]
 
     def encode_input(
         self,

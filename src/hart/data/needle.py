@@ -1,9 +1,9 @@
 """The needle collection: each task is a text of facts of its own, each query asks for one of them.
 
 The text is the task's definition, so that only the hypernetwork reads it; the query names the key alone. What the
-generated weights do not hold, no answer can have. Texts have `LENGTHS` tokens with the bundled tokenizer, a length each
-in turn, and the length is the task's category: evaluations report each by itself. Pairs are drawn at random, so that
-nothing but the text tells a value, and no text of one split is one of another.
+generated weights do not hold, no answer can have. Texts have `LENGTHS` tokens with the tokenizer of `mini-base`, a
+length each in turn, and the length is the task's category: evaluations report each by itself. Pairs are drawn at
+random, so that nothing but the text tells a value, and no text of one split is one of another.
 """
 
 from dataclasses import replace

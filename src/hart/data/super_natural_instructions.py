@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from hart.data.base import Collection
 from hart.data.hub import cached_snapshot, unreachable
-from hart.data.own_tasks.folder import list_file, read_list
 from hart.data.streams import named_stream
+from hart.data.task_folders import TASKS, draw_names, list_file, read_list, task_file
 from hart.data.tasks import Task
 from hart.errors import HartError
 
@@ -84,7 +84,7 @@ def load_sni(
     source: _Source = _Hub(hub_name, official) if data_dir is None else _Folder(Path(data_dir), official)
     names = source.names
     if official == "train":
-        held_out = _validation_names(names, validation_tasks, seed, source.source)
+        held_out = validation_names(names, validation_tasks, seed, source.source)
         names = [name for name in names if (name in held_out) == (split == "validation")]
     tasks = []
     for name in names:
@@ -103,16 +103,18 @@ def instances_that_count(name: str, available: int, official: str, most: int | N
     return list(order[:most])
 
 
-def _validation_names(names: list[str], number: int, seed: int, source: str) -> set[str]:
+def validation_names(names: list[str], number: int, seed: int, source: str) -> set[str]:
+    """Which of the training tasks are set aside for validation.
+
+    Raises:
+        HartError: none would be left to train on.
+    """
     if not 0 <= number < len(names):
         raise HartError(
             f"validation_tasks: {number} of the {len(names)} training tasks of {source} "
             "cannot be split off; at least one must be left for training"
         )
-    # From the sorted names, so that the draw does not depend on the order of the list.
-    chosen = named_stream(seed, "validation").choice(len(names), size=number, replace=False)
-    ordered = sorted(names)
-    return {ordered[index] for index in chosen}
+    return draw_names(names, number, seed, "validation")
 
 
 class _Source(Protocol):
@@ -134,7 +136,7 @@ class _Folder:
         split_list = list_file(folder, official)
         for needed, what in (
             (folder, "folder"),
-            (folder / "tasks", "folder"),
+            (folder / TASKS, "folder"),
             (split_list, "file"),
         ):
             if not needed.exists():
@@ -146,7 +148,7 @@ class _Folder:
         if not self.names:
             raise HartError(f"{split_list}: names no task; write one task name a line")
         # All names before any file: a long load should not end in a message about its last task.
-        self._files = {name: folder / "tasks" / f"{name}.json" for name in self.names}
+        self._files = {name: task_file(folder, name) for name in self.names}
         for name, file in self._files.items():
             if not file.is_file():
                 raise HartError(f"{split_list}: names the task '{name}', but {file} does not exist")

@@ -73,7 +73,7 @@ def load_system(
     if name == "hart" or model_type_of(model) in MODEL_TYPES:
         loaded = HartModel.from_pretrained(model, base=base, dtype=dtype, device=device)
         if name == "hart":
-            loaded.input_format = loaded.grouped(demonstration_groups)
+            loaded.input_format = loaded.format_with_groups(demonstration_groups)
             return hart_system(loaded, **options)
         main, form = loaded.main, loaded.input_format
     elif base is not None:

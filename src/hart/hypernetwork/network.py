@@ -274,7 +274,7 @@ class HyperNetwork(PreTrainedModel):
 
     def encode(
         self, demo_ids: Int[Tensor, "n *g s"], demo_mask: Shaped[Tensor, "n *g s"]
-    ) -> tuple[Float[Tensor, "n t d"], Shaped[Tensor, "n t"]]:
+    ) -> tuple[Float[Tensor, "n memory d"], Shaped[Tensor, "n memory"]]:
         """What the decoder reads of n tasks: their memory, and its mask.
 
         Of tasks in groups each group is encoded by itself, and the memory of a task is the tokens of all of its groups,
@@ -306,7 +306,9 @@ class HyperNetwork(PreTrainedModel):
         """
         return self.generate_blocks(*self.encode(demo_ids, demo_mask))
 
-    def generate_blocks(self, memory: Float[Tensor, "n t d"], memory_mask: Shaped[Tensor, "n t"]) -> HyperOutput:
+    def generate_blocks(
+        self, memory: Float[Tensor, "n memory d"], memory_mask: Shaped[Tensor, "n memory"]
+    ) -> HyperOutput:
         """Row blocks from what `encode` gave."""
         if self.scheme is None:
             states = memory.new_zeros(memory.shape[0], len(self.shape.stacks), 0, 1, memory.shape[2])

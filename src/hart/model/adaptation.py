@@ -266,7 +266,7 @@ _FIELD_TYPES: dict[str, type | tuple[type, ...]] = {
     "max_target_length": int,
     "created": str,
 }
-_LATER = {"chat_template": False}
+_LATER: dict[str, Any] = {"chat_template": False, "demonstration_groups": 1}
 """Fields that files of earlier versions lack, and files of later ones where they are at this default."""
 _FORMAT_FIELDS = ("in_context", "input_eos", "max_query_length", "max_target_length", *_LATER)
 _IN_CONTEXT = {

@@ -1,4 +1,4 @@
-"""Tasks to adaptations: the hypernetwork's pass (§2.2), and a reading that goes on when more demonstrations come."""
+"""Tasks to adaptations: the hypernetwork's pass (§2.2), and tasks whose demonstrations come bit by bit."""
 
 import logging
 from collections.abc import Sequence
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_NO_LIMIT = 2**31
+
 
 def adapt(model: "HartModel", tasks: Sequence[Task], form: InputFormat, cuts: Cuts | None) -> Adaptation:
     """`HartModel.adapt` of tasks that are read in a given format."""
@@ -32,7 +34,7 @@ def adapt(model: "HartModel", tasks: Sequence[Task], form: InputFormat, cuts: Cu
     made = read(model, tasks, form, told) if model.hypernetwork is not None else None
     if cuts is None:
         told.tell(logger)
-    return _adaptation(model, tasks, made)
+    return _adaptation(model, tasks, made, form)
 
 
 def read(model: "HartModel", tasks: Sequence[Task], form: InputFormat, cuts: Cuts) -> HyperOutput:
@@ -46,15 +48,15 @@ def read(model: "HartModel", tasks: Sequence[Task], form: InputFormat, cuts: Cut
     return output
 
 
-class Reading:
+class IncrementalTask:
     """A task whose demonstrations come bit by bit: what was read is not read again.
 
     Demonstrations are read in groups of as many as the model was trained to show, each group behind the definition, and
-    generation attends to all groups, in no order. So the work of `add` depends on what is added alone, and that of
-    `adaptation` on how much was read. A group is closed with the call that began it.
+    generation attends to all groups, in no order. So the encoder's work in `add` depends on what is added alone, and
+    that of `adaptation` on how much was read. A group is closed with the call that began it.
 
-        reading = model.reading(task)
-        reading.add([("plum lion", "plum")]).adaptation()
+        growing = model.incremental(task)
+        growing.add([("plum lion", "plum")]).adaptation()
 
     Args:
         model: with a hypernetwork that reads demonstrations.
@@ -72,8 +74,9 @@ class Reading:
             raise HartError(f"{model.name or 'model'}: was trained to read no demonstrations; adapt it to the task")
         form.check_readable(task)
         self._model = model
-        self._form = replace(form, demonstration_groups=1)
+        self._form = replace(form, demonstration_groups=_NO_LIMIT)
         self._memories: list[Tensor] = []
+        self._groups = 0
         self.task = replace(task, instances=())
         self._read(task.demonstrations)
 
@@ -96,14 +99,16 @@ class Reading:
         memory = torch.cat(self._memories)[None]
         with torch.no_grad(), evaluating(network):
             made = network.generate_blocks(memory, memory.new_ones(memory.shape[:2], dtype=torch.int64))
-        return _adaptation(self._model, [self.task], made)
+        form = replace(self._model.input_format, demonstration_groups=self._groups)
+        return _adaptation(self._model, [self.task], made, form)
 
     @torch.no_grad()
     def _read(self, demonstrations: Sequence[Demonstration]) -> None:
-        size, cuts, model = self._form.num_demonstrations, Cuts(), self._model
-        groups = [demonstrations[at : at + size] for at in range(0, len(demonstrations), size)]
-        tasks = [replace(self.task, demonstrations=tuple(group)) for group in groups]
-        encoded = [self._form.encode_task(model.reader, task, cuts) for task in tasks]
+        cuts, model = Cuts(), self._model
+        new = replace(self.task, demonstrations=tuple(demonstrations))
+        self._form.note_unread(new, cuts)
+        encoded = self._form.encode_groups(model.reader, new, cuts)
+        self._groups += len(encoded)
         ids, mask = pad(encoded, model.reader.pad_token_id, model.device)
         network = _network(model)
         with evaluating(network, model.main):
@@ -118,7 +123,7 @@ def _network(model: "HartModel") -> HyperNetwork:
     return model.hypernetwork
 
 
-def _adaptation(model: "HartModel", tasks: Sequence[Task], made: HyperOutput | None) -> Adaptation:
+def _adaptation(model: "HartModel", tasks: Sequence[Task], made: HyperOutput | None, form: InputFormat) -> Adaptation:
     """What was generated for tasks, or without a hypernetwork the learned parameters for each of them."""
     blocks: Blocks = {}
     memory = memory_mask = None
@@ -135,7 +140,7 @@ def _adaptation(model: "HartModel", tasks: Sequence[Task], made: HyperOutput | N
         memory_mask=memory_mask,
         peft=[kind.to_config() for kind in model.kinds],
         **model.main.identity,
-        input_format=model.input_format,
+        input_format=form,
         model=model.name,
         tasks=[{"name": each.name, **replace(each, instances=()).to_dict()} for each in tasks],
     )

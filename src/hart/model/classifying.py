@@ -7,7 +7,7 @@ Zhao et al. 2021, with W = diag(p_cf)⁻¹ and b = 0): what the model prefers wh
 """
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -70,6 +70,7 @@ def classify(
     *,
     calibrate: bool = False,
     content_free: str | list[int] = CONTENT_FREE,
+    alike: Sequence[Hashable] | None = None,
     normalisation: Normalisation = "sum",
     max_target_length: int | None = None,
     **options: Any,
@@ -84,6 +85,7 @@ def classify(
         calibrate: subtract the scores for `content_free`: one query more for each entry of the adaptation with
             different choices.
         content_free: a query that says nothing, a text or its tokens.
+        alike: for each query what its entry of the adaptation is one of, so that equal entries are asked once.
         normalisation: of the scores: `sum`, the probability of the whole text, which is smaller for longer ones; or
             `mean` per token, which is no probability of a text, but does not prefer short ones.
         max_target_length, options: of `score_choices`.
@@ -101,13 +103,14 @@ def classify(
     scores = score_choices(main, queries, own, adaptation, **scored)
     if calibrate and queries:
         entries = 1 if adaptation is None else len(adaptation)
-        keys = [(i * entries // len(queries), tuple(texts)) for i, texts in enumerate(own)]
-        distinct = list(dict.fromkeys(keys))
-        part = (
-            adaptation.select([entry for entry, _ in distinct])
-            if adaptation is not None and entries > 1
-            else adaptation
-        )
+        each_entry = [i * entries // len(queries) for i in range(len(queries))]
+        keys = list(zip(each_entry if alike is None else alike, map(tuple, own), strict=True))
+        distinct: dict[Any, int] = {}
+        for key, entry in zip(keys, each_entry, strict=True):
+            distinct.setdefault(key, entry)
+        part = adaptation
+        if adaptation is not None and entries > 1:
+            part = adaptation.select(list(distinct.values()))
         asked: Any = [content_free] * len(distinct)
         free = score_choices(main, asked, [texts for _, texts in distinct], part, **scored)
         prior = dict(zip(distinct, free, strict=True))

@@ -123,17 +123,24 @@ def load_system(
         "peft_source": load_peft_source(folder, config, main, dtype),
         "fusion": info["fusion"],
         "input_format": read_input_format(folder, info["input_format"]),
-        "reader": _read_reader(folder, config, main),
+        "reader": read_reader(folder, config, main.shape.has_encoder),
         "name": name,
         "origin": {key: info[key] for key in main.identity},
     }
     return arguments, train_main
 
 
-def _read_reader(folder: Path, config: Mapping[str, Any], main: MainModel) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of a hypernetwork that has one of its own, as every T5 beside a decoder-only base has."""
+def read_reader(folder: Path, config: Mapping[str, Any], has_encoder: bool) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a hypernetwork that has one of its own, as every T5 beside a decoder-only base has.
+
+    Args:
+        has_encoder: whether the base is an encoder-decoder.
+
+    Raises:
+        HartError: it should be there and is not, or is damaged.
+    """
     beside = config["model_type"] != PLAIN_MODEL_TYPE and config.get("encoder_layers") is None
-    own = beside and not main.shape.has_encoder
+    own = beside and not has_encoder
     if not own and not (folder / READER_FOLDER).is_dir():
         return None
     try:

@@ -341,9 +341,9 @@ class HartModel(nn.Module):
         tasks = [task] if isinstance(task, Task) else list(task)
         if not tasks:
             raise HartError("adapt needs at least one task")
-        return adapting.adapt(self, tasks, self.grouped(demonstration_groups), cuts)
+        return adapting.adapt(self, tasks, self.format_with_groups(demonstration_groups), cuts)
 
-    def grouped(self, groups: int | None) -> InputFormat:
+    def format_with_groups(self, groups: int | None) -> InputFormat:
         """The format of this model, with another number of groups of demonstrations.
 
         Raises:
@@ -355,13 +355,13 @@ class HartModel(nn.Module):
             raise HartError(f"demonstration_groups: {self.name or 'this model'} has no hypernetwork that reads any")
         return replace(self.input_format, demonstration_groups=groups)
 
-    def reading(self, task: Task) -> adapting.Reading:
-        """A task that is read while its demonstrations still come; see `hart.model.adapting.Reading`.
+    def incremental(self, task: Task) -> adapting.IncrementalTask:
+        """A task that is read while its demonstrations still come; see `hart.model.adapting.IncrementalTask`.
 
         Raises:
             HartError: the model reads no demonstrations, or the task has nothing that it reads.
         """
-        return adapting.Reading(self, task)
+        return adapting.IncrementalTask(self, task)
 
     def read(self, tasks: Sequence[Task], cuts: Cuts) -> HyperOutput:
         """The hypernetwork's pass over tasks, without dropout: the first part of `adapt`.

@@ -10,8 +10,9 @@ from hart.errors import HartError, first_line
 from hart.model.base_checkpoint import load_tokenizer
 from hart.model.bundled import resolve_base
 from hart.model.config import ModelConfig
-from hart.model.folder import MAIN_FOLDER, READER_FOLDER, fetch, read_config, read_input_format
+from hart.model.folder import MAIN_FOLDER, fetch, read_config, read_input_format, read_reader
 from hart.peft.architectures import architecture
+from hart.peft.base import MainShape
 
 
 class Tokenization(NamedTuple):
@@ -29,12 +30,14 @@ def tokenization_of_model(name: str) -> Tokenization:
         HartError: no such system, or its base's tokenizer is nowhere.
     """
     folder = fetch(name, None)
-    info = read_config(folder)["system"]
+    config = read_config(folder)
+    info = config["system"]
     trained = info.get("train_main", False)
     revision = None if trained else info["base_revision"]
     tokenizer = load_tokenizer(str(folder / MAIN_FOLDER) if trained else info["base"], revision=revision)
-    own = (folder / READER_FOLDER).is_dir()
-    reader = load_tokenizer(str(folder / READER_FOLDER)) if own else tokenizer
+    # A system without a hypernetwork has no reader, and does not say what its base is.
+    has_encoder = "main" not in config or MainShape(**config["main"]).has_encoder
+    reader = read_reader(folder, config, has_encoder) or tokenizer
     return Tokenization(read_input_format(folder, info["input_format"]), tokenizer, reader)
 
 
@@ -47,7 +50,8 @@ def tokenization_of_config(model: ModelConfig, data: DataConfig) -> Tokenization
     tokenizer = reader = load_tokenizer(model.base, revision=model.base_revision)
     if model.weights == "generated" and model.encoder != "main_model" and model.hypernetwork_init is not None:
         try:
-            has_encoder = architecture(AutoConfig.from_pretrained(resolve_base(model.base))).has_encoder
+            config = AutoConfig.from_pretrained(resolve_base(model.base), revision=model.base_revision)
+            has_encoder = architecture(config).has_encoder
         except (OSError, ValueError) as error:
             raise HartError(f"{model.base}: no checkpoint there ({first_line(error)})") from error
         reader = tokenizer if has_encoder else load_tokenizer(model.hypernetwork_init)

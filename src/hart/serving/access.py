@@ -35,11 +35,18 @@ class Exchange:
     Attributes:
         tasks: ids of the adaptations that answer it.
         tokens_in, tokens_out: that the main model read and generated; None where nothing was generated.
+        ended: how a stream ended that did not come to its end: "timeout", "error" or "left".
     """
 
     tasks: list[str] = field(default_factory=list)
     tokens_in: int | None = None
     tokens_out: int | None = None
+    ended: str | None = None
+
+    def note(self, id: str) -> None:
+        """An adaptation that is asked for or made."""
+        if id not in self.tasks:
+            self.tasks.append(id)
 
     def count(self, answers: Sequence[Answer]) -> None:
         self.tokens_in = (self.tokens_in or 0) + sum(each.query_tokens for each in answers)
@@ -66,6 +73,7 @@ class AccessLog:
             return
         given = Headers(scope=scope).get("x-request-id", "")
         id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = id  # a reply of 500 is made outside of this
         start, status = time.monotonic(), 500
 
         async def send_on(message: Message) -> None:
@@ -86,12 +94,14 @@ class AccessLog:
                 "method": scope["method"],
                 "path": quote(scope["path"]),
                 "status": status,
-                "task": known.tasks[0] if len(known.tasks) == 1 else known.tasks or None,
+                "ended": known.ended,
+                "tasks": known.tasks,
                 "tokens_in": known.tokens_in,
                 "tokens_out": known.tokens_out,
                 "ms": round(1000 * (time.monotonic() - start), 1),
             }
-            logger.log(logging.ERROR if status >= 500 else logging.INFO, "request", extra={"request": fields})
+            bad = status >= 500 or known.ended in ("timeout", "error")
+            logger.log(logging.ERROR if bad else logging.INFO, "request", extra={"request": fields})
 
 
 class _Line(logging.Formatter):
@@ -106,10 +116,11 @@ class _Line(logging.Formatter):
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         if self._json:
             return json.dumps({"time": at, "level": record.levelname.lower(), **fields})
-        task = fields["task"]
+        tasks = fields["tasks"]
         shown = [
             f"{fields['method']} {fields['path']} {fields['status']} {fields['ms']} ms",
-            *([] if task is None else [f"task {task[:12]}" if isinstance(task, str) else f"{len(task)} tasks"]),
+            *([] if fields["ended"] is None else [fields["ended"]]),
+            *([f"task {tasks[0][:12]}"] if len(tasks) == 1 else [f"{len(tasks)} tasks"] if tasks else []),
             *([] if fields["tokens_in"] is None else [f"tokens {fields['tokens_in']}+{fields['tokens_out']}"]),
             fields["request_id"],
         ]

@@ -33,12 +33,11 @@ async def resolve(engine: Engine, given: str | schemas.TaskIn | None, where: str
         found = await engine.find(id)
         if found is None:
             raise unknown(given, where)
-        _note(id)
         return id, found
     task = given.to_task()
     await engine.checks.aside(engine.checks.task, task)
     adapted = await engine.adapt(task)
-    _note(adapted.id)
+    exchange().note(adapted.id)
     return adapted.id, adapted.adaptation
 
 
@@ -52,13 +51,10 @@ async def full_id(engine: Engine, given: str, where: str) -> str:
     if len(found) > 1:
         told = f"{where}: several adaptations have ids that begin with {given}; give more of its digits"
         raise Refused(422, told, "invalid_request", where)
-    return found[0] if found else given
-
-
-def _note(id: str) -> None:
-    tasks = exchange().tasks
-    if id not in tasks:
-        tasks.append(id)
+    if not found:
+        return given
+    exchange().note(found[0])
+    return found[0]
 
 
 def options(engine: Engine, body: schemas.Sampling, max_new_tokens: int | None, **more: Any) -> Options:
@@ -99,7 +95,10 @@ async def resolve_each(engine: Engine, given: Any, count: int) -> list[Adapted]:
     """The adaptation of each of so many inputs, of one given for all or one for each."""
     # Side by side, so that new tasks share a pass of the hypernetwork.
     each = given if isinstance(given, list) else [given]
-    adapted = await asyncio.gather(*(resolve(engine, one, "adaptation") for one in each))
+    ids = list(dict.fromkeys(one for one in each if isinstance(one, str)))
+    found = dict(zip(ids, await asyncio.gather(*(resolve(engine, id, "adaptation") for id in ids)), strict=True))
+    new = iter(await asyncio.gather(*(resolve(engine, one, "adaptation") for one in each if not isinstance(one, str))))
+    adapted = [found[one] if isinstance(one, str) else next(new) for one in each]
     return adapted * count if len(adapted) == 1 else adapted
 
 

@@ -50,6 +50,7 @@ _VERSION = "1"
 """Of the interface, as in its paths."""
 
 _NOTE_USES_EVERY = 5.0
+_WholeId = Annotated[str, PathParameter(pattern=r"^[0-9a-f]{64}$", min_length=64, max_length=64)]
 _Id = Annotated[str, PathParameter(pattern=r"^[0-9a-f]{8,64}$", min_length=8, max_length=64)]
 
 
@@ -158,7 +159,7 @@ def _add_adaptations(app: APIRouter, engine: Engine, settings: Settings) -> None
             read = await engine.checks.aside(engine.checks.task, task)
             adapted = await engine.adapt(task, keep=True)
             assert adapted.record is not None
-            exchange().tasks = [adapted.id]
+            exchange().note(adapted.id)
             response.status_code = 201 if adapted.new else 200
             return schemas.AdaptOut(**_shown(adapted.record), new=adapted.new, demonstrations_read=read)
 
@@ -196,10 +197,11 @@ def _add_adaptations(app: APIRouter, engine: Engine, settings: Settings) -> None
         return Response(packed, media_type="application/zip", headers=name)
 
     @app.delete("/v1/adaptations/{id}", status_code=204, response_class=Response, responses=missing)
-    async def delete(id: _Id) -> Response:
-        """Forget an adaptation."""
-        if not await engine.forget(await full_id(engine, id, "id")):
+    async def delete(id: _WholeId) -> Response:
+        """Forget an adaptation, by its whole id."""
+        if not await engine.forget(id):
             raise unknown(id)
+        exchange().note(id)
         return Response(status_code=204)
 
 

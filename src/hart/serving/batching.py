@@ -164,7 +164,7 @@ class Batcher:
         if self._closing:
             raise Stopped("the server is going down")
         if self._waiting.rows >= self._settings.max_queue:
-            raise Stopped(f"the queue is full: {self._waiting.rows} rows wait")
+            raise Stopped("the queue is full")
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Let all of `jobs` wait for the model, or none.

@@ -73,14 +73,12 @@ class Checks:
             alone = len(self._encode_task(task, 0))
             if alone > limit:
                 raise HartError(f"definition: has {alone} tokens with its heading, the model reads {limit}")
-        size = max(1, form.num_demonstrations)
-        shown = task.demonstrations[: form.most_demonstrations]
-        groups = (replace(task, demonstrations=shown[at : at + size]) for at in range(0, len(shown), size))
-        return sum(map(self._read, groups))
+        return sum(map(self._read, form.groups(task)))
 
     def _read(self, task: Task) -> int:
         """How many demonstrations of a group will be read."""
-        limit, most = self._form.max_demonstrations_length, len(task.demonstrations)
+        limit = self._form.max_demonstrations_length
+        most = min(self._form.num_demonstrations, len(task.demonstrations))
 
         def fits(count: int) -> bool:
             return len(self._encode_task(task, count)) <= limit

@@ -4,6 +4,7 @@ import asyncio
 import copy
 import dataclasses
 import logging
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
@@ -224,9 +225,14 @@ class Engine:
         return works
 
     async def ids(self, prefix: str) -> list[str]:
-        """The ids of this model's adaptations that begin so, two of them at most; a whole id is taken as it is."""
+        """The ids of this model's adaptations that begin so, two of them at most.
+
+        A whole id is taken as it is. Fewer than eight digits, and what has others, begin none.
+        """
         if len(prefix) == 64:
             return [prefix]
+        if not re.fullmatch(r"[0-9a-f]{8,63}", prefix):
+            return []
         found = set(await self._from_store(self.store.ids, prefix, self.fingerprint))
         found.update(id for id in self._memory if id.startswith(prefix))
         return sorted(found)[:2]

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from hart.serving.metrics import Metrics
 from hart.serving.settings import BODY_SECONDS, MAX_BODY_BYTES, Settings
 
-# The same for every installation, so they tell nothing: the page, its parts and the description of the interface.
+# What tells nothing of tasks: the page, its parts, the description of the interface, and whether the server is well.
 OPEN = (
     "/",
     "/base.css",

@@ -17,7 +17,10 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         Info("hart_model", "What is served", registry=registry).info({"model": model, "base": base})
         tokens = Counter(
-            "hart_tokens", "Tokens that the main model read and generated", ["model", "direction"], registry=registry
+            "hart_tokens",
+            "Tokens read and generated of answers that came to their end",
+            ["model", "direction"],
+            registry=registry,
         )
         self.tokens_in, self.tokens_out = tokens.labels(model, "in"), tokens.labels(model, "out")
         self.requests = Counter("hart_requests_total", "Requests answered", ["route", "status"], registry=registry)

@@ -72,8 +72,10 @@ def add_error_replies(app: FastAPI) -> None:
         return error(problem.status_code, str(problem.detail), kind, headers=dict(problem.headers or {}))
 
     @app.exception_handler(Exception)
-    async def defect(_: Request, problem: Exception) -> Response:
-        return error(500, "an error of the server; its log says more", "server_error")
+    async def defect(request: Request, problem: Exception) -> Response:
+        id = getattr(request.state, "request_id", None)
+        headers = None if id is None else {"X-Request-Id": id}
+        return error(500, "an error of the server; its log says more", "server_error", headers=headers)
 
 
 def _line(text: str) -> str:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from transformers import StoppingCriteria, TextStreamer
+from transformers import PreTrainedTokenizerBase, StoppingCriteria
+from transformers.generation.streamers import BaseStreamer
 
 from hart.data.prompts import Cuts
 from hart.data.tasks import Task
@@ -68,13 +69,18 @@ class Runner:
         if adaptation is None:
             read = [self._model.input_format.encode_query(main.tokenizer, text) for text in texts]
         choices = [query.choices for query in queries]
+        # The bare base is given what an adaptation of this model has.
+        longest = self._model.input_format.max_target_length
+        size: dict[str, Any] = {"batch_size": len(batch), "max_target_length": longest}
         if kind == "classify":
-            how: dict[str, Any] = {"normalisation": key[1], "calibrate": key[2], "batch_size": len(batch)}  # type: ignore[index]
+            how: dict[str, Any] = {"normalisation": key[1], "calibrate": key[2], **size}  # type: ignore[index]
+            # Of rows that share an adaptation one is enough to learn what it prefers.
+            how["alike"] = [id(query.adaptation) for query in queries]
             if adaptation is None:
                 how["content_free"] = self._model.input_format.encode_query(main.tokenizer, CONTENT_FREE)
             return classify(main, read, choices, adaptation, **how)
         if kind == "score":
-            return score_choices(main, read, choices, adaptation, normalisation=key[1], batch_size=len(batch))  # type: ignore[index]
+            return score_choices(main, read, choices, adaptation, normalisation=key[1], **size)  # type: ignore[index]
         options: Options = key[1]  # type: ignore[index]
         more: dict[str, Any] = options._asdict()
         stop, seed = more.pop("stop"), more.pop("seed")
@@ -83,7 +89,7 @@ class Runner:
         if stop and options.num_beams == 1:
             more["stopping_criteria"].append(StopRows(main.tokenizer, stop))
         if queries[0].emit is not None:
-            more["streamer"] = _Stream(main.tokenizer, HoldBack(stop, queries[0].emit))
+            more["streamer"] = PieceStreamer(main.tokenizer, HoldBack(stop, queries[0].emit))
         with _seeded(seed, main.device):
             answers = main.answers(read, adaptation, **more)
         return [cut_at_stop(answer, main.tokenizer, stop) for answer in answers]
@@ -107,15 +113,37 @@ class _Abandoned(StoppingCriteria):
         return torch.full((input_ids.shape[0],), gone, device=input_ids.device, dtype=torch.bool)
 
 
-class _Stream(TextStreamer):
-    """Hands the text on as it is generated, piece by piece."""
+class PieceStreamer(BaseStreamer):
+    """Hands the text on as it is generated, word by word; the pieces together are the text of all tokens.
 
-    def __init__(self, tokenizer: Any, emit: HoldBack) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._emit = emit
+    transformers' own streamer begins anew behind a line break, and what begins a text has no space before it. Here the
+    whole text is made each time, and white space waits for what follows it, which may take it away.
+    """
 
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        self._emit(text, stream_end)
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, emit: HoldBack) -> None:
+        self._tokenizer, self._emit = tokenizer, emit
+        self._ids: list[int] | None = None
+        self._sent = 0
+
+    def put(self, value: torch.Tensor) -> None:
+        if self._ids is None:  # the prompt
+            self._ids = []
+            return
+        self._ids += value.flatten().tolist()
+        text = self._text()
+        last = text[-1:]
+        # Scripts without spaces go on letter by letter, but for what is half a letter yet.
+        spaceless = "\u2e80" <= last < "\ufffd"
+        cut = len(text) if spaceless else max(text.rfind(" "), text.rfind("\n"))
+        if cut > self._sent:
+            self._emit(text[self._sent : cut])
+            self._sent = cut
+
+    def end(self) -> None:
+        self._emit(self._text()[self._sent :], True)
+
+    def _text(self) -> str:
+        return str(self._tokenizer.decode(self._ids or [], skip_special_tokens=True))
 
 
 @contextmanager

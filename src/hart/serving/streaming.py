@@ -9,6 +9,7 @@ from fastapi.responses import StreamingResponse
 
 from hart.model.adaptation import Adaptation
 from hart.model.answering import Answer
+from hart.serving.access import exchange
 from hart.serving.batching import Job
 from hart.serving.engine import Engine
 from hart.serving.guard import error_body
@@ -34,6 +35,7 @@ class Stream:
         """Events as they come: `piece` makes one of a piece of the text, `last` the closing ones of the answer."""
 
         async def events() -> AsyncIterator[str]:
+            known = exchange()
             try:
                 async with asyncio.timeout(limit):
                     for event in first:
@@ -46,12 +48,15 @@ class Stream:
                         yield _event(event)
                     yield "data: [DONE]\n\n"
             except TimeoutError:
+                known.ended = "timeout"
                 yield _event(error_body(f"no answer within {limit:g} s", "timeout"))
             except Exception:  # the reply has begun, so its status can say nothing any more
+                known.ended = "error"
                 yield _event(error_body("an error of the server; its log says more", "server_error"))
                 raise
             finally:
                 if not self._job.result.done():
+                    known.ended = known.ended or "left"
                     self._job.abandon()
 
         return StreamingResponse(events(), media_type="text/event-stream")

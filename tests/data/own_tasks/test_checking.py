@@ -64,7 +64,16 @@ def test_what_training_refuses(folder: Path) -> None:
         assert "\n" not in line
     with pytest.raises(HartError, match="no such folder"):
         check_folder(folder / "none")
-    assert "train_tasks.txt: no such file" in check_folder(folder / "tasks").refused[0]
+    assert "train_tasks.txt: names no task to train on" in check_folder(folder / "tasks").refused[0]
+
+
+def test_what_a_configuration_asks_for(folder: Path, tiny_tokenizer) -> None:
+    limits = Limits(InputFormat(), tiny_tokenizer, tiny_tokenizer, validation_tasks=3)
+    assert "validation_tasks: 3 of the 3 training tasks" in check_folder(folder, limits).refused[0]
+    limits = Limits(InputFormat(num_demonstrations=1, demonstration_groups=2), tiny_tokenizer, tiny_tokenizer)
+    assert check_folder(folder, limits).lengths["task"].texts == 8  # two groups of each
+    sampled = Limits(InputFormat(), tiny_tokenizer, tiny_tokenizer, demonstrations="sampled")
+    assert check_folder(folder, sampled).lengths["task"].texts == 1  # what evaluation reads of the test task
 
 
 def test_the_same_is_cut_as_in_training(folder: Path, tiny_tokenizer, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow
@@ -10,10 +11,12 @@ import pytest
 from pyarrow import parquet
 
 from hart import HartError, Task
-from hart.data.own_tasks.folder import add_tasks, drawn_for_testing, list_file, read_list
+from hart.data.own_tasks.folder import add_tasks, drawn_for_testing
 from hart.data.own_tasks.making import Fields, choose, make_tasks
 from hart.data.own_tasks.sources import open_sources
 from hart.data.super_natural_instructions import load_sni
+from hart.data.task_folders import list_file, read_list
+from hart.runtime.files import writing
 
 ROWS = [("one", "eno"), ("two", "owt"), ("three", "eerht"), ("four", "ruof")]
 
@@ -84,6 +87,22 @@ def test_a_task_for_each_value(tmp_path: Path) -> None:
         made(path, Fields(task="kind", definition="what"), definition=None)
 
 
+@pytest.mark.parametrize("kinds", [("C", "C++"), ("a", "A"), ("x y", "x_y")])
+def test_values_that_make_one_name_are_refused(kinds: tuple[str, str], tmp_path: Path) -> None:
+    """One letter is one object in Python; on some disks a capital is no other letter."""
+    path = write_csv(tmp_path / "all.csv", [(f"{i}", "x", kind) for i in range(3) for kind in kinds], "input,output,k")
+    with pytest.raises(HartError, match="two tasks would be called"):
+        made(path, Fields(task="k"))
+
+
+def test_a_long_value_makes_a_name_that_a_disk_takes(tmp_path: Path) -> None:
+    rows = [(f"{i}", "x", "ä" * 300) for i in range(3)]
+    (only,) = made(write_csv(tmp_path / "all.csv", rows, "input,output,k"), Fields(task="k"))
+    add_tasks(tmp_path / "d", [only.task], testing=None, overwrite=False)
+    add_tasks(tmp_path / "d", [only.task], testing=None, overwrite=True)
+    assert read_list(list_file(tmp_path / "d", "train")) == [only.task.name]
+
+
 def test_the_definition_beside_a_table(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "t.csv", ROWS)
     with pytest.raises(HartError, match=r"no definition.*t\.definition\.txt"):
@@ -143,6 +162,25 @@ def test_wrong_rows_can_be_left_out(tmp_path: Path) -> None:
     told: list[str] = []
     (only,) = made(path, skip=lambda error: told.append(str(error)))
     assert len(told) == 1 and len(only.task.instances) == 2
+    rows = [{"input": "only"}, *({"input": a, "output": b} for a, b in ROWS)]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (only,) = made(tmp_path / "t.jsonl", skip=lambda error: told.append(str(error)))
+    assert "line 1: has no 'output'" in told[1] and len(only.task.instances) == 2
+
+
+def test_no_number_is_no_answer(tmp_path: Path) -> None:
+    """What pandas writes for an empty cell."""
+    rows = [{"input": "a", "output": 1.0}, {"input": "b", "output": float("nan")}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "t.parquet")
+    with pytest.raises(HartError, match="'output' is empty"):
+        made(tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize("option", ["split", "subset"])
+def test_options_of_data_sets_alone(option: str, tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "t.csv", ROWS)
+    with pytest.raises(HartError, match=f"--{option}: none of the tables is a data set"):
+        open_sources([str(path)], **{option: "train"})
 
 
 def task(name: str, instances: int = 1) -> Task:
@@ -159,23 +197,26 @@ def test_tasks_are_added_to_a_folder_and_read_by_training(tmp_path: Path) -> Non
     assert Task.from_file(tmp_path / "tasks" / "d.json").definition == "Do d."
     with pytest.raises(HartError, match=r"tasks/b\.json: exists; give --overwrite"):
         add_tasks(tmp_path, [task("b")], testing=(), overwrite=False)
+    add_tasks(tmp_path, [task("b", 2), task("e")], testing=None, overwrite=True)  # stays where it is
+    assert read_list(list_file(tmp_path, "train")) == ["a", "c", "e"]
+    assert read_list(list_file(tmp_path, "test")) == ["b"]
     add_tasks(tmp_path, [task("b")], testing=(), overwrite=True)
-    assert read_list(list_file(tmp_path, "train")) == ["a", "c", "b"] and not read_list(list_file(tmp_path, "test"))
+    assert read_list(list_file(tmp_path, "train")) == ["a", "c", "e", "b"] and not list_file(tmp_path, "test").exists()
     assert not [each for each in tmp_path.iterdir() if each.name.startswith(".")]
 
 
 def test_nothing_is_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add_tasks(tmp_path, [task("a")], testing=(), overwrite=False)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    save = Task.save
+    replace = writing._replace
 
-    def fails(self: Task, path: Path) -> None:
-        if self.name == "c":
+    def fails(target: Path, *rest: Any) -> None:
+        if target.name == "c.json":
             raise OSError(28, "No space left on device")
-        save(self, path)
+        replace(target, *rest)
 
-    monkeypatch.setattr(Task, "save", fails)
-    with pytest.raises(HartError, match="No space left"):
+    monkeypatch.setattr(writing, "_replace", fails)
+    with pytest.raises(HartError, match=f"^{tmp_path}: cannot be written .No space left on device.$"):
         add_tasks(tmp_path, [task("a", 2), task("c")], testing=(), overwrite=True)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 

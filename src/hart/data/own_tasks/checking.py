@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from hart.data.input_format import InputFormat
-from hart.data.own_tasks.folder import TASKS, list_file, read_list
 from hart.data.prompts import NAMES, Cuts, Tokenizer
 from hart.data.sampling import Demonstrations, TrainingDataset
-from hart.data.super_natural_instructions import instances_that_count
+from hart.data.super_natural_instructions import instances_that_count, validation_names
+from hart.data.task_folders import TASKS, list_file, read_list, task_file
 from hart.data.tasks import Task
 from hart.errors import HartError
 
@@ -34,6 +34,7 @@ class Limits:
         tokenizer, reader: of queries and answers, and of tasks.
         demonstrations, queries_per_task: as in training.
         max_train_instances, max_test_instances, seed: which instances of a task count; None: all.
+        validation_tasks: how many training tasks are set aside.
     """
 
     form: InputFormat
@@ -44,6 +45,7 @@ class Limits:
     max_train_instances: int | None = None
     max_test_instances: int | None = None
     seed: int = 0
+    validation_tasks: int = 0
 
 
 @dataclass
@@ -154,6 +156,11 @@ def check_folder(
         }
     tested = _Tested()
     lists = {official: _list(folder, official, report) for official in ("test", "train")}
+    if limits is not None and lists["train"]:
+        try:
+            validation_names(lists["train"], limits.validation_tasks, limits.seed, str(folder))
+        except HartError as error:
+            report.refused.append(f"data.{error}")
     cuts = Cuts()
     for official, names in lists.items():
         for name in names:
@@ -180,31 +187,27 @@ def count_tasks(folder: Path) -> int:
 
 def _list(folder: Path, official: str, report: Report) -> list[str]:
     path = list_file(folder, official)
-    if not path.exists():
-        if official == "train":
-            report.refused.append(f"{path}: no such file, which training reads; write one task name a line")
-        else:
-            report.warn("there is no list of test tasks, which hart evaluate --data sni reads", str(path))
-        return []
     try:
-        names = read_list(path)
+        names = read_list(path) if path.exists() else []
     except HartError as error:
         report.refused.append(str(error))
         return []
-    if not names:
-        report.refused.append(f"{path}: names no task; write one task name a line")
+    if not names and official == "train":
+        report.refused.append(f"{path}: names no task to train on; write one task name a line")
+    elif not names:  # only an evaluation reads it, and there may be none
+        report.warn("names no task, and hart evaluate --data sni reads it", str(path))
     return names
 
 
 def _read(folder: Path, name: str, official: str, report: Report) -> Task | None:
     try:
-        task = Task.from_file(folder / TASKS / f"{name}.json")
+        task = Task.from_file(task_file(folder, name))
     except HartError as error:
         report.refused.append(str(error))
         return None
     if not task.instances:
         what = "train on" if official == "train" else "evaluate on"
-        report.refused.append(f"{folder / TASKS / name}.json: has no Instances to {what}; add some")
+        report.refused.append(f"{task_file(folder, name)}: has no Instances to {what}; add some")
     return task
 
 
@@ -267,8 +270,9 @@ def _measure(task: Task, official: str, limits: Limits, report: Report, cuts: Cu
     open_form = replace(
         form, max_demonstrations_length=UNLIMITED, max_query_length=UNLIMITED, max_target_length=UNLIMITED
     )
+    fixed = official == "test" or limits.demonstrations == "fixed"  # adapting takes those of the file
     try:
-        if limits.demonstrations == "fixed":
+        if fixed:
             form.note_unread(task, cuts)
         if official == "train" and task.instances:
             dataset = TrainingDataset(
@@ -289,8 +293,9 @@ def _measure(task: Task, official: str, limits: Limits, report: Report, cuts: Cu
     except HartError as error:
         report.refused.append(str(error))
         return
-    if form.demonstrations_to == "hypernetwork" and limits.demonstrations == "fixed":
-        report.lengths["task"].add(len(open_form.encode_task(limits.reader, task)))
+    if form.demonstrations_to == "hypernetwork" and fixed:
+        for group in open_form.encode_groups(limits.reader, task):
+            report.lengths["task"].add(len(group))
     for instance in task.instances:
         if report.lengths["query"].add(len(open_form.encode_input(limits.tokenizer, task, instance.input, blank=True))):
             form.encode_input(limits.tokenizer, task, instance.input, cuts, name=name, blank=True)

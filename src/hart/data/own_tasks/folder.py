@@ -5,43 +5,20 @@ import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from hart.data.reading import check_file
-from hart.data.streams import named_stream
+from hart.data.task_folders import TASKS, draw_names, list_file, read_list, task_file
 from hart.data.tasks import Task
 from hart.errors import HartError
 from hart.runtime.files import write_text
 from hart.runtime.files.writing import new_name, reason
 
-TASKS = "tasks"
-SPLITS = Path("splits", "default")
-
-
-def list_file(folder: Path, official: str) -> Path:
-    """The list of the tasks of "train" or "test" in a folder."""
-    return folder / SPLITS / f"{official}_tasks.txt"
-
-
-def read_list(path: Path) -> list[str]:
-    """The names in a list of tasks, each once.
-
-    Raises:
-        HartError: it cannot be read.
-    """
-    try:
-        check_file(path)
-        lines = path.read_text(encoding="utf-8-sig").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise HartError(f"{path}: cannot read the list of tasks ({error})") from None
-    return list(dict.fromkeys(lines))
-
 
 def check_new(folder: Path, names: Sequence[str], *, overwrite: bool) -> None:
     """Raise `HartError` if one of the tasks is in the folder already and may not be replaced."""
-    there = [name for name in names if (folder / TASKS / f"{name}.json").exists()]
+    there = [name for name in names if task_file(folder, name).exists()]
     if there and not overwrite:
         more = f", and {len(there) - 1} more of these tasks" if len(there) > 1 else ""
         raise HartError(
-            f"{folder / TASKS / there[0]}.json: exists{more}; give --overwrite to replace it, or another folder"
+            f"{task_file(folder, there[0])}: exists{more}; give --overwrite to replace it, or another folder"
         )
 
 
@@ -55,12 +32,10 @@ def drawn_for_testing(names: Sequence[str], number: int, seed: int) -> set[str]:
         raise HartError(
             f"--test-tasks: {number} of {len(names)} tasks cannot be set aside; at least one must be left to train on"
         )
-    chosen = named_stream(seed, "test").choice(len(names), size=number, replace=False)
-    ordered = sorted(names)
-    return {ordered[index] for index in chosen}
+    return draw_names(names, number, seed, "test")
 
 
-def add_tasks(folder: Path, tasks: Sequence[Task], *, testing: Collection[str], overwrite: bool) -> None:
+def add_tasks(folder: Path, tasks: Sequence[Task], *, testing: Collection[str] | None, overwrite: bool) -> None:
     """Write the files of tasks into a folder, and their names into its lists.
 
     All files are written beside their places first and renamed then, the lists last, so that what stops the writing
@@ -68,19 +43,22 @@ def add_tasks(folder: Path, tasks: Sequence[Task], *, testing: Collection[str], 
     only.
 
     Args:
-        testing: names of those that go into the list of test tasks.
+        testing: names of those that go into the list of test tasks, the others into that of training tasks. None: what
+            is replaced stays in the list that it is in, what is new is trained on.
 
     Raises:
         HartError: a task is there already and may not be replaced, or the folder cannot be written.
     """
     names = [task.name for task in tasks]
     check_new(folder, names, overwrite=overwrite)
-    lists = {official: list_file(folder, official) for official in ("train", "test")}
+    lists = {official: list_file(folder, official) for official in ("test", "train")}
     listed = {official: read_list(path) if path.exists() else [] for official, path in lists.items()}
+    if testing is None:
+        testing = set(names).intersection(listed["test"])
     for official, own in listed.items():
-        kept = [name for name in own if name not in names]
-        new = [task.name for task in tasks if task.instances and (task.name in testing) == (official == "test")]
-        listed[official] = kept + new
+        usable = [task.name for task in tasks if task.instances and (task.name in testing) == (official == "test")]
+        kept = [name for name in own if name not in names or name in usable]
+        listed[official] = kept + [name for name in usable if name not in kept]
     work = new_name(folder)
     try:
         (folder / TASKS).mkdir(parents=True, exist_ok=True)
@@ -88,11 +66,16 @@ def add_tasks(folder: Path, tasks: Sequence[Task], *, testing: Collection[str], 
         for task in tasks:
             task.save(work / f"{task.name}.json")
         for name in names:
-            os.replace(work / f"{name}.json", folder / TASKS / f"{name}.json")
-    except OSError as error:
-        raise HartError(f"{folder}: cannot be written ({reason(error)})") from error
+            os.replace(work / f"{name}.json", task_file(folder, name))
+    except (OSError, HartError) as error:
+        # The message of a file names its place beside the folder, which means nothing to anybody.
+        cause = error if isinstance(error, OSError) else error.__cause__
+        why = reason(cause) if isinstance(cause, OSError) else str(error)
+        raise HartError(f"{folder}: cannot be written ({why})") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
     for official, path in lists.items():
-        if listed[official] or path.exists():
+        if listed[official]:
             write_text(path, "".join(f"{name}\n" for name in listed[official]))
+        else:
+            path.unlink(missing_ok=True)

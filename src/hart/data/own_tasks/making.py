@@ -4,18 +4,21 @@ A table gives one task, or one for each value of a column. All rows of a task ar
 they are whenever the file is read.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from hart.data.own_tasks.sources import Source
 from hart.data.reading import check_file
 from hart.data.streams import named_stream
-from hart.data.tables import RowError
+from hart.data.tables import Row, RowError
 from hart.data.tasks import Instance, Task
 from hart.errors import HartError
 
+NAME = 60
+"""Characters of a task's name: with four bytes each a file system still takes it."""
 MOST_LABELS, ROWS_PER_LABEL = 20, 3
 """Outputs count as labels where there are at most so many different ones, and so many rows of each on average."""
 
@@ -86,16 +89,16 @@ def make_tasks(
     if definition is None and fields.definition is None:
         definition = _definition_beside(source)
     groups: dict[str, _Group] = {}
-    for place, content in _usable(source, fields, skip):
-        own = definition if definition is not None else _cell(content, fields.definition, place, "definition")
-        key = own if fields.task is None else _cell(content, fields.task, place, "task")
+    for row in _usable(source, fields, skip):
+        own = definition if definition is not None else row.definition
+        key = own if fields.task is None else row.task
         group = groups.setdefault(key, _Group(own))
         if group.definition != own:
             raise HartError(
-                f"{place}: the definition differs from that of other rows of task {key!r}; "
+                f"{row.place}: the definition differs from that of other rows of task {key!r}; "
                 "give one definition to each task, or leave --task-field out"
             )
-        group.rows.append((place, _input(content, fields, place), _answers(content, fields, place)))
+        group.rows.append((row.place, row.input, row.answers))
     if not groups:
         raise HartError(f"{source.label}: holds no row; give a table with at least {demonstrations} rows")
     names = _names(name, groups, by_value=fields.task is not None)
@@ -123,58 +126,64 @@ def _definition_beside(source: Source) -> str:
     return text
 
 
-def _usable(
-    source: Source, fields: Fields, skip: Callable[[RowError], None] | None
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows that have all that a task needs; a missing column is an error of the whole table."""
-    wanted = {"--input-field": fields.input, "--output-field": fields.output}
-    wanted |= {"--definition-field": fields.definition} if fields.definition is not None else {}
-    wanted |= {"--task-field": fields.task} if fields.task is not None else {}
+class _Row(NamedTuple):
+    """What a row says; a column that is not asked for is empty."""
+
+    place: str
+    input: str
+    answers: tuple[str, ...]
+    definition: str
+    task: str
+
+
+def _usable(source: Source, fields: Fields, skip: Callable[[RowError], None] | None) -> Iterator[_Row]:
+    """Rows that have all that a task needs; a column that a table lacks is an error of the whole table."""
     for row in source.table.rows():
-        problem: RowError | None = row if isinstance(row, RowError) else None
-        if not isinstance(row, RowError):
-            for option, column in wanted.items():
-                if column not in row.content:
-                    raise HartError(
-                        f"{row.where}: has no {column!r}, it has {', '.join(map(repr, row.content)) or 'nothing'}; "
-                        f"name the right one with {option}"
-                    )
-            try:
-                _input(row.content, fields, row.where)
-                _answers(row.content, fields, row.where)
-                for each in (fields.definition, fields.task):
-                    if each is not None:
-                        _cell(row.content, each, row.where, "text")
-            except RowError as error:
-                problem = error
-            else:
-                yield row.where, row.content
-        if problem is not None:
+        try:
+            if isinstance(row, RowError):
+                raise row
+            _check_columns(source, fields, row)
+            yield _Row(
+                row.where,
+                _cell(row.content[fields.input], fields.input, row.where),
+                _answers(row.content[fields.output], fields.output, row.where),
+                ""
+                if fields.definition is None
+                else _cell(row.content[fields.definition], fields.definition, row.where),
+                "" if fields.task is None else _cell(row.content[fields.task], fields.task, row.where),
+            )
+        except RowError as problem:
             if skip is None:
-                raise problem
+                raise
             skip(problem)
 
 
-def _input(content: dict[str, Any], fields: Fields, place: str) -> str:
-    return _cell(content, fields.input, place, "input")
+def _check_columns(source: Source, fields: Fields, row: Row) -> None:
+    wanted = {"input": fields.input, "output": fields.output, "definition": fields.definition, "task": fields.task}
+    for what, column in wanted.items():
+        if column is not None and column not in row.content:
+            raise (HartError if source.has_columns else RowError)(
+                f"{row.where}: has no {column!r}, it has {', '.join(map(repr, row.content)) or 'nothing'}; "
+                f"name the right one with --{what}-field"
+            )
 
 
-def _answers(content: dict[str, Any], fields: Fields, place: str) -> tuple[str, ...]:
-    value = content[fields.output]
+def _answers(value: Any, column: str, place: str) -> tuple[str, ...]:
     if not isinstance(value, list | tuple):
-        return (_cell(content, fields.output, place, "output"),)
+        return (_cell(value, column, place),)
     if not value:
-        raise RowError(f"{place}: {fields.output!r} is an empty list; give at least one accepted answer")
-    return tuple(_cell({fields.output: each}, fields.output, place, "output") for each in value)
+        raise RowError(f"{place}: {column!r} is an empty list; give at least one accepted answer")
+    return tuple(_cell(each, column, place) for each in value)
 
 
-def _cell(content: dict[str, Any], column: str | None, place: str, what: str) -> str:
+def _cell(value: Any, column: str, place: str) -> str:
     """A text that is not blank; a number as its digits."""
-    value = content[column] if column is not None else None
+    if isinstance(value, float) and not math.isfinite(value):
+        value = ""  # what pandas writes for nothing
     if isinstance(value, int | float):
         value = str(value).lower() if isinstance(value, bool) else str(value)
     if not isinstance(value, str):
-        raise RowError(f"{place}: {column!r} must be a text or a number, the {what} of the row")
+        raise RowError(f"{place}: {column!r} must be a text or a number")
     if not value.strip():
         raise RowError(f"{place}: {column!r} is empty; fill it, or remove the row")
     return value
@@ -189,25 +198,30 @@ def _names(name: str, groups: dict[str, _Group], *, by_value: bool) -> dict[str,
     else:
         width = len(str(len(groups)))
         names = {key: f"{file_name(name)}_{number:0{width}}" for number, key in enumerate(groups, start=1)}
-    refuse_twins(names.values(), {made: key for key, made in names.items()})
+    refuse_twins(names.items())
     return names
 
 
 def file_name(text: str) -> str:
-    """The text with what no task may be called replaced by underscores."""
-    return re.sub(r"[^\w.-]+", "_", text.strip()).strip("_.") or "task"
+    """The text with what no task may be called replaced by underscores; of a long one the beginning."""
+    return re.sub(r"[^\w.-]+", "_", text.strip())[:NAME].strip("_.") or "task"
 
 
-def refuse_twins(names: Iterable[str], origin: dict[str, str]) -> None:
-    """Raise `HartError` for two names that are one file, on disks that do not tell capitals apart, too."""
+def refuse_twins(named: Iterable[tuple[str, str]]) -> None:
+    """Raise `HartError` for two names that are one file, on disks that do not tell capitals apart, too.
+
+    Args:
+        named: what each task is made of, and its name.
+    """
     seen: dict[str, str] = {}
-    for name in names:
-        before = seen.setdefault(name.casefold(), name)
-        if before is not name:
+    for origin, name in named:
+        before = seen.get(name.casefold())
+        if before is not None:
             raise HartError(
-                f"two tasks would be called {name!r} (the other is {origin.get(before, before)!r}); "
+                f"two tasks would be called {name!r} ({before!r} and {origin!r}); "
                 "rename one table, or one value of the column"
             )
+        seen[name.casefold()] = origin
 
 
 def _task(name: str, group: _Group, demonstrations: int, seed: int | None, *, named_by: str) -> Made:

@@ -19,6 +19,7 @@ DEFINITION_ENDING = ".definition.txt"
 
 _SAVED_FILES = ("state.json", "dataset_dict.json")
 """What `datasets.save_to_disk` leaves in a folder, of one data set or of several splits."""
+_OBJECTS = ("json", "jsonl")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -34,12 +35,14 @@ class Source:
         name: of the file or the data set, without its ending; the task is called so.
         label: what messages call it.
         definition_file: where the definition may lie beside it; None where there is no such place.
+        has_columns: whether all rows have the same ones; an object in JSON has its own.
     """
 
     name: str
     label: str
     table: _Rows
     definition_file: Path | None = None
+    has_columns: bool = True
 
 
 def open_sources(
@@ -59,22 +62,30 @@ def open_sources(
         split, subset: of data sets.
 
     Raises:
-        HartError: nothing there, a folder without a table, a data set that cannot be loaded.
+        HartError: nothing there, a folder without a table, a data set that cannot be loaded, a split or subset of none.
     """
     found: list[Source] = []
+    data_sets = hub = 0
     for name in names:
         path = Path(name)
         if name == "-":
             if format is None or standard_input is None:
                 raise HartError(f"standard input: say what it holds with --input-format ({', '.join(FORMATS)})")
-            found.append(Source("task", "standard input", Table(standard_input, format, "standard input")))
+            table = Table(standard_input, format, "standard input")
+            found.append(Source("task", "standard input", table, has_columns=format not in _OBJECTS))
         elif path.is_dir():
             saved = any((path / each).is_file() for each in _SAVED_FILES)
+            data_sets += saved
             found += [_saved(path, split)] if saved else _folder(path)
         elif not path.exists() and format is None and _ending(path) is None and _HUB_NAME.fullmatch(name):
+            hub += 1
             found.append(_of_the_hub(name, split, subset))
         else:
             found.append(_file(path, format or format_of(path, "--input-format")))
+    for option, given, used in (("--split", split, data_sets + hub), ("--subset", subset, hub)):
+        if given is not None and not used:
+            kind = "a data set" if option == "--split" else "a data set on the hub"
+            raise HartError(f"{option}: none of the tables is {kind}; leave it out")
     return found
 
 
@@ -87,7 +98,8 @@ def _file(path: Path, format: Format) -> Source:
     if format == "txt":
         raise HartError(f"{path}: a plain text has no outputs; give a table with a column of inputs and one of outputs")
     stem = (path.with_suffix("") if path.suffix == ".gz" else path).stem
-    return Source(stem, str(path), Table(path, format, str(path)), path.with_name(f"{stem}{DEFINITION_ENDING}"))
+    beside = path.with_name(f"{stem}{DEFINITION_ENDING}")
+    return Source(stem, str(path), Table(path, format, str(path)), beside, has_columns=format not in _OBJECTS)
 
 
 def _folder(folder: Path) -> list[Source]:

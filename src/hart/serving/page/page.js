@@ -144,21 +144,22 @@ async function ask() {
   const items = body.inputs.map((query, index) => {
     const item = $("answer").content.firstElementChild.cloneNode(true);
     item.querySelector(".asked").textContent = query;
-    fill(item.querySelector(".with"), answers(own)[index]);
-    fill(item.querySelector(".without"), answers(bare)[index]);
+    fill(item.querySelector(".with"), answers(own)[index], body.choices);
+    fill(item.querySelector(".without"), answers(bare)[index], body.choices);
     return item;
   });
   $("answers").prepend(...items);
   $("queries").select();
 }
 
-// An answer: a text, or a choice with a bar for the probability of each.
-function fill(place, answer) {
+// An answer: a text, or a choice with a bar for the probability of each, in the order in which they were given.
+function fill(place, answer, choices) {
   if (typeof answer === "string") {
     place.textContent = answer;
     return;
   }
-  Object.entries(answer.probabilities).forEach(([choice, probability]) => {
+  choices.forEach((choice) => {
+    const probability = answer.probabilities[choice];
     const bar = $("bar").content.firstElementChild.cloneNode(true);
     bar.classList.toggle("chosen", choice === answer.choice);
     bar.querySelector(".choice").textContent = choice;

@@ -1,0 +1,41 @@
+"""The layout of Super-NaturalInstructions: files of tasks, and the lists of those to train and to test on."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hart.data.reading import check_file
+from hart.data.streams import named_stream
+from hart.errors import HartError
+
+TASKS = "tasks"
+SPLITS = Path("splits", "default")
+
+
+def list_file(folder: Path, official: str) -> Path:
+    """The list of the tasks of "train" or "test" in a folder."""
+    return folder / SPLITS / f"{official}_tasks.txt"
+
+
+def task_file(folder: Path, name: str) -> Path:
+    return folder / TASKS / f"{name}.json"
+
+
+def read_list(path: Path) -> list[str]:
+    """The names in a list of tasks, each once.
+
+    Raises:
+        HartError: it cannot be read.
+    """
+    try:
+        check_file(path)
+        lines = path.read_text(encoding="utf-8-sig").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise HartError(f"{path}: cannot read the list of tasks ({error})") from None
+    return list(dict.fromkeys(lines))
+
+
+def draw_names(names: Sequence[str], number: int, seed: int, purpose: str) -> set[str]:
+    """`number` of the names, the same in whatever order they stand. Draws for different purposes are independent."""
+    chosen = named_stream(seed, purpose).choice(len(names), size=number, replace=False)
+    ordered = sorted(names)
+    return {ordered[index] for index in chosen}
