@@ -30,7 +30,7 @@ venv: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hart needs Python 3.11 or newer; set PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -c constraints.txt -e '.[bnb,deepspeed,export,figures,serve,dev]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[bnb,deepspeed,docs,export,figures,notebooks,serve,dev]'
 	touch $(READY)
 
 quickstart: $(READY)
