@@ -39,7 +39,7 @@ def test_a_changed_row_builds_without_weights(row) -> None:
 
 def test_all_rows_of_the_generated_tasks_differ(tmp_path: Path) -> None:
     runs = plan_study(read_study(CONFIGS / "studies" / "procedural.yaml"), tmp_path, seeds=[0])
-    systems = [(run.config.model, run.config.data, run.config.training.changed(output_dir="x")) for run in runs]
+    systems = [run.config.changed(training={"output_dir": "x"}) for run in runs]
     assert all(systems.count(each) == 1 for each in systems)
     tasks = [run.config.data for run in runs if not run.config.data.segments]
     assert {(data.collection, data.max_test_instances) for data in tasks} == {("procedural", 20)}

@@ -53,6 +53,7 @@ def test_where_a_run_belongs(file: str, places: list[tuple[int, str]]) -> None:
 
 
 def test_what_the_paper_has_not() -> None:
+    assert system_of({**flat(CONFIGS / "mini/hart_sni.yaml"), "distillation.teacher": "base"}) == ""
     check_places([{"table": 2, "row": "HART"}])
     with pytest.raises(HartError, match="the paper has no Table 9 of results"):
         check_places([{"table": 9, "row": "HART"}])

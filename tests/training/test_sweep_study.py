@@ -65,7 +65,34 @@ def test_a_row_brings_the_one_that_it_starts_from(study: Study, tmp_path: Path) 
     runs = plan_study(found, tmp_path, names=["second"])
     assert [run.name for run in runs] == ["first", "second"]
     assert runs[1].config.model.init_from == str(tmp_path / "first" / "seed-0" / "run" / "final")
-    assert runs[1].source == runs[0].folder
+    assert runs[1].sources == (runs[0].folder,)
+
+
+def test_a_row_learns_from_what_another_has_trained(study: Study, tmp_path: Path) -> None:
+    """The teacher is trained first, with the same seed; rows for which it makes no sense are refused by name."""
+    few_shot = {
+        "model.weights": "none",
+        "model.train_main": True,
+        "model.peft": [],
+        "model.fusion": False,
+        "data.demonstrations_to": "main",
+        "training.alpha": 0.0,
+        "training.queries_per_task": 1,
+    }
+    taught = {"teacher": "few_shot", "distillation.temperature": 2.0, "training.alpha": 0.0}
+    path = study(rows={"few_shot": few_shot, "taught": taught, "plain": None})
+    out = tmp_path / "out"
+    runs = plan_study(read_study(path), out, names=["taught"], seeds=[5])
+    assert [run.name for run in runs] == ["few_shot", "taught"] and runs[1].sources == (runs[0].folder,)
+    assert runs[1].config.distillation.teacher == str(out / "few_shot" / "seed-5" / "run" / "final")
+    sweep(out, runs, listing=read_study(path).listing(), say=lambda _: None)
+    recorded = [json.loads(line) for line in (out / "taught/seed-5/run/metrics.jsonl").read_text().splitlines()]
+    assert any(line.get("distillation_loss", 0) > 0 for line in recorded)
+    moved = out.rename(tmp_path / "moved")
+    assert all(run.results() for run in plan_study(read_study(path), moved, names=["taught"], seeds=[5]))
+    path = study(rows={"few_shot": few_shot, "again": {"set": {**few_shot, "model.peft": []}, "teacher": "few_shot"}})
+    with pytest.raises(HartError, match="row again: distillation.teacher: must be null where data.demonstrations_to"):
+        plan_study(read_study(path), out)
 
 
 @pytest.mark.parametrize(
@@ -84,6 +111,9 @@ def test_a_row_brings_the_one_that_it_starts_from(study: Study, tmp_path: Path) 
         ({"rows": {"a": {"config": "../none.yaml"}}}, "none.yaml: no such configuration file"),
         ({"rows": {"a": {"init_from": "b"}}}, "row a: init_from: b is no other row of the study"),
         ({"rows": {"a": {"init_from": "b"}, "b": None}}, "row a starts from b; name b before it"),
+        ({"rows": {"a": {"teacher": "b"}}}, "row a: teacher: b is no other row of the study"),
+        ({"rows": {"a": {"teacher": ["a"]}}}, "row a: teacher: "),
+        ({"rows": {"a": {"teacher": "b"}, "b": None}}, "row a learns from b; name b before it"),
         ({"rows": {"a": {"paper": {"table": "2"}}}}, "row a: paper must be {table: NUMBER, row: LABEL}"),
         ({"rows": {"a": {"paper": {"tabel": 2}}}}, "row a: paper: unknown field tabel; did you mean table?"),
         ({"rows": {"a": None}, "seeds": 3}, "toy.yaml: seeds must be a list of whole numbers, not 3"),

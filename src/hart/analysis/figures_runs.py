@@ -15,7 +15,7 @@ from hart.model.folder import read_config
 from hart.runtime.files import damage
 from hart.training.config import RunConfig, load
 from hart.training.run_folder import FREE_FIELDS, RunFolder, read_metrics
-from hart.training.sweep_plan import RUN_FOLDER
+from hart.training.sweep_plan import OTHER_RUNS, RUN_FOLDER
 
 LOSSES = ("prediction_loss", "consistency_loss")
 
@@ -306,8 +306,9 @@ def _fields(config: RunConfig, but: Sequence[str] = ()) -> dict[str, Any]:
         for name, value in values.items()
         if f"{section}.{name}" not in _NO_DIFFERENCE and f"{section}.{name}" not in but
     }
-    if start := fields.get("model.init_from"):
-        fields["model.init_from"] = re.sub(r"seed-\d+", "seed-*", start)  # a sweep's own pre-training, seed by seed
+    for name in OTHER_RUNS:  # a sweep's own pre-training and teachers, seed by seed
+        if fields.get(name):
+            fields[name] = re.sub(r"seed-\d+", "seed-*", fields[name])
     return fields
 
 

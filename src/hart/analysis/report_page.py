@@ -14,7 +14,7 @@ from hart.analysis.report_runs import COLLECTION_NAMES, METRIC_NAMES, Runs, Stud
 from hart.analysis.report_tables import Cell, CollectionReport, Table, per_task
 from hart.training.run_folder import FREE_FIELDS
 
-UNLIKE = FREE_FIELDS | {"training.seed", "model.init_from"}
+UNLIKE = FREE_FIELDS | {"training.seed", "model.init_from", "distillation.teacher"}
 """Fields that say nothing of the system: they change no number, or differ from run to run."""
 
 

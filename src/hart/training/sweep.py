@@ -128,14 +128,14 @@ class _AtWork:
     def start(self) -> None:
         """Start what can be started; settle what need not or cannot be done."""
         for unit in [*self.waiting]:
-            needs = [each.folder for each in unit.candidates] + ([unit.source] if unit.source else [])
+            needs = [each.folder for each in unit.candidates] + [*unit.sources]
             if any(folder not in self.settled for folder in needs):
                 continue
             run = unit.resolved()
             if run is not None and run.results() is not None:
                 self.settle(unit, "done before", done=True)
-            elif unit.source and not self.settled[unit.source]:
-                self.settle(unit, f"not done: it starts from {unit.source}, which has no results")
+            elif missing := [folder for folder in unit.sources if not self.settled[folder]]:
+                self.settle(unit, f"not done: it needs {missing[0]}, which has no results")
             elif run is None:
                 self.settle(unit, "not done: no try of its grid has results")
             elif len(self.active) < self.jobs:

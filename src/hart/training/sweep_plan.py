@@ -24,6 +24,8 @@ from hart.training.run_folder import FREE_FIELDS
 RESULTS_FILE, RUN_FOLDER, GRID_FOLDER = "results.json", "run", "grid"
 OWN_FIELDS = ("training.seed", "training.output_dir", "training.max_steps")
 """Fields that the sweep itself sets, or that a grid has another word for."""
+OTHER_RUNS = ("model.init_from", "distillation.teacher")
+"""Fields that may name what another run has trained."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Row:
         grid: field → the values to choose from.
         grid_steps: training steps of each try; None: as many as of the run itself.
         init_from: name of the row whose trained weights it starts from, with the same seed.
+        teacher: name of the row whose trained system it learns from (distillation), with the same seed.
         where: begins a message about it; empty: the file's own name says it.
     """
 
@@ -46,6 +49,7 @@ class Row:
     grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     grid_steps: int | None = None
     init_from: str | None = None
+    teacher: str | None = None
     where: str = ""
 
     def build(self, overrides: Sequence[str] = (), fields: Mapping[str, Any] | None = None) -> RunConfig:
@@ -77,7 +81,7 @@ class SweepRun:
 
     Attributes:
         about: what results.json repeats: the command, the rows of the paper's tables.
-        source: folder of the run whose trained weights it starts from.
+        sources: folders of the runs that it needs: whose trained weights it starts from, and its teacher's.
         fields: of a grid, the values that this run tries; it is scored on the validation tasks only.
         candidates: the runs of a grid of which the best one says what this run's values are.
     """
@@ -87,7 +91,7 @@ class SweepRun:
     config: RunConfig
     folder: Path
     about: Mapping[str, Any] = field(default_factory=dict)
-    source: Path | None = None
+    sources: tuple[Path, ...] = ()
     fields: Mapping[str, Any] = field(default_factory=dict)
     candidates: tuple["SweepRun", ...] = ()
 
@@ -122,7 +126,11 @@ class SweepRun:
         best, _ = max(done, key=lambda pair: list(pair[1].values()))  # of equal ones the first
         own, steps = self.config, best.config.training.max_steps
         training = {name.partition(".")[2]: getattr(own.training, name.partition(".")[2]) for name in OWN_FIELDS}
-        config = best.config.changed(model={"init_from": own.model.init_from}, training=training)
+        config = best.config.changed(
+            model={"init_from": own.model.init_from},
+            distillation={"teacher": own.distillation.teacher},
+            training=training,
+        )
         tried = [
             {"fields": dict(each.fields), **({"validation": result["validation"]} if result else {"failed": True})}
             for each, result in found
@@ -155,9 +163,9 @@ def _same(one: Any, other: Mapping[str, Any]) -> bool:
         for tree in trees
     ]
     for each in flat:  # the same run of a sweep, wherever the sweep is kept
-        start = each["model.init_from"]
-        if start and Path(start).parts[-2:] == (RUN_FOLDER, "final"):
-            each["model.init_from"] = Path(start).parts[-4:]
+        for name in OTHER_RUNS:
+            if each[name] and Path(each[name]).parts[-2:] == (RUN_FOLDER, "final"):
+                each[name] = Path(each[name]).parts[-4:]
     return flat[0] == flat[1]
 
 
@@ -212,32 +220,39 @@ def plan_rows(
     """
     names, runs = [row.name for row in rows], []
     for row in rows:
-        if row.init_from and names.index(row.init_from) >= names.index(row.name):
-            raise HartError(f"{row.where or row.name} starts from {row.init_from}; name {row.init_from} before it")
+        for does, other in (("starts from", row.init_from), ("learns from", row.teacher)):
+            if other and names.index(other) >= names.index(row.name):
+                raise HartError(f"{row.where or row.name} {does} {other}; name {other} before it")
         chosen_with = seeds[0] if grid_seed is None else grid_seed
         tries = tuple(_candidates(out, row, chosen_with, overrides, text_dir))
         for seed in seeds:
             folder = out / row.name / f"seed-{seed}"
-            config, source = _config(out, row, row.build(overrides), seed, folder, text_dir)
+            config, sources = _config(out, row, row.build(overrides), seed, folder, text_dir)
             text = ["--text-dir", text_dir] if text_dir else []
             command = shlex.join([*commands[row.name], "--seeds", str(seed), *text, *overrides])
             about = {"row": row.name, "command": command, "paper": [dict(each) for each in row.paper]}
-            runs.append(SweepRun(row.name, seed, config, folder, about, source, candidates=tries))
+            runs.append(SweepRun(row.name, seed, config, folder, about, sources, candidates=tries))
     return runs
 
 
 def _config(
     out: Path, row: Row, loaded: RunConfig, seed: int, folder: Path, text_dir: str | None
-) -> tuple[RunConfig, Path | None]:
-    """The configuration of one run, and the folder of the run that it starts from."""
-    model, data = loaded.model, loaded.data
+) -> tuple[RunConfig, tuple[Path, ...]]:
+    """The configuration of one run, and the folders of the runs that it needs."""
+    model, data, distillation = loaded.model, loaded.data, loaded.distillation
     if data.segments and not any(word.startswith("--data.dir=") for word in row.words):
         data = data.changed(dir=text_dir)
-    source = out / row.init_from / f"seed-{seed}" if row.init_from else None
-    if source:
-        model = model.changed(init_from=str(source / RUN_FOLDER / "final"))
+    start, teacher = (out / name / f"seed-{seed}" if name else None for name in (row.init_from, row.teacher))
+    if start:
+        model = model.changed(init_from=str(start / RUN_FOLDER / "final"))
+    if teacher:
+        distillation = distillation.changed(teacher=str(teacher / RUN_FOLDER / "final"))
     training = loaded.training.changed(seed=seed, output_dir=str(folder / RUN_FOLDER))
-    return loaded.changed(model=model, data=data, training=training), source
+    try:
+        config = loaded.changed(model=model, data=data, training=training, distillation=distillation)
+    except FieldError as error:
+        raise error.within(f"{row.where or row.name}: ") from None
+    return config, tuple(folder for folder in (start, teacher) if folder)
 
 
 def _candidates(out: Path, row: Row, seed: int, overrides: Sequence[str], text_dir: str | None) -> Iterator[SweepRun]:
@@ -259,5 +274,5 @@ def _candidates(out: Path, row: Row, seed: int, overrides: Sequence[str], text_d
                 raise error.within(f"{row.where}: grid_steps: ") from None
         shown = "-".join(f"{name.rpartition('.')[2]}={value}" for name, value in fields.items())
         folder = out / row.name / GRID_FOLDER / f"{number}-{re.sub(r'[^A-Za-z0-9.=+-]+', '_', shown)[:80]}"
-        config, source = _config(out, row, loaded, seed, folder, text_dir)
-        yield SweepRun(row.name, seed, config, folder, {"row": row.name}, source, fields=fields)
+        config, sources = _config(out, row, loaded, seed, folder, text_dir)
+        yield SweepRun(row.name, seed, config, folder, {"row": row.name}, sources, fields=fields)

@@ -23,7 +23,7 @@ from hart.runtime.sections import read_yaml, shortened
 from hart.training.sweep_plan import Row, SweepRun, as_words, plan_rows
 
 FIELDS = ("base", "set", "seeds", "rows", "grid", "grid_steps")
-ROW_FIELDS = ("config", "set", "paper", "grid", "grid_steps", "init_from")
+ROW_FIELDS = ("config", "set", "paper", "grid", "grid_steps", "init_from", "teacher")
 PAPER_FIELDS = ("table", "row")
 
 
@@ -82,7 +82,7 @@ def plan_study(
     overrides: Sequence[str] = (),
     text_dir: str | None = None,
 ) -> list[SweepRun]:
-    """The runs of a study, or of some of its rows and of those that they start from.
+    """The runs of a study, or of some of its rows and of those that they need.
 
     Args:
         names: of rows; None: all.
@@ -100,10 +100,11 @@ def plan_study(
     wanted = set(known) if names is None else set(names)
     waiting = list(wanted)
     while waiting:
-        start = known[waiting.pop()].init_from
-        if start and start not in wanted:
-            wanted.add(start)
-            waiting.append(start)
+        row = known[waiting.pop()]
+        for needed in (row.init_from, row.teacher):
+            if needed and needed not in wanted:
+                wanted.add(needed)
+                waiting.append(needed)
     rows = [row for row in study.rows if row.name in wanted]
     begin = ["hart", "sweep", str(study.path), "--output-dir", str(out)]
     commands = {row.name: [*begin, "--row", row.name] for row in rows}
@@ -125,9 +126,10 @@ def _row(path: Path, study: Mapping[str, Any], name: Any, values: Any, rows: Map
     for place, given in ((f"{path}: set", study.get("set")), (f"{where}: set", values.get("set"))):
         fields |= _dotted(given, place)
     fields |= own
-    start = values.get("init_from")
-    if start is not None and (start not in rows or start == name):
-        raise HartError(f"{where}: init_from: {start} is no other row of the study; {_suggestion(start, rows)}")
+    for field in ("init_from", "teacher"):
+        other = values.get(field)
+        if other is not None and (not isinstance(other, str) or other not in rows or other == name):
+            raise HartError(f"{where}: {field}: {other} is no other row of the study; {_suggestion(other, rows)}")
     grid = _dotted(values.get("grid", study.get("grid")), f"{where}: grid")
     for field, choices in grid.items():
         if not (isinstance(choices, list) and choices):
@@ -142,7 +144,8 @@ def _row(path: Path, study: Mapping[str, Any], name: Any, values: Any, rows: Map
         _paper(values.get("paper"), where),
         grid,
         steps,
-        start,
+        values.get("init_from"),
+        values.get("teacher"),
         where,
     )
 
