@@ -15,6 +15,7 @@ from hart.model.bundled import resolve_base
 from hart.model.hart_model import HartModel
 from hart.training.blueprint import base_config
 from hart.training.config import RunConfig, load
+from hart.training.distillation import make_distillation
 from hart.training.estimate import estimate, with_advice, zero_stage_of
 from hart.training.losses import prediction_loss
 
@@ -104,6 +105,34 @@ def check_operations(config: RunConfig, attention: str) -> None:
     assert estimate(config).flops == pytest.approx(counter.get_total_flops(), rel=0.05)
 
 
+@pytest.mark.parametrize("teacher", ["base", "folder"])
+def test_a_teacher_is_counted(teacher: str, run_config: Build, tiny_base_dir: Path, tmp_path: Path) -> None:
+    """Its forward pass by torch's count; its weights only where they are not the base's."""
+    tuned = run_config(model=TUNED, data={"demonstrations_to": "main"}, alpha=0.0)
+    HartModel.from_config(tuned.model, tuned.data).save_pretrained(tmp_path / "tuned")
+    name = teacher if teacher == "base" else str(tmp_path / "tuned")
+    plain = run_config(alpha=0.0)
+    config = plain.changed(distillation={"teacher": name})
+    system = HartModel.from_config(config.model, config.data)
+    system.main.model.set_attn_implementation("eager")
+    taught = make_distillation(config, system)
+    assert taught is not None
+    taught._teacher.main.model.set_attn_implementation("hart_eager")
+    batch, data = config.training.batch_size, config.data
+    ids = torch.ones(batch, data.max_demonstrations_length, dtype=torch.long)
+    labels = torch.ones(batch, data.max_target_length, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        taught.lesson({"teacher_ids": ids, "teacher_mask": ids, "labels": labels})
+    with_teacher, without = estimate(config), estimate(plain)
+    assert with_teacher.flops - without.flops == pytest.approx(counter.get_total_flops(), rel=0.05)
+    main = sum(p.numel() for p in system.main.model.parameters())
+    own = main if teacher == "folder" else 0
+    assert with_teacher.frozen - without.frozen == with_teacher.parameters.get("teacher", 0) == own
+    assert with_teacher.trained == without.trained
+    assert with_teacher.memory.get("weights, teacher", 0) == pytest.approx(own * 4 / 2**30)
+    assert with_teacher.memory["activations"] > without.memory["activations"]
+
+
 def test_parameters_are_those_of_the_real_networks(config: RunConfig):
     check_parameters(config)
 
@@ -169,6 +198,8 @@ def test_the_stage_is_that_of_the_configuration(run_config: Build, tmp_path: Pat
 
 
 def test_mistakes(run_config: Build, tmp_path):
+    with pytest.raises(HartError, match="distillation.teacher: .*no-such: its sizes are not known here"):
+        estimate(run_config(alpha=0.0).changed(distillation={"teacher": str(tmp_path / "no-such")}))
     with pytest.raises(HartError, match="nobody/t5: its sizes are not known here"):
         base_config("nobody/t5")
     with pytest.raises(HartError, match="cannot be shared by 3 devices"):

@@ -21,7 +21,7 @@ from hart.hypernetwork.network import HyperNetwork
 from hart.peft.architectures import architecture
 from hart.peft.base import MainShape
 from hart.training.blueprint import Parts
-from hart.training.config import RunConfig
+from hart.training.config import ModelConfig, RunConfig
 
 OVERHEAD = 1.05
 """Of activations: what the formula leaves out, measured on ten mini and small configurations (docs/scaling.md)."""
@@ -82,6 +82,8 @@ def tokens_of(config: RunConfig, parts: Parts) -> dict[str, int]:
         if parts.shape.has_encoder
         else {"main model": query + target - training.batch_size}
     )
+    if parts.teacher is not None:
+        tokens["teacher"] = training.batch_size * (data.max_demonstrations_length + data.max_target_length)
     if config.model.weights == "generated":
         tokens["hypernetwork"] = training.batch_size // training.queries_per_task * _read(config)
     return tokens
@@ -89,44 +91,74 @@ def tokens_of(config: RunConfig, parts: Parts) -> dict[str, int]:
 
 def operations(config: RunConfig, parts: Parts) -> float:
     """Of one optimizer step, over all devices."""
-    main = _of_t5(config, parts) if parts.shape.has_encoder else _of_decoder_only(config, parts)
-    return float(main + _of_hypernetwork(config, parts))
+    main, model = _forward(config, parts.main), config.model
+    trained = model.train_main
+    if parts.shape.has_encoder:
+        # Without blocks in the encoder, no gradient has to go through a frozen one.
+        back = trained or bool(model.peft)
+        total = _both_ways(*main.encoder, trained) if back else sum(main.encoder)
+    else:
+        total = 0.0
+    total += _both_ways(main.decoder[0] + main.logits, main.decoder[1], trained)
+    if model.gradient_checkpointing:
+        total += main.total - main.logits
+    return float(total + _of_hypernetwork(config, parts) + _of_teacher(config, parts))
 
 
-def _of_t5(config: RunConfig, parts: Parts) -> float:
-    t5: Any = parts.main.config
-    data, batch = config.data, config.training.batch_size
-    layer = Layer.of_t5(t5)
-    query, target = _query(config), data.max_target_length
-    seen = query + (_read(config) if config.model.fusion and _generated(parts) else 0)
-    depth, trained = _decoder_layers(t5), config.model.train_main
-    encoder = batch * query * t5.num_layers * layer.operations, batch * query * t5.num_layers * 4 * query * layer.inner
-    maps = batch * depth * (target * (layer.operations + layer.cross) + seen * layer.cross)
-    decoder = maps, batch * depth * target * 4 * (target + seen) * layer.inner
-    logits = batch * target * 2 * t5.d_model * t5.vocab_size
-    # Without blocks in the encoder, no gradient has to go through a frozen one.
-    back = trained or bool(config.model.peft)
-    total = _both_ways(*encoder, trained) if back else sum(encoder)
-    total += _both_ways(decoder[0] + logits, decoder[1], trained)
-    return total + (sum(encoder) + sum(decoder) if config.model.gradient_checkpointing else 0)
+@dataclass(frozen=True)
+class _Forward:
+    """Operations of a main model's forward pass over a batch: (in maps, in attention) of each stack, and of logits."""
+
+    encoder: tuple[float, float]
+    decoder: tuple[float, float]
+    logits: float
+
+    @property
+    def total(self) -> float:
+        return sum(self.encoder) + sum(self.decoder) + self.logits
+
+
+def _forward(config: RunConfig, main: Any) -> _Forward:
+    """Of the main model under what a configuration puts beside it."""
+    batch, target, query = config.training.batch_size, config.data.max_target_length, _query(config)
+    if main.config.is_encoder_decoder:
+        t5 = main.config
+        layer = Layer.of_t5(t5)
+        seen = query + (_read(config) if config.model.fusion and config.model.weights == "generated" else 0)
+        encoder = (
+            batch * query * t5.num_layers * layer.operations,
+            batch * query * t5.num_layers * 4 * query * layer.inner,
+        )
+        rows = batch * _decoder_layers(t5)
+        maps = rows * (target * (layer.operations + layer.cross) + seen * layer.cross)
+        attention = rows * target * 4 * (target + seen) * layer.inner
+        return _Forward(encoder, (maps, attention), batch * target * 2 * t5.d_model * t5.vocab_size)
+    layer, shape = Layer.of_decoder_only(main.config, config.model.attention), MainShape.from_config(main.config)
+    length, front, rows = query + target - 1, _in_front(config), batch * shape.decoder_layers
+    # Keys and values of a memory in front are made for every query.
+    maps = rows * (length * layer.operations + front * 2 * 2 * layer.d_model * layer.kv_inner)
+    attention = rows * length * 4 * (length + front + _prefix(config)) * layer.inner
+    return _Forward((0, 0), (maps, attention), batch * target * 2 * layer.d_model * main.config.vocab_size)
+
+
+def _of_teacher(config: RunConfig, parts: Parts) -> float:
+    """Its forward pass, over the whole task in front of each query."""
+    return 0.0 if parts.teacher is None else _forward(in_context(config), parts.teacher).total
+
+
+def in_context(config: RunConfig) -> RunConfig:
+    """How the teacher of a run reads, as a configuration: definition and demonstrations in the main model's input."""
+    data, training = config.data, config.training
+    return RunConfig(
+        model=ModelConfig(base=config.model.base, weights="none", train_main=True, peft=[], fusion=False),
+        data=data.changed(demonstrations_to="main", demonstration_groups=1),
+        training=training.changed(alpha=0.0, queries_per_task=1),
+    )
 
 
 def _both_ways(maps: float, attention: float, trained: bool) -> float:
     """Operations of forward and backward pass, of those of the forward pass."""
     return maps * (3 if trained else 2) + 3 * attention
-
-
-def _of_decoder_only(config: RunConfig, parts: Parts) -> float:
-    batch, target = config.training.batch_size, config.data.max_target_length
-    layer = Layer.of_decoder_only(parts.main.config, config.model.attention)
-    length, front = _query(config) + target - 1, _in_front(config)
-    rows = batch * parts.shape.decoder_layers
-    # Keys and values of a memory in front are made for every query.
-    maps = rows * (length * layer.operations + front * 2 * 2 * layer.d_model * layer.kv_inner)
-    attention = rows * length * 4 * (length + front + _prefix(config)) * layer.inner
-    logits = batch * target * 2 * layer.d_model * parts.main.config.vocab_size
-    total = _both_ways(maps + logits, attention, config.model.train_main)
-    return total + (maps + attention if config.model.gradient_checkpointing else 0)
 
 
 def _of_hypernetwork(config: RunConfig, parts: Parts) -> float:
@@ -164,8 +196,9 @@ def activations(config: RunConfig, parts: Parts, devices: int) -> float:
     queries = training.micro_batch_size or training.batch_size // devices
     size = 2 if training.bf16 else 4
     total = (_of_t5_pass if parts.shape.has_encoder else _of_decoder_only_pass)(config, parts, queries, size)
-    # Logits, their softmax in float32, and its gradient.
-    total += queries * config.data.max_target_length * parts.main.config.vocab_size * (size + 8)
+    # Logits, their softmax in float32, and its gradient; with a teacher both's, and the divergence between them.
+    logits = queries * config.data.max_target_length * parts.main.config.vocab_size
+    total += logits * (size + 8) + (logits * (size + 12) if parts.teacher is not None else 0)
     network = parts.peft_source
     if isinstance(network, HyperNetwork):
         t5 = T5Config(**network.config.t5)

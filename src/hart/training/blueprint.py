@@ -1,6 +1,6 @@
 """The networks of a configuration without weights: shapes on the meta device, built without data or downloads."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from hart.hypernetwork.config import T5_FIELDS, HyperNetworkConfig, check_beside
 from hart.hypernetwork.main_states import chosen_layers
 from hart.hypernetwork.network import HyperNetwork
 from hart.hypernetwork.schemes.base import uses_decoder
-from hart.model.bundled import resolve_base
+from hart.model.bundled import resolve_base, resolve_model
+from hart.model.folder import MODEL_TYPES, model_type_of, read_config
 from hart.model.peft_source import PeftSource
 from hart.model.weights import check_model_files, tensor_names
 from hart.peft.architectures import architecture
@@ -26,7 +27,7 @@ from hart.peft.base import MainShape, build_kinds, row_blocks
 from hart.peft.injection import learned_positions
 from hart.peft.learned import LearnedWeights
 from hart.peft.prefix import Prefix
-from hart.training.config import ModelConfig, RunConfig
+from hart.training.config import BASE_TEACHER, ModelConfig, RunConfig
 
 # d_model, d_ff, layers of a stack, heads; d_kv is 64 throughout. T5 1.1, LM-adapted or instruction-tuned, as published.
 _SIZES = {
@@ -132,12 +133,15 @@ class Parts:
     Attributes:
         shape: of the main model.
         untied_head: parameters of an output matrix that a T5 checkpoint has and a newly built T5 has not.
+        teacher, teacher_head: the main model of a teacher, and its untied head (`with_teacher`).
     """
 
     main: PreTrainedModel
     shape: MainShape
     untied_head: int
     peft_source: PeftSource | None
+    teacher: PreTrainedModel | None = None
+    teacher_head: int = 0
 
 
 def check_trains(model: ModelConfig, shape: MainShape) -> None:
@@ -192,9 +196,34 @@ def build(config: RunConfig) -> Parts:
             peft_source = HyperNetwork(_hypernetwork_config(model, shape))
         elif model.weights == "learned":
             peft_source = LearnedWeights(model.peft, shape)
-    # A newly built T5 shares its output matrix; many checkpoints do not, whatever their configuration says.
-    untied = base.vocab_size * base.d_model if shape.has_encoder and _has_own_head(model.base) else 0
-    return Parts(main, shape, untied, peft_source)
+    return Parts(main, shape, _untied_head(model.base, base), peft_source)
+
+
+def with_teacher(config: RunConfig, parts: Parts) -> Parts:
+    """Beside them the main model of the run's teacher: `parts.main` itself where the base teaches.
+
+    Raises:
+        HartError: its sizes are not known here.
+    """
+    name = config.distillation.teacher
+    if name is None or name == BASE_TEACHER:
+        return replace(parts, teacher=parts.main) if name else parts
+    try:
+        saved = Path(resolve_model(name))
+        is_system = saved.is_dir() and model_type_of(name) in MODEL_TYPES
+        checkpoint = read_config(saved)["system"]["base"] if is_system else name
+        base = base_config(checkpoint)
+    except HartError as error:
+        raise HartError(f"distillation.teacher: {error}") from None
+    builder: Any = T5ForConditionalGeneration if base.is_encoder_decoder else AutoModelForCausalLM.from_config
+    with torch.device("meta"):
+        return replace(parts, teacher=builder(base), teacher_head=_untied_head(checkpoint, base))
+
+
+def _untied_head(name: str, base: Any) -> int:
+    """Parameters of an output matrix that the checkpoint of a T5 has and a newly built one has not: that shares it,
+    and many checkpoints do not, whatever their configuration says."""
+    return base.vocab_size * base.d_model if base.is_encoder_decoder and _has_own_head(name) else 0
 
 
 def check_family(model: ModelConfig, shape: MainShape) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from hart.errors import HartError
 from hart.hypernetwork.network import HyperNetwork
 from hart.training.arithmetic import activations, operations, tokens_of
-from hart.training.blueprint import Parts, build
+from hart.training.blueprint import Parts, build, with_teacher
 from hart.training.config import RunConfig
 from hart.training.zero import read_deepspeed
 
@@ -79,12 +79,14 @@ def estimate(config: RunConfig, *, devices: int = 1, zero_stage: int = 0) -> Est
     """
     if config.training.batch_size % devices:
         raise HartError(f"training.batch_size {config.training.batch_size} cannot be shared by {devices} devices")
-    parts = build(config)
+    parts = with_teacher(config, build(config))
     parameters = _parameters(parts)
     main = sum(count for name, count in parameters.items() if name.startswith("main"))
-    beside = sum(parameters.values()) - main
+    beside = sum(count for name, count in parameters.items() if name != "teacher") - main
     trained = beside + (main if config.model.train_main else 0)
     memory = _memory(config, parts, main, trained, devices, zero_stage)
+    if teacher := parameters.get("teacher"):
+        memory["weights, teacher"] = teacher * (4 if config.model.dtype == "float32" else 2) / GIB  # whole everywhere
     return Estimate(
         parameters=parameters,
         trained=trained,
@@ -143,6 +145,8 @@ def _parameters(parts: Parts) -> dict[str, int]:
         counts |= {f"hypernetwork.{name}": n for name, n in parts.peft_source.count_parameters().items()}
     elif parts.peft_source is not None:
         counts["learned"] = _count(parts.peft_source)
+    if parts.teacher is not None and parts.teacher is not parts.main:
+        counts["teacher"] = _count(parts.teacher) + parts.teacher_head
     return {name: count for name, count in counts.items() if count}
 
 
