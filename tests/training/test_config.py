@@ -127,6 +127,7 @@ OTHER: dict[str, dict[str, Any]] = {
         "temperature": 3.0,
         "top_k": 16,
         "hidden_weight": 0.25,
+        "cache": None,
     },
 }
 
@@ -145,12 +146,12 @@ def test_the_table_of_values_covers_every_field() -> None:
         for name in default[section]
         if changed[section][name] == default[section][name]
     }
-    # FSDP excludes DeepSpeed, and a main model that encodes a checkpoint to start from (tested below).
+    # FSDP excludes DeepSpeed, a main model that encodes a checkpoint to start from, and hidden states a cache (below).
     # No folder, hub data set and subsets with the procedural collection (tested below, and in
     # tests/training/test_p3_systems.py); the others make other systems (tests/model/test_systems.py).
     no_procedural = {"data.dir", "data.hub_name", "data.train_subsets", "data.test_subsets"}
     other_systems = {"model.weights", "model.train_main", "model.tied_encoder", "data.demonstrations_to"}
-    assert same == {*no_procedural, "training.fsdp", "model.hypernetwork_init", *other_systems}
+    assert same == {*no_procedural, "training.fsdp", "model.hypernetwork_init", "distillation.cache", *other_systems}
 
 
 def test_a_configuration_of_an_earlier_version_has_todays_defaults() -> None:
@@ -274,6 +275,8 @@ FILE_MISTAKES = {
     "distillation: {temperature: 0}": "distillation.temperature: must be greater than 0, not 0",
     "distillation: {top_k: 0}": "distillation.top_k: must be at least 1, not 0",
     "distillation: {teacher: runs/x, hidden_weight: 1}": "distillation.hidden_weight: must be 0 with the teacher",
+    "distillation: {teacher: base, cache: ' '}": "distillation.cache: is empty; give a folder",
+    "distillation: {teacher: base, cache: x, hidden_weight: 1}": "distillation.cache: keeps no hidden states",
     "distillation: {teacher: base, weight: 0, cross_entropy: 0}": "distillation.weight: and cross_entropy and",
     "distillation: {teacher: base}\nmodel: {train_main: true}": "distillation.teacher: base must be frozen",
     "distillation: {teacher: base}\ntraining: {fsdp: true}": "distillation.teacher: base is divided by training.fsdp",

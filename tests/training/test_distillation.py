@@ -55,6 +55,15 @@ def prepared(config: RunConfig) -> tuple[HartModel, Distillation, dict[str, Tens
     return system, teacher, collate(examples), examples
 
 
+def said(teacher: Distillation, batch: dict[str, Tensor]) -> Tensor:
+    """Log-probabilities of the next token (b u v), 0 where there is no target."""
+    found = teacher.lesson(dict(batch))._said
+    assert found.chosen is None
+    log_p = torch.zeros(*batch["labels"].shape, found.log_p.shape[-1])
+    log_p[batch["labels"] != -100] = found.log_p
+    return log_p
+
+
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 @pytest.mark.parametrize("top_k", [None, 1, 3, 6, 7, 99])
 def test_divergence_is_that_of_a_loop(temperature: float, top_k: int | None) -> None:
@@ -113,7 +122,7 @@ def test_base_in_context_is_the_stock_model_on_the_written_text(
     config = configured(run_config, data=data, **training)
     system, teacher, batch, examples = prepared(config)
     tokenizer = system.main.tokenizer
-    logits = teacher.lesson(dict(batch))._logits
+    log_p = said(teacher, batch)
     tasks = load_tasks(config.data, "train")
     for row, example in enumerate(examples):
         query = tokenizer.decode(example["query_ids"], skip_special_tokens=True)
@@ -128,7 +137,7 @@ def test_base_in_context_is_the_stock_model_on_the_written_text(
             assert f"Input: {query}" in read
         labels = torch.tensor([example["labels"]])
         alone = tiny_t5(input_ids=torch.tensor([example["teacher_ids"]]), labels=labels).logits
-        torch.testing.assert_close(logits[row, : labels.shape[1]], alone[0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(log_p[row, : labels.shape[1]], alone[0].log_softmax(-1), rtol=1e-4, atol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -153,14 +162,14 @@ def test_a_decoder_only_teacher_predicts_the_answer_behind_its_text(
 ) -> None:
     config = configured(run_config, model=of_llama(llama_dir, tiny_base_dir), distillation={"hidden_weight": 1.0})
     system, teacher, batch, examples = prepared(config)
-    lesson = teacher.lesson(dict(batch))
+    lesson, log_p = teacher.lesson(dict(batch)), said(teacher, batch)
     stock = decoder_model("llama", len(system.main.tokenizer))
     for row, example in enumerate(examples):
         tokens, answer = example["teacher_ids"], example["labels"]
         whole = torch.tensor([[*tokens, *answer[:-1]]])
         made = stock(input_ids=whole, output_hidden_states=True)
         alone = made.logits[0, len(tokens) - 1 :]
-        torch.testing.assert_close(lesson._logits[row, : len(answer)], alone, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(log_p[row, : len(answer)], alone.log_softmax(-1), rtol=1e-4, atol=1e-4)
         assert lesson._hidden is not None
         # The last of transformers' list has passed the final norm.
         expected = torch.stack(made.hidden_states[1:-1])[:, 0, len(tokens) - 1 :]
@@ -282,13 +291,13 @@ def few_shot(run_config: Build) -> Path:
 def test_a_trained_system_teaches(run_config: Build, few_shot: Path) -> None:
     config = configured(run_config, distillation={"teacher": str(few_shot)})
     system, teacher, batch, examples = prepared(config)
-    logits = teacher.lesson(dict(batch))._logits
+    log_p, targets = said(teacher, batch), batch["labels"] != -100
     stock = T5ForConditionalGeneration.from_pretrained(few_shot / "main").eval()
     ids, mask = pad([example["teacher_ids"] for example in examples], 0)
     expected = stock(input_ids=ids, attention_mask=mask, labels=batch["labels"]).logits
-    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(log_p[targets], expected[targets].log_softmax(-1), rtol=1e-4, atol=1e-4)
     bare = system.main(ids, mask, batch["labels"]).logits
-    assert (bare - logits).abs().max() > 1e-3, "two steps have changed it"
+    assert (bare.log_softmax(-1) - log_p)[targets].abs().max() > 1e-3, "two steps have changed it"
     before = {name: values.clone() for name, values in teacher._teacher.state_dict().items()}
     assert history(config)[-1]["distillation_loss"] > 0
     assert all(torch.equal(values, before[name]) for name, values in teacher._teacher.state_dict().items())
@@ -297,7 +306,7 @@ def test_a_trained_system_teaches(run_config: Build, few_shot: Path) -> None:
 def test_a_checkpoint_as_it_is_teaches_what_the_base_teaches(run_config: Build, tiny_base_dir: Path) -> None:
     *_, base, batch, _ = prepared(configured(run_config))
     *_, folder, _, _ = prepared(configured(run_config, distillation={"teacher": str(tiny_base_dir)}))
-    assert torch.equal(base.lesson(dict(batch))._logits, folder.lesson(dict(batch))._logits)
+    assert torch.equal(said(base, batch), said(folder, batch))
 
 
 def test_a_teacher_that_is_worse_than_the_bare_base_is_told(

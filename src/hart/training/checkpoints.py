@@ -41,6 +41,7 @@ def save_checkpoint(loop: "Loop") -> None:
     """
     run, first = loop.run, rank() == 0
     loop.report.write_steps(loop.step)  # a run that goes on from here repeats none of them
+    loop.keep_teacher()
     partial, checkpoint = run.checkpoints / ".partial", run.checkpoints / f"checkpoint-{loop.step}"
     remembered = loop.consistency.state_dict(loop.accelerator.gather)
     remembered = {name: values.cpu().contiguous() for name, values in remembered.items()}

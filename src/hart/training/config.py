@@ -131,6 +131,8 @@ class DistillationConfig(Section):
     """Compare the teacher's k likeliest tokens, and all others as one class (doc-to-lora: 16); null: all tokens."""
     hidden_weight: NaturalFloat = 0.0
     """Weight of the normalised L1 distance of the hidden states at target tokens; only with the teacher base."""
+    cache: str | None = None
+    """Folder that keeps what the teacher says, for later epochs and other runs; null: it is asked every time."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -141,6 +143,10 @@ class DistillationConfig(Section):
         if self.hidden_weight and self.teacher != BASE_TEACHER:
             self._refuse("hidden_weight", f"must be 0 with the teacher {self.teacher}: its weights are others, and so "
                          "are what its hidden states mean; only base has the student's")  # fmt: skip
+        if self.cache is not None and not self.cache.strip():
+            self._refuse("cache", "is empty; give a folder, or null for none")
+        if self.cache is not None and self.hidden_weight:
+            self._refuse("cache", "keeps no hidden states; set hidden_weight to 0, or cache to null")
         if not (self.weight or self.cross_entropy or self.hidden_weight):
             self._refuse("weight", "and cross_entropy and hidden_weight are 0: there is nothing to learn from")
         return self

@@ -15,6 +15,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ from hart.peft.injection import Binding, Site, binding
 from hart.runtime.identity import peft_digest, tokenizer_digest
 from hart.training.config import BASE_TEACHER, DistillationConfig, RunConfig
 from hart.training.losses import IGNORED, prediction_loss
+from hart.training.teacher_cache import Said, TeacherCache, key_of
 
 logger = logging.getLogger(__name__)
 
@@ -54,15 +56,19 @@ class Distillation:
 
     Raises:
         HartError: a teacher that reads no demonstrations in its own input, has another tokenizer or vocabulary than the
-            student, or fewer positions than its input can take.
+            student, or fewer positions than its input can take; a cache of another teacher.
     """
 
     def __init__(self, config: DistillationConfig, student: HartModel, teacher: HartModel) -> None:
         self._config, self._student, self._teacher = config, student, teacher
         self._name = str(config.teacher)
+        self._cache: TeacherCache | None = None
         _check_reads(self._name, teacher)
         _check_tokens(self._name, teacher.main, student.main)
         _check_room(self._name, teacher, student.input_format)
+        if config.cache is not None:
+            about = {"teacher": self.fingerprint, "temperature": str(config.temperature), "top_k": str(config.top_k)}
+            self._cache = TeacherCache(Path(config.cache), about)
 
     @property
     def form(self) -> InputFormat:
@@ -95,15 +101,42 @@ class Distillation:
         """What the teacher says of a batch, whose `teacher_ids` and `teacher_mask` are taken out."""
         ids, mask, labels = batch.pop("teacher_ids"), batch.pop("teacher_mask"), batch["labels"]
         hidden = _Hidden(self._teacher.main, labels) if self._config.hidden_weight else None
-        with torch.no_grad(), evaluating(self._teacher.main), _watching(hidden):
+        if self._cache is not None:
+            said = self._remembered(self._cache, ids, mask, labels)
+        else:
+            said = self._say(ids, mask, labels, hidden)
+        students = _Hidden(self._student.main, labels) if hidden else None
+        return Lesson(said, temperature=self._config.temperature, hidden=hidden, students=students)
+
+    @torch.no_grad()
+    def _say(self, ids: Tensor, mask: Tensor, labels: Tensor, hidden: "_Hidden | None" = None) -> Said:
+        with evaluating(self._teacher.main), _watching(hidden):
             logits = self._teacher(ids, mask, labels).logits
-        return Lesson(
-            logits,
-            temperature=self._config.temperature,
-            top_k=self._config.top_k,
-            hidden=hidden,
-            students=_Hidden(self._student.main, labels) if hidden else None,
-        )
+        return what_is_said(logits, labels, self._config.temperature, self._config.top_k)
+
+    def _remembered(self, cache: TeacherCache, ids: Tensor, mask: Tensor, labels: Tensor) -> Said:
+        """What the cache has; the teacher is asked for the other rows alone."""
+        targets = labels != IGNORED
+        rows = zip(*(each.tolist() for each in (ids, mask.bool(), labels, targets)), strict=True)
+        keys = [
+            key_of(*([i for i, counts in zip(*each, strict=True) if counts] for each in ((row, kept), (own, wanted))))
+            for row, kept, own, wanted in rows
+        ]
+        new = [row for row, key in enumerate(keys) if key not in cache]
+        if new:
+            said = self._say(ids[new], mask[new], labels[new])
+            for row, part in zip(new, said.parts(targets[new].sum(1).tolist()), strict=True):
+                cache.add(keys[row], part)
+        return Said.joined([cache.get(key) for key in keys], labels.device)
+
+    def flush(self) -> None:
+        """Write what the cache has not yet written.
+
+        Raises:
+            HartError: the disk is full, or the folder cannot be written.
+        """
+        if self._cache is not None:
+            self._cache.flush()
 
     def weighted(self, prediction: Tensor, taught: Mapping[str, Tensor]) -> Tensor:
         """The loss of the target tokens: L_pred and the terms of `Lesson.losses`, each with its weight."""
@@ -146,21 +179,20 @@ class Lesson:
     """What a teacher has said of one batch, to be compared with what the student says of it.
 
     Args:
-        logits: the teacher's.
-        temperature, top_k: as `distillation_loss` takes them.
+        said: of the target tokens.
+        temperature: at which it was said.
         hidden, students: where hidden states are kept, the teacher's in the first already; None: not compared.
     """
 
     def __init__(
         self,
-        logits: Float[Tensor, "b u v"],
+        said: Said,
         *,
         temperature: float,
-        top_k: int | None,
         hidden: "_Hidden | None" = None,
         students: "_Hidden | None" = None,
     ) -> None:
-        self._logits, self._temperature, self._top_k = logits, temperature, top_k
+        self._said, self._temperature = said, temperature
         self._hidden, self._students = hidden, students
 
     def watching(self) -> AbstractContextManager[None]:
@@ -169,7 +201,7 @@ class Lesson:
 
     def losses(self, logits: Float[Tensor, "b u v"], labels: Int[Tensor, "b u"]) -> dict[str, Tensor]:
         """Sums over the target tokens by name, float32: `distillation_loss`, and `hidden_loss` if asked for."""
-        found = {"distillation_loss": distillation_loss(logits, self._logits, labels, self._temperature, self._top_k)}
+        found = {"distillation_loss": divergence(logits, self._said, labels, self._temperature)}
         if self._hidden is not None and self._students is not None:
             found["hidden_loss"] = hidden_loss(self._students.stacked(), self._hidden.stacked(), labels)
         return found
@@ -228,12 +260,28 @@ def distillation_loss(
         student, teacher: logits; gradients go into the student's.
         labels: -100 where there is no target.
     """
-    targets = labels != IGNORED
-    of_student, of_teacher = ((each[targets].float() / temperature).log_softmax(-1) for each in (student, teacher))
-    if top_k is not None and top_k < of_teacher.shape[-1]:
-        best = of_teacher.topk(top_k, dim=-1).indices
-        of_student, of_teacher = _classes(of_student, best), _classes(of_teacher, best)
-    return temperature**2 * F.kl_div(of_student, of_teacher, reduction="sum", log_target=True)
+    return divergence(student, what_is_said(teacher, labels, temperature, top_k), labels, temperature)
+
+
+def what_is_said(
+    teacher: Float[Tensor, "b u v"], labels: Int[Tensor, "b u"], temperature: float = 1.0, top_k: int | None = None
+) -> Said:
+    """Of the target tokens, in the order of `labels`."""
+    log_p = (teacher[labels != IGNORED].float() / temperature).log_softmax(-1)
+    if top_k is None or top_k >= log_p.shape[-1]:
+        return Said(log_p, None)
+    best = log_p.topk(top_k, dim=-1).indices
+    return Said(_classes(log_p, best), best)
+
+
+def divergence(
+    student: Float[Tensor, "b u v"], said: Said, labels: Int[Tensor, "b u"], temperature: float = 1.0
+) -> Tensor:
+    """T² · KL(what is said ‖ student), summed over the target tokens, in float32."""
+    log_p = (student[labels != IGNORED].float() / temperature).log_softmax(-1)
+    if said.chosen is not None:
+        log_p = _classes(log_p, said.chosen)
+    return temperature**2 * F.kl_div(log_p, said.log_p, reduction="sum", log_target=True)
 
 
 def _classes(log_p: Float[Tensor, "n v"], chosen: Int[Tensor, "n k"]) -> Float[Tensor, "n k+1"]:

@@ -304,6 +304,12 @@ class Loop:
             self.save_to(self.run.best)
         self.report.start_clock()
 
+    def keep_teacher(self) -> None:
+        """Write what the teacher has said, where it is kept; each process its own."""
+        with together():
+            if self.distillation is not None:
+                self.distillation.flush()
+
     def save_to(self, folder: Path) -> None:
         """Save the model as it is now; all processes together, the first one writes."""
         weights = None if self.layout == REPLICATED else trained_weights(self.system)

@@ -80,6 +80,7 @@ def _train(config: RunConfig, tasks: Sequence[Task] | None, *, owner: bool, quie
             raise memory_error(error, config) or error from error
     if loop.step < config.training.max_steps:
         raise Stopped(f"stopped by a signal after step {loop.step}, which is saved in {run.checkpoints}")
+    loop.keep_teacher()
     loop.save_to(run.final)
     for collapse in loop.collapses:
         logger.warning("%s; hart evaluate %s --diagnostics tells more", collapse, run.final)

@@ -1,0 +1,147 @@
+"""What a teacher says, and a folder that keeps it: safetensors files, found again by the content of an example.
+
+An example is what the teacher read and the target tokens; its key is a digest of both. Whoever asks again, in the next
+epoch, with another seed or for another student, gets the same numbers without a pass of the teacher. Files are added
+and never changed, so several runs and processes may share a folder.
+"""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from hart.errors import HartError, first_line
+from hart.runtime.files import write_bytes
+
+logger = logging.getLogger(__name__)
+
+_FIELD = "distillation.cache"
+
+ROWS = 4096
+"""Examples that wait in memory before they are written to a file of their own."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a teacher says of each of n target tokens.
+
+    Attributes:
+        log_p: log-probabilities of c classes at the temperature of the distillation, float32.
+        chosen: the tokens of the first k classes, likeliest first; the last class is all others. None: every token is a
+            class.
+    """
+
+    log_p: Float[Tensor, "n c"]
+    chosen: Int[Tensor, "n k"] | None
+
+    def parts(self, counts: Sequence[int]) -> list["Said"]:
+        """Cut into consecutive parts of so many tokens."""
+        chosen = [None] * len(counts) if self.chosen is None else self.chosen.split(list(counts))
+        return [Said(log_p, tokens) for log_p, tokens in zip(self.log_p.split(list(counts)), chosen, strict=True)]
+
+    @staticmethod
+    def joined(parts: Sequence["Said"], device: torch.device) -> "Said":
+        """The opposite of `parts`."""
+        log_p = torch.cat([part.log_p.to(device) for part in parts])
+        chosen = [part.chosen.to(device) for part in parts if part.chosen is not None]
+        return Said(log_p, torch.cat(chosen) if chosen else None)
+
+
+def key_of(read: Sequence[int], targets: Sequence[int]) -> bytes:
+    """Of an example: the tokens that the teacher reads, and those that it is asked about."""
+    text = " ".join(map(str, read)) + " / " + " ".join(map(str, targets))
+    return hashlib.sha256(text.encode()).digest()[:16]
+
+
+class TeacherCache:
+    """Examples and what the teacher says of them, in a folder.
+
+    Args:
+        folder: made when the first file is written.
+        about: what the numbers depend on beside the example: the teacher's fingerprint, temperature and top_k.
+
+    Raises:
+        HartError: a file of the folder is of another teacher or of other settings, or is damaged.
+    """
+
+    def __init__(self, folder: Path, about: dict[str, str]) -> None:
+        self.folder, self._about = folder, about
+        self._new: dict[bytes, Said] = {}
+        self._places: dict[bytes, tuple[Path, int, int]] = {}
+        self._open: dict[Path, dict[str, Tensor]] = {}
+        if folder.exists() and not folder.is_dir():
+            raise HartError(f"{_FIELD}: {folder} is a file; name a folder")
+        for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
+            self._index(path)
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._new or key in self._places
+
+    def __len__(self) -> int:
+        return len(self._new.keys() | self._places.keys())
+
+    def get(self, key: bytes) -> Said:
+        """What was said of a known example, on the CPU."""
+        if key in self._new:
+            return self._new[key]
+        path, start, count = self._places[key]
+        tensors = self._open[path]
+        chosen = tensors["chosen"][start : start + count].long() if "chosen" in tensors else None
+        return Said(tensors["log_p"][start : start + count], chosen)
+
+    def add(self, key: bytes, said: Said) -> None:
+        """Keep it; it is written with others (`ROWS`), or by `flush`."""
+        self._new[key] = Said(said.log_p.cpu(), None if said.chosen is None else said.chosen.cpu())
+        if len(self._new) >= ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is new.
+
+        Raises:
+            HartError: the disk is full, or the folder cannot be written.
+        """
+        if not self._new:
+            return
+        keys = list(self._new)
+        joined = Said.joined(list(self._new.values()), torch.device("cpu"))
+        tensors = {
+            "keys": torch.tensor([list(key) for key in keys], dtype=torch.uint8),
+            "counts": torch.tensor([len(self._new[key].log_p) for key in keys], dtype=torch.int32),
+            "log_p": joined.log_p.contiguous(),
+        }
+        if joined.chosen is not None:
+            tensors["chosen"] = joined.chosen.int().contiguous()
+        path = self.folder / f"{hashlib.sha256(b''.join(keys)).hexdigest()[:16]}.safetensors"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise HartError(f"{_FIELD}: {self.folder}: {error.strerror}; choose another folder") from None
+        write_bytes(path, save(tensors, metadata=self._about))
+        self._index(path)
+        self._new.clear()
+
+    def _index(self, path: Path) -> None:
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # mapped, not read
+            keys, counts = tensors["keys"].tolist(), tensors["counts"].tolist()
+        except (SafetensorError, KeyError, OSError) as error:
+            raise HartError(f"{_FIELD}: {path} is damaged ({first_line(error)}); remove it") from None
+        for name, value in self._about.items():
+            if about.get(name) != value:
+                raise HartError(
+                    f"{_FIELD}: {path} is of another {name} ({about.get(name)}, this run {value}); name another folder"
+                )
+        self._open[path], start = tensors, 0
+        for key, count in zip(keys, counts, strict=True):
+            self._places[bytes(key)] = path, start, count
+            start += count
