@@ -4,6 +4,7 @@ import gzip
 import json
 import pickle
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,21 @@ def test_segments_are_consecutive_pieces_of_one_document(make: Make, kind: str, 
         # Nothing is lost in between, and all of it is the document that is due.
         assert pieces == list(range(pieces[0], pieces[0] + len(pieces))) and len(pieces) <= window
         assert {(token - 2) // 1000 for token in pieces} == {i % DOCUMENTS}
+
+
+@KINDS
+@pytest.mark.parametrize("limit", [200, 30])
+def test_a_teacher_reads_all_before_the_target_and_nothing_behind_it(make: Make, kind: str, limit: int):
+    """The same examples otherwise; where it is too long, its beginning is lost."""
+    plain = make(kind=kind)
+    taught = make(kind=kind, teacher=replace(FORM, max_demonstrations_length=limit))
+    for i in range(2 * DOCUMENTS):
+        example = taught[i]
+        tokens, end = example.pop("teacher_ids")[:-1], taught[i]["teacher_ids"][-1]
+        assert example == plain[i] and end == example["labels"][-1]
+        read, query, target = parts(plain[i])
+        before = read[: (len(read) + 1) // 2] if kind == "four" else read
+        assert tokens == (before + query)[-(limit - 1) :] and tokens[-1] + 1 == target[0]
 
 
 @KINDS

@@ -280,7 +280,6 @@ FILE_MISTAKES = {
     "distillation: {teacher: base, weight: 0, cross_entropy: 0}": "distillation.weight: and cross_entropy and",
     "distillation: {teacher: base}\nmodel: {train_main: true}": "distillation.teacher: base must be frozen",
     "distillation: {teacher: base}\ntraining: {fsdp: true}": "distillation.teacher: base is divided by training.fsdp",
-    "distillation: {teacher: base}\ndata: {collection: four_segments}": "distillation.teacher: must be null with",
     "distillation: {teacher: x}\ndata: {demonstrations_to: main}\nmodel: {weights: learned, fusion: false}\n"
     "training: {alpha: 0}": "distillation.teacher: must be null where data.demonstrations_to is main",
     "distillation: {teacher: x}\ndata: {collection: p3, demonstrations_to: nowhere}\n"

@@ -280,6 +280,31 @@ def test_two_processes_equal_one(run_config: Build, tmp_path: Path) -> None:
             assert other[name] == pytest.approx(row[name], rel=1e-4), (row["step"], name)
 
 
+def test_a_teacher_continues_text(run_config: Build, tiny_t5: T5ForConditionalGeneration, tmp_path: Path) -> None:
+    """Pre-training on segments: the base reads context and query as one text, the student the query alone."""
+    folder = tmp_path / "text"
+    folder.mkdir()
+    words = "the cat sat on mat one two three in order".split()
+    documents = [" ".join(words[(i + j) % len(words)] for j in range(40)) for i in range(6)]
+    (folder / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    data = {"collection": "three_segments", "dir": str(folder), "max_document_tokens": 40}
+    config = configured(run_config, data=data, alpha=0.0)
+    system = HartModel.from_config(config.model, config.data)
+    teacher = make_distillation(config, system)
+    assert teacher is not None
+    dataset = training_examples(config, [], system.main.tokenizer, None, teacher.form)
+    examples = [dataset[i] for i in range(4)]
+    batch = Collator(system.main.tokenizer.pad_token_id)(examples)
+    log_p = said(teacher, batch)
+    for row, example in enumerate(examples):
+        whole = example["demo_ids"][0][:-1] + example["query_ids"]
+        assert example["teacher_ids"] == whole
+        labels = torch.tensor([example["labels"]])
+        alone = tiny_t5(input_ids=torch.tensor([whole]), labels=labels).logits
+        torch.testing.assert_close(log_p[row, : labels.shape[1]], alone[0].log_softmax(-1), rtol=1e-4, atol=1e-4)
+    assert all(row["distillation_loss"] > 0 for row in history(config))
+
+
 @pytest.fixture
 def few_shot(run_config: Build) -> Path:
     """A trained system whose main model reads the demonstrations."""

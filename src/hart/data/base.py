@@ -96,7 +96,7 @@ class Collection(ABC):
         Args:
             tokenizer: of the main model.
             reader: of the hypernetwork, if it is another one.
-            teacher: how a teacher reads the task before each query, if there is one (of tasks alone).
+            teacher: how a teacher reads the task before each query, if there is one; of text, all before the target.
 
         Raises:
             HartError: tasks (or text) that cannot be used.

@@ -84,6 +84,7 @@ class Segments(Collection):
             length=length,
             seed=seed,
             max_document_tokens=data.max_document_tokens,
+            teacher=teacher,
         )
 
 
@@ -112,6 +113,8 @@ class SegmentDataset(Examples):
         length: examples of a whole run: steps × global batch size.
         seed: of all cuts.
         max_document_tokens: size of the window.
+        teacher: how a teacher reads, if there is one: what stands before the target, as one text, without its beginning
+            where that is longer than the limit.
 
     Raises:
         HartError: an unknown kind, no such folder, no files in it, a damaged file, a line without `text`, only too
@@ -130,6 +133,7 @@ class SegmentDataset(Examples):
         length: int,
         seed: int,
         max_document_tokens: int = 512,
+        teacher: InputFormat | None = None,
     ) -> None:
         if kind not in get_args(Kind):
             raise HartError(f"segments: kind '{kind}' is not one of {', '.join(get_args(Kind))}")
@@ -155,6 +159,7 @@ class SegmentDataset(Examples):
             max_query_length=form.max_query_length - len(self._begin),
         )
         self._window = max_document_tokens
+        self._taught = None if teacher is None else teacher.max_demonstrations_length - len(self._begin) - 1
         self._document(0)  # now, so that a wrong folder is told before a run begins
 
     def __len__(self) -> int:
@@ -171,15 +176,18 @@ class SegmentDataset(Examples):
         tokens = tokens + end * (LEAST_WORDS - len(tokens))
         key = np.array([self._seed, index], dtype=np.uint64)
         rng = np.random.Generator(np.random.Philox(key=key))
-        read, query, target = self._cut(tokens, self._window, self._form, rng)
+        read, query, target, after = self._cut(tokens, self._window, self._form, rng)
         begin = self._begin
-        return Example(
-            demo_ids=[begin + read + end],
+        example = Example(
+            demo_ids=[begin + read + after + end],
             query_ids=begin + query + end,
             labels=target + end,
             slot=int(index),
             task_index=0,
         )
+        if self._taught is not None:  # what follows the target would tell it
+            example["teacher_ids"] = begin + (read + query)[-self._taught :] + end
+        return example
 
     def _document(self, index: int) -> str:
         """The usable document of example `index`; after the last one comes the first."""
@@ -207,8 +215,8 @@ class SegmentDataset(Examples):
         return self._documents.skipped
 
 
-Cut = tuple[list[int], list[int], list[int]]
-"""Tokens for the hypernetwork, of the query and of the target."""
+Cut = tuple[list[int], list[int], list[int], list[int]]
+"""Tokens for the hypernetwork that precede the query; of the query, of the target; for the hypernetwork behind it."""
 
 
 def _cut_four(tokens: list[int], window: int, form: InputFormat, rng: np.random.Generator) -> Cut:
@@ -219,8 +227,7 @@ def _cut_four(tokens: list[int], window: int, form: InputFormat, rng: np.random.
     query = start + (rest + 1) // 2
     target = query + b
     after = target + c
-    read = tokens[start:query] + tokens[after : after + rest // 2]
-    return read, tokens[query:target], tokens[target:after]
+    return tokens[start:query], tokens[query:target], tokens[target:after], tokens[after : after + rest // 2]
 
 
 def _cut_three(tokens: list[int], window: int, form: InputFormat, rng: np.random.Generator) -> Cut:
@@ -232,7 +239,7 @@ def _cut_three(tokens: list[int], window: int, form: InputFormat, rng: np.random
     target = start + second + 2 * LEAST_TOKENS
     query = max(start + first + LEAST_TOKENS, target - (form.max_query_length - 1))
     start, end = max(start, query - (form.max_demonstrations_length - 1)), min(end, target + form.max_target_length - 1)
-    return tokens[start:query], tokens[query:target], tokens[target:end]
+    return tokens[start:query], tokens[query:target], tokens[target:end], []
 
 
 def _files(directory: Path) -> list[Path]:

@@ -21,7 +21,7 @@ from hart.hypernetwork.network import HyperNetwork
 from hart.peft.architectures import architecture
 from hart.peft.base import MainShape
 from hart.training.blueprint import Parts
-from hart.training.config import ModelConfig, RunConfig
+from hart.training.config import RunConfig
 
 OVERHEAD = 1.05
 """Of activations: what the formula leaves out, measured on ten mini and small configurations (docs/scaling.md)."""
@@ -91,7 +91,9 @@ def tokens_of(config: RunConfig, parts: Parts) -> dict[str, int]:
 
 def operations(config: RunConfig, parts: Parts) -> float:
     """Of one optimizer step, over all devices."""
-    main, model = _forward(config, parts.main), config.model
+    model = config.model
+    fused = _read(config) if model.fusion and _generated(parts) else 0
+    main = _forward(config, parts.main, _Beside(_query(config), fused, _in_front(config), _prefix(config)))
     trained = model.train_main
     if parts.shape.has_encoder:
         # Without blocks in the encoder, no gradient has to go through a frozen one.
@@ -118,13 +120,23 @@ class _Forward:
         return sum(self.encoder) + sum(self.decoder) + self.logits
 
 
-def _forward(config: RunConfig, main: Any) -> _Forward:
-    """Of the main model under what a configuration puts beside it."""
-    batch, target, query = config.training.batch_size, config.data.max_target_length, _query(config)
+@dataclass(frozen=True)
+class _Beside:
+    """Tokens of a main model's input, and what it attends to beside it: a fused memory, a memory in front, a prefix."""
+
+    query: int
+    fused: int = 0
+    front: int = 0
+    prefix: int = 0
+
+
+def _forward(config: RunConfig, main: Any, beside: _Beside) -> _Forward:
+    """Of one batch."""
+    batch, target, query, front = config.training.batch_size, config.data.max_target_length, beside.query, beside.front
     if main.config.is_encoder_decoder:
         t5 = main.config
         layer = Layer.of_t5(t5)
-        seen = query + (_read(config) if config.model.fusion and config.model.weights == "generated" else 0)
+        seen = query + beside.fused
         encoder = (
             batch * query * t5.num_layers * layer.operations,
             batch * query * t5.num_layers * 4 * query * layer.inner,
@@ -134,26 +146,18 @@ def _forward(config: RunConfig, main: Any) -> _Forward:
         attention = rows * target * 4 * (target + seen) * layer.inner
         return _Forward(encoder, (maps, attention), batch * target * 2 * t5.d_model * t5.vocab_size)
     layer, shape = Layer.of_decoder_only(main.config, config.model.attention), MainShape.from_config(main.config)
-    length, front, rows = query + target - 1, _in_front(config), batch * shape.decoder_layers
+    length, rows = query + target - 1, batch * shape.decoder_layers
     # Keys and values of a memory in front are made for every query.
     maps = rows * (length * layer.operations + front * 2 * 2 * layer.d_model * layer.kv_inner)
-    attention = rows * length * 4 * (length + front + _prefix(config)) * layer.inner
+    attention = rows * length * 4 * (length + front + beside.prefix) * layer.inner
     return _Forward((0, 0), (maps, attention), batch * target * 2 * layer.d_model * main.config.vocab_size)
 
 
 def _of_teacher(config: RunConfig, parts: Parts) -> float:
     """Its forward pass, over the whole task in front of each query."""
-    return 0.0 if parts.teacher is None else _forward(in_context(config), parts.teacher).total
-
-
-def in_context(config: RunConfig) -> RunConfig:
-    """How the teacher of a run reads, as a configuration: definition and demonstrations in the main model's input."""
-    data, training = config.data, config.training
-    return RunConfig(
-        model=ModelConfig(base=config.model.base, weights="none", train_main=True, peft=[], fusion=False),
-        data=data.changed(demonstrations_to="main", demonstration_groups=1),
-        training=training.changed(alpha=0.0, queries_per_task=1),
-    )
+    if parts.teacher is None:
+        return 0.0
+    return _forward(config, parts.teacher, _Beside(config.data.max_demonstrations_length)).total
 
 
 def _both_ways(maps: float, attention: float, trained: bool) -> float:

@@ -191,15 +191,13 @@ class RunConfig(Section):
 
     def _check_teacher(self, teacher: str) -> None:
         data, where = self.data, "distillation.teacher"
-        if data.segments:
-            self._refuse(where, f"must be null with {data.collection}, which has no tasks that a teacher could read")
         if data.demonstrations_to == "main":
             self._refuse(where, "must be null where data.demonstrations_to is main: the student reads what it reads")
         if teacher == BASE_TEACHER and self.model.train_main:
             self._refuse(where, "base must be frozen, and model.train_main is true; name a folder, or set this to null")
         if teacher == BASE_TEACHER and self.training.fsdp:
             self._refuse(where, "base is divided by training.fsdp; use ZeRO-1 or 2, or name the base's own folder")
-        if not data.source.has_demonstrations and data.demonstrations != "sampled":
+        if not data.segments and not data.source.has_demonstrations and data.demonstrations != "sampled":
             self._refuse("data.demonstrations", f"must be sampled with {data.collection} where a teacher reads them")
 
     def to_yaml(self) -> str:
