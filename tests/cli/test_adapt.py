@@ -67,8 +67,7 @@ def test_a_demonstration_that_does_not_fit_is_said(model_dir: Path, tmp_path: Pa
     [
         ("{", "not JSON"),
         ("[]", "must be a JSON object"),
-        (json.dumps({"Positive Examples": [{"input": "a", "output": "b"}]}), "Definition"),
-        (json.dumps({"Definition": ["Swap."]}), "Positive Examples"),
+        (json.dumps({"Definition": [" "], "Positive Examples": []}), "Definition and Positive Examples are both"),
         (
             json.dumps(
                 {
@@ -95,15 +94,35 @@ def test_bad_task_file(content: str | None, told: str, model_dir: Path, tmp_path
     ("words", "told"),
     [
         ([], "no task"),
-        (["--demonstration", "a", "b"], "--definition: the definition is empty"),
-        (["--definition", "Swap."], "demonstration"),
-        (["--definition", " ", "--demonstration", "a", "b"], "definition is empty"),
+        (["--definition", " "], "no task"),
         (["--task", "x.json", "--definition", "Swap."], "--task"),
     ],
 )
 def test_bad_task_in_words(words: list[str], told: str, model_dir: Path, tmp_path: Path, refused) -> None:
     assert told in refused("adapt", model_dir, *words, "--output-dir", tmp_path / "a")
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "task", "lacks"),
+    [
+        (("--definition", "Swap."), Task("Swap."), "'Swap.': has no demonstrations"),
+        (("--demonstration", "a", "b"), Task("", [("a", "b")]), "'a': has no definition"),
+    ],
+)
+def test_one_part_of_a_task_will_do(
+    words: tuple[str, ...], task: Task, lacks: str, model_dir: Path, tmp_path: Path, hart
+) -> None:
+    task.save(tmp_path / "task.json")
+    for name, given in (("words", words), ("file", ("--task", tmp_path / "task.json"))):
+        made = hart("adapt", model_dir, *given, "--output-dir", tmp_path / name)
+        assert made.status == 0
+        (line,) = made.err.splitlines()
+        assert lacks.partition(": ")[2] in line and line.startswith("hart: warning: task")
+        (saved,) = Adaptation.from_pretrained(tmp_path / name).read_tasks()
+        assert (saved.definition, saved.demonstrations) == (task.definition, task.demonstrations)
+    answers = {hart("predict", tmp_path / name, "--input", "a").out for name in ("words", "file")}
+    assert len(answers) == 1
 
 
 def test_truncated_weights(damaged_model: Path, tmp_path: Path, refused) -> None:
@@ -147,11 +166,32 @@ def test_existing_folder_with_other_content(tmp_path: Path, refused) -> None:
     assert [*(tmp_path / "a").iterdir()] == [note]
 
 
+def test_another_adaptation_is_replaced_if_asked_to(model_dir: Path, tmp_path: Path, ok, refused) -> None:
+    first, second = (
+        ("adapt", model_dir, "--definition", what, "--demonstration", "a", "b", "--output-dir", tmp_path / "a")
+        for what in ("Swap.", "Turn.")
+    )
+    ok(*first)
+    ok(*first)  # the same task
+    assert "a: holds another adaptation; give a new folder, or --overwrite" in refused(*second)
+    ok(*second, "--overwrite")
+    assert Adaptation.from_pretrained(tmp_path / "a").tasks[0]["Definition"] == ["Turn."]
+    assert [each.name for each in tmp_path.iterdir() if each.name.startswith(".hart")] == []
+    (tmp_path / "a" / "notes.txt").write_text("mine")
+    assert "a: exists with other content" in refused(*second, "--overwrite")
+    assert (tmp_path / "a" / "notes.txt").read_text() == "mine"
+
+
 def test_missing_model_folder(tmp_path: Path, refused) -> None:
     assert "absent" in refused("adapt", tmp_path / "absent", *WORDS, "--output-dir", tmp_path / "a")
     (tmp_path / "empty").mkdir()
     assert "config.json" in refused("adapt", tmp_path / "empty", *WORDS, "--output-dir", tmp_path / "a")
     assert not (tmp_path / "a").exists()
+
+
+def test_a_model_of_prompts_needs_demonstrations(p3_model: Path, tmp_path: Path, refused) -> None:
+    line = refused("adapt", p3_model, "--definition", "Swap.", "--output-dir", tmp_path / "a")
+    assert "task 'Swap.': has no demonstrations, and the model reads nothing else" in line
 
 
 def test_a_model_of_prompts_needs_no_definition(p3_model: Path, tmp_path: Path, ok) -> None:

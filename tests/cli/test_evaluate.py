@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from hart import HartModel, Task
+from hart.data.input_format import InputFormat
 from hart.data.p3.subsets import load_p3
+from hart.data.prompts import render_task
 from hart.model import adapting
 from hart.model.main_model import MainModel
 
@@ -270,15 +272,46 @@ def test_a_second_file_is_checked_before_the_first_is_answered(
     content = json.loads(first.read_text(encoding="utf-8"))
     words = ("evaluate", model_dir, "--task", first, "--task", second)
     for changed, said in (
-        ({"Definition": ""}, "task second: the definition is empty"),
+        ({"Definition": "", "Positive Examples": []}, f"{second}: Definition and Positive Examples are both"),
         ({"Instances": []}, f"{second}: has no Instances"),
         ({"Definition": ["a\ud800"]}, "second.json"),
-        ({"Positive Examples": []}, f"{second}: Positive Examples"),
+        ({"Positive Examples": {}}, f"{second}: Positive Examples must be a list"),
     ):
         second.write_text(json.dumps({**content, **changed}), encoding="utf-8")
         assert said in refused(*words)
-    second.write_text(json.dumps({**content, "Definition": ""}), encoding="utf-8")
-    assert "task second: the definition is empty" in refused(*words, "--system", "base-in-context")
+
+
+@pytest.mark.parametrize("text", ["both", "definition", "demonstrations"])
+def test_one_part_of_each_task_can_be_shown(
+    text: str, model_dir: Path, sni_dir: Path, tmp_path: Path, hart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    encode = InputFormat.encode_task
+    monkeypatch.setattr(InputFormat, "encode_task", lambda *given: read.append(encode(*given)) or read[-1])
+    done = hart("evaluate", model_dir, *SNI, sni_dir, "--task-text", text, "--output", tmp_path / "results.json")
+    assert done.status == 0 and len(done.err.splitlines()) == (text != "both")
+    assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["details"]["task_text"] == text
+    tokenizer, shown = HartModel.from_pretrained(model_dir).reader, []
+    for number in (3, 4):
+        whole = render_task(Task.from_file(sni_dir / "tasks" / f"task{number}.json"))
+        at = whole.index(" Positive Example 1")
+        shown.append({"both": whole, "definition": whole[:at], "demonstrations": whole[at:]}[text])
+    assert read == [tokenizer(each).input_ids for each in shown]
+
+
+def test_a_part_that_is_not_there_cannot_be_shown(
+    model_dir: Path, p3_model: Path, toy_p3_dir: Path, sni_dir: Path, tmp_path: Path, hart, refused
+) -> None:
+    content = json.loads((sni_dir / "tasks" / "task3.json").read_text(encoding="utf-8"))
+    (tmp_path / "mine.json").write_text(json.dumps({**content, "Definition": []}), encoding="utf-8")
+    line = refused("evaluate", model_dir, "--task", tmp_path / "mine.json", "--task-text", "definition")
+    assert "--task-text: is definition, and task mine has none" in line
+    line = refused("evaluate", *SNI, sni_dir, "--task-text", "definition", "--system", "copy-demonstration")
+    assert "task task3: has no demonstrations whose output could be copied" in line
+    line = refused("evaluate", model_dir, *SNI, sni_dir, "--task-text", "definition", "--diagnostics")
+    assert "--diagnostics draws other demonstrations" in line
+    done = hart("evaluate", p3_model, "--data", "p3", "--data-dir", toy_p3_dir, "--task-text", "definition")
+    assert done.status == 2 and "--task-text: is definition, and task" in done.err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("order", [("日", "月"), ("月", "日")])

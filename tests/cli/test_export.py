@@ -62,6 +62,35 @@ def test_a_lossy_export_is_asked_for_and_warned_of(adaptation_dir: Path, tmp_pat
 
 
 @pytest.mark.parametrize("form", ["peft", "merged", "safetensors"])
+def test_another_export_is_replaced_if_asked_to(form: str, lora_dir: Path, tmp_path: Path, ok, refused) -> None:
+    adaptation = Adaptation.from_pretrained(lora_dir)
+    replace(adaptation, tasks=[Task("Turn.").to_dict()]).save_pretrained(tmp_path / "other")
+    folder = tmp_path / "out"
+    words = ("--format", form, "--output-dir", folder)
+    ok("export", lora_dir, *words)
+    assert "another adaptation; give a new folder, or --overwrite" in refused("export", tmp_path / "other", *words)
+    if form != "safetensors":  # a file that only the earlier export had
+        about = json.loads((folder / "hart_export.json").read_text(encoding="utf-8"))
+        (folder / "shard").touch()
+        text = json.dumps({**about, "files": [*about["files"], "shard"]})
+        (folder / "hart_export.json").write_text(text, encoding="utf-8")
+    ok("export", tmp_path / "other", *words, "--overwrite")
+    assert not (folder / "shard").exists()
+    (folder / "thesis.tex").touch()
+    line = refused("export", tmp_path / "other", *words, "--overwrite")
+    assert "exists with other content" in line and (folder / "thesis.tex").exists()
+
+
+def test_a_checkpoint_of_somebody_else_is_never_replaced(
+    lora_dir: Path, tiny_base_dir: Path, tmp_path, refused
+) -> None:
+    mine = shutil.copytree(tiny_base_dir, tmp_path / "mine")
+    before = sorted(each.name for each in mine.iterdir())
+    line = refused("export", lora_dir, "--format", "merged", "--output-dir", mine, "--overwrite")
+    assert "exists with other content" in line and sorted(each.name for each in mine.iterdir()) == before
+
+
+@pytest.mark.parametrize("form", ["peft", "merged", "safetensors"])
 def test_other_content_stays(form: str, lora_dir: Path, tmp_path: Path, refused) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").touch()

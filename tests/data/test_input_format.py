@@ -69,15 +69,6 @@ def test_a_first_demonstration_that_is_too_long_keeps_its_target(tiny_tokenizer,
     assert told(cuts, caplog) == [said]
 
 
-def test_instructions_need_a_definition(tiny_tokenizer):
-    for encode in (
-        lambda: encode_task(tiny_tokenizer, P3_TASK),
-        lambda: encode_in_context(tiny_tokenizer, P3_TASK, "on", 100),
-    ):
-        with pytest.raises(HartError, match="task p3: the definition is empty; say what the task asks for"):
-            encode()
-
-
 def test_a_query_may_go_without_its_end(tiny_tokenizer):
     query = tokens_of(tiny_tokenizer, "on the cat")
     assert InputFormat(input_eos=False).encode_query(tiny_tokenizer, " on the cat ") == query

@@ -193,6 +193,7 @@ def test_index_outside_the_data_set_is_refused(dataset: Any) -> None:
             "task north: all of its 1 Instances have an empty input",
         ),
         ([replace(TASKS[0], definition=" ")], {}, "task north: the definition is empty"),
+        ([replace(TASKS[0], demonstrations=())], {}, "task north: has no demonstrations, and data.num_demonstrations"),
         (
             TASKS,
             {"demonstrations": "sampled", "queries_per_task": 4},

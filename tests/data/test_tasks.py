@@ -46,19 +46,29 @@ def changed(**entries: Any) -> dict[str, Any]:
     return {**OFFICIAL, **{key.replace("_", " "): value for key, value in entries.items()}}
 
 
-def without(key: str) -> dict[str, Any]:
-    return {name: value for name, value in OFFICIAL.items() if name != key}
-
-
 def test_official_file_is_read_and_other_keys_are_ignored(tmp_path: Path) -> None:
     assert Task.from_file(write(tmp_path, OFFICIAL)) == TASK
 
 
-def test_custom_file_needs_definition_and_positive_examples_only(tmp_path: Path) -> None:
-    content = {"Definition": "Copy.", "Positive Examples": [{"input": "a", "output": "a"}]}
+@pytest.mark.parametrize(
+    ("content", "definition", "demonstrations"),
+    [
+        ({"Definition": "Copy.", "Positive Examples": [{"input": "a", "output": "a"}]}, "Copy.", [("a", "a")]),
+        ({"Definition": "Copy."}, "Copy.", []),
+        ({"Definition": ["Copy."], "Positive Examples": []}, "Copy.", []),
+        ({"Positive Examples": [{"input": "a", "output": "a"}]}, "", [("a", "a")]),
+        ({"Definition": None, "Positive Examples": [{"input": "a", "output": "a"}]}, "", [("a", "a")]),
+        ({"Definition": ["  \n"], "Positive Examples": [{"input": "a", "output": "a"}]}, "", [("a", "a")]),
+        ({"Definition": [], "Positive Examples": [{"input": "a", "output": "a"}]}, "", [("a", "a")]),
+    ],
+)
+def test_a_custom_file_needs_a_definition_or_positive_examples(
+    content: dict[str, Any], definition: str, demonstrations: list[tuple[str, str]], tmp_path: Path
+) -> None:
     task = Task.from_file(write(tmp_path, content))
-    assert task == Task("Copy.", [("a", "a")], name="task9_match")
+    assert task == Task(definition, demonstrations, name="task9_match")
     assert task.instances == () and task.categories == ()
+    assert Task.from_dict(task.to_dict(), source="here", name=task.name) == task
 
 
 def test_demonstrations_are_normalised_from_every_form() -> None:
@@ -99,18 +109,15 @@ def test_task_that_cannot_be_saved_leaves_nothing(tmp_path: Path) -> None:
 
 def test_label_names_a_task_in_messages() -> None:
     assert TASK.label == "task9_match"
-    assert Task("Do\nit.", [("a", "b")]).label == "'Do it.'"
+    assert Task("Do\nit.").label == "'Do it.'"
+    assert Task(" ", [("a\nb", "c")]).label == "'a b'"
 
 
 BAD_CONTENT = {
     "list": ([OFFICIAL], "must be a JSON object, not a list"),
-    "no definition": (without("Definition"), "Definition is missing"),
-    "null definition": (changed(Definition=None), "Definition is missing"),
-    "empty definition list": (changed(Definition=[]), "Definition is missing"),
-    "blank definition": (changed(Definition=["  \n"]), "Definition is empty"),
+    "neither": (changed(Definition=[" "], Positive_Examples=[]), "Definition and Positive Examples are both missing"),
+    "neither key": ({"Instances": OFFICIAL["Instances"]}, "Definition and Positive Examples are both missing"),
     "number definition": (changed(Definition=[3]), "Definition must be a text, not a number"),
-    "no examples": (without("Positive Examples"), "Positive Examples is missing or empty"),
-    "empty examples": (changed(Positive_Examples=[]), "Positive Examples is missing or empty"),
     "object examples": (
         changed(Positive_Examples={}),
         "Positive Examples must be a list, not an object",
@@ -195,7 +202,8 @@ def test_missing_file_and_folder_instead_of_file_are_refused(tmp_path: Path) -> 
     ("definition", "demonstrations", "message"),
     [
         (None, [("a", "b")], "definition must be a text, not null"),
-        ("Do.", [], "no demonstrations"),
+        ("", [], "has neither a definition nor demonstrations; give at least one of the two"),
+        (" \n", (), "has neither a definition nor demonstrations"),
         ("Do.", "ab", "demonstrations must be a list"),
         ("Do.", {"a": "b"}, "demonstrations must be a list"),
         ("Do.", ["ab"], r"demonstration 1 must be \(input, output\)"),
@@ -264,18 +272,11 @@ CHOICE_TASK = {
 
 
 def test_choices_are_an_instance_s_own_or_those_of_all():
-    task = Task.from_dict(CHOICE_TASK, source="here", needs_definition=False)
+    task = Task.from_dict(CHOICE_TASK, source="here")
     assert task.multiple_choice and task.definition == ""
     assert [each.choices for each in task.instances] == [("yes", "no"), ("yes", "maybe", "no")]
-    assert Task.from_dict(task.to_dict(), source="here", needs_definition=False) == task
+    assert Task.from_dict(task.to_dict(), source="here") == task
     assert task.label == "'a'"
-
-
-def test_a_definition_is_needed_unless_said_otherwise():
-    with pytest.raises(HartError, match="here: Definition is missing"):
-        Task.from_dict(CHOICE_TASK, source="here")
-    given = Task.from_dict({**CHOICE_TASK, "Definition": "Do."}, source="here", needs_definition=False)
-    assert given.definition == "Do."
 
 
 @pytest.mark.parametrize(
@@ -295,4 +296,4 @@ def test_a_definition_is_needed_unless_said_otherwise():
 )
 def test_bad_choices_are_refused(change: dict, message: str):
     with pytest.raises(HartError, match=message):
-        Task.from_dict({**CHOICE_TASK, **change}, source="here", needs_definition=False)
+        Task.from_dict({**CHOICE_TASK, **change}, source="here")

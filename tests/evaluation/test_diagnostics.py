@@ -17,9 +17,10 @@ from hart.errors import HartError
 from hart.evaluation.answers import ANSWERS
 from hart.evaluation.choices import CHOICES
 from hart.evaluation.diagnostics import Diagnostics, diagnose
-from hart.evaluation.other_adaptations import ANOTHER_TASK, IN_WORDS, OWN, other_adaptations
+from hart.evaluation.other_adaptations import other_adaptations
 from hart.evaluation.run import evaluate
 from hart.evaluation.systems import hart_system
+from hart.evaluation.words import ANOTHER_TASK, IN_WORDS, OWN
 from hart.hypernetwork.schemes.base import SCHEMES
 from hart.model.adaptation import Adaptation
 from hart.model.config import ModelConfig

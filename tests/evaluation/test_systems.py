@@ -102,6 +102,7 @@ def test_a_blank_query_is_read_without_a_word_of_input(
 
 def test_what_a_model_cannot_read_is_refused_before_the_first_task(system: HartModel, task: Task, monkeypatch):
     monkeypatch.setattr(system, "adapt", lambda *_, **__: pytest.fail("adapted"))
+    system.input_format = dataclasses.replace(system.input_format, num_demonstrations=0)
     nameless = dataclasses.replace(task, definition=" ", name="second")
     with pytest.raises(HartError, match="task second: the definition is empty"):
         evaluate_model(system, [task, nameless])

@@ -131,8 +131,13 @@ def test_saving_again(tmp_path: Path) -> None:
     assert_same(Adaptation.from_pretrained(folder), again)
 
 
+HELD = "a: holds another adaptation; give a new folder, or --overwrite"
+OTHER = "a: exists with other content; give a new folder"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("content", ["another task", "a foreign file", "a file", "damaged"])
-def test_other_content_is_never_replaced(tmp_path: Path, content: str) -> None:
+def test_only_another_adaptation_is_replaced_and_if_asked_to(tmp_path: Path, content: str, overwrite: bool) -> None:
     folder = tmp_path / "a"
     if content == "a file":
         folder.write_text("mine")
@@ -143,8 +148,14 @@ def test_other_content_is_never_replaced(tmp_path: Path, content: str) -> None:
     if content == "damaged":
         (folder / FIELDS_FILE).write_text("{")
     before = _bytes(tmp_path)
-    with pytest.raises(HartError, match="a: exists with other content; give a new folder"):
-        make("a").save_pretrained(folder)
+    whole = content in ("another task", "damaged")
+    if whole and overwrite:
+        made = make("a")
+        made.save_pretrained(folder, overwrite=True)
+        assert_same(Adaptation.from_pretrained(folder), made)
+        return
+    with pytest.raises(HartError, match=HELD if whole else OTHER):
+        make("a").save_pretrained(folder, overwrite=overwrite)
     assert _bytes(tmp_path) == before
 
 

@@ -116,6 +116,25 @@ def test_what_is_read_bit_by_bit_is_what_is_read_at_once(variant: HartModel) -> 
     assert growing.task.demonstrations == MANY.demonstrations[:8]
 
 
+def test_a_definition_is_read_alone_until_demonstrations_come(variant: HartModel, caplog) -> None:
+    alone = replace(MANY, demonstrations=())
+    growing = variant.incremental(alone)
+    assert_same(growing.adaptation(), variant.adapt(alone))
+    assert "task many: has no demonstrations, and every task of the model's training had some" in caplog.text
+    assert_same(growing.add(MANY.demonstrations[:2]).adaptation(), variant.adapt(grouped(MANY, (0,))))
+
+
+def test_demonstrations_alone_are_another_task_than_with_the_definition(variant: HartModel, caplog) -> None:
+    shown = variant.adapt(replace(grouped(MANY, (0,)), definition=""))
+    assert caplog.messages == ["task many: has no definition, and every task of the model's training had one"]
+    whole = variant.adapt(grouped(MANY, (0,)))
+    pairs = [(shown.blocks[name], values) for name, values in whole.blocks.items()]
+    assert all(not torch.equal(*pair) for pair in pairs)
+    if whole.memory is not None:
+        assert shown.memory.shape[1] < whole.memory.shape[1]
+    assert shown.read_tasks() == [replace(grouped(MANY, (0,)), definition="", instances=(), categories=())]
+
+
 def test_adding_encodes_what_is_new_alone(system: HartModel, monkeypatch: pytest.MonkeyPatch) -> None:
     growing = system.incremental(grouped(MANY, (0, 1)))
     rows: list[int] = []
@@ -153,8 +172,8 @@ def test_what_no_hypernetwork_reads_is_refused(tiny_base_dir: Path, system: Hart
         system.adapt(MANY, demonstration_groups=0)
     with pytest.raises(HartError, match="add needs at least one demonstration"):
         system.incremental(MANY).add([])
-    with pytest.raises(HartError, match="the definition is empty"):
-        system.incremental(Task(" ", [("a", "b")]))
     system.input_format = replace(system.input_format, num_demonstrations=0)
+    with pytest.raises(HartError, match="the definition is empty, and the model reads nothing else"):
+        system.adapt(Task(" ", [("a", "b")]))
     with pytest.raises(HartError, match="was trained to read no demonstrations"):
         system.incremental(MANY)

@@ -1,5 +1,6 @@
 """Exports give what the adaptation gives: in the real PEFT library, merged, and as one file."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, T5ForConditionalGeneration
 
 from hart import Adaptation, HartError, HartModel, Task
-from hart.model.export import bundle, merge, save_merged, save_peft, to_peft, unbundle, what_is_lost
+from hart.model.export import EXPORT_FILE, bundle, merge, save_merged, save_peft, to_peft, unbundle, what_is_lost
 from hart.peft.injection import binding
 from hart.training.config import DataConfig, ModelConfig
 
@@ -77,7 +78,10 @@ def test_peft_and_merged_are_exact(kind: dict[str, Any], adapted, tmp_path: Path
     assert not torch.allclose(changed, stock, atol=1e-2)
     save_peft(adaptation, model.main, tmp_path / "peft")
     names = {path.name for path in (tmp_path / "peft").iterdir()}
-    assert names == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+    assert names == {"adapter_config.json", "adapter_model.safetensors", "README.md", EXPORT_FILE}
+    about = json.loads((tmp_path / "peft" / EXPORT_FILE).read_text(encoding="utf-8"))
+    assert {*about["files"], EXPORT_FILE} == names and about["base_fingerprint"] == adaptation.base_fingerprint
+    assert adaptation.tasks[0]["Definition"][0] not in json.dumps(about)
     theirs = loaded(model, tmp_path / "peft")
     torch.testing.assert_close(logits(theirs, tokenizer), changed, **CLOSE)
     torch.testing.assert_close(logits(to_peft(adaptation, model.main), tokenizer), changed, **CLOSE)

@@ -14,7 +14,8 @@ from hart.errors import HartError
 from hart.model.adaptation import Adaptation
 from hart.model.hart_model import HartModel
 from hart.model.main_model import MainModel
-from hart.runtime.identity import difference, fingerprint, peft_digest, same_base, tokenizer_digest, trace
+from hart.runtime.fingerprints import difference, same_base
+from hart.runtime.identity import fingerprint, peft_digest, tokenizer_digest, trace
 from hart.training.config import DataConfig, ModelConfig
 
 TASK = Task("Write the first word.", [("cat sat on the mat", "cat")], name="first")

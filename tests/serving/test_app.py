@@ -18,7 +18,8 @@ from hart.model.export import unbundle
 from hart.serving import engine as engine_module
 from hart.serving import running as running_module
 from hart.serving.app import create_app
-from hart.serving.store import Store
+from hart.serving.engine import model_fingerprint
+from hart.serving.store import Store, adaptation_id
 from hart.training.config import DataConfig, ModelConfig
 
 from .conftest import adapt, said, task, to_json
@@ -48,6 +49,22 @@ def test_an_adaptation_and_its_life(client: TestClient, model: HartModel, store:
     for method in ("GET", "DELETE"):
         assert body["id"] in said(client.request(method, url), 404)
     assert store.totals() == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("body", "lacks"),
+    [({"definition": "Swap."}, "demonstrations"), ({"demonstrations": [{"input": "a", "output": "b"}]}, "definition")],
+)
+def test_one_part_of_a_task_will_do(body: dict[str, Any], lacks: str, client: TestClient, model: HartModel) -> None:
+    reply = client.post("/v1/adaptations", json=body).json()
+    assert [each.partition(",")[0] for each in reply["never_seen"]] == [f"has no {lacks}"]
+    assert reply["demonstrations_read"] == len(body.get("demonstrations", ()))
+    whole = Task("Swap.", [("a", "b")])
+    own = Task("Swap.") if lacks == "demonstrations" else Task("", [("a", "b")])
+    assert reply["id"] == adaptation_id(model.main.fingerprint, model_fingerprint(model), own)
+    assert reply["id"] != adaptation_id(model.main.fingerprint, model_fingerprint(model), whole)
+    asked = client.post("/v1/generate", json={"inputs": QUERIES, "adaptation": body}).json()["outputs"]
+    assert asked == model.generate(QUERIES, model.adapt(own))
 
 
 def test_the_download_is_the_adaptation(client: TestClient, model: HartModel) -> None:
@@ -127,8 +144,9 @@ GOOD: dict[str, Any] = {"inputs": ["one 1"], "adaptation": to_json(task(1))}
         ({"temperature": float("nan")}, "temperature"),
         ({"stream": True, "inputs": ["a", "b"]}, "stream"),
         ({"adaptation": "../../etc/passwd"}, "adaptation"),
-        ({"adaptation": {"definition": "", "demonstrations": [{"input": "a", "output": "b"}]}}, "definition: is empty"),
-        ({"adaptation": {"definition": "Swap.", "demonstrations": []}}, "demonstrations"),
+        ({"adaptation": {"definition": "", "demonstrations": []}}, "definition: is empty, and there are no demonstr"),
+        ({"adaptation": {}}, "definition: is empty, and there are no demonstrations"),
+        ({"adaptation": {"demonstrations": [{"input": "a " * 400, "output": "b"}]}}, "demonstrations.0: has"),
         ({"adaptation": {"definition": "Swap. " * 200, "demonstrations": [{"input": "a", "output": "b"}]}}, "the m"),
         ({"adaptation": {"definition": "Swap.", "demonstrations": [{"input": "a", "output": "b"}] * 65}}, "at most 64"),
         ({"attention": "please"}, "attention"),

@@ -193,10 +193,19 @@ def test_problems_are_told(browser: Any, address: str) -> None:
     until(browser, lambda: "mini" in text(browser, "model"))
     adapt = browser.find_element("id", "adapt")
     adapt.click()
-    until(browser, lambda: "at least one demonstration" in text(browser, "task-problem"))
+    until(browser, lambda: "a definition, a demonstration, or both" in text(browser, "task-problem"))
     browser.find_element("css selector", ".input").send_keys("<b>one</b>")
     adapt.click()
     until(browser, lambda: "needs both" in text(browser, "task-problem"))
+
+
+def test_a_definition_alone(browser: Any, address: str) -> None:
+    browser.get(address)
+    until(browser, lambda: "mini" in text(browser, "model"))
+    browser.find_element("id", "definition").send_keys("Write the words in reverse order.")
+    browser.find_element("id", "adapt").click()
+    until(browser, lambda: "in one forward pass of" in text(browser, "adapted"))
+    assert "has no demonstrations, and every task of the model's training had some" in text(browser, "adapted")
 
 
 def test_a_token(browser: Any, tmp_path: Path) -> None:

@@ -22,8 +22,7 @@ from hart.analysis.report_runs import (
     overall,
 )
 from hart.analysis.report_statistics import Difference, Interval, mean_and_deviation, paired
-from hart.evaluation.diagnostics import CAUSES
-from hart.evaluation.other_adaptations import IN_WORDS
+from hart.evaluation.words import CAUSES, IN_WORDS
 
 MISSING = "–"
 MANY = 10

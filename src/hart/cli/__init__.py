@@ -8,12 +8,8 @@ read what was printed; 2 after `hart: error: <one line>` for a mistake of the us
 """
 
 import argparse
-import importlib.metadata
-import importlib.util
 import logging
-import os
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
@@ -22,6 +18,7 @@ from hart.cli import (
     adapt,
     bench,
     config,
+    env,
     estimate,
     evaluate,
     export,
@@ -34,13 +31,14 @@ from hart.cli import (
     tasks,
     train,
 )
+from hart.cli.libraries import silence_libraries
 from hart.cli.options import keep_texts, split_overrides
 from hart.cli.printing import finish, prepare, tell
 from hart.errors import HartError
+from hart.runtime.environment import DISTRIBUTION, version_of
 from hart.runtime.files import ensure_home
 from hart.runtime.launch import end_with, is_first
 
-DISTRIBUTION = "hart-hypernet"
 COMMANDS = (
     quickstart,
     tasks,
@@ -56,6 +54,7 @@ COMMANDS = (
     report,
     figures,
     bench,
+    env,
 )
 CONFIGURED = {
     "train": train.OWN_OPTIONS,
@@ -142,34 +141,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _version() -> str:
-    try:
-        return importlib.metadata.version(DISTRIBUTION)
-    except importlib.metadata.PackageNotFoundError:
-        return "of a folder that is not installed"
-
-
-def silence_libraries() -> None:
-    """Keep the notes and bars of the libraries underneath from the user; what matters we say ourselves.
-
-    Errors still show, and so do downloads, which may take long.
-    """
-    import torch
-    from huggingface_hub.utils import enable_progress_bars
-    from huggingface_hub.utils import logging as hub_logging
-    from transformers.utils import logging as transformers_logging
-
-    hub_logging.set_verbosity_error()
-    transformers_logging.set_verbosity_error()
-    for name in ("bitsandbytes", "accelerate", "DeepSpeed"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    if importlib.util.find_spec("deepspeed") and not torch.cuda.is_available():
-        # Else it warns in every command that it has looked for a GPU.
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # Bars of loading weights; the call switches those of downloads off as well.
-    transformers_logging.disable_progress_bar()
-    enable_progress_bars()
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")
+    return version_of(DISTRIBUTION) or "of a folder that is not installed"
 
 
 @contextmanager

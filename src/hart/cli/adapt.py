@@ -5,7 +5,17 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hart.cli.options import GROUPS_HELP, MODEL_HELP, add_base, add_device, add_dtype, positive, select_device, text
+from hart.cli.options import (
+    GROUPS_HELP,
+    MODEL_HELP,
+    add_base,
+    add_device,
+    add_dtype,
+    add_overwrite,
+    positive,
+    select_device,
+    text,
+)
 from hart.cli.printing import say
 from hart.errors import HartError
 
@@ -25,7 +35,8 @@ def add_parser(subparsers: Any) -> None:
 Let the hypernetwork read the definition and demonstrations of a task once, and save the generated
 parameters in a folder, which hart predict takes together with the frozen base alone. The task is a
 JSON file as in Super-NaturalInstructions ("Definition", "Positive Examples"), or is given in words.
-A model that was trained on P3 reads demonstrations alone, and needs no definition.""",
+A definition alone or demonstrations alone will do, with a warning where the model's training always
+had both. A model that was trained on P3 reads demonstrations alone.""",
         epilog="""\
 examples:
   hart adapt mini --task task.json --output-dir adaptations/my-task
@@ -48,6 +59,7 @@ examples:
     )
     parser.add_argument("--demonstration-groups", metavar="N", type=positive, help=GROUPS_HELP)
     parser.add_argument("--output-dir", metavar="A", type=Path, required=True, help="folder for the adaptation")
+    add_overwrite(parser, "another adaptation")
     add_base(parser)
     add_device(parser)
     add_dtype(parser)
@@ -63,13 +75,10 @@ def run(args: argparse.Namespace) -> None:
     task = _task(args)
     check_folder_target(args.output_dir, replaces=FIELDS_FILE)
     model = HartModel.from_pretrained(args.model, base=args.base, dtype=args.dtype, device=device)
-    if model.input_format.reads_definition and not task.definition.strip():
-        where = "--definition" if args.task is None else f"{args.task}: Definition"
-        raise HartError(f"{where}: the definition is empty, and {args.model} reads it; say what the task asks for")
     start = time.monotonic()
     adaptation = model.adapt(task, demonstration_groups=args.demonstration_groups)
     seconds = time.monotonic() - start
-    adaptation.save_pretrained(args.output_dir)
+    adaptation.save_pretrained(args.output_dir, overwrite=args.overwrite)
     say(f"adapted {adaptation.base} to task {task.label} in one pass of {seconds:.2f} s: {args.output_dir}")
 
 
@@ -79,7 +88,9 @@ def _task(args: argparse.Namespace) -> "Task":
     if args.task is not None:
         if args.definition is not None or args.demonstration:
             raise HartError("--task: a task file says all; leave out --definition and --demonstration, or the file")
-        return Task.from_file(args.task, needs_definition=False)
-    if args.definition is None and not args.demonstration:
-        raise HartError("no task: give --task task.json, or --definition TEXT with --demonstration INPUT OUTPUT")
+        return Task.from_file(args.task)
+    if not (args.definition or "").strip() and not args.demonstration:
+        raise HartError(
+            "no task: give --task task.json, --definition TEXT, --demonstration INPUT OUTPUT, or both of these"
+        )
     return Task(args.definition or "", args.demonstration)

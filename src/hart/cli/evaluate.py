@@ -22,6 +22,7 @@ from hart.cli.options import (
 from hart.cli.printing import say, show
 from hart.errors import HartError
 
+TASK_TEXTS = ("both", "definition", "demonstrations")
 WITH_MODEL = ("hart", "base", "base-in-context")
 WITHOUT_MODEL = ("copy-input", "copy-demonstration", "majority", "chance")
 
@@ -49,6 +50,7 @@ examples:
   hart evaluate mini --task task.json --task other.json
   hart evaluate mini --data procedural --max-instances 10 --diagnostics
   hart evaluate mini --data procedural --system base-in-context
+  hart evaluate mini --data procedural --task-text definition
   hart evaluate --data procedural --system copy-demonstration""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -98,6 +100,13 @@ examples:
         "--system", choices=(*WITH_MODEL, *WITHOUT_MODEL), default="hart", help="what is scored (default: %(default)s)"
     )
     parser.add_argument(
+        "--task-text",
+        choices=TASK_TEXTS,
+        default=TASK_TEXTS[0],
+        help="what is shown of each task: all of it, its definition alone or its demonstrations alone "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
         "--normalisation",
         choices=("sum", "mean"),
         default="sum",
@@ -144,7 +153,9 @@ def _run(args: argparse.Namespace, *, first: bool) -> None:
     device = select_device(args.device)
     if args.output is not None:
         check_file_target(args.output)
-    names = ("data", "data_dir", "subsets", "split", "validation_tasks", "data_seed", "max_instances")
+    if args.diagnostics and args.task_text != TASK_TEXTS[0]:
+        raise HartError(f"--diagnostics draws other demonstrations, and --task-text is {args.task_text}; leave one out")
+    names = ("data", "data_dir", "subsets", "split", "validation_tasks", "data_seed", "max_instances", "task_text")
     chosen = Selection(**{name: getattr(args, name) for name in (*names, "num_demonstrations")}, task_files=args.task)
     tasks = chosen.load()
     metric, details = metric_of(tasks), chosen.to_dict()

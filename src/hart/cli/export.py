@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hart.cli.options import add_base, load_base
+from hart.cli.options import add_base, add_overwrite, load_base
 from hart.cli.printing import say
 from hart.errors import HartError
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Format → a file by which an earlier export of the same form is known.
-FORMATS = {"peft": "adapter_config.json", "merged": "config.json", "safetensors": "adaptation.json"}
+FORMATS = {"peft": "hart_export.json", "merged": "hart_export.json", "safetensors": "adaptation.json"}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -41,6 +41,7 @@ examples:
     parser.add_argument("adaptation", metavar="A", help="folder that hart adapt wrote, or an id of the store")
     parser.add_argument("--format", choices=FORMATS, required=True, help="see above")
     parser.add_argument("--output-dir", metavar="P", type=Path, required=True, help="folder for the export")
+    add_overwrite(parser, "the export of another adaptation")
     parser.add_argument("--lossy", action="store_true", help="export what can be, and say what is lost")
     add_base(parser)
     parser.set_defaults(run=run)
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     check_folder_target(args.output_dir, replaces=FORMATS[args.format])
     adaptation = _load(args.adaptation)
     if args.format == "safetensors":
-        adaptation.save_pretrained(args.output_dir)
+        adaptation.save_pretrained(args.output_dir, overwrite=args.overwrite)
     else:
         import_peft()
         refuse_loss(adaptation, args.lossy)
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
         if args.base is not None:  # where the export, too, should look for it
             adaptation = replace(adaptation, base=main.name, base_revision=main.revision)
         save = save_peft if args.format == "peft" else save_merged
-        save(adaptation, main, args.output_dir, lossy=args.lossy)
+        save(adaptation, main, args.output_dir, lossy=args.lossy, overwrite=args.overwrite)
         for phrase in what_is_lost(adaptation):
             logger.warning("lost in the export: %s", phrase)
     say(f"exported {args.adaptation} as {args.format}: {args.output_dir}")

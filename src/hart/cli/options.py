@@ -107,6 +107,14 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_overwrite(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help=f"replace {what} in that folder by this one; a folder with anything else stays and is refused",
+    )
+
+
 def select_device(name: str | None) -> "torch.device":
     """`hart.runtime.devices.select_device`, which imports torch only when a command runs."""
     from hart.runtime import devices

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hart.cli.libraries import silence_libraries
 from hart.cli.options import MODEL_HELP, natural, positive, progress_bar, text
 from hart.cli.printing import say, show
 from hart.data.tables.formats import FORMATS
@@ -193,7 +194,7 @@ examples:
     limits.add_argument("--model", metavar="MODEL", help=MODEL_HELP)
     limits.add_argument("--config", metavar="CONFIG.yaml", help="configuration that is to train on them")
     check.add_argument("--format", choices=("text", "json"), default="text", help="default: %(default)s")
-    check.set_defaults(run=run_check)
+    check.set_defaults(run=run_check, light=True)  # without a model, no torch
 
 
 def run_check(args: argparse.Namespace) -> int:
@@ -218,6 +219,7 @@ def _limits(model: str | None, config: str | None) -> "Limits | None":
     if model is None and config is None:
         return None
 
+    silence_libraries()
     from hart.data.own_tasks.checking import Limits
     from hart.model.tokenization import tokenization_of_config, tokenization_of_model
     from hart.training.config import load

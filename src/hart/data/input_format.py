@@ -99,10 +99,37 @@ class InputFormat:
     def reads_definition(self) -> bool:
         return self.prompt_format == "instructions" and self.demonstrations_to != "nowhere"
 
+    def lacks(self, task: Task) -> str | None:
+        """What a task must be given before the model reads anything of it; None where it reads something already."""
+        definitions, demonstrations = self.prompt_format == "instructions", self.num_demonstrations > 0
+        if self.demonstrations_to == "nowhere" or not (definitions or demonstrations):
+            return None
+        if (definitions and task.definition.strip()) or (demonstrations and task.demonstrations):
+            return None
+        return "definition" if definitions else "demonstrations"
+
     def check_readable(self, task: Task) -> None:
-        """Raise `HartError` for a task without the definition that the model reads."""
+        """Raise `HartError` for a task of which the model would read nothing."""
+        lacking = self.lacks(task)
+        if lacking is not None:
+            problem = {"definition": "the definition is empty", "demonstrations": "has no demonstrations"}[lacking]
+            raise HartError(f"task {task.label}: {problem}, and the model reads nothing else; give it a {lacking}")
+
+    def check_whole(self, task: Task, *, sampled: bool = False) -> None:
+        """Raise `HartError` for a task without all that the model is to read in training.
+
+        Args:
+            sampled: whether demonstrations are drawn from the instances.
+        """
+        self.check_readable(task)
         if self.reads_definition and not task.definition.strip():
             raise HartError(f"task {task.label}: the definition is empty, and the model reads it; say what it asks for")
+        shows = self.demonstrations_to != "nowhere" and self.num_demonstrations and not sampled
+        if shows and not task.demonstrations:
+            raise HartError(
+                f"task {task.label}: has no demonstrations, and data.num_demonstrations is {self.num_demonstrations}; "
+                "give it some, or set that to 0"
+            )
 
     def shown(self, task: Task) -> Task:
         """The task with the demonstrations that are shown: the first ones, as the protocols have it."""
@@ -119,14 +146,23 @@ class InputFormat:
             cuts.note(f"reads {most} demonstrations", where, f"reads {most} of {count} demonstrations")
         if self.prompt_format == "prompts" and task.definition.strip():
             cuts.note("its definition is not read: this model reads demonstrations alone", where)
+        for kind in self.never_seen(task):
+            cuts.note(kind, where)
+
+    def never_seen(self, task: Task) -> list[str]:
+        """What a model of this format never met in its training, which `check_whole` had looked through."""
+        found = []
+        if self.reads_definition and not task.definition.strip():
+            found.append("has no definition, and every task of the model's training had one")
+        if self.demonstrations_to != "nowhere" and self.num_demonstrations and not task.demonstrations:
+            found.append("has no demonstrations, and every task of the model's training had some")
+        return found
 
     def encode_task(self, tokenizer: Tokenizer, task: Task, cuts: Cuts | None = None) -> list[int]:
         """Tokens of a task without a query, what the hypernetwork reads.
 
-        A definition, or a first demonstration's input, that alone is too long is cut from the end.
-
-        Raises:
-            HartError: a task without the definition that the format needs.
+        A definition that alone is too long is cut from the end; without one, the first demonstration is, of prompts
+        its input. Where nothing of the task is read (`lacks`) it is the end of sequence alone.
         """
         begin = begin_of(tokenizer)  # a decoder-only main model's, where it encodes the task itself
         if self.prompt_format == "prompts":
@@ -134,19 +170,15 @@ class InputFormat:
         return begin + self._encode_instructions(tokenizer, task, "", cuts, taken=len(begin))
 
     def encode_groups(self, tokenizer: Tokenizer, task: Task, cuts: Cuts | None = None) -> list[list[int]]:
-        """Tokens of a task for the hypernetwork: those of `encode_task` for each group of its demonstrations.
-
-        Raises:
-            HartError: as `encode_task`.
-        """
+        """Tokens of a task for the hypernetwork: those of `encode_task` for each group of its demonstrations."""
         return [self.encode_task(tokenizer, group, cuts) for group in self.groups(task)]
 
     def groups(self, task: Task) -> list[Task]:
-        """The task with each group of its demonstrations, as many as there are demonstrations for."""
+        """The task with each group of its demonstrations, as many as there are demonstrations for, at least one."""
         if self.demonstration_groups == 1:
             return [task]
         size, shown = max(1, self.num_demonstrations), task.demonstrations[: max(1, self.most_demonstrations)]
-        starts = range(0, len(shown), size)
+        starts = range(0, max(1, len(shown)), size)
         return [replace(task, demonstrations=shown[at : at + size], instances=()) for at in starts]
 
     def encode_input(
@@ -166,7 +198,7 @@ class InputFormat:
             blank: whether a query without a word is expected, as of official data; it is refused otherwise.
 
         Raises:
-            HartError: the query is empty, or a task without the definition that the format needs.
+            HartError: the query is empty.
         """
         if self.in_context:
             return self.encode_in_context(tokenizer, task, query, cuts, blank=blank)
@@ -240,16 +272,20 @@ class InputFormat:
     ) -> tuple[int, list[int]]:
         """As the function of that name; notes what is left out or has to be cut."""
         parts = pieces(task, self.num_demonstrations, self.explanations)
-        kept, tokens = _fitting(tokenizer, parts, tail, max_length)
         wanted = len(parts) - 1
+        # Where nothing else would be read, the first demonstration stays, as a definition does.
+        alone = int(not parts[0] and not tail and wanted > 0)
+        kept, tokens = _fitting(tokenizer, parts[alone:], tail, max_length)
+        shown = kept + alone
         if cuts is not None:
             limit = f"to stay within {self.max_demonstrations_length} tokens"
-            numbers = ", ".join(str(number) for number in range(kept + 1, wanted + 1))
+            numbers = ", ".join(str(number) for number in range(shown + 1, wanted + 1))
             left_out = f"left out demonstration {numbers} of {wanted}"
             if len(tokens) >= max_length:
-                kind = f"cut the end of the {'text with its query' if tail else 'definition'} {limit}"
-                cuts.note(kind, f"task {task.label}", f"{left_out} and {kind}" if kept < wanted else kind)
-            elif kept < wanted:
+                what = "text with its query" if tail else "first demonstration" if alone else "definition"
+                kind = f"cut the end of the {what} {limit}"
+                cuts.note(kind, f"task {task.label}", f"{left_out} and {kind}" if shown < wanted else kind)
+            elif shown < wanted:
                 cuts.note(f"left out demonstrations {limit}", f"task {task.label}", f"{left_out} {limit}")
         return kept, tokens
 
@@ -321,7 +357,7 @@ def _note_length(tokens: list[int], limit: int, eos: bool, what: str, cuts: Cuts
 
 
 def _fitting(tokenizer: Tokenizer, parts: Sequence[str], tail: str, max_length: int) -> tuple[int, list[int]]:
-    """How many demonstrations fit behind the definition, and the tokens of the text with them.
+    """How many parts fit behind the first one, which is never left out, and the tokens of the text with them.
 
     Only the tokens of the whole text count, which are not those of its pieces one after the other. A longer list has
     never fewer of them, so the number is searched for: most often the first try is right, and the one above it.

@@ -4,7 +4,9 @@ The format is Tk-Instruct's "Def+2Pos" (section 4.1; Wang et al. 2022), white sp
 definition, a blank line, then the first positive examples, each introduced by a line that begins
 with a space. Texts are stripped and closed with a full stop unless they end in punctuation. For
 in-context models the query follows, unanswered. The hypernetwork reads the text without a query,
-the main model the raw query alone (as HINT does).
+the main model the raw query alone (as HINT does). Of a task without a definition the definition's
+line and the blank line are left out, of one without demonstrations these, as Tk-Instruct's code
+leaves out what its settings do not ask for.
 
 P3's rows are whole prompts already (section 4.2), so there the format is "prompts": the input and
 then the target of each demonstration, as T0 reads and writes them. No definition is read.
@@ -96,12 +98,10 @@ def render_in_context(task: Task, query: str, *, num_demonstrations: int = 2, ex
 
 
 def pieces(task: Task, num_demonstrations: int, explanations: bool) -> list[str]:
-    """The definition, and each demonstration that is wanted."""
-    if not task.definition.strip():
-        raise HartError(f"task {task.label}: the definition is empty; say what the task asks for")
+    """The definition, empty where there is none, and each demonstration that is wanted."""
     chosen = enumerate(task.demonstrations[:num_demonstrations], start=1)
     return [
-        _sentence("Definition: ", task.definition) + "\n\n",
+        _sentence("Definition: ", task.definition) + "\n\n" if task.definition.strip() else "",
         *(_example(i, each, explanations) for i, each in chosen),
     ]
 

@@ -122,7 +122,7 @@ class TrainingDataset(Examples):
             self._positions.append(_check(task, queries_per_task, shots, told))
             for each in (form, teacher):
                 if each is not None:
-                    each.check_readable(task)
+                    each.check_whole(task, sampled=self._samples)
         self._tokenizer = tokenizer
         self._reader = tokenizer if reader is None else reader
         self._form = form

@@ -1,11 +1,10 @@
 """A task: its definition, its demonstrations and, where there are any, its instances.
 
 The file format is that of Super-NaturalInstructions (S-NI): one JSON object per task with the keys
-``Definition``, ``Positive Examples``, ``Categories`` and ``Instances``. A custom task needs only
+``Definition``, ``Positive Examples``, ``Categories`` and ``Instances``. A custom task needs one of
 the first two; a multiple-choice task adds ``choices`` to its instances, or ``Choices`` for all of
-them, and needs no definition if its model reads none (P3, section 4.2). Everything else in the file
-(sources, licences, negative examples) is ignored: the paper's hypernetwork reads definition and
-positive demonstrations alone (section 4.1, "Def+2Pos").
+them. Everything else in the file (sources, licences, negative examples) is ignored: the paper's
+hypernetwork reads definition and positive demonstrations alone (section 4.1, "Def+2Pos").
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -71,11 +70,11 @@ class Task:
     ``demonstrations`` may be given as `Demonstration`, as ``(input, output)`` or
     ``(input, output, explanation)``, or as mappings with those keys; they are stored as
     `Demonstration`. Tasks are immutable and hashable. ``definition`` is empty where the demonstrations
-    say all there is (P3). ``instances`` may be any sequence that is never changed, such as rows that
-    stay on the disk; a list is stored as a tuple.
+    say all there is (P3), ``demonstrations`` where the definition does. ``instances`` may be any sequence
+    that is never changed, such as rows that stay on the disk; a list is stored as a tuple.
 
     Raises:
-        HartError: there is no demonstration, or one is malformed.
+        HartError: there is neither a definition nor a demonstration, or one is malformed.
     """
 
     definition: str
@@ -89,7 +88,7 @@ class Task:
     def __init__(
         self,
         definition: str,
-        demonstrations: Iterable[DemonstrationLike],
+        demonstrations: Iterable[DemonstrationLike] = (),
         name: str = "",
         categories: Iterable[str] = (),
         instances: Iterable[Instance] = (),
@@ -105,8 +104,8 @@ class Task:
             _demonstration(item, f"{where}: demonstration {number}")
             for number, item in enumerate(demonstrations, start=1)
         )
-        if not normalised:
-            raise HartError(f"{where}: no demonstrations; give at least one (input, output) pair")
+        if not definition.strip() and not normalised:
+            raise HartError(f"{where}: has neither a definition nor demonstrations; give at least one of the two")
         object.__setattr__(self, "definition", definition)
         object.__setattr__(self, "demonstrations", normalised)
         object.__setattr__(self, "name", name)
@@ -125,7 +124,7 @@ class Task:
         """How messages call the task: its name, or else how its definition or first demonstration begins."""
         if self.name:
             return self.name
-        words = " ".join((self.definition or self.demonstrations[0].input).split())
+        words = " ".join((self.definition.strip() or self.demonstrations[0].input).split())
         return f"'{words}'" if len(words) <= 40 else f"'{words[:40]}…'"
 
     @property
@@ -134,11 +133,8 @@ class Task:
         return bool(self.instances) and bool(self.instances[0].choices)
 
     @classmethod
-    def from_file(cls, path: str | Path, *, needs_definition: bool = True) -> "Task":
+    def from_file(cls, path: str | Path) -> "Task":
         """Read a task file; the task is named after the file.
-
-        Args:
-            needs_definition: False where the model that is to read the task reads no definitions.
 
         Raises:
             HartError: the file cannot be read, is not JSON, or is not a task (see `from_dict`).
@@ -151,30 +147,30 @@ class Task:
         except OSError as error:
             raise HartError(f"{path}: cannot read the task file ({error.strerror})") from None
         content = parse_json(text, str(path), "a task file", whole=False)
-        return cls.from_dict(content, source=str(path), name=path.stem, needs_definition=needs_definition)
+        return cls.from_dict(content, source=str(path), name=path.stem)
 
     @classmethod
-    def from_dict(
-        cls, content: Mapping[str, Any], *, source: str, name: str = "", needs_definition: bool = True
-    ) -> "Task":
+    def from_dict(cls, content: Mapping[str, Any], *, source: str, name: str = "") -> "Task":
         """Build a task from the official S-NI keys; ``source`` names the origin in messages.
 
         ``Definition`` may be a list of texts, of which the first counts, or one text. Instances
-        and categories may be missing; so may the definition, unless it is needed. An instance's
-        ``choices``, or the ``Choices`` of all, must hold one of its outputs.
+        and categories may be missing; so may the definition or the demonstrations, not both. An
+        instance's ``choices``, or the ``Choices`` of all, must hold one of its outputs.
 
         Raises:
-            HartError: a key is missing, empty or of the wrong type, an instance has no output, or
-                choices are fewer than two, without the answer, or missing in some instances only.
+            HartError: a key is of the wrong type, there is neither a definition nor a demonstration,
+                an instance has no output, or choices are fewer than two, without the answer, or
+                missing in some instances only.
         """
         if not isinstance(content, Mapping):
             raise HartError(f"{source}: a task must be a JSON object, not {_kind(content)}")
-        definition = content.get("Definition")
-        absent = not needs_definition and definition in (None, "", [], [""])
+        definition, demonstrations = _definition(content, source), _positive_examples(content, source)
+        if not definition and not demonstrations:
+            raise HartError(f"{source}: Definition and Positive Examples are both missing or empty; give one of them")
         instances = _instances(content, source)
         return cls(
-            definition="" if absent else _definition(content, source),
-            demonstrations=_positive_examples(content, source),
+            definition=definition,
+            demonstrations=demonstrations,
             name=name,
             categories=[
                 _text(item, f"{source}: Categories[{index}]")
@@ -213,21 +209,16 @@ class Task:
 
 
 def _definition(content: Mapping[str, Any], source: str) -> str:
+    """Empty where it is missing or blank."""
     value = content.get("Definition")
-    if isinstance(value, list) and value:
-        value = value[0]
-    if value is None or value == []:
-        raise HartError(f"{source}: Definition is missing; say there what the task asks for")
-    definition = _text(value, f"{source}: Definition")
-    if not definition.strip():
-        raise HartError(f"{source}: Definition is empty; say there what the task asks for")
-    return definition
+    if isinstance(value, list):
+        value = value[0] if value else None
+    definition = "" if value is None else _text(value, f"{source}: Definition")
+    return definition if definition.strip() else ""
 
 
 def _positive_examples(content: Mapping[str, Any], source: str) -> list[Demonstration]:
     examples = _list(content.get("Positive Examples", []), "Positive Examples", source)
-    if not examples:
-        raise HartError(f"{source}: Positive Examples is missing or empty; give at least one with input and output")
     where = f"{source}: Positive Examples"
     for index, example in enumerate(examples):
         if not isinstance(example, Mapping):

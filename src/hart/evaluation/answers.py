@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hart.data.tasks import Task
+from hart.errors import HartError
 from hart.evaluation.base import Metric, Results, System
 from hart.evaluation.metrics import exact_match, has_words, rouge_l
 
@@ -132,7 +133,13 @@ def copy_input(task: Task) -> list[str]:
 
 
 def copy_demonstration(task: Task) -> list[str]:
-    """Baseline that answers each query with the output of the task's first demonstration."""
+    """Baseline that answers each query with the output of the task's first demonstration.
+
+    Raises:
+        HartError: the task has none.
+    """
+    if not task.demonstrations:
+        raise HartError(f"task {task.label}: has no demonstrations whose output could be copied; take copy-input")
     return [task.demonstrations[0].output] * len(task.instances)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from hart.data.prompts import Cuts
 from hart.data.tasks import Demonstration, Task
 from hart.errors import HartError
-from hart.evaluation.other_adaptations import ANOTHER_TASK, IN_WORDS, OWN, other_adaptations
+from hart.evaluation.other_adaptations import other_adaptations
 from hart.evaluation.run import evaluate, metric_of
 from hart.evaluation.states import (
     collapses,
@@ -31,6 +31,7 @@ from hart.evaluation.states import (
     variance_shares,
 )
 from hart.evaluation.systems import hart_system
+from hart.evaluation.words import ANOTHER_TASK, CAUSES, IN_WORDS, OWN
 from hart.hypernetwork.network import HyperNetwork
 from hart.model.hart_model import HartModel
 from hart.peft.base import MainShape
@@ -43,15 +44,6 @@ SETS = 4
 
 PASS = 8
 """Tasks that the hypernetwork reads together."""
-
-CAUSES = {
-    "stacks": "stacks",
-    "layers": "layers",
-    "tasks": "tasks, alike in all layers",
-    "tasks_by_layer": "tasks, another in each layer",
-    "demonstrations": "demonstrations of a task",
-}
-"""The shares of `variance_shares` in words."""
 
 
 @dataclass(frozen=True)

@@ -6,24 +6,11 @@ from random import Random
 
 from hart.data.prompts import Cuts
 from hart.data.tasks import Demonstration, Task
+from hart.evaluation.words import ANOTHER_TASK, OWN
 from hart.model.adaptation import Adaptation
 from hart.model.hart_model import HartModel
 
 Adapt = Callable[[Task], Adaptation]
-
-OWN, ANOTHER_TASK = "own", "another_task"
-
-IN_WORDS = {
-    OWN: "own",
-    ANOTHER_TASK: "another task's",
-    "shuffled_demonstrations": "own demonstrations in another order",
-    "other_demonstrations": "other demonstrations of the task",
-    "parameters_only": "parameters only",
-    "memory_only": "memory only",
-    "another_tasks_parameters": "own memory, another task's parameters",
-    "another_tasks_memory": "own parameters, another task's memory",
-}
-"""Every kind of adaptation in words."""
 
 
 def other_adaptations(model: HartModel, tasks: Sequence[Task], seed: int) -> dict[str, Adapt]:

@@ -30,6 +30,7 @@ class Selection:
         validation_tasks, data_seed: as `data.validation_tasks` and `data.seed` in training.
         max_instances: of each task; None: the collection's `test_instances`, of files all.
         num_demonstrations: drawn for each task of a collection without fixed ones.
+        task_text: what is shown of each task: "both", its "definition" alone or its "demonstrations" alone.
 
     Raises:
         hart.runtime.sections.FieldError: names the attribute.
@@ -44,6 +45,7 @@ class Selection:
     data_seed: int = 0
     max_instances: int | None = None
     num_demonstrations: int = SHOTS
+    task_text: str = "both"
 
     def __post_init__(self) -> None:
         if (self.data is None) == (not self.task_files):
@@ -90,11 +92,30 @@ class Selection:
         Raises:
             HartError: files are missing or malformed, a file has no instances, or some have choices and some none.
         """
+        return [self._shown(task) for task in self._load()]
+
+    def _shown(self, task: Task) -> Task:
+        """The task with what is shown of it alone.
+
+        Raises:
+            HartError: it has nothing of that.
+        """
+        try:
+            match self.task_text:
+                case "definition":
+                    return replace(task, demonstrations=())
+                case "demonstrations":
+                    return replace(task, definition="")
+        except HartError:
+            raise FieldError("task_text", f"is {self.task_text}, and task {task.label} has none") from None
+        return task
+
+    def _load(self) -> list[Task]:
         if self.data is not None:
             config = self._config(self.data)
             return config.source.load(config, self.split)
         files = self.task_files or ()
-        tasks = [Task.from_file(path, needs_definition=False) for path in files]
+        tasks = [Task.from_file(path) for path in files]
         for path, task in zip(files, tasks, strict=True):
             if not task.instances:
                 raise HartError(f"{path}: has no Instances, nothing to evaluate on")

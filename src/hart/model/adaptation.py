@@ -23,7 +23,7 @@ from hart.errors import HartError
 from hart.model.weights import read_tensors
 from hart.peft.base import Blocks, PeftKind, build_kinds
 from hart.runtime.files import content_of, new_directory, read_json, sha256, write_json
-from hart.runtime.identity import same_base
+from hart.runtime.fingerprints import same_base
 
 FIELDS_FILE = "adaptation.json"
 TENSORS_FILE = "adaptation.safetensors"
@@ -96,10 +96,7 @@ class Adaptation:
         Raises:
             HartError: an entry's task is no task.
         """
-        return [
-            Task.from_dict(task, source="adaptation", name=str(task.get("name", "")), needs_definition=False)
-            for task in self.tasks
-        ]
+        return [Task.from_dict(task, source="adaptation", name=str(task.get("name", ""))) for task in self.tasks]
 
     def __getitem__(self, entry: int) -> Self:
         """The adaptation of one task; negative numbers count from the end."""
@@ -170,18 +167,21 @@ class Adaptation:
             kept=self.kept and _of_both(self.kept, lambda part: part.to(device, dtype)),
         )
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write `adaptation.safetensors` and `adaptation.json` into `folder`, all or nothing.
 
         A folder that is empty, or holds an earlier adaptation of the same tasks by the same model,
         is replaced.
+
+        Args:
+            overwrite: whether any other adaptation is, too; a folder with anything else never.
 
         Raises:
             HartError: `folder` exists with other content, or cannot be written.
         """
         folder = Path(folder)
         fields = self._fields()
-        _refuse_other(folder, fields)
+        _refuse_other(folder, fields, overwrite)
         with new_directory(folder, replaces=FIELDS_FILE) as partial:
             tensors = {k: v.detach().cpu().contiguous() for k, v in self._tensors().items()}
             save_file(tensors, partial / TENSORS_FILE)
@@ -316,13 +316,15 @@ def _input_format(fields: dict[str, Any]) -> InputFormat:
         raise HartError(f"adaptation: in_context has a value of the wrong type ({error})") from None
 
 
-def _refuse_other(folder: Path, fields: dict[str, Any]) -> None:
-    """Raise `HartError` if `folder` holds something else than an earlier adaptation with the same fields."""
+def _refuse_other(folder: Path, fields: dict[str, Any], overwrite: bool) -> None:
+    """Raise `HartError` if `folder` holds something else than an adaptation, or one with other fields."""
     if not folder.is_dir() or not content_of(folder):
         return
-    refusal = HartError(f"{folder}: exists with other content; give a new folder")
     if content_of(folder) != {FIELDS_FILE, TENSORS_FILE}:
-        raise refusal
+        raise HartError(f"{folder}: exists with other content; give a new folder")
+    if overwrite:
+        return
+    refusal = HartError(f"{folder}: holds another adaptation; give a new folder, or --overwrite (overwrite=True)")
     try:
         found, _ = _read_fields(folder)
     except HartError:

@@ -30,6 +30,7 @@ def adapt(model: "HartModel", tasks: Sequence[Task], form: InputFormat, cuts: Cu
     """`HartModel.adapt` of tasks that are read in a given format."""
     told = Cuts() if cuts is None else cuts
     for each in tasks:
+        form.check_readable(each)
         form.note_unread(each, told)
     made = read(model, tasks, form, told) if model.hypernetwork is not None else None
     if cuts is None:
@@ -53,7 +54,8 @@ class IncrementalTask:
 
     Demonstrations are read in groups of as many as the model was trained to show, each group behind the definition, and
     generation attends to all groups, in no order. So the encoder's work in `add` depends on what is added alone, and
-    that of `adaptation` on how much was read. A group is closed with the call that began it.
+    that of `adaptation` on how much was read. A group is closed with the call that began it. A definition alone is read
+    by itself only where nothing was added to it.
 
         growing = model.incremental(task)
         growing.add([("plum lion", "plum")]).adaptation()
@@ -78,7 +80,8 @@ class IncrementalTask:
         self._memories: list[Tensor] = []
         self._groups = 0
         self.task = replace(task, instances=())
-        self._read(task.demonstrations)
+        if task.demonstrations:
+            self._read(task.demonstrations)
 
     def add(self, demonstrations: Sequence[Demonstration | tuple[str, str]]) -> Self:
         """Read more demonstrations, in groups of their own.
@@ -96,6 +99,8 @@ class IncrementalTask:
     def adaptation(self) -> Adaptation:
         """What adapts the main model after all that was read: one pass of the hypernetwork's decoder."""
         network = _network(self._model)
+        if not self._memories:
+            return self._model.adapt(self.task)
         memory = torch.cat(self._memories)[None]
         with torch.no_grad(), evaluating(network):
             made = network.generate_blocks(memory, memory.new_ones(memory.shape[:2], dtype=torch.int64))

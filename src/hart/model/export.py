@@ -10,9 +10,13 @@ ours side by side, and zeros where one has nothing to do with an output.
 """
 
 import copy
+import hashlib
 import io
+import json
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,7 +35,7 @@ from hart.peft.base import MainShape
 from hart.peft.ia3 import Ia3
 from hart.peft.lora import Lora
 from hart.peft.prefix import Prefix
-from hart.runtime.files import new_directory
+from hart.runtime.files import new_directory, read_json, write_json
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -97,28 +101,67 @@ def merge(adaptation: Adaptation, main: MainModel, *, lossy: bool = False) -> Pr
     return merged
 
 
-def save_peft(adaptation: Adaptation, main: MainModel, folder: str | Path, *, lossy: bool = False) -> None:
+def save_peft(
+    adaptation: Adaptation, main: MainModel, folder: str | Path, *, lossy: bool = False, overwrite: bool = False
+) -> None:
     """Write adapter_config.json and adapter_model.safetensors, which `PeftModel.from_pretrained` takes.
+
+    Args:
+        overwrite: whether a folder with the export of another adaptation is replaced.
 
     Raises:
         HartError: as `to_peft`, or the folder exists with other content, or cannot be written.
     """
     model = to_peft(adaptation, main, lossy=lossy)
-    with new_directory(folder, replaces="adapter_config.json") as partial:
+    with _new_export(adaptation, folder, "peft", overwrite) as partial:
         model.save_pretrained(str(partial))
         (partial / "README.md").write_text(_peft_card(adaptation), encoding="utf-8")
 
 
-def save_merged(adaptation: Adaptation, main: MainModel, folder: str | Path, *, lossy: bool = False) -> None:
+def save_merged(
+    adaptation: Adaptation, main: MainModel, folder: str | Path, *, lossy: bool = False, overwrite: bool = False
+) -> None:
     """Write the merged model of `merge` and the tokenizer as a plain checkpoint.
+
+    Args:
+        overwrite: whether a folder with the export of another adaptation is replaced.
 
     Raises:
         HartError: as `merge`, or the folder exists with other content, or cannot be written.
     """
     model = merge(adaptation, main, lossy=lossy)
-    with new_directory(folder, replaces="config.json") as partial:
+    with _new_export(adaptation, folder, "merged", overwrite) as partial:
         model.save_pretrained(partial)
         main.tokenizer.save_pretrained(partial)
+
+
+EXPORT_FILE = "hart_export.json"
+"""What tells an export from an adapter or a checkpoint of somebody else, and says what it was made of."""
+
+
+@contextmanager
+def _new_export(adaptation: Adaptation, folder: str | Path, form: str, overwrite: bool) -> Iterator[Path]:
+    """A folder to fill, with `EXPORT_FILE`; an earlier export of the same is replaced, of another if asked to.
+
+    Raises:
+        HartError: it exists with other content, or cannot be written.
+    """
+    folder = Path(folder)
+    names = ("base", "base_fingerprint", "model")
+    # Not the tasks themselves: their demonstrations may be nobody else's business.
+    tasks = hashlib.sha256(json.dumps(adaptation.tasks, sort_keys=True).encode()).hexdigest()
+    about = {"format": form, **{name: getattr(adaptation, name) for name in names}, "tasks_sha256": tasks}
+    found: dict[str, Any] = {}
+    if (folder / EXPORT_FILE).is_file():
+        content = read_json(folder / EXPORT_FILE, "what hart export wrote")
+        found = content if isinstance(content, dict) else {}
+    files = found.pop("files", [])
+    if found and found != about and not overwrite:
+        raise HartError(f"{folder}: holds the export of another adaptation; give a new folder, or --overwrite")
+    with new_directory(folder, replaces=EXPORT_FILE, drops=[str(name) for name in files]) as partial:
+        yield partial
+        names_written = sorted(each.name for each in partial.iterdir())
+        write_json(partial / EXPORT_FILE, {**about, "files": names_written}, indent=1)
 
 
 def refuse_loss(adaptation: Adaptation, lossy: bool) -> None:

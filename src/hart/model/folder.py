@@ -30,7 +30,7 @@ from hart.model.peft_source import CONFIG_FILE, WEIGHTS_FILE, PeftSource, load_p
 from hart.peft.base import PeftKind
 from hart.peft.learned import LearnedWeights
 from hart.runtime.files import read_json
-from hart.runtime.identity import difference, same_base
+from hart.runtime.fingerprints import difference, same_base
 
 MAIN_FOLDER, READER_FOLDER = "main", "tokenizer"
 PLAIN_MODEL_TYPE = "hart-system"

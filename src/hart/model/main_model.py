@@ -37,7 +37,8 @@ from hart.model.modes import evaluating
 from hart.peft.architectures import architecture, dropouts
 from hart.peft.base import Blocks, MainShape, PeftKind, check_blocks
 from hart.peft.injection import Binding, Site, attach, binding, checkpoint_contexts
-from hart.runtime.identity import difference, fingerprint, same_base, trace
+from hart.runtime.fingerprints import difference, same_base
+from hart.runtime.identity import fingerprint, trace
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """What tells one base from another: its weights and its tokenizer. One definition for models, adaptations and servers.
 
 A fingerprint is `WEIGHTS-TOKENIZER`, two hex digests. Models and adaptations of earlier versions have the first part
-alone, and are compared by it.
+alone, and are compared by it (`hart.runtime.fingerprints`).
 """
 
 import hashlib
@@ -33,17 +33,6 @@ def fingerprint(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> str:
     checkpoint has the same fingerprint whether it is loaded as float32 or as bfloat16.
     """
     return f"{_weights_digest(model)}-{tokenizer_digest(tokenizer)[:16]}"
-
-
-def same_base(one: str, other: str) -> bool:
-    """Whether two fingerprints stand for the same weights and the same tokenizer, as far as both say."""
-    mine, theirs = one.split("-"), other.split("-")
-    return all(a == b for a, b in zip(mine, theirs, strict=False))
-
-
-def difference(one: str, other: str) -> str:
-    """What two different fingerprints say, to follow "whose": the weights differ, or only the tokenizer does."""
-    return "weights differ" if one.split("-")[0] != other.split("-")[0] else "tokenizer differs"
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

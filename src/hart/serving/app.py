@@ -161,7 +161,10 @@ def _add_adaptations(app: APIRouter, engine: Engine, settings: Settings) -> None
             assert adapted.record is not None
             exchange().note(adapted.id)
             response.status_code = 201 if adapted.new else 200
-            return schemas.AdaptOut(**_shown(adapted.record), new=adapted.new, demonstrations_read=read)
+            lacks = engine.form.never_seen(task)
+            return schemas.AdaptOut(
+                **_shown(adapted.record), new=adapted.new, demonstrations_read=read, never_seen=lacks
+            )
 
         return await within(request, settings.time_limit, work())
 

@@ -64,15 +64,18 @@ class Checks:
         """How many demonstrations the model will read.
 
         Raises:
-            HartError: the model needs a definition and there is none, or it is too long.
+            HartError: the model would read nothing of it, or what stands first is too long.
         """
         limit, form = self._form.max_demonstrations_length, self._form
+        lacking = form.lacks(task)
+        if lacking is not None:
+            raise HartError(f"{lacking}: empty, and this model reads nothing else of a task")
         if form.prompt_format == "instructions":
-            if not task.definition.strip():
-                raise HartError("definition: is empty, and this model reads it; say what the task asks for")
-            alone = len(self._encode_task(task, 0))
+            defined = bool(task.definition.strip())
+            first = "definition" if defined else "demonstrations.0"
+            alone = len(self._encode_task(task, 0 if defined else 1))
             if alone > limit:
-                raise HartError(f"definition: has {alone} tokens with its heading, the model reads {limit}")
+                raise HartError(f"{first}: has {alone} tokens with its heading, the model reads {limit}")
         return sum(map(self._read, form.groups(task)))
 
     def _read(self, task: Task) -> int:

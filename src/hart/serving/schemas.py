@@ -90,10 +90,16 @@ class DemonstrationIn(Request):
 
 
 class TaskIn(Request):
-    """A task: what it asks for, and solved examples."""
+    """A task: what it asks for, solved examples, or both."""
 
     definition: MaybeEmpty = Field("", examples=["Keep only the fruits."])
-    demonstrations: list[DemonstrationIn] = Field(min_length=1, max_length=MAX_DEMONSTRATIONS)
+    demonstrations: list[DemonstrationIn] = Field([], max_length=MAX_DEMONSTRATIONS)
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if not self.definition.strip() and not self.demonstrations:
+            raise ValueError("definition: is empty, and there are no demonstrations; give at least one of the two")
+        return self
 
     def to_task(self) -> Task:
         return Task(self.definition, [each.model_dump() for each in self.demonstrations])
@@ -247,6 +253,7 @@ class AdaptationOut(Model):
 class AdaptOut(AdaptationOut):
     new: bool = Field(description="false where it was there already")
     demonstrations_read: int = Field(description="how many of the task's demonstrations the model reads")
+    never_seen: list[str] = Field([], description="what the task lacks that every task of the model's training had")
 
 
 class AdaptationsOut(Model):

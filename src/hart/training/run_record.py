@@ -14,7 +14,7 @@ from hart.data.segments import PATTERNS
 from hart.data.tasks import Instance, Task
 from hart.errors import HartError
 from hart.runtime.files import write_json
-from hart.runtime.identity import difference, same_base
+from hart.runtime.fingerprints import difference, same_base
 from hart.training.config import RunConfig
 
 RECORD_FILE = "run.json"

@@ -1,6 +1,7 @@
 """A folder checked: what is counted, what training refuses, and the same cuts as training tells."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,18 @@ def test_sampled_demonstrations_need_enough_rows(folder: Path, tiny_tokenizer) -
     limits = Limits(InputFormat(), tiny_tokenizer, tiny_tokenizer, demonstrations="sampled", queries_per_task=2)
     refused = check_folder(folder, limits).refused
     assert len(refused) == 2 and all("too few to sample demonstrations" in line for line in refused)
+
+
+def test_tasks_of_one_part_are_told(folder: Path, tiny_tokenizer) -> None:
+    for name, part in (("good", {"definition": ""}), ("bad", {"demonstrations": ()})):
+        path = folder / "tasks" / f"{name}.json"
+        replace(Task.from_file(path), **part).save(path)
+    report = check_folder(folder)
+    assert report.warnings["has no definition; a model that reads definitions cannot be trained on it"] == ["good"]
+    assert report.warnings["has no demonstrations; to train on it, data.num_demonstrations must be 0"] == ["bad"]
+    assert report.refused == []
+    refused = check_folder(folder, Limits(InputFormat(), tiny_tokenizer, tiny_tokenizer)).refused
+    assert ["the definition is empty" in refused[0], "has no demonstrations" in refused[1]] == [True, True]
+    form = InputFormat(num_demonstrations=0)
+    (line,) = check_folder(folder, Limits(form, tiny_tokenizer, tiny_tokenizer)).refused
+    assert "task good: the definition is empty" in line

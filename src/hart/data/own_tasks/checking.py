@@ -246,6 +246,10 @@ def _count(task: Task, official: str, report: Report, tested: "_Tested") -> None
         if number:
             setattr(counts, what, getattr(counts, what) + number)
             report.warn(_WARNINGS[what], task.name)
+    if not task.definition.strip():
+        report.warn("has no definition; a model that reads definitions cannot be trained on it", task.name)
+    if not task.demonstrations:
+        report.warn("has no demonstrations; to train on it, data.num_demonstrations must be 0", task.name)
     if any(not each.output.strip() for each in task.demonstrations):
         report.warn("has a demonstration with an empty output", task.name)
 

@@ -17,11 +17,12 @@ from hart.runtime.files.writing import PREFIX, new_name, reason, stat_of, try_fo
 
 
 @contextmanager
-def new_directory(path: str | Path, *, replaces: str) -> Iterator[Path]:
+def new_directory(path: str | Path, *, replaces: str, drops: Collection[str] = ()) -> Iterator[Path]:
     """An empty folder to fill, which becomes `path` when the block ends without an error.
 
     A folder that stands there is replaced if it is empty, or if it has a file called `replaces` and nothing that the
-    new folder has not: so only an earlier version of the same is ever deleted. It keeps its mode. Where it must not
+    new folder has not, but for the names in `drops`: so only an earlier version of the same is ever deleted. It keeps
+    its mode. Where it must not
     move (it is empty, a mount point, the working directory, or in a folder of others), it is filled where it is, the
     file `replaces` last. A symbolic link to a folder stays one. Files get the modes that an ordinary `open` would give.
 
@@ -40,7 +41,7 @@ def new_directory(path: str | Path, *, replaces: str) -> Iterator[Path]:
         new.mkdir()
         yield new
         ordinary_modes(new)
-        _refuse_other_content(path, replaces, {each.name for each in new.iterdir()})
+        _refuse_other_content(path, replaces, {*drops, *(each.name for each in new.iterdir())})
         _put(new, target, old, replaces)
     except Exception as error:
         if not _of_the_disk(error):

@@ -77,8 +77,9 @@ function readTask() {
       throw new Error(`Demonstration ${index + 1} needs both an input and an output.`);
     }
   });
-  if (!demonstrations.length) throw new Error("Give at least one demonstration.");
-  return { definition: $("definition").value, demonstrations };
+  const definition = $("definition").value;
+  if (!demonstrations.length && !definition.trim()) throw new Error("Give a definition, a demonstration, or both.");
+  return { definition, demonstrations };
 }
 
 // A changed task is not the one that was adapted to.
@@ -118,8 +119,9 @@ async function adapt() {
   const milliseconds = (1000 * adaptation.seconds).toFixed(adaptation.seconds < 0.01 ? 1 : 0);
   const given = task.demonstrations.length;
   const read = adaptation.demonstrations_read < given ? ` The model read ${adaptation.demonstrations_read} of ${given} demonstrations.` : "";
+  const lacks = adaptation.never_seen.map((each) => ` The task ${each}.`).join("");
   const known = adaptation.new ? "Adapted" : "Known already: adapted";
-  $("adapted").textContent = `${known} in one forward pass of ${milliseconds} ms.${read}`;
+  $("adapted").textContent = `${known} in one forward pass of ${milliseconds} ms.${read}${lacks}`;
   asking(true);
   $("id").textContent = adaptation.id;
   $("keep").hidden = false;

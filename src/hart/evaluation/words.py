@@ -1,0 +1,24 @@
+"""What the diagnostics are called in files and in tables; without torch, for those who only read results."""
+
+OWN, ANOTHER_TASK = "own", "another_task"
+
+IN_WORDS = {
+    OWN: "own",
+    ANOTHER_TASK: "another task's",
+    "shuffled_demonstrations": "own demonstrations in another order",
+    "other_demonstrations": "other demonstrations of the task",
+    "parameters_only": "parameters only",
+    "memory_only": "memory only",
+    "another_tasks_parameters": "own memory, another task's parameters",
+    "another_tasks_memory": "own parameters, another task's memory",
+}
+"""Every kind of adaptation in words."""
+
+CAUSES = {
+    "stacks": "stacks",
+    "layers": "layers",
+    "tasks": "tasks, alike in all layers",
+    "tasks_by_layer": "tasks, another in each layer",
+    "demonstrations": "demonstrations of a task",
+}
+"""The shares of `hart.evaluation.states.variance_shares` in words."""
