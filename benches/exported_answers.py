@@ -1,10 +1,11 @@
 """Do adapters that `hart export` wrote answer as the model that generated them, in a process that never imports hart?
 
-    python benches/exported_answers.py MODEL --output-dir DIR [--data procedural] [--queries 20]
+    python benches/exported_answers.py MODEL --output-dir DIR [--data procedural] [--queries 20] [--vllm PYTHON]
 
 For each unseen task of the collection, the adaptation's own answers (greedy, one query at a time) and its PEFT adapter
 are written; then a second process with transformers and peft alone loads the base and each adapter, and answers the
-same queries. Printed: tasks, queries, equal answers, exact match of both.
+same queries. With --vllm, the interpreter of an environment with vLLM, that server's engine is asked too, all queries
+of a task in one batch. Printed: tasks, queries, equal answers, exact match of each.
 """
 
 import argparse
@@ -43,6 +44,26 @@ assert not [name for name in sys.modules if name.split(".")[0] == "hart"]
 (folder / "answers.json").write_text(json.dumps(answers))
 """
 
+VLLM = """
+import json, sys
+from pathlib import Path
+from vllm import LLM, SamplingParams
+from vllm.lora.request import LoRARequest
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    content = json.loads((folder / "queries.json").read_text())
+    tasks = content["tasks"].items()
+    engine = LLM(model=content["base"], enable_lora=True, max_lora_rank=8, dtype="float32", enforce_eager=True)
+    sampling = SamplingParams(temperature=0, max_tokens=content["max_new_tokens"])
+    answers = {}
+    for number, (name, queries) in enumerate(tasks, start=1):
+        lora = LoRARequest(name, number, str(folder / "adapters" / name))
+        made = engine.generate([query + content["end"] for query in queries], sampling, lora_request=lora)
+        answers[name] = [each.outputs[0].text for each in made]
+    (folder / "answers_vllm.json").write_text(json.dumps(answers))
+"""
+
 
 def write(model_name: str, collection: str, queries: int, folder: Path) -> dict[str, tuple[list[str], list[str]]]:
     """Adapters and queries in `folder`; each task's own answers and the right ones."""
@@ -79,19 +100,29 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--data", default="procedural")
     parser.add_argument("--queries", type=int, default=20)
+    parser.add_argument("--vllm", metavar="PYTHON")
     arguments = parser.parse_args()
     folder: Path = arguments.output_dir
     folder.mkdir(parents=True)
     own = write(arguments.model, arguments.data, arguments.queries, folder)
     subprocess.run([sys.executable, "-c", OTHER, str(folder)], check=True)
-    theirs = json.loads((folder / "answers.json").read_text(encoding="utf-8"))
-    pairs = [
-        pair for name, (answers, rights) in own.items() for pair in zip(answers, theirs[name], rights, strict=True)
-    ]
-    print(f"{len(own)} tasks, {len(pairs)} queries; the same answer to {sum(a == b for a, b, _ in pairs)}")
-    for name, index in (("hart", 0), ("peft", 1)):
-        right = sum(pair[index].strip() == pair[2] for pair in pairs)
-        print(f"exact match, {name}: {right / len(pairs):.3f}")
+    said = {"peft": "answers.json"}
+    if arguments.vllm:
+        script = folder / "ask_vllm.py"  # a file, because the engine starts its worker from it
+        script.write_text(VLLM, encoding="utf-8")
+        subprocess.run([arguments.vllm, script, folder], check=True)
+        said["vllm"] = "answers_vllm.json"
+    right = [right for _, rights in own.values() for right in rights]
+    answers = {"hart": [answer for answers, _ in own.values() for answer in answers]}
+    for name, file in said.items():
+        content = json.loads((folder / file).read_text(encoding="utf-8"))
+        answers[name] = [answer for task in own for answer in content[task]]
+    print(f"{len(own)} tasks, {len(right)} queries")
+    for name, theirs in answers.items():
+        # Engines differ in whether the space before the first word counts.
+        pairs = [(a.strip(), b.strip()) for a, b in zip(theirs, answers["hart"], strict=True)]
+        match = sum(a.strip() == b for a, b in zip(theirs, right, strict=True)) / len(right)
+        print(f"{name}: {sum(a == b for a, b in pairs)} answers as hart's, exact match {match:.3f}")
 
 
 if __name__ == "__main__":

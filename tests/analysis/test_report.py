@@ -149,7 +149,9 @@ def test_what_is_not_finished_is_said_and_left_out(sweep_folder: Write) -> None:
 def test_a_page_of_its_own(sweep_folder: Write, tmp_path: Path) -> None:
     diagnostics = {"one_state": False, "layer_cosine": 0.9, "variance": {"tasks": 0.25}, "effective_rank": None}
     diagnostics["scores"] = {"own": {"exact_match": 61.0}, "another_task": {"exact_match": 3.0}}
-    folder = sweep_folder(("hart", "causal"), (0, 1), diagnostics=diagnostics, host={"torch": "2.13"})
+    robustness = {"scores": {"own": {"exact_match": 61.0}, "no_definition": {"exact_match": 7.0}}, "queries": 5}
+    measured = {"diagnostics": diagnostics, "robustness": robustness}
+    folder = sweep_folder(("hart", "causal"), (0, 1), **measured, host={"torch": "2.13"})
     made = report(folder, output=tmp_path / "pages" / "own.html", against="causal")
     assert made.csv == tmp_path / "pages" / "own.csv" and not (folder / "report.html").exists()
     page = made.path.read_text(encoding="utf-8")
@@ -157,6 +159,8 @@ def test_a_page_of_its_own(sweep_folder: Write, tmp_path: Path) -> None:
     assert one(made, table="diagnostics", row="hart", column="cosine of layers, upper half")["value"] == "0.9"
     assert ">variance between stacks</th>" in page and "variance between stacks" not in made.csv.read_text()
     assert one(made, table="adaptations", row="causal", column="another task's")["value"] == "3.0"
+    assert one(made, table="robustness", row="hart", column="without definition")["value"] == "7.0"
+    assert "exact match of tasks told in other ways" in page and "without demonstrations" not in page
     assert not re.search(r"""(?:src|href)=["'](?!#|data:)|url\(["']?(?!#)|@import|<script""", page), (
         "nothing from elsewhere"
     )

@@ -22,7 +22,7 @@ from hart.analysis.report_runs import (
     overall,
 )
 from hart.analysis.report_statistics import Difference, Interval, mean_and_deviation, paired
-from hart.evaluation.words import CAUSES, IN_WORDS
+from hart.evaluation.words import CAUSES, IN_WORDS, TOLD
 
 MISSING = "–"
 MANY = 10
@@ -276,17 +276,41 @@ def of_diagnostics(study: Runs) -> list[Table]:
     if one := [row.name for row, own in found if any(each.get("one_state") for each in own)]:
         notes.append(f"One state for all layers, so their cosine is 1: {', '.join(one)}.")
     tables = [Table("diagnostics", "Diagnostics: layer states", tuple(_STATES), states, tuple(notes))]
-    kinds = [kind for kind in IN_WORDS if any(kind in each.get("scores", {}) for _, own in found for each in own)]
-    if kinds:
-        metrics = {row.name: metrics_of(row.collection)[0] for row, _ in found}
-        scores = tuple(
-            (row.name, "", tuple(_numbers(own, ("scores", kind, metrics[row.name])) for kind in kinds))
-            for row, own in found
-        )
-        title = f"Diagnostics: {' or '.join(dict.fromkeys(METRIC_NAMES[m] for m in metrics.values()))} by adaptation"
-        note = "From a few queries of each test task. Another task's adaptation should be far behind a task's own."
-        tables.append(Table("adaptations", title, tuple(IN_WORDS[kind] for kind in kinds), scores, (note,)))
-    return tables
+    note = "Another task's adaptation should be far behind a task's own."
+    tables += _by_kind("adaptations", "by adaptation", IN_WORDS, found, note)
+    robust = [
+        (row, [each for run in row.runs if run.results and (each := run.results.get("robustness"))])
+        for row in study.rows
+    ]
+    note = "The closer to the first column, the less it matters how a task is told."
+    return tables + _by_kind("robustness", "of tasks told in other ways", TOLD, robust, note)
+
+
+def _by_kind(
+    key: str,
+    title: str,
+    words: Mapping[str, str],
+    found: Sequence[tuple[StudyRow, list[Mapping[str, Any]]]],
+    note: str,
+) -> list[Table]:
+    """The table of scores by kind of adaptation; none where there are no scores.
+
+    Args:
+        words: kind → its heading.
+        found: rows, and what was measured in each of their runs.
+    """
+    found = [(row, own) for row, own in found if own]
+    kinds = [kind for kind in words if any(kind in each.get("scores", {}) for _, own in found for each in own)]
+    if not kinds:
+        return []
+    metrics = {row.name: metrics_of(row.collection)[0] for row, _ in found}
+    scores = tuple(
+        (row.name, "", tuple(_numbers(own, ("scores", kind, metrics[row.name])) for kind in kinds))
+        for row, own in found
+    )
+    heading = f"Diagnostics: {' or '.join(dict.fromkeys(METRIC_NAMES[m] for m in metrics.values()))} {title}"
+    notes = (f"From a few queries of each test task. {note}",)
+    return [Table(key, heading, tuple(words[kind] for kind in kinds), scores, notes)]
 
 
 def _numbers(trees: Sequence[Mapping[str, Any]], path: Sequence[str], form: str = ".1f") -> Cell:

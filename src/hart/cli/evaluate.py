@@ -119,6 +119,12 @@ examples:
         "with parameters or memory only, and with other demonstrations; some eight times the time",
     )
     parser.add_argument(
+        "--robustness",
+        action="store_true",
+        help="score the tasks told in other ways: without definition or demonstrations, in other words, with wrong "
+        "demonstrations; and ask queries of other tasks; some seven times the time",
+    )
+    parser.add_argument(
         "--output", metavar="results.json", type=Path, help="file for all scores and predictions; replaced if it exists"
     )
     add_base(parser)
@@ -141,8 +147,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _run(args: argparse.Namespace, *, first: bool) -> None:
-    if args.diagnostics and args.system != "hart":
-        raise HartError(f"--diagnostics looks into an adapted model, and --system is {args.system}; leave one out")
+    for option in ("diagnostics", "robustness"):
+        if getattr(args, option) and args.system != "hart":
+            raise HartError(f"--{option} looks into an adapted model, and --system is {args.system}; leave one out")
     if args.model is None and args.system in WITH_MODEL:
         raise HartError(f"--system {args.system} needs a MODEL: {MODEL_HELP}")
     from hart.evaluation.run import evaluate, metric_of, warn
@@ -179,6 +186,10 @@ def _run(args: argparse.Namespace, *, first: bool) -> None:
         from hart.evaluation.diagnostics import check_diagnosable, diagnose
 
         check_diagnosable(system.model, tasks)
+    if args.robustness:
+        from hart.evaluation.robustness import check_robust, measure_robustness
+
+        check_robust(system.model, tasks)
     start = time.monotonic()
     with progress_bar("tasks", len(tasks)) as advance:
         results = evaluate(system, tasks, metric, details=details, on_task=lambda _: advance(1), beside=True)
@@ -186,11 +197,17 @@ def _run(args: argparse.Namespace, *, first: bool) -> None:
     # Saved before more is done, and before it is printed, which a terminal may refuse.
     if first and args.output is not None:
         results.save(args.output)
-    found = None
+    how = {name: getattr(args, name) for name in ("batch_size", "normalisation")}
+    how |= {"seed": args.data_seed, "own": results.summary, "bar": progress_bar}
+    found = robust = None
     if args.diagnostics:
-        how = {name: getattr(args, name) for name in ("batch_size", "normalisation")}
-        found = diagnose(system.model, tasks, seed=args.data_seed, own=results.summary, bar=progress_bar, **how)
+        found = diagnose(system.model, tasks, **how)
         results = replace(results, diagnostics=found.to_dict())
+        if first and args.output is not None:
+            results.save(args.output)
+    if args.robustness:
+        robust = measure_robustness(system.model, tasks, other_definition=chosen.other_definition, **how)
+        results = replace(results, robustness=robust.to_dict())
         if first and args.output is not None:
             results.save(args.output)
     if system not in metric.beside:  # whose ties are meant
@@ -202,5 +219,7 @@ def _run(args: argparse.Namespace, *, first: bool) -> None:
         show(*found.tables())
         if found.warning:
             say(f"warning: {found.warning}")
+    if robust is not None:
+        show(*robust.tables())
     if args.output is not None:
         say(f"results: {args.output}")

@@ -53,6 +53,10 @@ class Collection(ABC):
             HartError: no such split, missing or malformed files.
         """
 
+    def other_definition(self, task: Task) -> str | None:
+        """The definition of one of its tasks in other words, where there are any."""
+        return None
+
     def problems(self, data: "DataConfig") -> Iterator[tuple[str, str]]:
         """Fields of `data` that contradict this collection, and what is wrong with each."""
         if not self.has_subsets:

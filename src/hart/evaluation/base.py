@@ -49,7 +49,7 @@ class Results(ABC):
     Attributes:
         details: provenance for the file.
         beside: results of the metric's own baselines.
-        diagnostics: for the file, if there are any (`hart.evaluation.diagnostics`).
+        diagnostics, robustness: for the file, if they were measured (`hart.evaluation.diagnostics`, `.robustness`).
     """
 
     system: str
@@ -57,6 +57,7 @@ class Results(ABC):
     details: dict[str, Any] = field(default_factory=dict)
     beside: tuple[Any, ...] = ()
     diagnostics: dict[str, Any] = field(default_factory=dict)
+    robustness: dict[str, Any] = field(default_factory=dict)
 
     MARK = ("", "")
     """What a reader of the scores should know of some instances: its name in the file, and in words."""
@@ -114,8 +115,8 @@ class Results(ABC):
         if self.beside:
             details["baselines"] = {each.system: each.brief() for each in self.beside}
         tasks = [task.to_dict() for task in self.tasks]
-        diagnostics = {"diagnostics": self.diagnostics} if self.diagnostics else {}
-        return {"system": self.system, "details": details, **self.means(), **diagnostics, "tasks": tasks}
+        measured = {name: found for name in ("diagnostics", "robustness") if (found := getattr(self, name))}
+        return {"system": self.system, "details": details, **self.means(), **measured, "tasks": tasks}
 
     def save(self, path: str | Path) -> None:
         """Write results.json, whole or not at all.

@@ -6,8 +6,7 @@ same tasks under other adaptations (`hart.evaluation.other_adaptations`): anothe
 was not read. docs/diagnostics.md says how to read them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
@@ -19,8 +18,7 @@ from torch import Tensor
 from hart.data.prompts import Cuts
 from hart.data.tasks import Demonstration, Task
 from hart.errors import HartError
-from hart.evaluation.other_adaptations import other_adaptations
-from hart.evaluation.run import evaluate, metric_of
+from hart.evaluation.other_adaptations import Bar, other_adaptations, scores_under
 from hart.evaluation.states import (
     collapses,
     consecutive_cosines,
@@ -30,14 +28,10 @@ from hart.evaluation.states import (
     upper_half,
     variance_shares,
 )
-from hart.evaluation.systems import hart_system
 from hart.evaluation.words import ANOTHER_TASK, CAUSES, IN_WORDS, OWN
 from hart.hypernetwork.network import HyperNetwork
 from hart.model.hart_model import HartModel
 from hart.peft.base import MainShape
-
-Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""What is done, and how many times → a context with the function that moves a progress bar on."""
 
 SETS = 4
 """Demonstration sets per task whose states are compared."""
@@ -172,7 +166,11 @@ def diagnose(
         scheme="none" if network.scheme is None else network.scheme.name,
         **_measures(states, model.main.shape, sets, network.one_state),
         parameter_cosines=_parameter_cosines(blocks),
-        scores=_scores(model, tasks, seed, own, bar, options) if scores else {},
+        scores=scores_under(
+            model, tasks, other_adaptations(model, tasks, seed), own, bar, "tasks under other adaptations", options
+        )
+        if scores
+        else {},
         other_sets=sum(len(task.demonstrations) > len(form.shown(task).demonstrations) for task in tasks),
         tasks=len(tasks),
     )
@@ -229,26 +227,3 @@ def _read(
         first = -start % sets
         blocks.append({name: rows[first::sets].float().cpu() for name, rows in made.blocks.items() if rows.numel()})
     return torch.cat(states), {name: torch.cat([each[name] for each in blocks]) for name in blocks[0]}
-
-
-def _scores(
-    model: HartModel,
-    tasks: Sequence[Task],
-    seed: int,
-    own: Mapping[str, float] | None,
-    bar: Bar | None,
-    options: dict[str, Any],
-) -> dict[str, dict[str, float]]:
-    """The means of all tasks under each kind of adaptation that the model has."""
-    metric, kinds = metric_of(tasks), other_adaptations(model, tasks, seed)
-    found = {OWN: dict(own)} if own is not None else {}
-    todo = [name for name in kinds if name not in found]
-    with (bar or _no_bar)("tasks under other adaptations", len(todo) * len(tasks)) as advance:
-        for name in todo:
-            system = hart_system(model, name=name, adapt=kinds[name], **options)
-            found[name] = evaluate(system, tasks, metric, on_task=lambda _: advance(1)).summary
-    return found
-
-
-def _no_bar(what: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
-    return nullcontext(lambda done: None)

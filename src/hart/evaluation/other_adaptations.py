@@ -1,16 +1,23 @@
 """Adaptations that a task would not get: what the scores under them say is whether and where the task was read."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 from hart.data.prompts import Cuts
 from hart.data.tasks import Demonstration, Task
+from hart.evaluation.run import evaluate, metric_of
+from hart.evaluation.systems import hart_system
 from hart.evaluation.words import ANOTHER_TASK, OWN
 from hart.model.adaptation import Adaptation
 from hart.model.hart_model import HartModel
 
 Adapt = Callable[[Task], Adaptation]
+
+Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""What is done, and how many times → a context with the function that moves a progress bar on."""
 
 
 def other_adaptations(model: HartModel, tasks: Sequence[Task], seed: int) -> dict[str, Adapt]:
@@ -68,3 +75,32 @@ def _shuffled(task: Task, seed: int) -> Task:
     while len(set(order)) > 1 and tuple(order) == task.demonstrations:
         draw.shuffle(order)
     return replace(task, demonstrations=tuple(order))
+
+
+def scores_under(
+    model: HartModel,
+    tasks: Sequence[Task],
+    kinds: Mapping[str, Adapt],
+    own: Mapping[str, float] | None,
+    bar: Bar | None,
+    what: str,
+    options: Mapping[str, Any],
+) -> dict[str, dict[str, float]]:
+    """Kind → the means of all tasks, whose queries are answered with adaptations of that kind.
+
+    Args:
+        own: those of the tasks' own adaptations, where they are known.
+        what: is done, for the progress bar.
+        options: of the systems (`hart_system`).
+    """
+    found = {OWN: dict(own)} if own is not None else {}
+    todo = [name for name in kinds if name not in found]
+    with (bar or _no_bar)(what, len(todo) * len(tasks)) as advance:
+        for name in todo:
+            system = hart_system(model, name=name, adapt=kinds[name], **options)
+            found[name] = evaluate(system, tasks, metric_of(tasks), on_task=lambda _: advance(1)).summary
+    return found
+
+
+def _no_bar(what: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+    return nullcontext(lambda done: None)

@@ -123,6 +123,10 @@ class Selection:
             raise FieldError("task", "some files have choices and some have none; evaluate them separately")
         return [replace(task, instances=task.instances[: self.max_instances]) for task in tasks]
 
+    def other_definition(self, task: Task) -> str | None:
+        """The definition of one of these tasks in other words, where its collection has any."""
+        return None if self.data is None else COLLECTIONS[self.data].other_definition(task)
+
     def check_readable(self, system: System, model: str) -> None:
         """Raise `HartError` for a collection without the definitions that the system of a model reads."""
         if self.data is None or COLLECTIONS[self.data].prompt_format == "instructions":

@@ -22,3 +22,14 @@ CAUSES = {
     "demonstrations": "demonstrations of a task",
 }
 """The shares of `hart.evaluation.states.variance_shares` in words."""
+
+TOLD = {
+    OWN: "the task as it is",
+    "other_words": "definition in other words",
+    "no_definition": "without definition",
+    "no_demonstrations": "without demonstrations",
+    "one_wrong_output": "one demonstration has another one's output",
+    "all_wrong_outputs": "all demonstrations have another one's output",
+    "foreign_demonstration": "one demonstration is another task's",
+}
+"""Every way of telling a task in words (`hart.evaluation.robustness`)."""

@@ -73,7 +73,7 @@ def run_one(
         if not config.data.segments:
             results |= scores(model, config, split)
             if split == "test" and model.hypernetwork is not None:
-                results["diagnostics"] = diagnostics(model, config)
+                results |= looked_into(model, config)
         write_json(results_path, results)
     except HartError as error:
         print(error)
@@ -104,16 +104,21 @@ def scores(model: "HartModel", config: RunConfig, split: str) -> dict[str, Any]:
     return found
 
 
-def diagnostics(model: "HartModel", config: RunConfig) -> dict[str, Any]:
-    """Of the test tasks, scored on `DIAGNOSED` instances each: was the task read at all?"""
+def looked_into(model: "HartModel", config: RunConfig) -> dict[str, Any]:
+    """Diagnostics and robustness of the test tasks, scored on `DIAGNOSED` instances each: was the task read at all?"""
     from hart.data.collections import load_tasks
     from hart.evaluation.diagnostics import diagnose
+    from hart.evaluation.other_adaptations import OWN
+    from hart.evaluation.robustness import measure_robustness
 
     tasks = load_tasks(config.data, "test")
     if len(tasks) < 2:
         return {}
     shortened = [dataclasses.replace(task, instances=task.instances[:DIAGNOSED]) for task in tasks]
-    return diagnose(model, shortened).to_dict()
+    found = diagnose(model, shortened)
+    own = found.scores[OWN]
+    robust = measure_robustness(model, shortened, other_definition=config.data.source.other_definition, own=own)
+    return {"diagnostics": found.to_dict(), "robustness": robust.to_dict()}
 
 
 def _from_metrics(path: Path) -> dict[str, Any]:

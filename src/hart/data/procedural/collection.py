@@ -190,6 +190,10 @@ class Procedural(Collection):
             tasks = [tasks[i * len(tasks) // wanted] for i in range(wanted)]
         return tasks
 
+    def other_definition(self, task: Task) -> str | None:
+        """That of the next wording; None for a task of another collection, or in one of its other wordings."""
+        return next((each.definition(1) for each in combinations() if each.name == task.name), None)
+
 
 def write_collection(directory: str | Path, *, instances: int = INSTANCES) -> None:
     """Write the collection as a folder in the official Super-NaturalInstructions layout.

@@ -1,0 +1,163 @@
+"""Robustness: the same tasks told in other ways, and queries that are none of the task's.
+
+What a user writes is not what a benchmark holds: a definition in other words or none at all, a demonstration that is
+wrong or of another task. Each way is scored on the tasks' own queries, beside the task as it is. Interference is what
+an adaptation does to queries of other tasks: how many of them the adapted model answers as its base does.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Any
+
+from rich.table import Table
+
+from hart.data.prompts import Cuts
+from hart.data.tasks import Demonstration, Task
+from hart.errors import HartError
+from hart.evaluation.answers import ANSWERS
+from hart.evaluation.other_adaptations import Adapt, Bar, scores_under
+from hart.evaluation.run import evaluate, metric_of
+from hart.evaluation.systems import base_system, hart_system
+from hart.evaluation.words import OWN, TOLD
+from hart.model.hart_model import HartModel
+
+OtherDefinition = Callable[[Task], str | None]
+"""A task's definition in other words, where there is one."""
+
+QUERIES = 5
+"""Queries of another task whose answers are compared with the base's, for each task."""
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """What was found.
+
+    Attributes:
+        scores: way → means over the tasks; the first is the task as it is.
+        like_the_base: share of another task's queries that the adapted model answers word for word as its base does;
+            None for multiple-choice tasks.
+        queries: how many that were.
+    """
+
+    scores: dict[str, dict[str, float]]
+    like_the_base: float | None
+    queries: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return dict(vars(self))
+
+    def tables(self) -> list[Table]:
+        names = list(self.scores[OWN])
+        table = Table("told", *names, title="the same tasks told in other ways")
+        for way, means in self.scores.items():
+            table.add_row(TOLD[way], *(f"{means[name]:.2f}" for name in names))
+        if self.like_the_base is not None:
+            table.caption = (
+                f"{self.like_the_base:.0%} of {self.queries} queries of another task are answered as the base does"
+            )
+        return [table]
+
+
+def check_robust(model: HartModel, tasks: Sequence[Task]) -> None:
+    """Raise `HartError` for a system without hypernetwork, or fewer than two tasks."""
+    if model.hypernetwork is None:
+        raise HartError(f"{model.name or 'model'}: has no hypernetwork, so no adaptation depends on how a task is told")
+    if len(tasks) < 2:
+        raise HartError("robustness takes demonstrations and queries of another task; give at least two")
+
+
+def measure_robustness(
+    model: HartModel,
+    tasks: Sequence[Task],
+    *,
+    other_definition: OtherDefinition | None = None,
+    seed: int = 0,
+    own: Mapping[str, float] | None = None,
+    bar: Bar | None = None,
+    **options: Any,
+) -> Robustness:
+    """Score some tasks told in other ways, and ask each adapted model queries of another task.
+
+    Of several processes all must call this; each answers its share of the tasks.
+
+    Args:
+        model: with a hypernetwork.
+        tasks: with instances; at least two. Another task is the next in the list.
+        other_definition: without it there is no definition in other words.
+        seed: of the wrong outputs.
+        own: scores of the tasks as they are, where they are known.
+        bar: progress over the answered tasks, e.g. `hart.cli.options.progress_bar`.
+        options: of the systems (`hart_system`), e.g. `batch_size`.
+
+    Raises:
+        HartError: a system without hypernetwork, or fewer than two tasks.
+    """
+    check_robust(model, tasks)
+    ways = told_in_other_ways(model, tasks, seed, other_definition)
+    scores = scores_under(model, tasks, ways, own, bar, "tasks told in other ways", options)
+    if metric_of(tasks) is not ANSWERS:
+        return Robustness(scores, None, 0)
+    # Each task with the queries of the next.
+    asked = [
+        replace(task, instances=tuple(following.instances[:QUERIES]))
+        for task, following in zip(tasks, [*tasks[1:], tasks[0]], strict=True)
+    ]
+    base = base_system(model.main, model.input_format, in_context=False, **options)
+    said = [
+        [each.prediction for task in evaluate(system, asked, ANSWERS).tasks for each in task.instances]
+        for system in (hart_system(model, **options), base)
+    ]
+    alike = [one == other for one, other in zip(*said, strict=True)]
+    return Robustness(scores, sum(alike) / len(alike), len(alike))
+
+
+def told_in_other_ways(
+    model: HartModel, tasks: Sequence[Task], seed: int, other_definition: OtherDefinition | None = None
+) -> dict[str, Adapt]:
+    """Way → the adaptation to a task of `tasks` that is told so, the task as it is first.
+
+    Ways that would change nothing are left out: a model that reads no definition, or no demonstrations; no task of
+    which another definition is known.
+    """
+    form = model.input_format
+    following = {id(task): tasks[(index + 1) % len(tasks)] for index, task in enumerate(tasks)}
+
+    def told(change: Callable[[Task], Task]) -> Adapt:
+        return lambda task: model.adapt(change(task), cuts=Cuts())
+
+    def in_other_words(task: Task) -> Task:
+        words = other_definition(task) if other_definition else None
+        return form.shown(task) if words is None else replace(form.shown(task), definition=words)
+
+    def without_demonstrations(task: Task) -> Task:
+        return replace(task, demonstrations=(), instances=())
+
+    def wrong(task: Task, count: int | None) -> Task:
+        shown = form.shown(task).demonstrations
+        draw, pool = Random(f"{seed} {task.name}"), [each.output for each in task.demonstrations]
+        pool += [instance.references[0] for instance in task.instances]
+        changed = list(shown)
+        for index in range(len(shown))[-(count or len(shown)) :]:
+            others = [output for output in pool if output.strip() and output != shown[index].output]
+            changed[index] = Demonstration(shown[index].input, draw.choice(others or [shown[index].output]))
+        return replace(form.shown(task), demonstrations=tuple(changed))
+
+    def foreign(task: Task) -> Task:
+        shown, other = form.shown(task), form.shown(following[id(task)])
+        return replace(shown, demonstrations=(*shown.demonstrations[:-1], other.demonstrations[0]))
+
+    ways: dict[str, Adapt] = {OWN: told(form.shown)}
+    if form.reads_definition:
+        if other_definition and any(other_definition(task) is not None for task in tasks):
+            ways["other_words"] = told(in_other_words)
+        if form.num_demonstrations:
+            ways["no_definition"] = told(lambda task: replace(form.shown(task), definition=""))
+            ways["no_demonstrations"] = told(without_demonstrations)
+    if form.num_demonstrations:
+        ways["one_wrong_output"] = told(lambda task: wrong(task, 1))
+        if form.most_demonstrations > 1:
+            ways["all_wrong_outputs"] = told(lambda task: wrong(task, None))
+        ways["foreign_demonstration"] = told(foreign)
+    return ways
