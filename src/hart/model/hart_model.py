@@ -105,6 +105,16 @@ class HartModel(nn.Module):
         if not train_main:
             main.freeze()
 
+    def __repr__(self) -> str:
+        """One line; `model.main.model` and `model.hypernetwork` show their modules."""
+        kinds = "+".join(kind.name for kind in self.kinds) or "none"
+        parts = [f"name={self.name!r}", f"base={self.main.name!r}", f"weights={self.weights}", f"peft={kinds}"]
+        if self.hypernetwork is not None and self.hypernetwork.scheme is not None:
+            parts.append(f"scheme={self.hypernetwork.scheme.name}")
+        made = sum(each.numel() for each in self.peft_source.parameters()) if self.peft_source is not None else 0
+        parts += [f"memory={self.gives_memory}", f"parameters={made / 1e6:.1f}M", f"device={str(self.device)!r}"]
+        return f"HartModel({', '.join(parts)})"
+
     @classmethod
     def from_config(cls, model: ModelConfig, data: DataConfig, *, seed: int = 0) -> Self:
         """A system to be trained: the base as it is, the hypernetwork initialised from a checkpoint (§4.1).
