@@ -31,3 +31,8 @@ def __getattr__(name: str) -> Any:
     value = getattr(import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    """The public names too that were not used yet."""
+    return sorted({*globals(), *__all__})

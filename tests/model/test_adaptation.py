@@ -1,6 +1,9 @@
 """Stacking, selecting, saving and loading adaptations."""
 
+import copy
 import json
+import pickle
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from hart.data.input_format import InputFormat
 from hart.errors import HartError
 from hart.model.adaptation import FIELDS_FILE, TENSORS_FILE, Adaptation
 from hart.peft.base import MainShape, row_blocks
@@ -46,6 +50,39 @@ def assert_same(actual: Adaptation, expected: Adaptation) -> None:
             assert torch.equal(ours, value) and ours.dtype == value.dtype
         else:
             assert ours == value, name
+
+
+CHANGES: dict[str, Any] = {
+    "base": {"base_fingerprint": "beef"},
+    "model": {"model": "another"},
+    "task": {"tasks": [{"Definition": ["Other."]}]},
+    "inputs": {"input_format": InputFormat(input_eos=False)},
+    "no memory": {"memory": None, "memory_mask": None},
+}
+
+
+@pytest.mark.parametrize("tokens", [5, None])
+def test_equal_ones_have_equal_parts_and_tensors(tokens: int | None) -> None:
+    one = make("a", tokens, created="2025")
+    moved = replace(one, base="elsewhere/base", created="2026", blocks={k: v.clone() for k, v in one.blocks.items()})
+    assert one == moved and not one != moved
+    for name, change in CHANGES.items():
+        assert one != replace(one, **change) or (name == "no memory" and tokens is None), name
+    block = next(iter(one.blocks))
+    for other in (one.blocks[block] + 1e-6, one.blocks[block].bfloat16(), one.blocks[block][:, :, :2]):
+        assert one != replace(one, blocks={**one.blocks, block: other})
+    assert one != replace(one, blocks={name: rows for name, rows in one.blocks.items() if name != block})
+    assert one != "an adaptation"
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(one)
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_copies_and_pickles_are_equal(again: Callable[[Adaptation], Adaptation]) -> None:
+    one = make("a")
+    other = again(one)
+    assert other == one and other.kinds == one.kinds
+    assert_same(other, one)
 
 
 @pytest.mark.parametrize("tokens", [(5, 9, 2), (None, None, None)])

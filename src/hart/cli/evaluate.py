@@ -6,7 +6,7 @@ import time
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hart.cli.options import (
     GROUPS_HELP,
@@ -21,6 +21,9 @@ from hart.cli.options import (
 )
 from hart.cli.printing import say, show
 from hart.errors import HartError
+
+if TYPE_CHECKING:
+    from hart.evaluation.base import Results
 
 TASK_TEXTS = ("both", "definition", "demonstrations")
 WITH_MODEL = ("hart", "base", "base-in-context")
@@ -223,3 +226,19 @@ def _run(args: argparse.Namespace, *, first: bool) -> None:
         show(*robust.tables())
     if args.output is not None:
         say(f"results: {args.output}")
+        if first and args.system == "hart" and _beside(args.output, Path(args.model)):
+            _note_in_card(args, results)
+
+
+def _beside(output: Path, model: Path) -> bool:
+    """Whether results lie in the folder of a model or in the one around it, which is its run's."""
+    return model.is_dir() and output.resolve().parent in (model.resolve(), model.resolve().parent)
+
+
+def _note_in_card(args: argparse.Namespace, results: "Results") -> None:
+    from hart.evaluation.cards import note_scores
+
+    tasks = f"{args.data}, {args.split}" if args.data else ", ".join(path.name for path in args.task)
+    shown = "" if args.task_text == TASK_TEXTS[0] else f", {args.task_text} alone"
+    if note_scores(Path(args.model), results, f"{tasks}: {len(results.tasks)} tasks{shown}"):
+        say(f"model card: {Path(args.model) / 'README.md'}")

@@ -17,7 +17,7 @@ from hart.errors import HartError
 from hart.runtime.files import parse_json, write_json
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Demonstration:
     """One solved example of a task; ``explanation`` says why the output is right, if anyone did.
 
@@ -32,6 +32,11 @@ class Demonstration:
     def __post_init__(self) -> None:
         for key in ("input", "output", "explanation"):
             _text(getattr(self, key), f"demonstration: {key}")
+
+    def __repr__(self) -> str:
+        """One line, long texts shortened."""
+        explained = f", explanation={_short(self.explanation)}" if self.explanation else ""
+        return f"Demonstration({_short(self.input)}, {_short(self.output)}{explained})"
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class Instance:
 DemonstrationLike: TypeAlias = Demonstration | Sequence[str] | Mapping[str, str]
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, repr=False)
 class Task:
     """What the hypernetwork adapts the main model to.
 
@@ -118,6 +123,13 @@ class Task:
         for number, instance in enumerate(self.instances if isinstance(self.instances, tuple) else (), start=1):
             if not isinstance(instance, Instance):
                 raise HartError(f"{where}: instance {number} must be an Instance, not {_kind(instance)}")
+
+    def __repr__(self) -> str:
+        """One line: the definition, shortened, and how much there is of the rest."""
+        parts = [f"name={_short(self.name)}"] if self.name else []
+        parts += [f"definition={_short(self.definition)}", f"demonstrations={len(self.demonstrations)}"]
+        parts += [f"instances={len(self.instances)}"] if len(self.instances) else []
+        return f"Task({', '.join(parts)})"
 
     @property
     def label(self) -> str:
@@ -206,6 +218,11 @@ class Task:
             HartError: the file cannot be written.
         """
         write_json(path, self.to_dict(), indent=1)
+
+
+def _short(text: str, most: int = 40) -> str:
+    """How a text is shown in one line."""
+    return repr(text if len(text) <= most else f"{text[:most]}…")
 
 
 def _definition(content: Mapping[str, Any], source: str) -> str:

@@ -36,9 +36,12 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Adaptation:
     """What adapts a main model to n tasks: parameters that were generated, or learned, and a memory.
+
+    Two are equal if they are for the same base, tasks, model and inputs and have equal tensors, wherever these are;
+    when they were made does not count. An adaptation can be changed, so it has no hash.
 
     Attributes:
         blocks: block name → `[n, L, p, width]`; empty where there are no PEFT parameters.
@@ -89,6 +92,24 @@ class Adaptation:
 
     def __len__(self) -> int:
         return len(self.tasks)
+
+    def __repr__(self) -> str:
+        """One line without any tensor."""
+        kinds = "+".join(kind.name for kind in self.kinds) or "none"
+        parts = [f"base={self.base!r}", f"model={self.model!r}", f"tasks={len(self)}", f"peft={kinds}"]
+        parts += [f"memory={self.memory.shape[1]} tokens"] if self.memory is not None else []
+        return f"Adaptation({', '.join(parts)})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Adaptation):
+            return NotImplemented
+        alike = ("base_fingerprint", "kinds", "model", "tasks")
+        if any(getattr(self, name) != getattr(other, name) for name in alike) or self._reads() != other._reads():
+            return False
+        mine, theirs = self._tensors(), other._tensors()
+        return mine.keys() == theirs.keys() and all(_equal(values, theirs[name]) for name, values in mine.items())
+
+    __hash__ = None  # type: ignore[assignment]
 
     def read_tasks(self) -> list[Task]:
         """The tasks it was generated from, without instances.
@@ -236,6 +257,10 @@ class Adaptation:
             "input_eos": form.input_eos,
             "chat_template": form.chat_template,
         }
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one.detach().cpu(), other.detach().cpu())
 
 
 def _of_both(kept: tuple[Tensor, Tensor], change: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:

@@ -1,16 +1,24 @@
-"""The README.md of a saved model, from its configuration."""
+"""The README.md of a saved model, from its configuration, and the scores that are put into it later."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from hart.runtime.files import write_text
 
-def model_card(config: Mapping[str, Any]) -> str:
+CARD_FILE = "README.md"
+_BEGIN, _END = "<!-- hart: scores -->", "<!-- hart: end of scores -->"
+"""Lines around the scores, which tell a card of ours from one that somebody has written."""
+
+
+def model_card(config: Mapping[str, Any], about: str = "") -> str:
     """Markdown with the hub's metadata block.
 
     Args:
         config: content of the saved config.json (`HyperNetworkConfig` with its `system` part).
+        about: Markdown to end with.
     """
     system = config["system"]
     weights, trained = system.get("weights", "generated"), system.get("train_main", False)
@@ -61,7 +69,32 @@ task = Task(definition="…", demonstrations=[("input", "output"), ("input", "ou
 adaptation = model.adapt(task)
 model.generate(["query"], adaptation)
 ```
-"""
+
+## Scores
+
+{_BEGIN}
+None were measured yet: `hart evaluate THIS FOLDER … --output THIS FOLDER/../results.json` puts them here.
+{_END}
+{about and chr(10) + about}"""
+
+
+def put_scores(folder: Path, scores: str) -> bool:
+    """Put scores into the card of a saved model, in the place of earlier ones; whether the card has a place for them.
+
+    Raises:
+        HartError: the card cannot be written.
+    """
+    path = folder / CARD_FILE
+    try:
+        card = path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
+    head, begin, rest = card.partition(f"{_BEGIN}\n")
+    _, end, tail = rest.partition(_END)
+    if not begin or not end:
+        return False
+    write_text(path, f"{head}{begin}{scores.strip()}\n{end}{tail}")
+    return True
 
 
 _TITLES = {"generated": "HART hypernetwork", "learned": "Learned PEFT parameters", "none": "Fine-tuned model"}

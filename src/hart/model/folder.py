@@ -214,6 +214,7 @@ def write_folder(
     info: Mapping[str, Any],
     kinds: Sequence[PeftKind],
     card: str | None = None,
+    about: str = "",
     weights: Mapping[str, Tensor] | None = None,
     reader: PreTrainedTokenizerBase | None = None,
 ) -> None:
@@ -225,6 +226,7 @@ def write_folder(
         info: what config.json says under `system`, with at least `FIELDS`.
         kinds: the PEFT kinds that it makes.
         card: text of README.md; None writes one from config.json.
+        about: what this one ends with.
         weights: trained values of both, under their names in the system; None takes those in the modules.
         reader: the hypernetwork's tokenizer, where it has one of its own.
     """
@@ -243,7 +245,7 @@ def write_folder(
     if main is not None:
         main.model.save_pretrained(folder / MAIN_FOLDER, state_dict=_below("main.model.", weights))
         main.tokenizer.save_pretrained(folder / MAIN_FOLDER)
-    (folder / "README.md").write_text(card if card is not None else model_card(config), encoding="utf-8")
+    (folder / "README.md").write_text(card if card is not None else model_card(config, about), encoding="utf-8")
 
 
 def _below(prefix: str, weights: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:

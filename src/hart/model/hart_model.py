@@ -105,6 +105,16 @@ class HartModel(nn.Module):
         if not train_main:
             main.freeze()
 
+    def __repr__(self) -> str:
+        """One line; `model.main.model` and `model.hypernetwork` show their modules."""
+        kinds = "+".join(kind.name for kind in self.kinds) or "none"
+        parts = [f"name={self.name!r}", f"base={self.main.name!r}", f"weights={self.weights}", f"peft={kinds}"]
+        if self.hypernetwork is not None and self.hypernetwork.scheme is not None:
+            parts.append(f"scheme={self.hypernetwork.scheme.name}")
+        made = sum(each.numel() for each in self.peft_source.parameters()) if self.peft_source is not None else 0
+        parts += [f"memory={self.gives_memory}", f"parameters={made / 1e6:.1f}M", f"device={str(self.device)!r}"]
+        return f"HartModel({', '.join(parts)})"
+
     @classmethod
     def from_config(cls, model: ModelConfig, data: DataConfig, *, seed: int = 0) -> Self:
         """A system to be trained: the base as it is, the hypernetwork initialised from a checkpoint (§4.1).
@@ -167,25 +177,34 @@ class HartModel(nn.Module):
         return system.eval().to(device) if device is not None else system.eval()
 
     def save_pretrained(
-        self, directory: str | Path, *, card: str | None = None, weights: Mapping[str, Tensor] | None = None
+        self,
+        directory: str | Path,
+        *,
+        card: str | None = None,
+        about: str = "",
+        weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Write config.json, model.safetensors (what was trained beside the main model), main/ and a model card.
 
         Args:
             directory: a folder that does not exist yet, is empty, or holds a saved model, which is replaced.
             card: text of README.md; None writes one from the configuration.
+            about: Markdown that this one ends with, such as `hart.training.run_card.run_card`.
             weights: as in `write`.
 
         Raises:
             HartError: the folder has other content, or cannot be written; nothing is left half-written.
         """
         with new_directory(directory, replaces="config.json") as partial:
-            self.write(partial, card=card, weights=weights)
+            self.write(partial, card=card, about=about, weights=weights)
 
-    def write(self, folder: Path, *, card: str | None = None, weights: Mapping[str, Tensor] | None = None) -> None:
+    def write(
+        self, folder: Path, *, card: str | None = None, about: str = "", weights: Mapping[str, Tensor] | None = None
+    ) -> None:
         """Put the files of `save_pretrained` into a folder that exists, for callers that make it appear whole.
 
         Args:
+            card, about: as in `save_pretrained`.
             weights: whole values of the trained parameters by name, where the modules have only their share of them.
         """
         main = self.main if self.train_main else None
@@ -193,7 +212,7 @@ class HartModel(nn.Module):
         beside = self.hypernetwork is not None and self.hypernetwork.config.has_own_encoder
         own = self.reader is not self.main.tokenizer or (beside and not self.main.shape.has_encoder)
         reader = self.reader if own else None
-        write_folder(folder, self.peft_source, main, self._info(), self.kinds, card, weights, reader)
+        write_folder(folder, self.peft_source, main, self._info(), self.kinds, card, about, weights, reader)
 
     def start_from(self, name: str | Path) -> None:
         """Take over the trained weights of a saved system of the same make: pre-training before fine-tuning (§4.1).

@@ -1,7 +1,7 @@
 """What a bug report should say of the machine: versions, devices, settings; never a token.
 
-Nothing is imported but for torch, in a process of its own: where it is missing, broken or hangs, that is what the
-report says.
+Nothing is imported by `environment` but for torch, in a process of its own: where it is missing, broken or hangs, that
+is what the report says.
 """
 
 import importlib.metadata
@@ -91,6 +91,28 @@ def environment(*, seconds: float = TORCH_SECONDS) -> dict[str, Any]:
         "torch": _torch(seconds),
         "environment": variables(os.environ),
         "caches": {"hart": _hart_cache(), "hugging face": _hub_cache()},
+    }
+
+
+def host_facts(processes: int = 1) -> dict[str, Any]:
+    """What a number depends on beside the configuration; nothing that names the machine."""
+    import torch
+    import transformers
+
+    from hart.runtime.devices import select_device
+
+    device = select_device()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "hart": version_of(DISTRIBUTION) or "not installed",
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "device": f"{device.type} ({name})",
+        "threads": torch.get_num_threads(),
+        "cores": cpu_cores(),
+        "processes": processes,
     }
 
 

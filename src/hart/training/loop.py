@@ -36,6 +36,7 @@ from hart.training.distillation import Distillation
 from hart.training.losses import IGNORED, prediction_loss
 from hart.training.optimizer import make_optimizer, make_schedule, optimizer_used, schedule_of_deepspeed
 from hart.training.reporting import Report, check_trackers
+from hart.training.run_card import run_card
 from hart.training.run_folder import RunFolder
 from hart.training.sharding import FSDP, REPLICATED, ZERO, layout_of, shard, trained_weights, undivided, wants_fsdp
 from hart.training.stopping import StopSignal
@@ -315,7 +316,8 @@ class Loop:
         weights = None if self.layout == REPLICATED else trained_weights(self.system)
         with together():
             if rank() == 0:
-                self.system.save_pretrained(folder, weights=weights)
+                about = run_card(self.run.config, self.dataset.tasks, self.run.metrics, self.step, world_size())
+                self.system.save_pretrained(folder, weights=weights, about=about)
 
     def description(self) -> str:
         """One line: base, tasks, parameters, devices, precision."""

@@ -16,6 +16,7 @@ from hart.data.collections import load_tasks
 from hart.data.tasks import Task
 from hart.evaluation.answers import ANSWERS, AnswerResults, TaskResult, comparison_table, copy_demonstration
 from hart.evaluation.base import System
+from hart.evaluation.cards import note_scores
 from hart.evaluation.plots import plot_losses, plot_task_scores
 from hart.evaluation.run import evaluate
 from hart.evaluation.systems import base_system, hart_system
@@ -129,6 +130,7 @@ def _after_training(
 
     # Saved before it is printed, which a terminal may refuse.
     summary = {result.system: vars(result.overall) for result in results}
+    note_scores(final, results[-1], f"procedural, test: {len(tasks)} tasks")
     write_json(folder / "results.json", {"seconds": seconds, "systems": summary, "tasks": _per_task(results)})
     console.print(comparison_table(results, title=f"{len(tasks)} unseen tasks, {instances} queries each"))
     _print_new_task(console, answers, seconds["adapting one task"])
@@ -149,7 +151,7 @@ def _train(config: RunConfig, processes: int) -> Path:
 
 
 def evaluate_systems(model: HartModel, tasks: list[Task], console: Console) -> list[AnswerResults]:
-    """The un-adapted base in both forms, the copy baseline and the trained system, on the same tasks."""
+    """The un-adapted base in both forms, the copy baseline, and last the trained system, on the same tasks."""
     form, main = model.input_format, model.main
     in_its_input = "base, definition and demonstrations in its input"
     systems = (

@@ -113,10 +113,11 @@ class RunFolder:
     A folder is taken if it is new, empty, or holds the config.yaml of the same run.
 
     Attributes:
+        config: the run's configuration.
         record: what the run is made of, as `hart.training.run_record` keeps it.
 
     Args:
-        config: the run's configuration, which is written there.
+        config: is written there.
         owner: False in all processes of a run but the first: they look at nothing and write nothing.
 
     Raises:
@@ -124,6 +125,7 @@ class RunFolder:
     """
 
     def __init__(self, config: RunConfig, *, owner: bool = True) -> None:
+        self.config = config
         self.path = Path(config.training.output_dir)
         self.metrics = self.path / "metrics.jsonl"
         self.steps = self.path / "steps.csv"

@@ -4,9 +4,7 @@ python -m hart.training.sweep_run CONFIG RESULTS [ABOUT [PROCESSES [SPLIT]]]
 """
 
 import dataclasses
-import importlib.metadata
 import os
-import platform
 import resource
 import signal
 import sys
@@ -17,8 +15,9 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from hart.errors import HartError
+from hart.runtime.environment import host_facts
 from hart.runtime.files import read_json, write_json
-from hart.runtime.launch import TERMINATED, cpu_cores, run_hart
+from hart.runtime.launch import TERMINATED, run_hart
 from hart.training import config as configuration
 from hart.training.config import RunConfig
 from hart.training.run_folder import read_metrics
@@ -131,35 +130,6 @@ def _from_metrics(path: Path) -> dict[str, Any]:
         "loss_start": losses[0],
         "loss_end": losses[-1],
     }
-
-
-def host_facts(processes: int = 1) -> dict[str, Any]:
-    """What a number depends on beside the configuration; nothing that names the machine."""
-    import torch
-    import transformers
-
-    from hart.runtime.devices import select_device
-
-    device = select_device()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {
-        "hart": _version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-        "system": platform.system(),
-        "device": f"{device.type} ({name})",
-        "threads": torch.get_num_threads(),
-        "cores": cpu_cores(),
-        "processes": processes,
-    }
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("hart-hypernet")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _on_cpu() -> list[str]:
