@@ -2,8 +2,11 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +23,7 @@ from hart.training.config import DataConfig, ModelConfig
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
 
+import uvicorn  # noqa: E402
 from starlette.testclient import TestClient  # noqa: E402
 
 from hart.serving.app import create_app  # noqa: E402
@@ -113,6 +117,24 @@ def serve(model: HartModel, store: Store) -> Iterator[Callable[..., TestClient]]
 @pytest.fixture
 def client(serve: Callable[..., TestClient]) -> TestClient:
     return serve()
+
+
+@contextmanager
+def listening(app: Any) -> Iterator[str]:
+    """The application behind a real socket, in a thread; gives its address."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        listener.close()
 
 
 @contextmanager
