@@ -28,7 +28,7 @@ class TokenScore:
 class TokenScores(LogitsProcessor):
     """Takes note of one call of `generate` without beams, in which it changes nothing.
 
-    transformers runs it before temperature and top_p. Of all steps but the newest only what is asked for is kept:
+    transformers runs it before temperature and top_p, and behind rules of a generation configuration. Of all steps but the newest only what is asked for is kept:
     whole distributions of 512 tokens would take gigabytes.
 
     Args:
