@@ -8,14 +8,15 @@ if TYPE_CHECKING:
     from hart.errors import HartError
     from hart.model.adaptation import Adaptation
     from hart.model.hart_model import HartModel
-    from hart.serving.client import Client
+    from hart.serving.client import AsyncClient, Client
 
 __version__ = "0.1.0"
-__all__ = ["Adaptation", "Client", "Demonstration", "HartError", "HartModel", "Instance", "Task"]
+__all__ = ["Adaptation", "AsyncClient", "Client", "Demonstration", "HartError", "HartModel", "Instance", "Task"]
 
 # The public names are imported when they are first used: torch takes seconds, `hart --help` should not.
 _HOMES = {
     "Adaptation": "hart.model.adaptation",
+    "AsyncClient": "hart.serving.client",
     "Client": "hart.serving.client",
     "Demonstration": "hart.data.tasks",
     "HartError": "hart.errors",

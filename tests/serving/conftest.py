@@ -2,8 +2,11 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +23,7 @@ from hart.training.config import DataConfig, ModelConfig
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
 
+import uvicorn  # noqa: E402
 from starlette.testclient import TestClient  # noqa: E402
 
 from hart.serving.app import create_app  # noqa: E402
@@ -89,6 +93,30 @@ def model(model_dir: Path) -> HartModel:
     return HartModel.from_pretrained(model_dir, device="cpu")
 
 
+LORA = {"kind": "lora", "rank": 2, "alpha": 64, "targets": ["q", "v", "wi"]}
+TEMPLATE = "{% for m in messages %}the {{ m.role }}: {{ m.content }} cat{% endfor %}{{ ' mat' }}"
+
+
+@pytest.fixture(scope="module", params=["T5", "decoder-only with a chat template"])
+def family_model(
+    request: pytest.FixtureRequest, model_dir: Path, tiny_base_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> HartModel:
+    """A model of each family, one after the other."""
+    folder = model_dir
+    if request.param != "T5":
+        folder = tmp_path_factory.mktemp("chat")
+        folder = saved(folder, "llama", [LORA], tiny_base_dir, template=TEMPLATE, chat_template=True)
+    return HartModel.from_pretrained(folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def family_client(family_model: HartModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    # Rows wait for one another, so that requests really share batches.
+    app = create_app(family_model, Store(tmp_path_factory.mktemp("store")), Settings(max_wait=0.05))
+    with TestClient(app, base_url="http://localhost") as started:
+        yield started
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
@@ -113,6 +141,24 @@ def serve(model: HartModel, store: Store) -> Iterator[Callable[..., TestClient]]
 @pytest.fixture
 def client(serve: Callable[..., TestClient]) -> TestClient:
     return serve()
+
+
+@contextmanager
+def listening(app: Any) -> Iterator[str]:
+    """The application behind a real socket, in a thread; gives its address."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        listener.close()
 
 
 @contextmanager

@@ -1,8 +1,6 @@
 """Chat completions, stop sequences and seeds: what is answered is what the local model answers, of both families."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,37 +9,23 @@ from starlette.testclient import TestClient
 
 from hart import HartModel
 from hart.model.answering import Answer
-from hart.serving.app import create_app
-from hart.serving.settings import Settings
 from hart.serving.stopping import find_stop
-from hart.serving.store import Store
 
-from .conftest import adapt, said, saved, task
+from .conftest import LENGTHS, adapt, said, task
 from .test_openai import events
 
-LORA = {"kind": "lora", "rank": 2, "alpha": 64, "targets": ["q", "v", "wi"]}
-TEMPLATE = "{% for m in messages %}the {{ m.role }}: {{ m.content }} cat{% endfor %}{{ ' mat' }}"
 QUERIES = ["one 1", "the cat sat and one", "two 3"]
 CHAT = "/v1/chat/completions"
 
 
-@pytest.fixture(scope="module", params=["T5", "decoder-only with a chat template"])
-def model(
-    request: pytest.FixtureRequest, model_dir: Path, tiny_base_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> HartModel:
-    folder = model_dir
-    if request.param != "T5":
-        folder = tmp_path_factory.mktemp("chat")
-        folder = saved(folder, "llama", [LORA], tiny_base_dir, template=TEMPLATE, chat_template=True)
-    return HartModel.from_pretrained(folder, device="cpu")
+@pytest.fixture(scope="module")
+def model(family_model: HartModel) -> HartModel:
+    return family_model
 
 
 @pytest.fixture(scope="module")
-def client(model: HartModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    # Rows wait for one another, so that requests really share batches.
-    app = create_app(model, Store(tmp_path_factory.mktemp("store")), Settings(max_wait=0.05))
-    with TestClient(app, base_url="http://localhost") as started:
-        yield started
+def client(family_client: TestClient) -> TestClient:
+    return family_client
 
 
 @pytest.fixture
@@ -161,27 +145,31 @@ USER, IMAGE = {"role": "user", "content": "one 1"}, {"type": "image_url", "image
 @pytest.mark.parametrize(
     ("fields", "named", "told"),
     [
-        ({"messages": [{"role": "system", "content": "Swap."}, USER]}, "messages", "give one message, of role user: "),
-        ({"messages": [USER, {"role": "assistant", "content": None, "tool_calls": []}, USER]}, "messages", "give one"),
-        ({"messages": [{"role": "assistant", "content": "one"}]}, "messages", "give one message, of role user: "),
+        ({"messages": [{"role": "assistant", "content": "one"}]}, "messages", ""),
         ({"messages": []}, "messages", ""),
         ({"messages": [{"role": "robot", "content": "one"}]}, "messages.0.role", "Input should be 'user'"),
         ({"messages": [{"role": ["system"], "content": "one"}]}, "messages.0.role", ""),
         ({"messages": [{"role": "user"}]}, "messages.0.content", ""),
         ({"messages": "one 1"}, "messages", ""),
-        ({"messages": [USER | {"content": " "}]}, "messages.0.content", ""),
-        ({"messages": [USER | {"content": [{"type": "text", "text": " "}]}]}, "messages.0.content", "has 1 characters"),
+        ({"messages": [USER | {"content": " "}]}, "messages", ""),
+        ({"messages": [USER | {"content": [{"type": "text", "text": " "}]}]}, "messages", ""),
         ({"messages": [USER | {"content": [IMAGE]}]}, "messages.0.content.0", "is no text, and this model reads text"),
         ({"messages": [USER | {"content": "one " * 99}]}, "messages.0.content", "has "),
         ({"messages": [USER | {"content": [{"type": "text", "text": "a" * 30_000}] * 2}]}, "messages.0.content", "has"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "is not supported here but as []"),
         ({"tool_choice": "required"}, "tool_choice", ""),
         ({"response_format": {"type": "json_object"}}, "response_format", 'is not supported here but as {"type": "te'),
-        ({"n": 2}, "n", ""),
-        ({"logprobs": True}, "logprobs", ""),
+        ({"n": 2}, "n", "without a temperature all answers are the same"),
+        ({"n": 2, "temperature": 1, "stream": True}, "n", "a stream has one answer"),
+        ({"n": 65, "temperature": 1}, "n", ""),
+        ({"logprobs": 2}, "logprobs", ""),
+        ({"logprobs": True, "stream": True}, "logprobs", "a stream has none"),
+        ({"top_logprobs": 2}, "top_logprobs", "only with logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", ""),
+        ({"audio": {"voice": "alloy"}}, "audio", "is not supported here but as null"),
+        ({"web_search_options": {}}, "web_search_options", ""),
         ({"store": True}, "store", ""),
         ({"modalities": ["text", "audio"]}, "modalities", ""),
-        ({"prompt": "one"}, "prompt", ""),
         ({"top_k": 1}, "top_k", ""),
         ({"model": "gpt-4o"}, "model", "give the id of an adaptation, or base; GET /v1/models lists them"),
     ],
@@ -190,9 +178,9 @@ def test_what_would_change_the_answer_is_refused_by_name(
     fields: dict[str, Any], named: str, told: str, client: TestClient, id: str
 ) -> None:
     reply = chat(client, id, **fields)
-    message = said(reply, 422)
-    # What the tokenizer says of a query has its place in the message alone.
-    assert reply.json()["error"]["param"] in (named, None) and message.startswith(f"{named}: {told}"), message
+    message, param = said(reply, 400), reply.json()["error"]["param"]
+    # A blank message is told by its place where it is the query, and as the last one where there may be more.
+    assert param.startswith(named) and message.startswith(f"{param}: {told}"), message
 
 
 def stops_of(text: str) -> list[list[str]]:
@@ -341,3 +329,82 @@ def test_models_lists_what_can_be_named(client: TestClient, id: str) -> None:
     for name in (another, "gpt-4o"):
         assert "post its task" in said(client.get(f"/v1/models/{name}"), 404)
     assert "post its task" in said(chat(client, another), 404)
+
+
+SYSTEM, ASSISTANT = {"role": "system", "content": "Swap."}, {"role": "assistant", "content": "1 one"}
+CONVERSATIONS: list[list[dict[str, Any]]] = [
+    [SYSTEM, USER],
+    [USER, ASSISTANT, USER | {"content": "two 3"}],
+    [SYSTEM, USER | {"content": [{"type": "text", "text": "the"}, {"type": "text", "text": "cat"}]}],
+    [SYSTEM | {"content": ""}, USER],
+]
+
+
+@pytest.mark.parametrize("family_model", ["T5"], indirect=True)
+def test_a_model_without_a_chat_template_reads_one_message(client: TestClient, id: str) -> None:
+    tools = {"role": "assistant", "content": None, "tool_calls": []}
+    for messages in (*CONVERSATIONS, [USER, tools, USER], [{"role": "system", "content": "one"}]):
+        reply = chat(client, id, messages=messages)
+        assert said(reply, 400).startswith("messages: give one message, of role user: ")
+        assert reply.json()["error"]["param"] == "messages"
+
+
+@pytest.mark.parametrize("family_model", ["decoder-only with a chat template"], indirect=True)
+def test_a_conversation_is_what_the_chat_template_makes_of_it(client: TestClient, model: HartModel, id: str) -> None:
+    """With others in its batch and in a stream, of the adapted and of the bare base."""
+    local = model.adapt(task(1))
+
+    def expected(messages: list[dict[str, Any]], adapted: bool = True) -> Answer:
+        flat = [
+            each
+            if isinstance(each["content"], str)
+            else each | {"content": "\n".join(t["text"] for t in each["content"])}
+            for each in messages
+        ]
+        read = model.main.tokenizer.apply_chat_template(flat, add_generation_prompt=True, return_dict=False)
+        (answer,) = model.main.answers([read], local if adapted else None, max_new_tokens=LENGTHS["max_target_length"])
+        return answer
+
+    with ThreadPoolExecutor(8) as pool:
+        asked = [(name, messages) for messages in CONVERSATIONS for name in (id, "base")]
+        others = [pool.submit(chat, client, id, query) for query in QUERIES]
+        replies = list(pool.map(lambda each: chat(client, each[0], messages=each[1]), asked))
+    for (name, messages), reply in zip(asked, replies, strict=True):
+        answer = expected(messages, name == id)
+        assert content(reply) == answer.text
+        assert reply.json()["usage"]["prompt_tokens"] == answer.query_tokens
+    assert len({content(reply) for reply in replies}) > 2
+    assert [content(each.result()) for each in others] == model.generate(QUERIES, local)
+    *_, messages = CONVERSATIONS
+    _, *pieces, _ = events(chat(client, id, messages=messages, stream=True))
+    assert "".join(each["choices"][0]["delta"]["content"] for each in pieces) == expected(messages).text
+    developer = [SYSTEM | {"role": "developer"}, USER]
+    assert content(chat(client, id, messages=developer)) == expected([SYSTEM, USER]).text
+    # What a client has of an earlier reply.
+    returned = ASSISTANT | dict.fromkeys(["refusal", "annotations", "audio", "function_call", "tool_calls"])
+    reply = chat(client, id, messages=[USER, returned, USER])
+    assert content(reply) == expected([USER, ASSISTANT, USER]).text and "x-hart-ignored" not in reply.headers
+
+
+@pytest.mark.parametrize("family_model", ["decoder-only with a chat template"], indirect=True)
+def test_conversations_that_are_refused(
+    client: TestClient, model: HartModel, id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(messages: list[dict[str, Any]], param: str = "messages") -> str:
+        reply = chat(client, id, messages=messages)
+        told = said(reply, 400)
+        assert reply.json()["error"]["param"] == param and told.startswith(f"{param}: ")
+        return told.removeprefix(f"{param}: ")
+
+    assert refused([USER, ASSISTANT]).startswith("the last one must be of role user")
+    assert refused([USER, {"role": "tool", "content": "x"}, USER], "messages.1.role").startswith("Input should be")
+    calls = ASSISTANT | {"tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]}
+    assert refused([USER, calls, USER], "messages.1.tool_calls").startswith("is not supported here but as []")
+    long = refused([USER | {"content": "one " * 12}, ASSISTANT, USER | {"content": "one " * 12}])
+    assert long.startswith("has ") and long.endswith("the model reads 32")
+    template = "{{ raise_exception('roles must\\nalternate') if messages|length > 1 }}the {{ messages[0].content }}"
+    tokenizer = client.app.state.engine.checks.tokenizer  # type: ignore[attr-defined]
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    told = refused([USER, ASSISTANT, USER])
+    assert told == "the chat template of the base's tokenizer refuses them (roles must)"
+    assert chat(client, id).status_code == 200

@@ -105,7 +105,7 @@ def test_what_would_change_the_answer_is_refused_by_name(
 ) -> None:
     reply = ask(client, id, **fields)
     error = reply.json()["error"]
-    assert (reply.status_code, error["param"]) == (422, named), reply.text
+    assert (reply.status_code, error["param"]) == (400, named), reply.text
     assert (
         error["message"].startswith(f"{named}: ") and "\n" not in error["message"] and "Value error" not in reply.text
     )

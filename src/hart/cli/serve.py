@@ -80,6 +80,11 @@ examples:
     parser.add_argument(
         "--root-path", metavar="PATH", type=_root, default="", help="prefix of paths that a proxy takes away, as /hart"
     )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse fields of OpenAI's interface that are not known here, instead of naming them in x-hart-ignored",
+    )
     add_base(parser)
     add_device(parser)
     add_dtype(parser)
@@ -105,6 +110,7 @@ def run(args: argparse.Namespace) -> None:
         token=token,
         loopback=loopback,
         cors_origins=tuple(args.cors_origin),
+        strict=args.strict,
     )
     # Before the model is loaded, which may take long.
     listener = _listen(args.host, args.port)

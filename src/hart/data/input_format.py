@@ -9,15 +9,17 @@ chat template. What did not fit is noted in the `cuts` that a caller gives, and 
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
+from jinja2 import TemplateError  # of the templates that transformers renders
+
 from hart.data.prompts import Cuts, PromptFormat, Tokenizer, pieces, query_text, unanswered
 from hart.data.reading import check_text
 from hart.data.tasks import Task
-from hart.errors import HartError
+from hart.errors import HartError, first_line
 
 if TYPE_CHECKING:
     from hart.data.config import DataConfig
@@ -254,6 +256,19 @@ class InputFormat:
         _note_length(begin + read, limit, self.input_eos, "query", cuts, name)
         return begin + _cut(read, limit - len(begin), tokenizer, eos=self.input_eos)
 
+    def encode_conversation(self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Tokens of the messages of a conversation in the chat template, up to the answer; nothing of them is cut.
+
+        Args:
+            messages: each a `role` and its `content`, as they are.
+
+        Raises:
+            HartError: this format has no chat template, or the template refuses the messages.
+        """
+        if not self.chat_template:
+            raise HartError("messages: this model has no chat template (data.chat_template), so it reads one query")
+        return _templated(tokenizer, messages)
+
     def encode_target(self, tokenizer: Tokenizer, text: str, cuts: Cuts | None = None, *, name: str = "") -> list[int]:
         """Tokens of a reference answer, cut from the end; it may be empty. A cut is noted as by `encode_query`."""
         read = _tokens(tokenizer, check_text(text.strip(), name or "the answer"))
@@ -332,23 +347,39 @@ def _in_template(tokenizer: Any, text: str, limit: int) -> tuple[list[int], bool
     Of a message that is too long the end is cut.
 
     Raises:
-        HartError: the tokenizer has no template, or nothing of the message would be left.
+        HartError: as `_templated`, or nothing of the message would be left.
     """
-    if not getattr(tokenizer, "chat_template", None):
-        raise HartError("data.chat_template: the base's tokenizer has no chat template; set it to false")
     read = _tokens(tokenizer, text)
     kept = len(read)
     while True:
         message = text if kept == len(read) else tokenizer.decode(read[:kept])
-        tokens: list[int] = tokenizer.apply_chat_template(
-            [{"role": "user", "content": message}], add_generation_prompt=True, tokenize=True, return_dict=False
-        )
+        tokens = _templated(tokenizer, [{"role": "user", "content": message}])
         if len(tokens) <= limit:
             return tokens, kept == len(read)
         around = len(tokens) - kept
         kept = limit - around
         if kept < 1:
             raise HartError(f"data.chat_template: has {around} tokens around a message, and the limit is {limit}")
+
+
+def _templated(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    """The tokens of messages in the tokenizer's chat template, up to the answer.
+
+    Raises:
+        HartError: the tokenizer has no template, or the template refuses the messages, as many do a system message or
+            roles that do not alternate.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise HartError("data.chat_template: the base's tokenizer has no chat template; set it to false")
+    try:
+        tokens: list[int] = tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+    except TemplateError as error:
+        raise HartError(
+            f"messages: the chat template of the base's tokenizer refuses them ({first_line(error)})"
+        ) from error
+    return tokens
 
 
 def _note_length(tokens: list[int], limit: int, eos: bool, what: str, cuts: Cuts | None, name: str) -> None:

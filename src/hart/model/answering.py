@@ -15,6 +15,7 @@ from hart.data.input_format import InputFormat
 from hart.data.prompts import Cuts
 from hart.errors import HartError
 from hart.model.adaptation import Adaptation
+from hart.model.token_scores import TokenScore, TokenScores
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +37,14 @@ class Answer:
         ids: the tokens that were generated, the end-of-sequence token among them.
         finished: whether it ended by that token, and not at `max_new_tokens`.
         query_tokens: how many the model read, demonstrations in its own input among them.
+        scores: of each generated token, where log-probabilities were asked for.
     """
 
     text: str
     ids: tuple[int, ...]
     finished: bool
     query_tokens: int
+    scores: tuple[TokenScore, ...] | None = None
 
     @property
     def tokens(self) -> int:
@@ -84,15 +87,19 @@ def encode_queries(
 
 
 def read_answers(
-    tokenizer: PreTrainedTokenizerBase, tokens: Int[Tensor, "b u"], mask: Int[Tensor, "b t"]
+    tokenizer: PreTrainedTokenizerBase,
+    tokens: Int[Tensor, "b u"],
+    mask: Int[Tensor, "b t"],
+    noted: TokenScores | None = None,
 ) -> list[Answer]:
-    """What was generated for each query, whose tokens are where `mask` is 1."""
+    """What was generated for each query, whose tokens are where `mask` is 1, with the scores that were noted."""
     texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    scores = [None] * len(texts) if noted is None else noted.read(tokens)
     answers = []
-    for text, row, read in zip(texts, tokens.tolist(), mask.sum(dim=1).tolist(), strict=True):
+    for text, row, read, own in zip(texts, tokens.tolist(), mask.sum(dim=1).tolist(), scores, strict=True):
         finished = tokenizer.eos_token_id in row
         count = row.index(tokenizer.eos_token_id) + 1 if finished else len(row)
-        answers.append(Answer(text, tuple(row[:count]), finished, read))
+        answers.append(Answer(text, tuple(row[:count]), finished, read, None if own is None else tuple(own[:count])))
     return answers
 
 
@@ -135,6 +142,21 @@ def decoding_options(num_beams: int, temperature: float, top_p: float, more: Map
     if sampled:
         options |= {"temperature": float(temperature) or 1.0, "top_p": float(top_p), "top_k": more.get("top_k", 0)}
     return options
+
+
+def noting(logprobs: int | None, options: Mapping[str, Any]) -> TokenScores | None:
+    """What takes note of log-probabilities for one call of `generate` with these options, if they are asked for.
+
+    Raises:
+        HartError: not a whole number of at least 0, or beams, whose answers are put together of several.
+    """
+    if logprobs is None:
+        return None
+    if type(logprobs) is not int or logprobs < 0:
+        raise HartError(f"logprobs must be a whole number of at least 0, not {logprobs!r}")
+    if options["num_beams"] > 1:
+        raise HartError("logprobs: are those of one token after the other, and not of beams; set num_beams to 1")
+    return TokenScores(logprobs)
 
 
 def limit(name: str, value: int | None, default: int | None) -> int:

@@ -28,6 +28,7 @@ from hart.model.answering import (
     decoding_options,
     encode_queries,
     limit,
+    noting,
     parts_of,
     query_limit,
     read_answers,
@@ -259,6 +260,7 @@ class MainModel(nn.Module, ABC):
         top_p: float = 1.0,
         batch_size: int = 32,
         max_query_length: int | None = None,
+        logprobs: int | None = None,
         cuts: Cuts | None = None,
         **generate_kwargs: Any,
     ) -> list[Answer]:
@@ -276,6 +278,7 @@ class MainModel(nn.Module, ABC):
             temperature: 0 takes the likeliest token, above it tokens are sampled.
             top_p: sampling is among the likeliest tokens that have this share together.
             batch_size: queries of similar length answered together.
+            logprobs: with it answers have `scores`: log-probabilities of their tokens and of so many likeliest ones.
             cuts: takes note of cut queries instead of the warning.
             generate_kwargs: further ones of `transformers`' `generate`, e.g. `streamer`.
 
@@ -304,7 +307,10 @@ class MainModel(nn.Module, ABC):
                 with self.adapted(part, batch=len(chosen)):
                     # Processes of one run answer different queries.
                     given = {"max_new_tokens": new_tokens, "synced_gpus": False, **options}
-                    made = read_answers(self.tokenizer, self._generate(ids, mask, part, given), mask)
+                    noted = noting(logprobs, options)
+                    if noted is not None:
+                        given["logits_processor"] = [*options.get("logits_processor", ()), noted]
+                    made = read_answers(self.tokenizer, self._generate(ids, mask, part, given), mask, noted)
                 for i, answer in zip(chosen, made, strict=True):
                     answers[i] = answer
         return answers

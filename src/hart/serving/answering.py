@@ -102,11 +102,15 @@ async def resolve_each(engine: Engine, given: Any, count: int) -> list[Adapted]:
     return adapted * count if len(adapted) == 1 else adapted
 
 
-async def generate_all(engine: Engine, texts: Sequence[str], adapted: Sequence[Adapted], how: Options) -> list[Answer]:
+async def generate_all(
+    engine: Engine, texts: Sequence[str | list[int]], adapted: Sequence[Adapted], how: Options, n: int = 1
+) -> list[Answer]:
+    """The answers to all queries, n of each, which then lie together."""
     jobs = [
         # What is drawn for one row of a batch depends on the others, so one with a seed has none.
-        Job("generate", (adaptation is not None, how), Query(text, adaptation), task=id, alone=how.seed is not None)
+        Job("generate", (adaptation is not None, own), Query(text, adaptation), task=id, alone=own.seed is not None)
         for text, (id, adaptation) in zip(texts, adapted, strict=True)
+        for own in map(how.of_sample, range(n))
     ]
     answers: list[Answer] = await results(engine, jobs)
     engine.count(answers)
@@ -144,4 +148,5 @@ async def _left(request: Request) -> None:
 
 
 def unknown(id: str, param: str = "id") -> Refused:
-    return Refused(404, f"no adaptation {id} of this model here; post its task to /v1/adaptations", "not_found", param)
+    told = f"no adaptation {id} of this model here; post its task to /v1/adaptations"
+    return Refused(404, told, "not_found", param, "model_not_found" if param == "model" else None)

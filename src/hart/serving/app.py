@@ -96,7 +96,7 @@ def create_app(model: HartModel, store: Store | None = None, settings: Settings 
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "HEAD", "POST", "DELETE"],
             allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
-            expose_headers=["Retry-After", "X-Request-Id"],
+            expose_headers=["Retry-After", "X-Hart-Ignored", "X-Request-Id"],
         )
     app.add_middleware(AccessLog)
     add_error_replies(app)

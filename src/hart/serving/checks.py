@@ -6,7 +6,7 @@ beside the event loop, where it stops nobody; fast tokenizers work without the i
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -23,8 +23,12 @@ _UNLIMITED = 10**9
 T = TypeVar("T")
 
 
+class TooLong(HartError):
+    """A text has more tokens than the model reads."""
+
+
 class Checks:
-    """The limits of a model, for callers in the thread that `aside` uses.
+    """The limits of a model, for callers in the thread that `aside` uses; so is its `tokenizer`.
 
     Args:
         tokenizer, reader: the main model's and its hypernetwork's, which nobody else uses meanwhile.
@@ -39,7 +43,7 @@ class Checks:
         form: InputFormat,
         room: int | None = None,
     ) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._reader = reader
         self._form = form
         self._room = room
@@ -101,12 +105,24 @@ class Checks:
         count = len(self._tokens(text.strip()))
         if not count:
             raise HartError(f"{where}: has no token of this model (characters without width?); give it a text")
-        count += self._around
+        self._fits(count + self._around, where, answer)
+
+    def conversation(self, messages: Sequence[Mapping[str, str]], where: str, answer: int) -> list[int]:
+        """The tokens of a conversation that is to have an answer of so many tokens at most.
+
+        Raises:
+            HartError: they are more than the model reads, or its chat template refuses the messages.
+        """
+        tokens = self._form.encode_conversation(self.tokenizer, messages)
+        self._fits(len(tokens), where, answer)
+        return tokens
+
+    def _fits(self, count: int, where: str, answer: int) -> None:
         if count > self._form.max_query_length:
-            raise HartError(f"{where}: has {count} tokens, the model reads {self._form.max_query_length}")
+            raise TooLong(f"{where}: has {count} tokens, the model reads {self._form.max_query_length}")
         # The last token of an answer is not read.
         if self._room is not None and count + answer - 1 > self._room:
-            raise HartError(
+            raise TooLong(
                 f"{where}: has {count} tokens, and an answer of {answer} goes beyond the {self._room} positions of the "
                 "model; shorten one of the two"
             )
@@ -117,7 +133,7 @@ class Checks:
         Raises:
             HartError: they are more than the model was trained to give.
         """
-        count = len(self._unlimited.encode_target(self._tokenizer, text))  # end of sequence included
+        count = len(self._unlimited.encode_target(self.tokenizer, text))  # end of sequence included
         if count > self._form.max_target_length:
             raise HartError(f"{where}: has {count} tokens, the model reads {self._form.max_target_length}")
         return count
@@ -130,11 +146,11 @@ class Checks:
         """
         texts = check_classes(choices, where)
         longest = max(self.choice(text, f"{where}.{number}") for number, text in enumerate(texts))
-        check_tokens(self._tokenizer, texts, self._form.max_target_length, where)
+        check_tokens(self.tokenizer, texts, self._form.max_target_length, where)
         return texts, longest
 
     def _encode_task(self, task: Task, count: int) -> list[int]:
         return replace(self._unlimited, num_demonstrations=count).encode_task(self._reader, task)
 
     def _tokens(self, text: str) -> list[int]:
-        return self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from hart.model.answering import Answer
-from hart.serving import openai_schemas as schemas
+from hart.serving import logprobs
+from hart.serving import openai_replies as replies
+from hart.serving.logprobs import Token
 
 
 class _Reply:
@@ -30,7 +32,7 @@ class _Reply:
         usage = [self._chunk(usage=_usage([answer]))] if self._with_usage else []
         return [self._chunk(_choice(_reason(answer), **self._EMPTY)), *usage]
 
-    def _chunk(self, *choices: dict[str, Any], usage: schemas.Usage | None = None) -> dict[str, Any]:
+    def _chunk(self, *choices: dict[str, Any], usage: replies.Usage | None = None) -> dict[str, Any]:
         chunk = {**self._head, "object": self._CHUNK, "choices": [*choices]}
         return chunk | {"usage": usage and usage.model_dump()} if self._with_usage else chunk
 
@@ -38,12 +40,21 @@ class _Reply:
 class Completion(_Reply):
     _PREFIX, _CHUNK, _EMPTY = "cmpl", "text_completion", {"text": ""}
 
-    def whole(self, answers: Sequence[Answer]) -> schemas.CompletionOut:
+    def whole(self, answers: Sequence[Answer], tokens: Sequence[list[Token] | None], n: int) -> replies.CompletionOut:
+        """Args:
+        answers: those to one prompt, n of them, behind those to the one before.
+        tokens: of each answer, where log-probabilities were asked for.
+        """
         choices = [
-            schemas.Choice(index=index, text=answer.text, finish_reason=_reason(answer))
-            for index, answer in enumerate(answers)
+            replies.Choice(
+                index=index,
+                text=answer.text,
+                finish_reason=_reason(answer),
+                logprobs=None if own is None else logprobs.of_completion(own),
+            )
+            for index, (answer, own) in enumerate(zip(answers, tokens, strict=True))
         ]
-        return schemas.CompletionOut(**self._head, choices=choices, usage=_usage(answers))
+        return replies.CompletionOut(**self._head, choices=choices, usage=_usage(answers, n))
 
     def begin(self) -> list[dict[str, Any]]:
         """The chunks before the first piece."""
@@ -58,11 +69,18 @@ class ChatCompletion(_Reply):
 
     _PREFIX, _CHUNK, _EMPTY = "chatcmpl", "chat.completion.chunk", {"delta": {}}
 
-    def whole(self, answers: Sequence[Answer]) -> schemas.ChatOut:
-        (answer,) = answers
-        message = schemas.MessageOut(content=answer.text)
-        choice = schemas.ChatChoice(index=0, message=message, finish_reason=_reason(answer))
-        return schemas.ChatOut(**self._head, choices=[choice], usage=_usage(answers))
+    def whole(self, answers: Sequence[Answer], tokens: Sequence[list[Token] | None], n: int) -> replies.ChatOut:
+        """As `Completion.whole`."""
+        choices = [
+            replies.ChatChoice(
+                index=index,
+                message=replies.MessageOut(content=answer.text),
+                finish_reason=_reason(answer),
+                logprobs=None if own is None else logprobs.of_chat(own),
+            )
+            for index, (answer, own) in enumerate(zip(answers, tokens, strict=True))
+        ]
+        return replies.ChatOut(**self._head, choices=choices, usage=_usage(answers, n))
 
     def begin(self) -> list[dict[str, Any]]:
         """The chunks before the first piece: who speaks."""
@@ -80,6 +98,7 @@ def _reason(answer: Answer) -> Any:
     return "stop" if answer.finished else "length"
 
 
-def _usage(answers: Sequence[Answer]) -> schemas.Usage:
-    read, written = sum(each.query_tokens for each in answers), sum(each.tokens for each in answers)
-    return schemas.Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
+def _usage(answers: Sequence[Answer], n: int = 1) -> replies.Usage:
+    """As OpenAI counts: a prompt once, whatever its number of answers."""
+    read, written = sum(each.query_tokens for each in answers[::n]), sum(each.tokens for each in answers)
+    return replies.Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)

@@ -36,16 +36,33 @@ _HEADERS = {
 }
 
 
+# What OpenAI's clients and programs on top of them know some kinds of errors by.
+_CODES = {
+    "busy": "rate_limit_exceeded",
+    "invalid_request": "invalid_value",
+    "too_large": "request_too_large",
+    "unauthorized": "invalid_api_key",
+}
+
+
 def error(
-    status: int, message: str, kind: str, param: str | None = None, headers: dict[str, str] | None = None
+    status: int,
+    message: str,
+    kind: str,
+    param: str | None = None,
+    headers: dict[str, str] | None = None,
+    code: str | None = None,
 ) -> JSONResponse:
     """A reply that says what is wrong, in the form of OpenAI's."""
-    return JSONResponse(error_body(message, kind, param), status_code=status, headers=headers)
+    headers = dict(headers or {})
+    if status in (504, 507):
+        # OpenAI's clients repeat all of 5xx by themselves; what took too long would take as long again.
+        headers["x-should-retry"] = "false"
+    return JSONResponse(error_body(message, kind, param, code), status_code=status, headers=headers)
 
 
-def error_body(message: str, kind: str, param: str | None = None) -> dict[str, Any]:
-    # `type` says what `code` says with OpenAI, whose clients read both.
-    return {"error": {"message": message, "type": kind, "param": param, "code": None}}
+def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code or _CODES.get(kind, kind)}}
 
 
 class Guard:

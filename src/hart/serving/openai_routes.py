@@ -4,70 +4,130 @@ import time
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any
+from urllib.parse import quote
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 from fastapi import Path as PathParameter
 
 from hart.serving import openai_schemas as schemas
 from hart.serving.answering import STREAMS, check_queries, full_id, generate_all, options, resolve, unknown, within
 from hart.serving.completions import ChatCompletion, Completion
 from hart.serving.engine import Engine
+from hart.serving.logprobs import spelled
+from hart.serving.openai_replies import ChatOut, CompletionOut, ModelOut, ModelsOut
+from hart.serving.refusals import OpenAIRoute, Refused
+from hart.serving.running import Options
 from hart.serving.schemas import ErrorOut
 from hart.serving.settings import Settings
 from hart.serving.store import Record
 from hart.serving.streaming import Stream, start_stream
 
+IGNORED = "X-Hart-Ignored"
+"""Header of a reply that names the fields of the request that nobody read."""
+
+_MOST_NAMES, _MOST_LETTERS = 32, 64
+"""Of ignored fields in a header, and of one of them."""
+
+_INVALID: dict[int | str, dict[str, Any]] = {400: {"model": ErrorOut}}
+
 
 def add_openai(app: APIRouter, engine: Engine, settings: Settings) -> None:
-    _add_models(app, engine)
+    routes = APIRouter(route_class=OpenAIRoute)
+    _add_models(routes, engine)
+    # What is described is what this model takes.
+    conversing = engine.form.chat_template and not engine.form.in_context
+    chat_form: Any = schemas.ConversationIn if conversing else schemas.ChatIn
 
     async def reply(
         request: Request,
+        response: Response,
         body: schemas.CompletionIn | schemas.ChatIn,
-        texts: Sequence[str],
-        where: str,
         form: Completion | ChatCompletion,
     ) -> Any:
-        how = options(engine, body, body.new_tokens)
+        ignored = _ignored(body, settings)
+        how = options(engine, body, body.new_tokens, logprobs=body.top)
 
         async def work() -> Any:
-            await check_queries(engine, texts, how, where)
+            queries = await _queries(engine, body, how)
             adapted = await resolve(engine, None if body.model == schemas.BASE else body.model, "model")
             if body.stream:
-                return start_stream(engine, texts[0], *adapted, how)
-            return form.whole(await generate_all(engine, texts, [adapted] * len(texts), how))
+                return start_stream(engine, queries[0], *adapted, how)
+            answers = await generate_all(engine, queries, [adapted] * len(queries), how, body.n)
+            if body.top is None:
+                return form.whole(answers, [None] * len(answers), body.n)
+            tokens = await engine.checks.aside(lambda: [spelled(engine.checks.tokenizer, each) for each in answers])
+            return form.whole(answers, tokens, body.n)
 
         done = await within(request, settings.time_limit, work())
-        if not isinstance(done, Stream):
-            return done
-        return done.reply(settings.time_limit, form.piece, form.end, form.begin())
+        if isinstance(done, Stream):
+            done = done.reply(settings.time_limit, form.piece, form.end, form.begin())
+        (done if isinstance(done, Response) else response).headers.update(ignored)
+        return done
 
-    @app.post("/v1/completions", response_model=schemas.CompletionOut, responses=STREAMS)
-    async def completions(request: Request, body: schemas.CompletionIn) -> Any:
+    @routes.post("/v1/completions", response_model=CompletionOut, responses=STREAMS | _INVALID)
+    async def completions(request: Request, response: Response, body: schemas.CompletionIn) -> Any:
         """Answers in the form of OpenAI's completions; `model` is the id of an adaptation, or the base."""
-        prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
         form = Completion(body.model, with_usage=body.stream_options.include_usage)
-        return await reply(request, body, prompts, "prompt", form)
+        return await reply(request, response, body, form)
 
-    @app.post("/v1/chat/completions", response_model=schemas.ChatOut, responses=STREAMS)
-    async def chat(request: Request, body: schemas.ChatIn) -> Any:
-        """An answer in the form of OpenAI's chat completions, to the one message that a user sends as a query."""
+    @routes.post("/v1/chat/completions", response_model=ChatOut, responses=STREAMS | _INVALID)
+    async def chat(request: Request, response: Response, body: chat_form) -> Any:
+        """An answer in the form of OpenAI's chat completions.
+
+        It is one to a user's message as a query; of a model that reads chat templates to a conversation, too.
+        """
         form = ChatCompletion(body.model, with_usage=body.stream_options.include_usage)
-        return await reply(request, body, [body.query], "messages.0.content", form)
+        return await reply(request, response, body, form)
+
+    app.include_router(routes)
+
+
+async def _queries(
+    engine: Engine, body: schemas.CompletionIn | schemas.ChatIn, how: Options
+) -> Sequence[str | list[int]]:
+    """What a request asks: texts, or a conversation as the tokens of its chat template.
+
+    Raises:
+        HartError: one is too long, or the template refuses the conversation.
+    """
+    if isinstance(body, schemas.CompletionIn):
+        await check_queries(engine, body.prompts, how, "prompt")
+        return body.prompts
+    turns = body.turns
+    if len(turns) > 1:
+        return [await engine.checks.aside(engine.checks.conversation, turns, "messages", how.max_new_tokens)]
+    await check_queries(engine, [turns[0]["content"]], how, "messages.0.content")
+    return [turns[0]["content"]]
+
+
+def _ignored(body: schemas.CompletionIn | schemas.ChatIn, settings: Settings) -> dict[str, str]:
+    """The header that names what is not read of a request.
+
+    Raises:
+        Refused: there is something, and the server is strict.
+    """
+    # Names of others: as ASCII without commas and line breaks, and not too long.
+    names = [quote(name[:_MOST_LETTERS], safe="", errors="replace") for name in schemas.unread(body)]
+    if not names:
+        return {}
+    if settings.strict:
+        told = f"{names[0]}: is not known here; leave it out, or serve without --strict"
+        raise Refused(422, told, "invalid_request", names[0], "unknown_parameter")
+    return {IGNORED: ", ".join(names[:_MOST_NAMES])}
 
 
 def _add_models(app: APIRouter, engine: Engine) -> None:
-    base = schemas.ModelOut(id=schemas.BASE, created=int(time.time()), owned_by=engine.model.main.name)
+    base = ModelOut(id=schemas.BASE, created=int(time.time()), owned_by=engine.model.main.name)
 
-    @app.get("/v1/models", response_model=schemas.ModelsOut)
+    @app.get("/v1/models", response_model=ModelsOut, responses=_INVALID)
     async def models(
         limit: Annotated[int, Query(ge=1, le=1000)] = 1000, offset: Annotated[int, Query(ge=0, le=10**9)] = 0
     ) -> Any:
         """What `model` may name: the base, and what this model has adapted to, the last used first."""
         records = await engine.records(limit, offset)
-        return schemas.ModelsOut(data=[base, *map(_shown, records)])
+        return ModelsOut(data=[base, *map(_shown, records)])
 
-    @app.get("/v1/models/{model}", response_model=schemas.ModelOut, responses={404: {"model": ErrorOut}})
+    @app.get("/v1/models/{model}", response_model=ModelOut, responses=_INVALID | {404: {"model": ErrorOut}})
     async def model(model: Annotated[str, PathParameter(max_length=64)]) -> Any:
         """One of them."""
         if model == schemas.BASE:
@@ -78,6 +138,6 @@ def _add_models(app: APIRouter, engine: Engine) -> None:
         return _shown(record)
 
 
-def _shown(record: Record) -> schemas.ModelOut:
+def _shown(record: Record) -> ModelOut:
     created = int(datetime.fromisoformat(record.created).timestamp())
-    return schemas.ModelOut(id=record.id, created=created, owned_by=record.model)
+    return ModelOut(id=record.id, created=created, owned_by=record.model)

@@ -1,7 +1,8 @@
-"""Requests and replies in the form of OpenAI's completions and chat completions.
+"""Requests in the form of OpenAI's completions and chat completions.
 
-What the official client sends and a model here can do nothing with is taken at the value that changes nothing, and
-refused by name at any other.
+What would change the answer, and what a model here cannot do, is taken at the value that changes nothing, and refused
+by name at any other. Fields that are not known here are taken and not read; `unread` names them. The table in
+docs/serving.md says it for each field.
 """
 
 import json
@@ -11,6 +12,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 from pydantic import (
     AfterValidator,
     BeforeValidator,
+    ConfigDict,
     Discriminator,
     Field,
     Tag,
@@ -18,8 +20,8 @@ from pydantic import (
     model_validator,
 )
 
-from hart.serving.schemas import TAGS, MaybeEmpty, Model, NewTokens, Request, Sampling, Text, text_form
-from hart.serving.settings import MAX_CHARACTERS, MAX_INPUTS
+from hart.serving.schemas import TAGS, Integer, MaybeEmpty, NewTokens, Request, Sampling, Text, text_form
+from hart.serving.settings import MAX_CHARACTERS, MAX_INPUTS, MAX_LOGPROBS
 
 BASE = "base"
 """What the un-adapted base is called where the id of an adaptation is expected."""
@@ -51,9 +53,9 @@ def _one_of(*values: Any) -> Any:
         shown = " or ".join(json.dumps(value) for value in (*values, None))
         raise ValueError(f"is not supported here but as {shown}, which changes nothing; leave it out")
 
-    default = values[0]
-    described = WithJsonSchema({"enum": list(values), "description": "taken for OpenAI's clients; changes nothing"})
-    return Annotated[Any, BeforeValidator(check), described, Field(default)]
+    kind = {"enum": list(values)} if values else {"type": "null"}
+    described = WithJsonSchema({**kind, "description": "taken for OpenAI's clients; changes nothing"})
+    return Annotated[Any, BeforeValidator(check), described, Field(values[0] if values else None)]
 
 
 def _kind(value: Any) -> type:
@@ -64,14 +66,33 @@ _Label: TypeAlias = Annotated[
     MaybeEmpty | None, Field(description="of the caller's own; taken for OpenAI's clients, and not kept")
 ]
 _OneText: TypeAlias = Annotated[Text, Tag(TAGS[3])]
+_MaybeEmptyText: TypeAlias = Annotated[MaybeEmpty, Tag(TAGS[3])]
 
 
-class StreamOptions(Request):
+class _Open(Request):
+    """Takes also fields that nobody reads here."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+def unread(given: _Open) -> list[str]:
+    """Names of the fields of a request that nobody reads here, as `messages.0.name`."""
+    names = list(given.model_extra or {})
+    for field in type(given).model_fields:
+        value = getattr(given, field)
+        inner = [(f"{field}.{number}", each) for number, each in enumerate(value)] if isinstance(value, list) else []
+        for where, part in [(field, value), *inner]:
+            if isinstance(part, _Open):
+                names += [f"{where}.{name}" for name in unread(part)]
+    return names
+
+
+class StreamOptions(_Open):
     include_usage: bool = Field(False, description="a last event before [DONE] that counts tokens")
     include_obfuscation: _one_of(False)  # type: ignore[valid-type]
 
 
-class _OpenAI(Sampling):
+class _OpenAI(Sampling, _Open):
     """What completions and chat completions have in common."""
 
     model: ModelName
@@ -83,11 +104,14 @@ class _OpenAI(Sampling):
     metadata: dict[MaybeEmpty, MaybeEmpty] | None = Field(None, description="as user")
     store: _one_of(False)  # type: ignore[valid-type]
     service_tier: _one_of("auto", "default")  # type: ignore[valid-type]
-    n: _one_of(1)  # type: ignore[valid-type]
+    n: Integer = Field(1, ge=1, le=MAX_INPUTS, description="answers to each prompt, sampled independently")
     frequency_penalty: _one_of(0)  # type: ignore[valid-type]
     presence_penalty: _one_of(0)  # type: ignore[valid-type]
     logit_bias: _one_of({})  # type: ignore[valid-type]
-    logprobs: _one_of(False)  # type: ignore[valid-type]
+    # Of other servers that their users reach with OpenAI's clients.
+    top_k: _one_of(-1, 0)  # type: ignore[valid-type]
+    min_p: _one_of(0)  # type: ignore[valid-type]
+    repetition_penalty: _one_of(1)  # type: ignore[valid-type]
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
@@ -95,11 +119,22 @@ class _OpenAI(Sampling):
             raise ValueError("max_tokens: is another than max_completion_tokens, and they mean the same; give one")
         if self.stream_options.include_usage and not self.stream:
             raise ValueError("stream_options: include_usage is of a stream; set stream, or leave it out")
+        if self.n > 1 and self.temperature == 0:
+            raise ValueError("n: without a temperature all answers are the same; set one above 0, or n to 1")
+        if self.stream and self.n > 1:
+            raise ValueError("n: a stream has one answer; set n to 1, or leave stream out")
+        if self.stream and self.top is not None:
+            raise ValueError("logprobs: a stream has none; leave one of the two out")
         return self
 
     @property
     def new_tokens(self) -> int | None:
         return self.max_tokens or self.max_completion_tokens
+
+    @property
+    def top(self) -> int | None:
+        """How many likeliest tokens are asked for at each token; None: no log-probabilities at all."""
+        raise NotImplementedError
 
     def top_p_counts(self) -> bool:
         # With OpenAI the temperature is 1 unless it is given; a 0 that was given asks for no sampling.
@@ -120,7 +155,12 @@ class CompletionIn(_OpenAI):
     """As OpenAI's completions, as far as it goes: `model` is the id of an adaptation, or the base."""
 
     prompt: Prompt
-    best_of: _one_of(1)  # type: ignore[valid-type]
+    logprobs: Annotated[
+        Annotated[Integer, Field(ge=0, le=MAX_LOGPROBS)] | None,
+        BeforeValidator(lambda given: None if given is False else given),
+        Field(description="log-probabilities of the answer's tokens and of so many likeliest ones"),
+    ] = None
+    best_of: Integer | None = Field(None, ge=1, le=MAX_INPUTS, description="the same as n")
     echo: _one_of(False)  # type: ignore[valid-type]
     suffix: _one_of("")  # type: ignore[valid-type]
 
@@ -128,10 +168,22 @@ class CompletionIn(_OpenAI):
     def _one_stream(self) -> Self:
         if self.stream and isinstance(self.prompt, list) and len(self.prompt) > 1:
             raise ValueError("stream: give one prompt")
+        if self.n * len(self.prompts) > MAX_INPUTS:
+            raise ValueError(f"n: {self.n} answers to each of {len(self.prompts)} prompts, at most {MAX_INPUTS} in all")
+        if self.best_of is not None and self.best_of != self.n:
+            raise ValueError("best_of: answers are not chosen from more than are given; set it to n, or leave it out")
         return self
 
+    @property
+    def prompts(self) -> list[str]:
+        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
 
-class TextPart(Request):
+    @property
+    def top(self) -> int | None:
+        return self.logprobs
+
+
+class TextPart(_Open):
     """A part of a message's content."""
 
     type: Literal["text"]
@@ -151,6 +203,12 @@ def _readable(given: str | list[TextPart]) -> str | list[TextPart]:
     return given
 
 
+def _not_too_long(given: str | list[TextPart]) -> str | list[TextPart]:
+    if len(content_text(given)) > MAX_CHARACTERS:
+        raise ValueError(f"has {len(content_text(given))} characters, at most {MAX_CHARACTERS}")
+    return given
+
+
 def content_text(content: str | list[TextPart]) -> str:
     """The text of a message's content, its parts one under the other."""
     return content if isinstance(content, str) else "\n".join(part.text for part in content)
@@ -161,11 +219,15 @@ _Parts: TypeAlias = Annotated[list[_Part], Tag(TAGS[2]), Field(min_length=1, max
 Content: TypeAlias = Annotated[_OneText | _Parts, Discriminator(text_form), AfterValidator(_readable)]
 
 
-class MessageIn(Request):
+class MessageIn(_Open):
     """The user's message, which is the query."""
 
     role: Literal["user"]
     content: Content
+
+    @property
+    def text(self) -> str:
+        return content_text(self.content)
 
 
 _OTHER_ROLES = ("assistant", "developer", "function", "system", "tool")
@@ -187,7 +249,10 @@ class ChatIn(_OpenAI):
     """As OpenAI's chat completions, as far as it goes: one message of a user, to the adaptation that `model` names."""
 
     messages: Annotated[list[MessageIn], Field(min_length=1, max_length=1), BeforeValidator(_one_query)]
-    top_logprobs: _one_of(0)  # type: ignore[valid-type]
+    logprobs: bool = Field(False, description="log-probabilities of the answer's tokens")
+    top_logprobs: Integer = Field(
+        0, ge=0, le=MAX_LOGPROBS, description="and of so many likeliest ones; only with logprobs"
+    )
     tools: _one_of([])  # type: ignore[valid-type]
     tool_choice: _one_of("none", "auto")  # type: ignore[valid-type]
     parallel_tool_calls: _one_of(True, False)  # type: ignore[valid-type]
@@ -195,66 +260,53 @@ class ChatIn(_OpenAI):
     function_call: _one_of("none", "auto")  # type: ignore[valid-type]
     response_format: _one_of({"type": "text"})  # type: ignore[valid-type]
     modalities: _one_of(["text"])  # type: ignore[valid-type]
+    audio: _one_of()  # type: ignore[valid-type]
+    web_search_options: _one_of()  # type: ignore[valid-type]
     safety_identifier: _Label = None
     prompt_cache_key: _Label = None
 
+    @model_validator(mode="after")
+    def _with_logprobs(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs: only with logprobs; set that to true, or leave this out")
+        return self
+
     @property
-    def query(self) -> str:
-        return content_text(self.messages[0].content)
+    def turns(self) -> list[dict[str, str]]:
+        """Role and text of each message."""
+        return [{"role": _ROLES.get(each.role, each.role), "content": each.text} for each in self.messages]
+
+    @property
+    def top(self) -> int | None:
+        return self.top_logprobs if self.logprobs else None
 
 
-class _Choice(Model):
-    index: int
-    finish_reason: Literal["stop", "length"] | None
-    logprobs: None = None
+_ROLES = {"developer": "system"}
+"""What roles are called in chat templates; OpenAI's newer models call the system message so."""
 
 
-class Choice(_Choice):
-    text: str
+class TurnIn(_Open):
+    """One message of a conversation."""
+
+    role: Literal["user", "assistant", "system", "developer"]
+    content: Annotated[_MaybeEmptyText | _Parts, Discriminator(text_form), AfterValidator(_not_too_long)]
+    tool_calls: _one_of([])  # type: ignore[valid-type]
+    function_call: _one_of()  # type: ignore[valid-type]
+
+    @property
+    def text(self) -> str:
+        return content_text(self.content)
 
 
-class MessageOut(Model):
-    role: Literal["assistant"] = "assistant"
-    content: str
-    refusal: None = None
+def _ends_with_a_query(given: list[TurnIn]) -> list[TurnIn]:
+    if given[-1].role != "user" or not given[-1].text.strip():
+        raise ValueError("the last one must be of role user and have a text: it is what is answered")
+    return given
 
 
-class ChatChoice(_Choice):
-    message: MessageOut
+class ConversationIn(ChatIn):
+    """As OpenAI's chat completions, for a model that reads whole conversations: in its chat template."""
 
-
-class Usage(Model):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
-class _Reply(Model):
-    id: str
-    created: int
-    model: str
-    usage: Usage | None = None
-
-
-class CompletionOut(_Reply):
-    object: Literal["text_completion"] = "text_completion"
-    choices: list[Choice]
-
-
-class ChatOut(_Reply):
-    object: Literal["chat.completion"] = "chat.completion"
-    choices: list[ChatChoice]
-
-
-class ModelOut(Model):
-    """What `model` may name."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int = Field(description="when, in seconds since 1970; of the base when the server was started")
-    owned_by: str = Field(description="the model that made the adaptation, or the base's name")
-
-
-class ModelsOut(Model):
-    object: Literal["list"] = "list"
-    data: list[ModelOut]
+    messages: Annotated[  # type: ignore[assignment]
+        list[TurnIn], Field(min_length=1, max_length=MAX_INPUTS), AfterValidator(_ends_with_a_query)
+    ]

@@ -27,6 +27,7 @@ class Options(NamedTuple):
     Attributes:
         stop: stop sequences, as `hart.serving.stopping` has them.
         seed: of the sampling of one row that has the batch for itself; None: sampled as it comes.
+        logprobs: with how many likeliest tokens log-probabilities are noted; None: not at all.
     """
 
     max_new_tokens: int
@@ -35,13 +36,20 @@ class Options(NamedTuple):
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    logprobs: int | None = None
+
+    def of_sample(self, number: int) -> "Options":
+        """Those of one of several samples: each has a seed of its own, the next one, and the first the given."""
+        if self.seed is None:
+            return self
+        return self._replace(seed=(self.seed + number + 2**63) % 2**64 - 2**63)
 
 
 @dataclass
 class Query:
-    """One row to answer, or to score if it has `choices`."""
+    """One row to answer, or to score if it has `choices`; a conversation is given as its tokens."""
 
-    text: str
+    text: str | list[int]
     adaptation: Adaptation | None
     choices: list[str] = dataclasses.field(default_factory=list)
     emit: Callable[[str], None] | None = None
@@ -67,7 +75,8 @@ class Runner:
         main, texts = self._model.main, [query.text for query in queries]
         read: Any = texts
         if adaptation is None:
-            read = [self._model.input_format.encode_query(main.tokenizer, text) for text in texts]
+            encode = self._model.input_format.encode_query
+            read = [encode(main.tokenizer, text) if isinstance(text, str) else text for text in texts]
         choices = [query.choices for query in queries]
         # The bare base is given what an adaptation of this model has.
         longest = self._model.input_format.max_target_length

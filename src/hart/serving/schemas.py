@@ -73,11 +73,11 @@ class Request(Model):
     def _without_nulls(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        fields = cls.model_fields
+        fields, closed = cls.model_fields, cls.model_config.get("extra") == "forbid"
         return {
             name: value
             for name, value in given.items()
-            if value is not None or name not in fields or fields[name].is_required()
+            if value is not None or (fields[name].is_required() if name in fields else closed)
         }
 
 
@@ -284,7 +284,7 @@ class ErrorBody(Model):
     message: str
     type: str
     param: str | None = None
-    code: None = None
+    code: str | None = None
 
 
 class ErrorOut(Model):

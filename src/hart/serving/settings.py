@@ -18,7 +18,7 @@ MAX_SCORES = 1024
 MAX_CHARACTERS = 50_000
 """Of one text; tokens are counted after it."""
 
-MAX_NEW_TOKENS, MAX_BEAMS = 512, 8
+MAX_NEW_TOKENS, MAX_BEAMS, MAX_LOGPROBS = 512, 8, 20
 MAX_STOPS, MAX_STOP_CHARACTERS = 4, 1000
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 2.0
 
@@ -40,6 +40,7 @@ class Settings:
         loopback: whether only this machine can connect. Without a token the Host header must then be a name of this
             machine, so that no page of another site can reach the server through a name of its own.
         cors_origins: pages of which other sites may use the server, as `https://name:port`; `*` lets all.
+        strict: whether the routes of OpenAI's form refuse fields that they do not know, instead of not reading them.
     """
 
     max_batch: int = 32
@@ -50,6 +51,7 @@ class Settings:
     token: str | None = None
     loopback: bool = True
     cors_origins: tuple[str, ...] = ()
+    strict: bool = False
 
     def __post_init__(self) -> None:
         if self.token is not None and (not self.token or self.token != self.token.strip()):

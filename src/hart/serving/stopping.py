@@ -31,7 +31,8 @@ def cut_at_stop(answer: Answer, tokenizer: PreTrainedTokenizerBase, stop: Sequen
         return find_stop(str(tokenizer.decode(list(answer.ids[:count]), skip_special_tokens=True)), stop) is not None
 
     count = bisect_left(range(answer.tokens), True, key=stopped)
-    return replace(answer, text=answer.text[:begin], ids=answer.ids[:count], finished=True)
+    scores = None if answer.scores is None else answer.scores[:count]
+    return replace(answer, text=answer.text[:begin], ids=answer.ids[:count], finished=True, scores=scores)
 
 
 class StopRows(StoppingCriteria):

@@ -62,7 +62,9 @@ class Stream:
         return StreamingResponse(events(), media_type="text/event-stream")
 
 
-def start_stream(engine: Engine, text: str, id: str | None, adaptation: Adaptation | None, how: Options) -> Stream:
+def start_stream(
+    engine: Engine, text: str | list[int], id: str | None, adaptation: Adaptation | None, how: Options
+) -> Stream:
     loop, pieces = asyncio.get_running_loop(), asyncio.Queue[str | None]()
 
     def emit(piece: str) -> None:

@@ -1,0 +1,309 @@
+"""What clients of `hart serve` send and how they read replies, whatever brings them over.
+
+A `Call` is one request and the reading of its reply; `Attempts` says whether it is sent again. `hart.serving.client`
+has the two transports.
+"""
+
+import json
+import os
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+
+from hart.data.tasks import Task
+from hart.errors import HartError
+from hart.model.classification import Classification
+
+if TYPE_CHECKING:
+    from hart.model.adaptation import Adaptation
+
+try:
+    import httpx2
+except ImportError:
+    raise HartError("the client needs httpx2: pip install 'hart-hypernet[serve]'") from None
+
+T = TypeVar("T")
+
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0
+"""Seconds between attempts, doubled from one to the next; of them a random part is waited, at least a half."""
+
+_LONGEST_ASKED = 60.0
+"""A server that asks for a longer wait than so many seconds is not waited for."""
+
+
+@dataclass(frozen=True)
+class RemoteAdaptation:
+    """An adaptation that lies on a server.
+
+    Attributes:
+        id: 64 hexadecimal digits.
+        task: what it was generated from.
+        seconds: of the forward pass that generated it.
+        new: whether it was generated now.
+        demonstrations_read: how many of the demonstrations the model reads.
+    """
+
+    id: str
+    task: Task
+    seconds: float
+    new: bool
+    demonstrations_read: int
+
+
+Adapted: TypeAlias = RemoteAdaptation | Task | str
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """One request to a server.
+
+    Attributes:
+        read: what becomes of the body of its reply.
+        known: the result, where nothing has to be asked.
+    """
+
+    method: str
+    path: str
+    read: Callable[[bytes], T]
+    body: dict[str, Any] | None = None
+    known: T | None = None
+
+    @property
+    def sent(self) -> dict[str, Any]:
+        """Keyword arguments of httpx2 for the body: in ASCII, so that also what is no text reaches the server."""
+        if self.body is None:
+            return {}
+        try:
+            content = json.dumps(self.body).encode()
+        except (TypeError, ValueError) as error:
+            raise HartError(f"the request cannot be written as JSON ({error})") from error
+        return {"content": content, "headers": {"Content-Type": "application/json"}}
+
+
+class Protocol:
+    """Requests to the server at an address, and its replies.
+
+    Args:
+        url: of the server.
+        token: its token; None is HART_TOKEN, or none.
+        retries: how often a request is sent again at most.
+
+    Raises:
+        HartError: `retries` is no whole number of at least 0.
+    """
+
+    def __init__(self, url: str, token: str | None, retries: int) -> None:
+        if type(retries) is not int or retries < 0:
+            raise HartError(f"retries must be a whole number of at least 0, not {retries!r}")
+        self.url = url.rstrip("/")
+        self.retries = retries
+        token = token or os.environ.get("HART_TOKEN")
+        # As bytes: a token may have letters that headers of texts may not.
+        self.headers = {b"Authorization": f"Bearer {token}".encode()} if token else {}
+
+    def attempts(self, call: Call[Any]) -> "Attempts":
+        return Attempts(self.url, self.retries, deletes=call.method == "DELETE")
+
+    def adapt(self, task: Task) -> Call[RemoteAdaptation]:
+        names = ("id", "seconds", "new", "demonstrations_read")
+
+        def read(content: bytes) -> RemoteAdaptation:
+            return RemoteAdaptation(task=task, **dict(zip(names, self._fields(content, *names), strict=True)))
+
+        return Call("POST", "/v1/adaptations", read, _task(task))
+
+    def generate(
+        self, queries: str | Sequence[str], adaptation: Adapted | Sequence[Adapted] | None, options: dict[str, Any]
+    ) -> Call[list[str]]:
+        texts = _texts(queries)
+        body = {"inputs": texts, "adaptation": _reference(adaptation), **options}
+        return Call("POST", "/v1/generate", self._reading("outputs"), body, known=None if texts else [])
+
+    def stream(self, query: str, adaptation: Adapted | None, options: dict[str, Any]) -> Call[None]:
+        """A call whose reply is events, which `piece` reads one by one."""
+        body = {"inputs": [query], "adaptation": _reference(adaptation), "stream": True, **options}
+        return Call("POST", "/v1/generate", lambda _: None, body)
+
+    def piece(self, data: str) -> str | None:
+        """The text of an event of a stream; None at its end.
+
+        Raises:
+            HartError: the server says that the answer cannot go on, or it is none of ours.
+        """
+        if data == "[DONE]":
+            return None
+        content = self._read(data)
+        if "error" in content:
+            raise HartError(f"{self.url}: {content['error']['message']}")
+        return str(content.get("text", ""))
+
+    def broken_off(self) -> HartError:
+        return HartError(f"{self.url}: the answer broke off; ask again")
+
+    def score(
+        self, query: str, choices: Sequence[str], adaptation: Adapted | None, normalisation: str
+    ) -> Call[list[float]]:
+        body = {"input": query, "choices": _choices(choices), "adaptation": _reference(adaptation)}
+        return Call("POST", "/v1/score", self._reading("scores"), body | {"normalisation": normalisation})
+
+    def classify(
+        self,
+        queries: str | Sequence[str],
+        choices: Sequence[str] | Sequence[Sequence[str]],
+        adaptation: Adapted | Sequence[Adapted] | None,
+        options: dict[str, Any],
+    ) -> Call[list[Classification]]:
+        def read(content: bytes) -> list[Classification]:
+            (found,) = self._fields(content, "classifications")
+            return [Classification(**each) for each in found]
+
+        texts = _texts(queries)
+        own = [each if isinstance(each, str) else list(each) for each in _choices(choices)]
+        body = {"inputs": texts, "choices": own, "adaptation": _reference(adaptation), **options}
+        return Call("POST", "/v1/classify", read, body, known=None if texts else [])
+
+    def download(self, adaptation: RemoteAdaptation | str) -> "Call[Adaptation]":
+        def read(content: bytes) -> "Adaptation":
+            from hart.model.export import unbundle
+
+            return unbundle(content)
+
+        return Call("GET", f"/v1/adaptations/{_id(adaptation)}/download", read)
+
+    def adaptations(self, limit: int, offset: int) -> Call[list[dict[str, Any]]]:
+        return Call("GET", f"/v1/adaptations?limit={limit}&offset={offset}", self._reading("adaptations"))
+
+    def delete(self, adaptation: RemoteAdaptation | str) -> Call[None]:
+        return Call("DELETE", f"/v1/adaptations/{_id(adaptation)}", lambda _: None)
+
+    def _reading(self, name: str) -> Callable[[bytes], Any]:
+        return lambda content: self._fields(content, name)[0]
+
+    def _fields(self, content: bytes, *names: str) -> list[Any]:
+        found = self._read(content)
+        if any(name not in found for name in names):
+            raise _stranger(self.url)
+        return [found[name] for name in names]
+
+    def _read(self, text: str | bytes) -> dict[str, Any]:
+        try:
+            content = json.loads(text)
+        except ValueError:
+            content = None
+        if not isinstance(content, dict):
+            raise _stranger(self.url)
+        return content
+
+
+class Attempts:
+    """What became of one request so far, and whether it is sent again.
+
+    It is where the server is busy (429) or goes down (503), and where the connection was refused, or ended before a
+    reply: all of our requests may be repeated. What took too long is not asked again, and a reply that began neither.
+
+    Args:
+        deletes: whether the request deletes something, which an attempt without a reply may have done already.
+    """
+
+    def __init__(self, url: str, retries: int, *, deletes: bool) -> None:
+        self._url, self._retries, self._deletes = url, retries, deletes
+        self._made = 0
+        self._lost = self._begun = False
+
+    def judge(self, outcome: "httpx2.Response | httpx2.HTTPError") -> float | None:
+        """Seconds after which to send the request again; None: the reply is the answer.
+
+        Args:
+            outcome: of the newest attempt: a reply with its body, where it is no success, or why there is none.
+
+        Raises:
+            HartError: the server refuses, in its words, or cannot be reached.
+        """
+        self._made += 1
+        if isinstance(outcome, httpx2.HTTPError):
+            problem = self._unreachable(outcome)
+            again = isinstance(outcome, httpx2.NetworkError | httpx2.RemoteProtocolError) and not self._begun
+            self._lost, asked = True, 0.0
+        elif outcome.status_code < 300 or (outcome.status_code == 404 and self._deletes and self._lost):
+            self._begun = True
+            return None
+        else:
+            problem = self._refusal(outcome)
+            asked = _asked(outcome)
+            again = outcome.status_code in (429, 503) and asked <= _LONGEST_ASKED
+        if not again or self._made > self._retries:
+            raise problem from (outcome if isinstance(outcome, Exception) else None)
+        # Not all clients at once.
+        return asked + min(_FIRST_WAIT * 2 ** (self._made - 1), _LONGEST_WAIT) * random.uniform(0.5, 1)
+
+    def _refusal(self, reply: "httpx2.Response") -> HartError:
+        try:
+            message = reply.json()["error"]["message"]
+        except (ValueError, KeyError, TypeError):
+            message = f"status {reply.status_code}; is that a hart server?"
+        return HartError(f"{self._url}: {message}{self._times()}")
+
+    def _unreachable(self, error: "httpx2.HTTPError") -> HartError:
+        if isinstance(error, httpx2.SSEError):
+            return _stranger(self._url)
+        told = f"{error or type(error).__name__}"
+        if self._begun:
+            return HartError(f"{self._url}: the answer broke off ({told}); ask again")
+        return HartError(f"{self._url}: cannot be reached ({told}{self._times()}); is hart serve running there?")
+
+    def _times(self) -> str:
+        return f", tried {self._made} times" if self._made > 1 else ""
+
+
+def _asked(reply: "httpx2.Response") -> float:
+    """Seconds that `Retry-After` asks to wait, which may be given as a date."""
+    given = reply.headers.get("retry-after", "")
+    if given.isdecimal():
+        return float(given[:9])
+    try:
+        return max(0.0, (parsedate_to_datetime(given) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return 0.0
+
+
+def _stranger(url: str) -> HartError:
+    return HartError(f"{url}: the reply is none of a hart server's; is that the right address?")
+
+
+def _texts(queries: str | Sequence[str]) -> list[str]:
+    return [queries] if isinstance(queries, str) else list(queries)
+
+
+def _choices(choices: Sequence[Any]) -> list[Any]:
+    if isinstance(choices, str):
+        raise HartError("the choices are one text; give a list of texts")
+    return list(choices)
+
+
+def _task(task: Task) -> dict[str, Any]:
+    if not isinstance(task, Task):
+        raise HartError(f"task: give a hart.Task, not {type(task).__name__}")
+    shown = [vars(each) for each in task.demonstrations]
+    return {"definition": task.definition, "demonstrations": shown}
+
+
+def _id(adaptation: RemoteAdaptation | str) -> str:
+    return adaptation if isinstance(adaptation, str) else adaptation.id
+
+
+def _reference(adaptation: Adapted | Sequence[Adapted] | None) -> Any:
+    match adaptation:
+        case None | str():
+            return adaptation
+        case RemoteAdaptation():
+            return adaptation.id
+        case Task():
+            return _task(adaptation)
+        case list() | tuple():
+            return [_reference(each) for each in adaptation]
+        case _:
+            kind = type(adaptation).__name__
+            raise HartError(f"adaptation: give what Client.adapt gave, an id, a Task or a list of these, not {kind}")
