@@ -1,10 +1,13 @@
 """The documentation site: it builds strictly, loads nothing from elsewhere, and its links are the repository's."""
 
+import functools
 import importlib.util
 import os
 import re
 import subprocess
 import sys
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -66,6 +69,36 @@ def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
     assert loaded == set()
 
 
+def test_it_can_be_searched_and_read_on_a_narrow_screen(site: Path, browser: Any) -> None:
+    from browsing import resize, shoot
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    handler = functools.partial(QuietHandler, directory=str(site))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        for place in ("", "concepts/", "paper_map/", "api/models/", "notebooks/look_inside/"):
+            for width in (1280, 360):
+                resize(browser, width)
+                browser.get(f"{address}/{place}")
+                assert browser.execute_script("return document.documentElement.scrollWidth") <= width, place
+                shoot(browser, f"site_{place.replace('/', '_')}{width}.png", width)
+        resize(browser, 1280)
+        browser.get(address)
+        browser.find_element(By.CSS_SELECTOR, "input.md-search__input").send_keys("consistency loss")
+        found = WebDriverWait(browser, 20).until(
+            lambda _: browser.find_elements(By.CSS_SELECTOR, ".md-search-result__link")
+        )
+        assert any("concepts" in each.get_attribute("href") for each in found)
+        server.shutdown()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
 def page(place: str) -> Any:
     return SimpleNamespace(file=SimpleNamespace(src_uri=place))
 
@@ -92,6 +125,12 @@ def page(place: str) -> Any:
 )
 def test_links_lead_where_they_lead_in_the_repository(hooks: Any, place: str, written: str, expected: str) -> None:
     assert hooks.on_page_markdown(written, page(place), SimpleNamespace(repo_url=None), None) == expected
+
+
+def test_paths_in_tables_break_after_their_signs(hooks: Any) -> None:
+    html = "<td><code>src/a_b.py:C</code> a/b</td><p><code>a/b</code></p>"
+    broken = "<td><code>src/<wbr>a_<wbr>b.<wbr>py:<wbr>C</code> a/b</td><p><code>a/b</code></p>"
+    assert hooks.on_page_content(html, page("data.md"), None, None) == broken
 
 
 def test_files_that_are_no_page_are_linked_where_the_repository_has_an_address(hooks: Any) -> None:

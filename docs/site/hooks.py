@@ -25,6 +25,8 @@ SOURCES = {page: source for source, page in OUTSIDE.items()}
 # A fence or a piece of code, in which nothing is a link; or a link or an image.
 CODE = r"(?P<code>^(?P<fence>```+).*?^(?P=fence)\s*$|`[^`\n]+`)"
 LINK = re.compile(rf"{CODE}|(?P<mark>!?\[(?P<text>[^\]]*)\]\()(?P<to>[^)\s]+)\)", re.DOTALL | re.MULTILINE)
+CELL = re.compile(r"<td[^>]*>.*?</td>", re.DOTALL)
+CODE_IN_CELL = re.compile(r"(?<=<code>)[^<]+")
 IN_NUMBERED_LIST = re.compile(r"^   (?=\S| +\S)", re.MULTILINE)
 
 
@@ -42,6 +44,13 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     linked = LINK.sub(lambda found: _link(found, source, place, config.repo_url), markdown)
     # GitHub takes blocks in a numbered list from three columns on, Python-Markdown from four.
     return IN_NUMBERED_LIST.sub("    ", linked) if source == "CONTRIBUTING.md" else linked
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
+    """Paths in tables may break after their signs, so that columns are neither torn nor wide."""
+    return CELL.sub(
+        lambda cell: CODE_IN_CELL.sub(lambda code: re.sub(r"(?<=[/:._])(?=\w)", "<wbr>", code[0]), cell[0]), html
+    )
 
 
 def _link(found: re.Match[str], source: str, place: str, repo_url: str | None) -> str:
