@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test lint check format bench clean
+.PHONY: help venv quickstart test lint check format bench docs notebooks clean
 
 help:
 	@echo "make quickstart   train, evaluate and plot on this machine (about ten minutes on two cores)"
@@ -21,6 +21,8 @@ help:
 	@echo "make check        lint and tests, as .ci/run runs them in a fresh environment"
 	@echo "make format       format the code and fix what lint can fix"
 	@echo "make bench        measure speed beside the alternatives (an hour; hart bench --quick: two minutes)"
+	@echo "make docs         build the documentation site into site/, without a network"
+	@echo "make notebooks    execute the notebooks anew, in place"
 	@echo "make venv         only create $(VENV) and install into it"
 	@echo "make clean        remove $(VENV) and all caches"
 
@@ -55,6 +57,13 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/hart bench
 
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "read it: $(BIN)/python -m http.server --bind 127.0.0.1 --directory site"
+
+notebooks: $(READY)
+	$(BIN)/python docs/site/notebooks.py
+
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist src/*.egg-info
+	rm -rf $(VENV) site .mypy_cache .pytest_cache .ruff_cache build dist src/*.egg-info
 	find src tests benches -name __pycache__ -type d -prune -exec rm -rf {} +

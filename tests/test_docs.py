@@ -19,6 +19,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 DOCS = REPOSITORY / "docs"
 PAGES = (
     "architecture.md",
+    "concepts.md",
+    "deploying.md",
     "paper_map.md",
     "data.md",
     "own_tasks.md",
@@ -34,7 +36,7 @@ PAGES = (
 )
 
 # `src/hart/training/losses.py:ConsistencyState.loss`, or the file alone.
-PLACE = re.compile(r"`((?:src|tests|configs|recipes|benches)/[\w./-]+)(?::([\w.]+))?`")
+PLACE = re.compile(r"`((?:src|tests|configs|recipes|benches|deploy)/[\w./-]+)(?::([\w.]+))?`")
 # | `section.field` | `default` |
 FIELD_ROW = re.compile(r"^\| `(\w+\.\w+)` \| `(.*?)` \|", re.MULTILINE)
 
