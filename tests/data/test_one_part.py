@@ -62,6 +62,8 @@ NOTHING_ELSE = "and the model reads nothing else"
         ({}, SHOWN, None, f"{NO_DEFINITION}, and the model reads it", "definition"),
         ({"demonstrations_to": "main"}, SHOWN, None, f"{NO_DEFINITION}, and the model reads it", "definition"),
         ({"num_demonstrations": 0}, DEFINED, None, None, ""),
+        ({"omit_demonstrations": 0.1}, DEFINED, None, f"{NO_DEMONSTRATIONS}, and data.num_demonstrations is 2", ""),
+        ({"omit_definition": 0.1}, SHOWN, None, f"{NO_DEFINITION}, and the model reads it", ""),
         ({"num_demonstrations": 0}, SHOWN, *[f"{NO_DEFINITION}, {NOTHING_ELSE}"] * 2, "definition"),
         ({"prompt_format": "prompts"}, SHOWN, None, None, ""),
         ({"prompt_format": "prompts"}, DEFINED, *[f"{NO_DEMONSTRATIONS}, {NOTHING_ELSE}"] * 2, "demonstrations"),

@@ -156,6 +156,36 @@ def test_sampled_demonstrations_are_other_instances_of_the_task(
     assert len(shown_sets) > 100
 
 
+@pytest.mark.parametrize("reader", ["hypernetwork", "main"])
+@pytest.mark.parametrize("demonstrations", ["fixed", "sampled"])
+def test_tasks_are_told_in_part_as_often_as_they_should(
+    dataset: Any, tiny_tokenizer: PreTrainedTokenizerFast, demonstrations: str, reader: str
+) -> None:
+    """Groups as wholes; nothing else is drawn in another way, and a teacher reads all."""
+    options = {"demonstrations": demonstrations, "demonstrations_to": reader, "queries_per_task": 2}
+    teacher = InputFormat(demonstrations_to="main")
+    whole = dataset(**options, teacher=teacher)
+    told = dataset(**options, teacher=teacher, omit_definition=0.3, omit_demonstrations=0.2)
+    counts: Counter[str] = Counter()
+    for index in range(0, DRAWS, 2):
+        kinds = []
+        for each in (index, index + 1):
+            example, full = told[each], whole[each]
+            key, own = ("query_ids", None) if reader == "main" else ("demo_ids", 0)
+            ids, all_of_it = (found[key] if own is None else found[key][own] for found in (example, full))
+            has_definition = "Definition:" in text(tiny_tokenizer, ids)
+            has_demonstrations = "Positive Example" in text(tiny_tokenizer, ids)
+            kinds.append((has_definition, has_demonstrations))
+            if all(kinds[-1]):
+                assert ids == all_of_it
+            rest = [{name: value for name, value in found.items() if name != key} for found in (example, full)]
+            assert rest[0] == rest[1]
+        assert kinds[0] == kinds[1] and any(kinds[0])
+        counts[str(kinds[0])] += 1
+    assert counts["(False, True)"] == pytest.approx(0.3 * DRAWS / 2, abs=60)
+    assert counts["(True, False)"] == pytest.approx(0.2 * DRAWS / 2, abs=60)
+
+
 def test_main_model_may_read_the_demonstrations(dataset: Any, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     plain, main = dataset(), dataset(demonstrations_to="main", explanations=True)
     for index in range(20):

@@ -10,6 +10,7 @@ from hart.data.prompts import PromptFormat
 from hart.runtime.sections import LIMIT, NaturalInt, PositiveInt, Section
 
 Length = Annotated[int, Field(ge=2, lt=LIMIT)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class DataConfig(Section):
@@ -51,6 +52,10 @@ class DataConfig(Section):
     """Groups of `num_demonstrations` that the hypernetwork reads at most, each behind the definition and with
     `max_demonstrations_length` of its own. They are encoded one by one and attended to together (ours, after
     fusion-in-decoder), so that many demonstrations cost in proportion to their number."""
+    omit_definition: Share = 0.0
+    """Share of the training's tasks that are told without their definition (ours), so that demonstrations must do."""
+    omit_demonstrations: Share = 0.0
+    """Share of the training's tasks that are told without demonstrations (ours), so that the definition must do."""
     explanations: bool = False
     """Follow each demonstration by its explanation, as Tk-Instruct does (§4.1)."""
     demonstrations: Literal["fixed", "sampled"] = "fixed"
@@ -76,6 +81,15 @@ class DataConfig(Section):
     def _check(self) -> Self:
         for field, problem in self.source.problems(self):
             self._refuse(field, problem)
+        if self.omit_definition + self.omit_demonstrations >= 1:
+            self._refuse("omit_definition", "and omit_demonstrations must leave some tasks whole: less than 1 together")
+        for name in ("omit_definition", "omit_demonstrations"):
+            if not getattr(self, name):
+                continue
+            if self.segments or self.prompt_format == "prompts":
+                self._refuse(name, f"must be 0 with {self.collection}, whose examples have one part")
+            if self.demonstrations_to == "nowhere" or not self.num_demonstrations:
+                self._refuse(name, "must be 0 where definition and demonstrations are not both read")
         return self
 
     @property

@@ -44,6 +44,8 @@ class InputFormat:
             tokens of each demonstration's input and target, with an end of sequence behind each target.
         input_eos: whether a query (of "prompts": also behind demonstrations) ends with the end-of-sequence token. It
             tells a decoder-only model where its answer begins.
+        omit_definition, omit_demonstrations: shares of the training's tasks that were told without the one or the
+            other: a model that met both reads either part alone.
         chat_template: whether the main model's input is a user's message in the template of its tokenizer, which then
             says where the answer begins.
 
@@ -62,6 +64,8 @@ class InputFormat:
     prompt_format: PromptFormat = "instructions"
     input_eos: bool = True
     chat_template: bool = False
+    omit_definition: float = 0.0
+    omit_demonstrations: float = 0.0
 
     def __post_init__(self) -> None:
         for name, options in (
@@ -154,9 +158,10 @@ class InputFormat:
     def never_seen(self, task: Task) -> list[str]:
         """What a model of this format never met in its training, which `check_whole` had looked through."""
         found = []
-        if self.reads_definition and not task.definition.strip():
+        if self.reads_definition and not task.definition.strip() and not self.omit_definition:
             found.append("has no definition, and every task of the model's training had one")
-        if self.demonstrations_to != "nowhere" and self.num_demonstrations and not task.demonstrations:
+        shows = self.demonstrations_to != "nowhere" and self.num_demonstrations and not self.omit_demonstrations
+        if shows and not task.demonstrations:
             found.append("has no demonstrations, and every task of the model's training had some")
         return found
 

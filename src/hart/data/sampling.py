@@ -71,7 +71,7 @@ class TrainingDataset(Examples):
             one task with the same demonstrations, so that one hypernetwork pass can serve them.
         reader: tokenizer of the hypernetwork, if it is not the main model's.
         teacher: how a teacher reads the task before the query, if there is one; with the main model's tokenizer, and
-            of sampled demonstrations those that the student is shown.
+            of sampled demonstrations those that the student is shown. It reads tasks whole.
         cuts: takes note of what is left out or cut of tasks, instead of the warnings here; of queries and targets
             nothing is said then.
 
@@ -163,7 +163,7 @@ class TrainingDataset(Examples):
         form, name = self._form, f"task {task.label}"
         noted = cuts if form.in_context else unknown
         example = Example(
-            query_ids=form.encode_input(self._tokenizer, group.shown, instance.input, noted, name=name),
+            query_ids=form.encode_input(self._tokenizer, group.told, instance.input, noted, name=name),
             labels=form.encode_target(self._tokenizer, target, unknown, name=name),
             slot=int(index),
             task_index=group.task_index,
@@ -194,13 +194,27 @@ class TrainingDataset(Examples):
         if self._queries_per_task > 1:
             members = self._members(len(task.instances), instance_index, rng)
         shown = self._with_sampled_demonstrations(task_index, members, rng) if self._samples else task
+        told = self._in_part(shown, number)
         demo_ids: list[list[int]] = []
         if self._form.demonstrations_to == "hypernetwork":
             encode = self._form.encode_groups
-            demo_ids = encode(self._reader, shown, cuts) if self._samples else self._task_ids[task_index]
-        group = _Group(task_index, members, shown, demo_ids)
+            known = told is task and not self._samples
+            demo_ids = self._task_ids[task_index] if known else encode(self._reader, told, cuts)
+        group = _Group(task_index, members, shown, told, demo_ids)
         self._last = number, group
         return group
+
+    def _in_part(self, task: Task, number: int) -> Task:
+        """The task of a group, without its definition or its demonstrations where the draw says so."""
+        without_definition, without_demonstrations = self._form.omit_definition, self._form.omit_demonstrations
+        if not (without_definition or without_demonstrations):
+            return task
+        draw = self._stream(number, self._queries_per_task + 1).random()
+        if draw < without_definition:
+            return replace(task, definition="", instances=())
+        if draw < without_definition + without_demonstrations:
+            return replace(task, demonstrations=(), instances=())
+        return task
 
     def _stream(self, group: int, part: int) -> np.random.Generator:
         key = np.array([self._seed, group], dtype=np.uint64)
@@ -253,11 +267,12 @@ class TrainingDataset(Examples):
 
 @dataclass(frozen=True)
 class _Group:
-    """A task, the positions of its queries, and the demonstrations that all of them have."""
+    """A task, the positions of its queries, the demonstrations that all of them have, and what is told of both."""
 
     task_index: int
     members: np.ndarray
     shown: Task
+    told: Task
     demo_ids: list[list[int]]
 
 
