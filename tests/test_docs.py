@@ -24,6 +24,7 @@ PAGES = (
     "paper_map.md",
     "data.md",
     "own_tasks.md",
+    "mini.md",
     "configuration.md",
     "performance.md",
     "scaling.md",

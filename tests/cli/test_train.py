@@ -135,8 +135,8 @@ def damage_json(path: Path, **changes: object) -> None:
 
 BAD_TASKS = {
     "not JSON": (lambda path: path.write_text("{", encoding="utf-8"), "not JSON"),
-    "no Definition": (lambda path: damage_json(path, Definition=[]), "Definition"),
-    "no Positive Examples": (lambda path: damage_json(path, Positive_Examples=[]), "Positive Examples"),
+    "no Definition": (lambda path: damage_json(path, Definition=[]), "the definition is empty"),
+    "no Positive Examples": (lambda path: damage_json(path, Positive_Examples=[]), "has no demonstrations"),
     "no output": (
         lambda path: damage_json(path, Instances=[{"id": "x", "input": "a", "output": []}]),
         "output is an empty list",

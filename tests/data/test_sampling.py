@@ -323,9 +323,9 @@ def test_what_is_cut_during_a_run_is_told_of_the_first(workers: int, dataset: An
         logging.getLogger("hart.data.sampling").removeHandler(handler)
     assert capfd.readouterr().err.splitlines() == [
         "task disk: cut the input and target of the only demonstration that it shows to stay within 30 tokens; "
-        "others may be cut, too",
-        "task disk: cut the end of the query to stay within 50 tokens; others may be cut, too",
-        "task disk: cut the end of the target to stay within 40 tokens; others may be cut, too",
+        "the same may hold for others",
+        "task disk: cut the end of the query to stay within 50 tokens; the same may hold for others",
+        "task disk: cut the end of the target to stay within 40 tokens; the same may hold for others",
     ]
 
 

@@ -40,8 +40,11 @@ had both. A model that was trained on P3 reads demonstrations alone.""",
         epilog="""\
 examples:
   hart adapt mini --task task.json --output-dir adaptations/my-task
-  hart adapt mini --definition "Write the words in reverse order." --demonstration "a b" "b a" \\
-      --demonstration "one two" "two one" --output-dir adaptations/reverse""",
+  hart adapt mini \\
+      --definition "You are given a list of words. Keep only the animals, then write them in reverse order." \\
+      --demonstration "horse red duck" "duck horse" --demonstration "lion nurse cat pear" "cat lion" \\
+      --output-dir adaptations/animals
+  hart predict adaptations/animals --input "cat plum dog hat lion"        # lion dog cat""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

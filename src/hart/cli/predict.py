@@ -55,8 +55,8 @@ All rows of a file are checked before the first is answered. Answers are written
 interrupt loses none that was given, and an older output file stays until the first.""",
         epilog="""\
 examples:
-  hart predict adaptations/reverse --input "three two one"
-  hart predict adaptations/reverse adaptations/my-task --input-file queries.jsonl --output-file answers.jsonl
+  hart predict adaptations/animals --input "cat plum dog hat lion"
+  hart predict adaptations/animals adaptations/my-task --input-file queries.jsonl --output-file answers.jsonl
   hart predict adaptations/tickets --input-file tickets.csv --input-field text --choices billing,bug,account \\
     --output-file labelled.csv --skip-errors --resume
   cut -f 2 log.tsv | hart predict adaptations/my-task --input-file - --input-format txt""",

@@ -80,7 +80,7 @@ class Cuts:
         for kind, (message, _) in noted.items():
             if kind not in said:
                 said.add(kind)
-                logger.warning("%s; others may be cut, too", message)
+                logger.warning("%s; the same may hold for others", message)
 
 
 def render_task(task: Task, *, num_demonstrations: int = 2, explanations: bool = False) -> str:

@@ -15,6 +15,7 @@ from hart.data.input_format import InputFormat
 from hart.data.prompts import Cuts
 from hart.errors import HartError
 from hart.model.adaptation import Adaptation
+from hart.model.familiarity import note_unfamiliar
 from hart.model.token_scores import TokenScore, TokenScores
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,8 @@ def encode_queries(
 ) -> list[list[int]]:
     """Tokens of each query, behind its task's demonstrations where the adaptation says so.
 
-    A warning says which queries are longer than `max_length`, or `cuts` takes note of them.
+    A warning says which queries are longer than `max_length`, or far from what a bundled model was trained on, or
+    `cuts` takes note of them.
 
     Raises:
         HartError: an empty query.
@@ -81,6 +83,8 @@ def encode_queries(
             encoded.append(form.encode_in_context(tokenizer, task, query, told))
         else:
             encoded.append(form.encode_query(tokenizer, query, told, name=name))
+            if adaptation is not None:
+                note_unfamiliar(adaptation.model, encoded[-1], told, name)
     if cuts is None:
         told.tell(logger)
     return encoded

@@ -16,6 +16,7 @@ from hart.errors import HartError
 from hart.model.adaptation import Adaptation
 from hart.model.answering import limit
 from hart.model.classifying import check_classes, check_tokens
+from hart.model.familiarity import note_unfamiliar
 from hart.model.main_model import MainModel
 from hart.runtime.files import parse_json
 
@@ -149,6 +150,7 @@ class Encoder:
         form = adaptation.input_format
         self._form = replace(form, max_query_length=limit("max_query_length", max_query_length, form.max_query_length))
         self._tasks = adaptation.read_tasks()
+        self._model = adaptation.model
         self._main = main
         self.cuts = Cuts()
 
@@ -166,6 +168,7 @@ class Encoder:
         tokens = form.encode_query(tokenizer, query.text, noted, name=where, blank=True)
         if not set(tokens) - {tokenizer.eos_token_id}:
             raise _empty(where)
+        note_unfamiliar(self._model, tokens, self.cuts, where)
         if query.choices is not checked:
             self.check_choices(query.choices, where)
         return (

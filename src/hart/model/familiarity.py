@@ -1,0 +1,47 @@
+"""Whether a query is of the words that a bundled model was trained on; a model of a few hundred words cannot tell.
+
+Beside the weights of a bundled model lies the list of the tokens that its training queries have (made by
+`recipes/mini/seen_tokens.py`). A query of which more than `MOST` are others is far from all of them: of ordinary
+English 99.6 % of the queries are, of the unseen tasks' none (docs/results.md).
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from hart.data.prompts import Cuts
+from hart.model.bundled import MODELS, resolve_model
+from hart.runtime.files import read_json
+
+SEEN_FILE = "seen_tokens.json"
+MOST = 0.3
+"""Share of tokens that no training query has, above which a query is told of."""
+
+
+def unseen_share(model: str, tokens: Sequence[int]) -> float | None:
+    """Share of the tokens of a query that the training queries of a model lack; None where they are not known.
+
+    Args:
+        model: name of the model that made the adaptation.
+        tokens: as the main model reads the query.
+    """
+    seen = _seen(model)
+    return None if seen is None or not tokens else sum(token not in seen for token in tokens) / len(tokens)
+
+
+def note_unfamiliar(model: str, tokens: Sequence[int], cuts: Cuts, name: str) -> None:
+    """Take note of a query that is far from what a model was trained on."""
+    share = unseen_share(model, tokens)
+    if share is not None and share > MOST:
+        told = f"{share:.0%} of its tokens never occur in the training of {model}"
+        cuts.note(
+            f"is far from what {model} was trained on, its answer says little", name, f"{told}; its answer says little"
+        )
+
+
+@cache
+def _seen(model: str) -> frozenset[int] | None:
+    if model not in MODELS:
+        return None
+    path = Path(resolve_model(model)) / SEEN_FILE
+    return frozenset(read_json(path, "the tokens that a model has seen")) if path.is_file() else None
