@@ -68,8 +68,9 @@ def test_they_are_those_of_teacher_forcing(model: HartModel, how: dict[str, Any]
 def test_they_add_up_to_the_score(model: HartModel) -> None:
     """Of the beginnings of answers that are tokenised as they were generated, with the end of sequence behind them."""
     adaptation, tokenizer, compared = model.adapt(task(1)), model.main.tokenizer, 0
-    answers = model.answers(PROMPTS, adaptation, max_new_tokens=7, logprobs=len(tokenizer))
-    for query, answer in zip(PROMPTS, answers, strict=True):
+    torch.manual_seed(3)
+    drawn = {"temperature": 2.0, "max_new_tokens": 4, "logprobs": len(tokenizer)}
+    for query, answer in zip(PROMPTS * 8, model.answers(PROMPTS * 8, adaptation, **drawn), strict=True):
         assert answer.scores is not None
         for count in range(1, answer.tokens):
             text = tokenizer.decode(answer.ids[:count])

@@ -28,8 +28,9 @@ class TokenScore:
 class TokenScores(LogitsProcessor):
     """Takes note of one call of `generate` without beams, in which it changes nothing.
 
-    transformers runs it before temperature and top_p, and behind rules of a generation configuration. Of all steps but the newest only what is asked for is kept:
-    whole distributions of 512 tokens would take gigabytes.
+    transformers runs it before temperature and top_p, and behind the rules of a generation configuration, of which
+    a main model has none. Of all steps but the newest only what is asked for is kept: whole distributions of 512 tokens
+    would take gigabytes.
 
     Args:
         top: how many of the likeliest tokens to keep at each step.
