@@ -34,7 +34,7 @@ def execute(path: Path) -> Any:
     with tempfile.TemporaryDirectory(prefix="hart-notebook-") as folder:
         client = NotebookClient(
             notebook,
-            timeout=300,
+            timeout=900,
             startup_timeout=180,
             kernel_name="python3",
             coalesce_streams=True,
