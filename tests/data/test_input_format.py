@@ -1,5 +1,6 @@
 """Prompts as P3 has them, and what stands at the ends of a text."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -118,3 +119,25 @@ def test_a_group_has_the_whole_limit(tiny_tokenizer):
     form = InputFormat(num_demonstrations=1, demonstration_groups=2, max_demonstrations_length=limit)
     cuts = Cuts()
     assert len(form.encode_groups(tiny_tokenizer, task, cuts)) == 2 and not cuts
+
+
+def test_a_conversation_is_what_the_chat_template_makes_of_it(tiny_tokenizer):
+    """One message of a user is read as a query is; nothing is cut, and what the template refuses is told in a line."""
+    form, template = (
+        InputFormat(chat_template=True, max_query_length=20),
+        "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}",
+    )
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    messages = [{"role": "system", "content": "the cat"}, {"role": "user", "content": "one two"}]
+    with pytest.raises(HartError, match="data.chat_template: the base's tokenizer has no chat template"):
+        form.encode_conversation(tokenizer, messages)
+    tokenizer.chat_template = template
+    assert form.encode_conversation(tokenizer, messages) == tokens_of(tokenizer, "system: the cat user: one two ")
+    assert form.encode_conversation(tokenizer, messages[1:]) == form.encode_query(tokenizer, "one two")
+    assert len(form.encode_conversation(tokenizer, messages * 20)) > form.max_query_length
+    with pytest.raises(HartError, match=r"messages: this model has no chat template \(data.chat_template\)"):
+        InputFormat().encode_conversation(tokenizer, messages)
+    tokenizer.chat_template = "{{ raise_exception('no system message') if messages[0].role == 'system' }}"
+    with pytest.raises(HartError) as told_of:
+        form.encode_conversation(tokenizer, messages)
+    assert str(told_of.value) == "messages: the chat template of the base's tokenizer refuses them (no system message)"

@@ -223,7 +223,7 @@ def test_odd_values_in_every_field(path: str, value: bytes, client: TestClient) 
     ]
     for body in bodies:
         reply = client.post(path, content=body, headers={"Content-Type": "application/json"})
-        assert reply.status_code in (200, 201, 404, 422), (body[:200], reply.text)
+        assert reply.status_code in (200, 201, 404, 400 if "completions" in path else 422), (body[:200], reply.text)
         if reply.status_code >= 400:
             said(reply, reply.status_code)
 
@@ -397,7 +397,8 @@ def test_a_model_of_prompts_needs_no_definition(tiny_base_dir: Path, store: Stor
             id = "0" * 64
             asked = {"generate": {"inputs": [text]}, "score": {"input": text, "choices": ["yes", "no"]}}
             for route, ask in {**asked, "completions": {"model": id, "prompt": text}}.items():
-                assert "no token" in said(client.post(f"/v1/{route}", json=ask), 422)
+                reply = client.post(f"/v1/{route}", json=ask)
+                assert "no token" in said(reply, 400 if route == "completions" else 422)
             unseen = {"demonstrations": [{"input": text, "output": text}]}
             assert client.post("/v1/generate", json={"inputs": ["a"], "adaptation": unseen}).status_code == 200
         reply = client.post("/v1/adaptations", json=body)

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -200,3 +201,21 @@ def test_a_busy_server_is_asked_again(model: HartModel, tmp_path: Path, monkeypa
             client.with_options(timeout=0.3).completions.create(model="base", prompt=QUERY)
         free.set()
         client.close()
+
+
+def test_what_took_too_long_is_not_asked_again(
+    model: HartModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unlike other errors of a server: it would take as long again."""
+    answers = model.main.answers
+
+    def slowly(*args: Any, **options: Any) -> Any:
+        time.sleep(1)
+        return answers(*args, **options)
+
+    monkeypatch.setattr(model.main, "answers", slowly)
+    with served(model, tmp_path, time_limit=0.2) as (_, url):
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="sesame", max_retries=2) as client:
+            with pytest.raises(openai.InternalServerError, match="no answer within") as told:
+                client.completions.create(model="base", prompt=QUERY)
+    assert told.value.status_code == 504 and told.value.request.headers["x-stainless-retry-count"] == "0"
