@@ -50,7 +50,7 @@ def test_more_demonstrations_are_read_in_groups(model_dir: Path, tmp_path: Path,
 def test_the_same_again_replaces(model_dir: Path, adaptation_dir: Path, task_file: Path, ok, refused) -> None:
     ok("adapt", model_dir, "--task", task_file, "--output-dir", adaptation_dir)
     line = refused("adapt", model_dir, *WORDS, "--output-dir", adaptation_dir)
-    assert "exists with other content" in line
+    assert "holds another adaptation" in line
     assert Adaptation.from_pretrained(adaptation_dir).tasks[0]["name"] == task_file.stem
 
 

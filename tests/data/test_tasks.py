@@ -204,6 +204,7 @@ def test_missing_file_and_folder_instead_of_file_are_refused(tmp_path: Path) -> 
         (None, [("a", "b")], "definition must be a text, not null"),
         ("", [], "has neither a definition nor demonstrations; give at least one of the two"),
         (" \n", (), "has neither a definition nor demonstrations"),
+        ("", [("", " ")], "has neither a definition nor demonstrations"),
         ("Do.", "ab", "demonstrations must be a list"),
         ("Do.", {"a": "b"}, "demonstrations must be a list"),
         ("Do.", ["ab"], r"demonstration 1 must be \(input, output\)"),

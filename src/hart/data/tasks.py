@@ -109,7 +109,7 @@ class Task:
             _demonstration(item, f"{where}: demonstration {number}")
             for number, item in enumerate(demonstrations, start=1)
         )
-        if not definition.strip() and not normalised:
+        if not definition.strip() and not any(each.input.strip() or each.output.strip() for each in normalised):
             raise HartError(f"{where}: has neither a definition nor demonstrations; give at least one of the two")
         object.__setattr__(self, "definition", definition)
         object.__setattr__(self, "demonstrations", normalised)

@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from hart.data.input_format import InputFormat
+from hart.data.prompts import Cuts
 from hart.errors import HartError
 from hart.model.adaptation import Adaptation
 from hart.model.answering import limit
@@ -112,7 +113,9 @@ def classify(
         if adaptation is not None and entries > 1:
             part = adaptation.select(list(distinct.values()))
         asked: Any = [content_free] * len(distinct)
-        free = score_choices(main, asked, [texts for _, texts in distinct], part, **scored)
+        # What is cut of the choices was told above, and of the content-free query there is nothing to tell.
+        quietly = {**scored, "cuts": Cuts()}
+        free = score_choices(main, asked, [texts for _, texts in distinct], part, **quietly)
         prior = dict(zip(distinct, free, strict=True))
         scores = [[a - b for a, b in zip(row, prior[key], strict=True)] for row, key in zip(scores, keys, strict=True)]
     found = []
