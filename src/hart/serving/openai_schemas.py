@@ -262,6 +262,7 @@ class ChatIn(_OpenAI):
     modalities: _one_of(["text"])  # type: ignore[valid-type]
     audio: _one_of()  # type: ignore[valid-type]
     web_search_options: _one_of()  # type: ignore[valid-type]
+    moderation: _one_of()  # type: ignore[valid-type]
     safety_identifier: _Label = None
     prompt_cache_key: _Label = None
 
