@@ -36,7 +36,9 @@ def test_a_card_has_its_memory_and_its_time(hart, ok) -> None:
     assert "if 30% of the peak is reached" in ok("estimate", config, "--gpu", "rtx-4090").replace("\n", " ")
     # Memory of the card counts, unless it is given.
     large = CONFIGS / "t5-xl" / "hart_sni.yaml"
-    assert "does not fit into 24 GiB" in hart("estimate", large, "--gpu", "rtx-4090").out
+    assert "does not fit into 23 GiB" in hart("estimate", large, "--gpu", "rtx-4090").out
+    told = hart("estimate", config, "--gpu", "t4", "--training.bf16", "false").out
+    assert "does not fit into 14 GiB" in told and "micro_batch_size: 2" in told and "bf" not in told.split("save:")[1]
     assert hart("estimate", large, "--gpu", "rtx-4090", "--gpu-memory", "900").status == 0
 
 

@@ -97,6 +97,15 @@ def test_what_is_adapted_to_nothing_answers_as_its_base(tasks: list[Task]):
     assert len(others) == 5 and all(means == others[0] for means in others)
 
 
+def test_tasks_of_one_part_stay_as_they_are_where_nothing_would_be_left(mini: HartModel, tasks: list[Task]):
+    defined, shown = replace(tasks[0], demonstrations=()), replace(tasks[1], definition="")
+    found = measure_robustness(mini, [defined, shown], other_definition=IN_OTHER_WORDS)
+    assert list(found.scores) == list(TOLD)
+    assert found.scores["no_demonstrations"] == found.scores["no_definition"] == found.scores[OWN]
+    alone = measure_robustness(mini, [replace(task, demonstrations=()) for task in tasks[:2]])
+    assert list(alone.scores) == [OWN]
+
+
 def test_multiple_choice_tasks_are_scored_without_interference(tasks: list[Task], mini: HartModel):
     choices = [
         replace(task, instances=[replace(each, choices=(each.references[0], "no")) for each in task.instances])

@@ -75,8 +75,8 @@ def test_what_is_kept(remote: Client) -> None:
 
 
 def test_refusals(remote: Client, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(HartError, match="definition: is empty"):
-        remote.adapt(Task("", [("a", "b")]))
+    with pytest.raises(HartError, match="definition"):
+        remote.adapt(Task("", []))
     with pytest.raises(HartError, match="num_beams"):
         remote.generate("one", task(1), num_beams=99)
     with pytest.raises(HartError, match="token"):
@@ -107,6 +107,42 @@ def test_the_refusals_of_the_local_model(remote: Client, model: HartModel) -> No
                 call(of, adapted)
             assert "\n" not in str(told.value)
     assert remote.generate("one", there, max_new_tokens=1) == model.generate("one", here, max_new_tokens=1)
+
+
+def test_mistakes_that_no_server_has_to_see(remote: Client) -> None:
+    for wrong in ("127.0.0.1:8000", "", "ftp://x"):
+        with pytest.raises(HartError, match="no address of a server; give one such as http"):
+            Client(wrong)
+    with pytest.raises(HartError, match="control character") as told:
+        Client(token="secret\nword")
+    assert "secret" not in str(told.value)
+    with pytest.raises(HartError, match="for pieces as they come use stream"):
+        remote.generate("one", stream=True)
+    with pytest.raises(HartError, match="the id of the adaptation is empty"):
+        remote.delete("")
+    with pytest.raises(HartError, match="limit must be a whole number"):
+        remote.adaptations(limit="5&offset=3")  # type: ignore[arg-type]
+    with pytest.raises(HartError, match="no such adaptation|not an id|Not Found"):
+        remote.download("zz/../..")
+
+
+def test_a_server_that_does_not_answer(address: str) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with Client(url, timeout=0.2) as client, pytest.raises(HartError, match="no reply within the client's timeout"):
+            client.adaptations()
+
+
+@pytest.mark.parametrize("body", ["[]", "null", '"x"', "3"])
+@pytest.mark.parametrize("path", ["generate", "chat/completions"])
+def test_a_body_that_is_no_object(address: str, path: str, body: str) -> None:
+    import httpx2
+
+    headers = {"Content-Type": "application/json", "Authorization": "Bearer sesame"}
+    reply = httpx2.post(f"{address}/v1/{path}", content=body.encode(), headers=headers)
+    assert reply.status_code in (400, 422) and "JSON object" in reply.json()["error"]["message"]
 
 
 def test_what_is_no_text_and_what_is_no_json(remote: Client, model: HartModel) -> None:

@@ -141,8 +141,16 @@ def test_tokens_together_are_the_text(model: HartModel) -> None:
         made = Answer(tokenizer.decode(ids, skip_special_tokens=True), tuple(ids), True, 1, answer.scores * len(ids))
         *tokens, end = spelled(tokenizer, made)
         assert end.text == tokenizer.eos_token
-        if "🙂" not in text:  # a letter of several tokens has no text in each of them
-            assert "".join(each.text for each in tokens) == made.text
+        assert "".join(each.text for each in tokens) == made.text
+
+
+def test_more_numbers_than_can_be_written_meanwhile_are_refused(client: TestClient, id: str) -> None:
+    asked = {"model": id, "prompt": "one", "max_tokens": 8, "temperature": 1.0, "n": 64, "logprobs": 20}
+    many = {**asked, "max_tokens": 32}
+    reply = client.post("/v1/completions", json=many)
+    assert reply.status_code == 400 and reply.json()["error"]["param"] == "logprobs"
+    assert "64 answers of 32 tokens with 20 likeliest ones each are 43008 numbers" in reply.json()["error"]["message"]
+    assert client.post("/v1/completions", json=asked).status_code == 200
 
 
 def test_several_samples(client: TestClient, model: HartModel, id: str) -> None:

@@ -90,6 +90,12 @@ def test_a_row_learns_from_what_another_has_trained(study: Study, tmp_path: Path
     assert any(line.get("distillation_loss", 0) > 0 for line in recorded)
     moved = out.rename(tmp_path / "moved")
     assert all(run.results() for run in plan_study(read_study(path), moved, names=["taught"], seeds=[5]))
+    # A try of the study's first seed needs that seed's teacher, which other seeds alone do not train.
+    grid = {**taught, "grid": {"training.learning_rate": [1e-3]}}
+    path = study(set={"data.validation_tasks": 1}, seeds=[0, 1], rows={"few_shot": few_shot, "taught": grid})
+    told: list[str] = []
+    sweep(tmp_path / "part", plan_study(read_study(path), tmp_path / "part", seeds=[1]), say=told.append)
+    assert any("not done: it needs" in line and "seed-0" in line for line in told)
     path = study(rows={"few_shot": few_shot, "again": {"set": {**few_shot, "model.peft": []}, "teacher": "few_shot"}})
     with pytest.raises(HartError, match="row again: distillation.teacher: must be null where data.demonstrations_to"):
         plan_study(read_study(path), out)

@@ -77,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
         time = {"gpu": args.gpu.lower(), "utilisation": share, "seconds_per_step": step, "hours": hours}
     fits = limit is None or found.total_memory <= limit
     if not fits:
-        found = with_advice(config, found)
+        bfloat16 = args.gpu is None or named_gpu(args.gpu).bfloat16 is not None
+        found = with_advice(config, found, has_bfloat16=bfloat16)
     if args.json:
         content = json.loads(found.to_json())
         say(json.dumps(content | ({"time": time} if time else {}), indent=2))

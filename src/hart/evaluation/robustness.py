@@ -20,6 +20,7 @@ from hart.evaluation.other_adaptations import Adapt, Bar, scores_under
 from hart.evaluation.run import evaluate, metric_of
 from hart.evaluation.systems import base_system, hart_system
 from hart.evaluation.words import OWN, TOLD
+from hart.model.adaptation import Adaptation
 from hart.model.hart_model import HartModel
 
 OtherDefinition = Callable[[Task], str | None]
@@ -125,7 +126,12 @@ def told_in_other_ways(
     following = {id(task): tasks[(index + 1) % len(tasks)] for index, task in enumerate(tasks)}
 
     def told(change: Callable[[Task], Task]) -> Adapt:
-        return lambda task: model.adapt(change(task), cuts=Cuts())
+        def adapt(task: Task) -> Adaptation:
+            changed = change(task)
+            # A task of one part stays as it is where nothing would be left of it.
+            return model.adapt(form.shown(task) if form.lacks(changed) else changed, cuts=Cuts())
+
+        return adapt
 
     def in_other_words(task: Task) -> Task:
         words = other_definition(task) if other_definition else None
@@ -146,16 +152,20 @@ def told_in_other_ways(
 
     def foreign(task: Task) -> Task:
         shown, other = form.shown(task), form.shown(following[id(task)])
+        if not (shown.demonstrations and other.demonstrations):
+            return shown
         return replace(shown, demonstrations=(*shown.demonstrations[:-1], other.demonstrations[0]))
 
     ways: dict[str, Adapt] = {OWN: told(form.shown)}
-    if form.reads_definition:
+    has_definition = form.reads_definition and any(task.definition.strip() for task in tasks)
+    shows = form.num_demonstrations and any(form.shown(task).demonstrations for task in tasks)
+    if has_definition:
         if other_definition and any(other_definition(task) is not None for task in tasks):
             ways["other_words"] = told(in_other_words)
-        if form.num_demonstrations:
+        if shows:
             ways["no_definition"] = told(lambda task: replace(form.shown(task), definition=""))
             ways["no_demonstrations"] = told(without_demonstrations)
-    if form.num_demonstrations:
+    if shows:
         ways["one_wrong_output"] = told(lambda task: wrong(task, 1))
         if form.most_demonstrations > 1:
             ways["all_wrong_outputs"] = told(lambda task: wrong(task, None))

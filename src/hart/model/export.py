@@ -156,6 +156,7 @@ def _new_export(adaptation: Adaptation, folder: str | Path, form: str, overwrite
         content = read_json(folder / EXPORT_FILE, "what hart export wrote")
         found = content if isinstance(content, dict) else {}
     files = found.pop("files", [])
+    files = files if isinstance(files, list) else []
     if found and found != about and not overwrite:
         raise HartError(f"{folder}: holds the export of another adaptation; give a new folder, or --overwrite")
     with new_directory(folder, replaces=EXPORT_FILE, drops=[str(name) for name in files]) as partial:

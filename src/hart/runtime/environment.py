@@ -143,7 +143,9 @@ def _torch(seconds: float) -> dict[str, Any]:
         return found
     except subprocess.TimeoutExpired:
         return {"problem": f"could not be imported within {seconds:g} seconds"}
-    except (OSError, ValueError):
+    except OSError as error:
+        return {"problem": f"cannot be tried ({error})"}
+    except ValueError:
         said = (done.stderr.strip().splitlines() or [f"its process ended with status {done.returncode}"])[-1]
         return {"problem": f"cannot be imported ({said})"}
 

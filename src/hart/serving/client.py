@@ -33,7 +33,7 @@ class Client:
     Args:
         url: of the server.
         token: its token, if it has one; None is HART_TOKEN, or none.
-        timeout: seconds for one request.
+        timeout: seconds without a word of the server after which a request is given up.
         retries: how often a request is sent again where the server is busy (429) or goes down (503), or the connection
             was refused or ended before a reply. In between the client waits as long as the server asks, up to a minute,
             and a little more each time.
@@ -242,7 +242,8 @@ class AsyncClient:
 
 def _connection(kind: type[Http], protocol: Protocol, timeout: float) -> Http:
     try:
-        return kind(base_url=protocol.url, headers=protocol.headers, timeout=timeout)
+        # Waiting for one of our own connections is not the server's slowness.
+        return kind(base_url=protocol.url, headers=protocol.headers, timeout=httpx2.Timeout(timeout, pool=None))
     except httpx2.InvalidURL as error:
         advice = "give one such as http://127.0.0.1:8000"
         raise HartError(f"{protocol.url}: no address of a server ({error}); {advice}") from error

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
+from hart.data.prompts import Cuts
 from hart.data.tasks import Task
 from hart.errors import HartError
 from hart.model.adaptation import Adaptation
@@ -85,7 +86,7 @@ class Engine:
     def warm_up(self) -> None:
         """Use the model once, so that the first request does not wait for what libraries load late."""
         adaptation = self.model.adapt(Task("a", [("a", "a")]))
-        self.model.generate("a", adaptation, max_new_tokens=2)
+        self.model.answers("a", adaptation, max_new_tokens=2, cuts=Cuts())
 
     def id_of(self, task: Task) -> str:
         return adaptation_id(self.model.main.fingerprint, self.fingerprint, task)

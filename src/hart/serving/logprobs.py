@@ -1,7 +1,8 @@
 """Log-probabilities of an answer's tokens, in OpenAI's two forms.
 
-A token is shown as the text that it adds behind the one before it, so that the tokens together are the answer; special
-tokens, the end of sequence among them, by their names.
+A token is shown as the text that it adds behind those before it, so that the tokens together are the answer; of a
+letter that takes several tokens the last one has it and the others nothing. Special tokens, the end of sequence among
+them, are shown by their names.
 """
 
 from collections.abc import Sequence
@@ -17,28 +18,27 @@ _LEAST = -9999.0
 
 
 class Token(NamedTuple):
-    """A token's text and log-probability, and those of the likeliest ones there, itself not counted among them."""
+    """A token's text and log-probability, and those of the likeliest ones there, itself not counted among them.
+
+    `part` says whether it is one of several tokens of a letter.
+    """
 
     text: str
     logprob: float
     top: list[tuple[str, float]]
+    part: bool = False
 
 
 def spelled(tokenizer: PreTrainedTokenizerBase, answer: Answer) -> list[Token]:
     """The tokens of an answer that has scores; takes time in proportion to how many likeliest ones it has."""
     scores = answer.scores or ()
     before = [None, *answer.ids[:-1]]
-    pairs = [
-        (previous, id)
-        for previous, chosen, score in zip(before, answer.ids, scores, strict=True)
-        for id in (chosen, *(each for each, _ in score.top))
-    ]
-    texts = iter(_added(tokenizer, pairs))
+    others = [(previous, id) for previous, score in zip(before, scores, strict=True) for id, _ in score.top]
+    texts = iter(_added(tokenizer, others))
     tokens = []
-    for score in scores:
-        text = next(texts)
+    for (text, part), score in zip(_in_turn(tokenizer, answer.ids), scores, strict=True):
         top = [(next(texts), _finite(logprob)) for _, logprob in score.top]
-        tokens.append(Token(text, _finite(score.logprob), top))
+        tokens.append(Token(text, _finite(score.logprob), top, part))
     return tokens
 
 
@@ -58,7 +58,7 @@ def of_chat(tokens: Sequence[Token]) -> ChatLogProbs:
     return ChatLogProbs(
         content=[
             TokenLogProb(
-                **_shown(token.text, token.logprob).model_dump(),
+                **_shown(token.text, token.logprob, token.part).model_dump(),
                 top_logprobs=[_shown(text, logprob) for text, logprob in token.top],
             )
             for token in tokens
@@ -74,8 +74,8 @@ def _by_text(likeliest: Sequence[tuple[str, float]]) -> dict[str, float]:
     return found
 
 
-def _shown(text: str, logprob: float) -> TopLogProb:
-    whole = "\ufffd" not in text
+def _shown(text: str, logprob: float, part: bool = False) -> TopLogProb:
+    whole = "\ufffd" not in text and not part
     return TopLogProb(token=text, logprob=logprob, bytes=list(text.encode()) if whole else None)
 
 
@@ -83,9 +83,33 @@ def _finite(logprob: float) -> float:
     return max(logprob, _LEAST)
 
 
+def _in_turn(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[tuple[str, bool]]:
+    """What each token adds to the text of those before it, and whether it is one of several tokens of a letter."""
+    special = set(tokenizer.all_special_ids)
+    found: list[tuple[str, bool]] = []
+    begin: list[int] = []  # the last token that was shown: the first of a text may be shown in another way
+    waiting: list[int] = []
+    for position, id in enumerate(ids):
+        if id in special:
+            found.append((str(tokenizer.convert_ids_to_tokens(id)), False))
+            begin = []
+            continue
+        waiting.append(id)
+        text = str(tokenizer.decode([*begin, *waiting]))[len(str(tokenizer.decode(begin))) :]
+        ends = position + 1 == len(ids) or ids[position + 1] in special
+        if text.endswith("\ufffd") and not ends:
+            found.append(("", True))
+            continue
+        found.append((text, len(waiting) > 1))
+        begin, waiting = [id], []
+    return found
+
+
 def _added(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[int | None, int]]) -> list[str]:
     """What the second token of each pair adds to the text of the first; without a first one its own text."""
     special = set(tokenizer.all_special_ids)
+    if not pairs:
+        return []
     different = list(dict.fromkeys(pairs))
     begins = [[] if first is None or first in special else [first] for first, _ in different]
     wholes = [[*begin, second] for begin, (_, second) in zip(begins, different, strict=True)]

@@ -9,6 +9,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Query, Request, Response
 from fastapi import Path as PathParameter
 
+from hart.errors import HartError
 from hart.serving import openai_schemas as schemas
 from hart.serving.answering import STREAMS, check_queries, full_id, generate_all, options, resolve, unknown, within
 from hart.serving.completions import ChatCompletion, Completion
@@ -27,6 +28,9 @@ IGNORED = "X-Hart-Ignored"
 
 _MOST_NAMES, _MOST_LETTERS = 32, 64
 """Of ignored fields in a header, and of one of them."""
+
+MAX_NUMBERS = 16_384
+"""Log-probabilities of one reply."""
 
 _INVALID: dict[int | str, dict[str, Any]] = {400: {"model": ErrorOut}}
 
@@ -49,14 +53,17 @@ def add_openai(app: APIRouter, engine: Engine, settings: Settings) -> None:
 
         async def work() -> Any:
             queries = await _queries(engine, body, how)
+            _check_numbers(len(queries) * body.n, how)
             adapted = await resolve(engine, None if body.model == schemas.BASE else body.model, "model")
             if body.stream:
                 return start_stream(engine, queries[0], *adapted, how)
             answers = await generate_all(engine, queries, [adapted] * len(queries), how, body.n)
             if body.top is None:
                 return form.whole(answers, [None] * len(answers), body.n)
-            tokens = await engine.checks.aside(lambda: [spelled(engine.checks.tokenizer, each) for each in answers])
-            return form.whole(answers, tokens, body.n)
+            # Each answer by itself, so that other requests' texts are checked in between; written there, too.
+            tokens = [await engine.checks.aside(spelled, engine.checks.tokenizer, each) for each in answers]
+            written = await engine.checks.aside(lambda: form.whole(answers, tokens, body.n).model_dump_json())
+            return Response(written, media_type="application/json")
 
         done = await within(request, settings.time_limit, work())
         if isinstance(done, Stream):
@@ -80,6 +87,18 @@ def add_openai(app: APIRouter, engine: Engine, settings: Settings) -> None:
         return await reply(request, response, body, form)
 
     app.include_router(routes)
+
+
+def _check_numbers(answers: int, how: Options) -> None:
+    """Refuse a reply of more log-probabilities than can be written while others wait."""
+    if how.logprobs is None:
+        return
+    numbers = answers * how.max_new_tokens * (how.logprobs + 1)
+    if numbers > MAX_NUMBERS:
+        raise HartError(
+            f"logprobs: {answers} answers of {how.max_new_tokens} tokens with {how.logprobs} likeliest ones each are "
+            f"{numbers} numbers, above {MAX_NUMBERS}; ask for fewer tokens, answers or likeliest ones"
+        )
 
 
 async def _queries(

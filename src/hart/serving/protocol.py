@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+from urllib.parse import quote
 
 from hart.data.tasks import Task
 from hart.errors import HartError
@@ -92,15 +93,21 @@ class Protocol:
         retries: how often a request is sent again at most.
 
     Raises:
-        HartError: `retries` is no whole number of at least 0.
+        HartError: `retries` is no whole number of at least 0, the address is none, or the token cannot be sent.
     """
 
     def __init__(self, url: str, token: str | None, retries: int) -> None:
         if type(retries) is not int or retries < 0:
             raise HartError(f"retries must be a whole number of at least 0, not {retries!r}")
         self.url = url.rstrip("/")
+        if not self.url.startswith(("http://", "https://")):
+            raise HartError(f"{url!r}: no address of a server; give one such as http://127.0.0.1:8000")
         self.retries = retries
         token = token or os.environ.get("HART_TOKEN")
+        if token and any(character < " " for character in token):
+            raise HartError(
+                "the token has a line break or another control character; a file's may end in one: strip it"
+            )
         # As bytes: a token may have letters that headers of texts may not.
         self.headers = {b"Authorization": f"Bearer {token}".encode()} if token else {}
 
@@ -118,6 +125,8 @@ class Protocol:
     def generate(
         self, queries: str | Sequence[str], adaptation: Adapted | Sequence[Adapted] | None, options: dict[str, Any]
     ) -> Call[list[str]]:
+        if options.get("stream"):
+            raise HartError("generate gives whole answers; for pieces as they come use stream")
         texts = _texts(queries)
         body = {"inputs": texts, "adaptation": _reference(adaptation), **options}
         return Call("POST", "/v1/generate", self._reading("outputs"), body, known=None if texts else [])
@@ -174,6 +183,9 @@ class Protocol:
         return Call("GET", f"/v1/adaptations/{_id(adaptation)}/download", read)
 
     def adaptations(self, limit: int, offset: int) -> Call[list[dict[str, Any]]]:
+        for name, value in (("limit", limit), ("offset", offset)):
+            if type(value) is not int:
+                raise HartError(f"{name} must be a whole number, not {value!r}")
         return Call("GET", f"/v1/adaptations?limit={limit}&offset={offset}", self._reading("adaptations"))
 
     def delete(self, adaptation: RemoteAdaptation | str) -> Call[None]:
@@ -249,7 +261,9 @@ class Attempts:
     def _unreachable(self, error: "httpx2.HTTPError") -> HartError:
         if isinstance(error, httpx2.SSEError):
             return _stranger(self._url)
-        told = f"{error or type(error).__name__}"
+        told = str(error) or type(error).__name__
+        if isinstance(error, httpx2.TimeoutException) and not isinstance(error, httpx2.ConnectTimeout):
+            return HartError(f"{self._url}: no reply within the client's timeout; give a larger one, or ask for less")
         if self._begun:
             return HartError(f"{self._url}: the answer broke off ({told}); ask again")
         return HartError(f"{self._url}: cannot be reached ({told}{self._times()}); is hart serve running there?")
@@ -291,7 +305,11 @@ def _task(task: Task) -> dict[str, Any]:
 
 
 def _id(adaptation: RemoteAdaptation | str) -> str:
-    return adaptation if isinstance(adaptation, str) else adaptation.id
+    """Of an adaptation, as a part of a path."""
+    id = adaptation if isinstance(adaptation, str) else adaptation.id
+    if not id:
+        raise HartError("the id of the adaptation is empty; give what Client.adapt gave, or its id")
+    return quote(id, safe="")
 
 
 def _reference(adaptation: Adapted | Sequence[Adapted] | None) -> Any:

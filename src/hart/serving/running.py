@@ -80,7 +80,7 @@ class Runner:
         choices = [query.choices for query in queries]
         # The bare base is given what an adaptation of this model has.
         longest = self._model.input_format.max_target_length
-        size: dict[str, Any] = {"batch_size": len(batch), "max_target_length": longest}
+        size: dict[str, Any] = {"batch_size": len(batch), "max_target_length": longest, "cuts": Cuts()}
         if kind == "classify":
             how: dict[str, Any] = {"normalisation": key[1], "calibrate": key[2], **size}  # type: ignore[index]
             # Of rows that share an adaptation one is enough to learn what it prefers.
@@ -100,7 +100,7 @@ class Runner:
         if queries[0].emit is not None:
             more["streamer"] = PieceStreamer(main.tokenizer, HoldBack(stop, queries[0].emit))
         with _seeded(seed, main.device):
-            answers = main.answers(read, adaptation, **more)
+            answers = main.answers(read, adaptation, cuts=Cuts(), **more)
         return [cut_at_stop(answer, main.tokenizer, stop) for answer in answers]
 
     def _adapt(self, tasks: list[Task]) -> list[tuple[Adaptation, float]]:

@@ -53,13 +53,16 @@ class Distillation:
         config: with a teacher.
         student: the system that is trained.
         teacher: what it learns from; its main model is the student's own where the teacher is `base`.
+        bf16: whether passes compute in bfloat16, which a cache has to know.
 
     Raises:
         HartError: a teacher that reads no demonstrations in its own input, has another tokenizer or vocabulary than the
-            student, or fewer positions than its input can take; a cache of another teacher.
+            student, or fewer positions than its input can take; a damaged cache.
     """
 
-    def __init__(self, config: DistillationConfig, student: HartModel, teacher: HartModel) -> None:
+    def __init__(
+        self, config: DistillationConfig, student: HartModel, teacher: HartModel, *, bf16: bool = False
+    ) -> None:
         self._config, self._student, self._teacher = config, student, teacher
         self._name = str(config.teacher)
         self._cache: TeacherCache | None = None
@@ -67,7 +70,12 @@ class Distillation:
         _check_tokens(self._name, teacher.main, student.main)
         _check_room(self._name, teacher, student.input_format)
         if config.cache is not None:
-            about = {"teacher": self.fingerprint, "temperature": str(config.temperature), "top_k": str(config.top_k)}
+            about = {
+                "teacher": self.fingerprint,
+                "temperature": str(config.temperature),
+                "top_k": str(config.top_k),
+                "precision": f"{teacher.main.model.dtype}, {'bf16' if bf16 else 'float32'}",
+            }
             self._cache = TeacherCache(Path(config.cache), about)
 
     @property
@@ -127,7 +135,10 @@ class Distillation:
             said = self._say(ids[new], mask[new], labels[new])
             for row, part in zip(new, said.parts(targets[new].sum(1).tolist()), strict=True):
                 cache.add(keys[row], part)
-        return Said.joined([cache.get(key) for key in keys], labels.device)
+        found = Said.joined([cache.get(key) for key in keys], labels.device)
+        if cache.is_full:  # between batches alone: a run that goes on asks for the same ones together
+            cache.flush()
+        return found
 
     def flush(self) -> None:
         """Write what the cache has not yet written.
@@ -232,7 +243,7 @@ def make_distillation(config: RunConfig, student: HartModel) -> Distillation | N
             teacher = _load(name, in_context, dtype=model.dtype, attention=model.attention)
         except HartError as error:
             raise HartError(f"{_FIELD}: {error}") from None
-    return Distillation(config.distillation, student, teacher)
+    return Distillation(config.distillation, student, teacher, bf16=config.training.bf16)
 
 
 def _load(name: str, in_context: InputFormat, **options: Any) -> HartModel:

@@ -99,8 +99,12 @@ def estimate(config: RunConfig, *, devices: int = 1, zero_stage: int = 0) -> Est
     )
 
 
-def with_advice(config: RunConfig, found: Estimate) -> Estimate:
-    """`found` with the settings that would lower its memory, each on its own, largest saving first."""
+def with_advice(config: RunConfig, found: Estimate, *, has_bfloat16: bool = True) -> Estimate:
+    """`found` with the settings that would lower its memory, each on its own, largest saving first.
+
+    Args:
+        has_bfloat16: whether the devices compute in it.
+    """
     model, training = config.model, config.training
     options: dict[str, tuple[RunConfig, int, int]] = {}
 
@@ -116,9 +120,9 @@ def with_advice(config: RunConfig, found: Estimate) -> Estimate:
         option("model.gradient_checkpointing: true", model={"gradient_checkpointing": True})
     if training.optimizer == "adamw" and not training.fsdp:
         option("training.optimizer: adamw_8bit", training={"optimizer": "adamw_8bit"})
-    if not training.bf16:
+    if has_bfloat16 and not training.bf16:
         option("training.bf16: true", training={"bf16": True})
-    if model.dtype == "float32" and not model.train_main:
+    if has_bfloat16 and model.dtype == "float32" and not model.train_main:
         option("model.dtype: bfloat16", model={"dtype": "bfloat16"})
     if found.devices > 1:
         for stage in range(found.zero_stage + 1, 4):

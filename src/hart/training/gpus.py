@@ -1,4 +1,4 @@
-"""Graphics cards that `hart estimate` knows by name: memory and peak arithmetic, as their makers' data sheets say.
+"""Graphics cards that `hart estimate` knows by name: usable memory, and peak arithmetic as their data sheets say.
 
 A run's time is the operations of its steps, divided by the peak of all cards and by the share of it that is reached.
 Small batches, short texts and kernels that wait for each other lower that share; what a card really reaches is in no
@@ -20,7 +20,7 @@ class Gpu:
     """One card.
 
     Attributes:
-        memory: GiB.
+        memory: GiB that a process can fill: what the driver shows, less half a GiB for CUDA itself.
         float32: TFLOP/s without tensor cores, as PyTorch computes by default.
         bfloat16: TFLOP/s of dense products with float32 sums; None: the card has none.
     """
@@ -31,17 +31,17 @@ class Gpu:
 
 
 GPUS = {
-    "t4": Gpu(16, 8.1, None),
-    "v100": Gpu(16, 15.7, None),
-    "rtx-3090": Gpu(24, 35.6, 71),
-    "rtx-4090": Gpu(24, 82.6, 165),
-    "a10g": Gpu(24, 35, 70),
-    "l4": Gpu(24, 30.3, 121),
-    "l40s": Gpu(48, 91.6, 362),
-    "a100-40gb": Gpu(40, 19.5, 312),
-    "a100-80gb": Gpu(80, 19.5, 312),
-    "h100": Gpu(80, 67, 989),
-    "h200": Gpu(141, 67, 989),
+    "t4": Gpu(14, 8.1, None),
+    "v100": Gpu(15, 15.7, None),
+    "rtx-3090": Gpu(23, 35.6, 71),
+    "rtx-4090": Gpu(23, 82.6, 165),
+    "a10g": Gpu(21.5, 35, 70),
+    "l4": Gpu(21.5, 30.3, 121),
+    "l40s": Gpu(44, 91.6, 362),
+    "a100-40gb": Gpu(39, 19.5, 312),
+    "a100-80gb": Gpu(78.5, 19.5, 312),
+    "h100": Gpu(78.5, 67, 989),
+    "h200": Gpu(139, 67, 989),
 }
 
 

@@ -15,7 +15,7 @@ PATHS = {
     "data": ("dir",),
     "model": ("base", "init_from"),
     "training": ("output_dir", "deepspeed"),
-    "distillation": ("teacher",),
+    "distillation": ("teacher", "cache"),
 }
 """Fields that may be folders, of which a card tells the last part alone."""
 

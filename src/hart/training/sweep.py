@@ -103,6 +103,9 @@ class _AtWork:
         self.waiting, self.total = [*units.values()], len(units)
         self.settled: dict[Path, bool] = {}
         """Folder → whether its results are there, of all that will not be touched again."""
+        # What a try needs may be a run of a seed that this sweep leaves out: only an earlier one can have done it.
+        for source in {source for unit in self.waiting for source in unit.sources} - units.keys():
+            self.settled[source] = (source / RESULTS_FILE).is_file()
         self.active: list[Job] = []
         self.times: list[float] = []
         self.held = False

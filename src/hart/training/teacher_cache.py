@@ -1,8 +1,9 @@
 """What a teacher says, and a folder that keeps it: safetensors files, found again by the content of an example.
 
 An example is what the teacher read and the target tokens; its key is a digest of both. Whoever asks again, in the next
-epoch, with another seed or for another student, gets the same numbers without a pass of the teacher. Files are added
-and never changed, so several runs and processes may share a folder.
+epoch, with another seed or for another student, gets the same numbers without a pass of the teacher. Each teacher, with
+each temperature, top_k and precision, has a folder of its own below the cache's. Files are added and never changed, so
+several runs and processes may share one.
 """
 
 import hashlib
@@ -24,8 +25,8 @@ logger = logging.getLogger(__name__)
 
 _FIELD = "distillation.cache"
 
-ROWS = 4096
-"""Examples that wait in memory before they are written to a file of their own."""
+MOST_BYTES = 2**28
+"""What waits in memory before it is written to a file of its own."""
 
 
 @dataclass(frozen=True)
@@ -64,21 +65,23 @@ class TeacherCache:
     """Examples and what the teacher says of them, in a folder.
 
     Args:
-        folder: made when the first file is written.
-        about: what the numbers depend on beside the example: the teacher's fingerprint, temperature and top_k.
+        folder: below it is one for each `about`, made when its first file is written.
+        about: what the numbers depend on beside the example: the teacher's fingerprint, temperature, top_k, precision.
 
     Raises:
-        HartError: a file of the folder is of another teacher or of other settings, or is damaged.
+        HartError: a file is damaged, or the folder is a file.
     """
 
     def __init__(self, folder: Path, about: dict[str, str]) -> None:
-        self.folder, self._about = folder, about
+        told = " ".join(f"{name}={value}" for name, value in about.items())
+        self.folder, self._about = folder / hashlib.sha256(told.encode()).hexdigest()[:16], about
         self._new: dict[bytes, Said] = {}
+        self._new_bytes = 0
         self._places: dict[bytes, tuple[Path, int, int]] = {}
         self._open: dict[Path, dict[str, Tensor]] = {}
         if folder.exists() and not folder.is_dir():
             raise HartError(f"{_FIELD}: {folder} is a file; name a folder")
-        for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
+        for path in sorted(self.folder.glob("*.safetensors")) if self.folder.is_dir() else ():
             self._index(path)
 
     def __contains__(self, key: bytes) -> bool:
@@ -97,10 +100,15 @@ class TeacherCache:
         return Said(tensors["log_p"][start : start + count], chosen)
 
     def add(self, key: bytes, said: Said) -> None:
-        """Keep it; it is written with others (`ROWS`), or by `flush`."""
-        self._new[key] = Said(said.log_p.cpu(), None if said.chosen is None else said.chosen.cpu())
-        if len(self._new) >= ROWS:
-            self.flush()
+        """Keep it in memory, until `flush`."""
+        kept = Said(said.log_p.cpu(), None if said.chosen is None else said.chosen.cpu())
+        self._new[key] = kept
+        self._new_bytes += kept.log_p.nbytes + (0 if kept.chosen is None else kept.chosen.nbytes)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so much waits in memory that it should be written."""
+        return self._new_bytes >= MOST_BYTES
 
     def flush(self) -> None:
         """Write what is new.
@@ -127,20 +135,15 @@ class TeacherCache:
         write_bytes(path, save(tensors, metadata=self._about))
         self._index(path)
         self._new.clear()
+        self._new_bytes = 0
 
     def _index(self, path: Path) -> None:
         try:
             with safe_open(path, framework="pt") as file:
-                about = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # mapped, not read
             keys, counts = tensors["keys"].tolist(), tensors["counts"].tolist()
         except (SafetensorError, KeyError, OSError) as error:
             raise HartError(f"{_FIELD}: {path} is damaged ({first_line(error)}); remove it") from None
-        for name, value in self._about.items():
-            if about.get(name) != value:
-                raise HartError(
-                    f"{_FIELD}: {path} is of another {name} ({about.get(name)}, this run {value}); name another folder"
-                )
         self._open[path], start = tensors, 0
         for key, count in zip(keys, counts, strict=True):
             self._places[bytes(key)] = path, start, count
