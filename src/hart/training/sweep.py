@@ -19,7 +19,7 @@ from hart.runtime.files import write_json
 from hart.runtime.launch import POLL_SECONDS, TERMINATED
 from hart.training.run_folder import LOCK_FILE, HeldError
 from hart.training.sweep_jobs import Job, check_room, remaining, take_over
-from hart.training.sweep_plan import SweepRun
+from hart.training.sweep_plan import RESULTS_FILE, SweepRun
 from hart.training.sweep_table import LISTING_FILE, TABLE_FILES, read_listing, write_tables
 
 OWN_FILES = frozenset({LOCK_FILE, LISTING_FILE, *TABLE_FILES, "report.html", "report.csv"})
