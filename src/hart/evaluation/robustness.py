@@ -20,7 +20,6 @@ from hart.evaluation.other_adaptations import Adapt, Bar, scores_under
 from hart.evaluation.run import evaluate, metric_of
 from hart.evaluation.systems import base_system, hart_system
 from hart.evaluation.words import OWN, TOLD
-from hart.model.adaptation import Adaptation
 from hart.model.hart_model import HartModel
 
 OtherDefinition = Callable[[Task], str | None]
@@ -126,19 +125,20 @@ def told_in_other_ways(
     following = {id(task): tasks[(index + 1) % len(tasks)] for index, task in enumerate(tasks)}
 
     def told(change: Callable[[Task], Task]) -> Adapt:
-        def adapt(task: Task) -> Adaptation:
-            changed = change(task)
-            # A task of one part stays as it is where nothing would be left of it.
-            return model.adapt(form.shown(task) if form.lacks(changed) else changed, cuts=Cuts())
-
-        return adapt
+        return lambda task: model.adapt(change(task), cuts=Cuts())
 
     def in_other_words(task: Task) -> Task:
         words = other_definition(task) if other_definition else None
         return form.shown(task) if words is None else replace(form.shown(task), definition=words)
 
+    # A task of one part stays as it is where nothing would be left of it.
+
+    def without_definition(task: Task) -> Task:
+        shown = form.shown(task)
+        return replace(shown, definition="") if shown.demonstrations else shown
+
     def without_demonstrations(task: Task) -> Task:
-        return replace(task, demonstrations=(), instances=())
+        return replace(task, demonstrations=(), instances=()) if task.definition.strip() else form.shown(task)
 
     def wrong(task: Task, count: int | None) -> Task:
         shown = form.shown(task).demonstrations
@@ -163,7 +163,7 @@ def told_in_other_ways(
         if other_definition and any(other_definition(task) is not None for task in tasks):
             ways["other_words"] = told(in_other_words)
         if shows:
-            ways["no_definition"] = told(lambda task: replace(form.shown(task), definition=""))
+            ways["no_definition"] = told(without_definition)
             ways["no_demonstrations"] = told(without_demonstrations)
     if shows:
         ways["one_wrong_output"] = told(lambda task: wrong(task, 1))
