@@ -75,8 +75,8 @@ def test_what_is_kept(remote: Client) -> None:
 
 
 def test_refusals(remote: Client, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(HartError, match="definition"):
-        remote.adapt(Task("", []))
+    with pytest.raises(HartError, match="definition: has .* tokens"):
+        remote.adapt(Task("Swap. " * 400))
     with pytest.raises(HartError, match="num_beams"):
         remote.generate("one", task(1), num_beams=99)
     with pytest.raises(HartError, match="token"):
