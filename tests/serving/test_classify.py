@@ -20,8 +20,7 @@ from hart.serving.checks import Checks
 from hart.serving.settings import MAX_SCORES, Settings
 from hart.serving.store import Store
 
-from .conftest import adapt, running, said, saved, task, to_json
-from .test_chat import LORA, TEMPLATE
+from .conftest import LORA, TEMPLATE, adapt, running, said, saved, task, to_json
 
 QUERIES = ["one 1", "the cat sat and one", "two 3"]
 CHOICES = ["one", "the cat two", "3"]

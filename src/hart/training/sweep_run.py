@@ -107,8 +107,8 @@ def looked_into(model: "HartModel", config: RunConfig) -> dict[str, Any]:
     """Diagnostics and robustness of the test tasks, scored on `DIAGNOSED` instances each: was the task read at all?"""
     from hart.data.collections import load_tasks
     from hart.evaluation.diagnostics import diagnose
-    from hart.evaluation.other_adaptations import OWN
     from hart.evaluation.robustness import measure_robustness
+    from hart.evaluation.words import OWN
 
     tasks = load_tasks(config.data, "test")
     if len(tasks) < 2:
