@@ -186,7 +186,7 @@ def test_what_is_said_of_a_collapse(changed: dict, says: str | None):
 def test_a_system_without_hypernetwork_and_a_single_task_are_refused(tasks: list[Task], mini: HartModel):
     data = DATA.changed(demonstrations_to="nowhere")
     plain = ModelConfig(base="mini-base", weights="none", train_main=True, peft=[], fusion=False)
-    with pytest.raises(HartError, match="has no hypernetwork, so there are no layer states"):
+    with pytest.raises(HartError, match="has no hypernetwork, so diagnosis has nothing to look at"):
         diagnose(HartModel.from_config(plain, data), tasks)
     with pytest.raises(HartError, match="give at least two"):
         diagnose(mini, tasks[:1])
@@ -236,4 +236,4 @@ def test_what_cannot_be_diagnosed_is_refused_before_the_work(
     assert "give at least two" in refusal("mini", *words[:2])
     learned = model(weights="learned", fusion=False)
     learned.save_pretrained(tmp_path / "learned")
-    assert "has no hypernetwork, so there are no layer states" in refusal(str(tmp_path / "learned"), *words)
+    assert "has no hypernetwork, so diagnosis has nothing to look at" in refusal(str(tmp_path / "learned"), *words)

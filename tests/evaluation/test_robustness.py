@@ -117,7 +117,7 @@ def test_multiple_choice_tasks_are_scored_without_interference(tasks: list[Task]
 
 def test_a_system_without_hypernetwork_and_a_single_task_are_refused(tasks: list[Task], mini: HartModel):
     plain = HartModel(mini.main, None, fusion=False, input_format=replace(mini.input_format, demonstrations_to="main"))
-    with pytest.raises(HartError, match="has no hypernetwork, so no adaptation depends on how a task is told"):
+    with pytest.raises(HartError, match="has no hypernetwork, so robustness has nothing to look at"):
         measure_robustness(plain, tasks)
     with pytest.raises(HartError, match="give at least two"):
         measure_robustness(mini, tasks[:1])

@@ -27,6 +27,7 @@ import uvicorn  # noqa: E402
 from starlette.testclient import TestClient  # noqa: E402
 
 from hart.serving.app import create_app  # noqa: E402
+from hart.serving.client import Client  # noqa: E402
 from hart.serving.settings import Settings  # noqa: E402
 from hart.serving.store import Store  # noqa: E402
 
@@ -97,24 +98,17 @@ LORA = {"kind": "lora", "rank": 2, "alpha": 64, "targets": ["q", "v", "wi"]}
 TEMPLATE = "{% for m in messages %}the {{ m.role }}: {{ m.content }} cat{% endfor %}{{ ' mat' }}"
 
 
-@pytest.fixture(scope="module", params=["T5", "decoder-only with a chat template"])
-def family_model(
-    request: pytest.FixtureRequest, model_dir: Path, tiny_base_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> HartModel:
-    """A model of each family, one after the other."""
-    folder = model_dir
-    if request.param != "T5":
-        folder = tmp_path_factory.mktemp("chat")
-        folder = saved(folder, "llama", [LORA], tiny_base_dir, template=TEMPLATE, chat_template=True)
-    return HartModel.from_pretrained(folder, device="cpu")
-
-
 @pytest.fixture(scope="module")
-def family_client(family_model: HartModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    # Rows wait for one another, so that requests really share batches.
-    app = create_app(family_model, Store(tmp_path_factory.mktemp("store")), Settings(max_wait=0.05))
-    with TestClient(app, base_url="http://localhost") as started:
-        yield started
+def address(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Of a server in a process of its own, whose token is "sesame"."""
+    with running(model_dir, "--store", tmp_path_factory.mktemp("store"), HART_TOKEN="sesame") as (_, url):
+        yield url
+
+
+@pytest.fixture
+def remote(address: str) -> Iterator[Client]:
+    with Client(address, token="sesame") as client:
+        yield client
 
 
 @pytest.fixture

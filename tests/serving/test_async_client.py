@@ -8,7 +8,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,21 +26,9 @@ from hart.serving.app import create_app
 from hart.serving.settings import Settings
 from hart.serving.store import Store
 
-from .conftest import listening, running, task
+from .conftest import listening, task
 
 QUERIES = ["one 1", "the cat sat", "two 3"]
-
-
-@pytest.fixture(scope="module")
-def address(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with running(model_dir, "--store", tmp_path_factory.mktemp("store"), HART_TOKEN="sesame") as (_, url):
-        yield url
-
-
-@pytest.fixture
-def remote(address: str) -> Iterator[Client]:
-    with Client(address, token="sesame") as client:
-        yield client
 
 
 def test_the_async_client_gives_the_same(address: str, remote: Client, model: HartModel) -> None:

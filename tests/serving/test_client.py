@@ -17,21 +17,9 @@ import torch
 import hart.serving.client
 from hart import Client, HartError, HartModel, Task
 
-from .conftest import running, task
+from .conftest import task
 
 QUERIES = ["one 1", "the cat sat", "two 3"]
-
-
-@pytest.fixture(scope="module")
-def address(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with running(model_dir, "--store", tmp_path_factory.mktemp("store"), HART_TOKEN="sesame") as (_, url):
-        yield url
-
-
-@pytest.fixture
-def remote(address: str) -> Iterator[Client]:
-    with Client(address, token="sesame") as client:
-        yield client
 
 
 def test_the_methods_of_the_local_model(remote: Client, model: HartModel) -> None:

@@ -185,14 +185,11 @@ def _run(args: argparse.Namespace, *, first: bool) -> None:
     if form is not None and form.demonstration_groups > 1:
         if all(len(task.demonstrations) <= form.num_demonstrations for task in tasks):
             say("warning: no task has demonstrations for a second group; of p3 --num-demonstrations draws more")
-    if args.diagnostics:
-        from hart.evaluation.diagnostics import check_diagnosable, diagnose
+    for option, what in (("diagnostics", "diagnosis"), ("robustness", "robustness")):
+        if getattr(args, option):
+            from hart.evaluation.other_adaptations import check_comparable
 
-        check_diagnosable(system.model, tasks)
-    if args.robustness:
-        from hart.evaluation.robustness import check_robust, measure_robustness
-
-        check_robust(system.model, tasks)
+            check_comparable(system.model, tasks, what)
     start = time.monotonic()
     with progress_bar("tasks", len(tasks)) as advance:
         results = evaluate(system, tasks, metric, details=details, on_task=lambda _: advance(1), beside=True)
@@ -204,11 +201,15 @@ def _run(args: argparse.Namespace, *, first: bool) -> None:
     how |= {"seed": args.data_seed, "own": results.summary, "bar": progress_bar}
     found = robust = None
     if args.diagnostics:
+        from hart.evaluation.diagnostics import diagnose
+
         found = diagnose(system.model, tasks, **how)
         results = replace(results, diagnostics=found.to_dict())
         if first and args.output is not None:
             results.save(args.output)
     if args.robustness:
+        from hart.evaluation.robustness import measure_robustness
+
         robust = measure_robustness(system.model, tasks, other_definition=chosen.other_definition, **how)
         results = replace(results, robustness=robust.to_dict())
         if first and args.output is not None:

@@ -8,18 +8,15 @@ end-of-sequence token, also where it was cut; a query has none where the main mo
 chat template. What did not fit is noted in the `cuts` that a caller gives, and not told without them.
 """
 
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
-
-from jinja2 import TemplateError  # of the templates that transformers renders
+from typing import TYPE_CHECKING, Literal, Self, get_args
 
 from hart.data.prompts import Cuts, PromptFormat, Tokenizer, pieces, query_text, unanswered
 from hart.data.reading import check_text
 from hart.data.tasks import Task
-from hart.errors import HartError, first_line
+from hart.data.tokens import begin_of, cut_to, fitting, in_template, note_length, templated, tokens_of
+from hart.errors import HartError
 
 if TYPE_CHECKING:
     from hart.data.config import DataConfig
@@ -226,16 +223,16 @@ class InputFormat:
         if self.prompt_format == "instructions":
             tail = unanswered(query, blank)
             if self.chat_template:
-                around = len(_in_template(tokenizer, "", limit)[0])
+                around = len(in_template(tokenizer, "", limit)[0])
                 kept, _ = self._fitting(tokenizer, task, tail, limit - around, cuts)
                 text = "".join(pieces(task, self.num_demonstrations, self.explanations)[: kept + 1]) + tail
-                return _in_template(tokenizer, text, limit)[0]
+                return in_template(tokenizer, text, limit)[0]
             begin = begin_of(tokenizer)
             return begin + self._encode_instructions(tokenizer, task, tail, cuts, taken=len(begin))
         begin = begin_of(tokenizer)
-        read = _tokens(tokenizer, query_text(query, blank=blank))
-        _note_length(begin + read, limit, self.input_eos, "query", cuts, f"task {task.label}")
-        read = _cut(read, limit - len(begin), tokenizer, eos=self.input_eos)
+        read = tokens_of(tokenizer, query_text(query, blank=blank))
+        note_length(begin + read, limit, self.input_eos, "query", cuts, f"task {task.label}")
+        read = cut_to(read, limit - len(begin), tokenizer, eos=self.input_eos)
         return begin + self._encode_prompts(tokenizer, task, read, cuts, taken=len(begin))
 
     def encode_query(
@@ -252,14 +249,14 @@ class InputFormat:
         """
         text, limit = query_text(text, name, blank), self.max_query_length
         if self.chat_template:
-            tokens, fits = _in_template(tokenizer, text, limit)
+            tokens, fits = in_template(tokenizer, text, limit)
             if not fits and cuts is not None:
                 cuts.note(f"cut the end of the query to stay within {limit} tokens", name)
             return tokens
         begin = begin_of(tokenizer)
-        read = _tokens(tokenizer, text)
-        _note_length(begin + read, limit, self.input_eos, "query", cuts, name)
-        return begin + _cut(read, limit - len(begin), tokenizer, eos=self.input_eos)
+        read = tokens_of(tokenizer, text)
+        note_length(begin + read, limit, self.input_eos, "query", cuts, name)
+        return begin + cut_to(read, limit - len(begin), tokenizer, eos=self.input_eos)
 
     def encode_conversation(self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Tokens of the messages of a conversation in the chat template, up to the answer; nothing of them is cut.
@@ -272,20 +269,20 @@ class InputFormat:
         """
         if not self.chat_template:
             raise HartError("messages: this model has no chat template (data.chat_template), so it reads one query")
-        return _templated(tokenizer, messages)
+        return templated(tokenizer, messages)
 
     def encode_target(self, tokenizer: Tokenizer, text: str, cuts: Cuts | None = None, *, name: str = "") -> list[int]:
         """Tokens of a reference answer, cut from the end; it may be empty. A cut is noted as by `encode_query`."""
-        read = _tokens(tokenizer, check_text(text.strip(), name or "the answer"))
-        _note_length(read, self.max_target_length, True, "target", cuts, name)
-        return _cut(read, self.max_target_length, tokenizer)
+        read = tokens_of(tokenizer, check_text(text.strip(), name or "the answer"))
+        note_length(read, self.max_target_length, True, "target", cuts, name)
+        return cut_to(read, self.max_target_length, tokenizer)
 
     def _encode_instructions(
         self, tokenizer: Tokenizer, task: Task, tail: str, cuts: Cuts | None, *, taken: int = 0
     ) -> list[int]:
         max_length = self.max_demonstrations_length - taken
         _, tokens = self._fitting(tokenizer, task, tail, max_length, cuts)
-        return _cut(tokens, max_length, tokenizer)
+        return cut_to(tokens, max_length, tokenizer)
 
     def _fitting(
         self, tokenizer: Tokenizer, task: Task, tail: str, max_length: int, cuts: Cuts | None
@@ -295,7 +292,7 @@ class InputFormat:
         wanted = len(parts) - 1
         # Where nothing else would be read, the first demonstration stays, as a definition does.
         alone = int(not parts[0] and not tail and wanted > 0)
-        kept, tokens = _fitting(tokenizer, parts[alone:], tail, max_length)
+        kept, tokens = fitting(tokenizer, parts[alone:], tail, max_length)
         shown = kept + alone
         if cuts is not None:
             limit = f"to stay within {self.max_demonstrations_length} tokens"
@@ -318,8 +315,8 @@ class InputFormat:
         chosen = task.demonstrations[: self.num_demonstrations]
         tokens: list[int] = []
         for index, demonstration in enumerate(chosen):
-            read = _tokens(tokenizer, demonstration.input.strip())
-            answer = [*_tokens(tokenizer, demonstration.output.strip()), tokenizer.eos_token_id]
+            read = tokens_of(tokenizer, demonstration.input.strip())
+            answer = [*tokens_of(tokenizer, demonstration.output.strip()), tokenizer.eos_token_id]
             if len(tokens) + len(read) + len(answer) > room:
                 only = not tokens and not query
                 cut = "input" if len(answer) <= room else "input and target"
@@ -336,94 +333,3 @@ class InputFormat:
                 break
             tokens += read + answer
         return tokens + query if tokens or query else [tokenizer.eos_token_id]
-
-
-def begin_of(tokenizer: Any) -> list[int]:
-    """What a tokenizer puts before a text that a decoder-only model reads: the beginning of sequence, if it has one."""
-    begin = getattr(tokenizer, "bos_token_id", None)
-    if begin is None or tokenizer("a", add_special_tokens=True, verbose=False)["input_ids"][0] != begin:
-        return []
-    return [begin]
-
-
-def _in_template(tokenizer: Any, text: str, limit: int) -> tuple[list[int], bool]:
-    """The tokens of a user's message in the tokenizer's chat template, up to the answer; and whether all of it fits.
-
-    Of a message that is too long the end is cut.
-
-    Raises:
-        HartError: as `_templated`, or nothing of the message would be left.
-    """
-    read = _tokens(tokenizer, text)
-    kept = len(read)
-    while True:
-        message = text if kept == len(read) else tokenizer.decode(read[:kept])
-        tokens = _templated(tokenizer, [{"role": "user", "content": message}])
-        if len(tokens) <= limit:
-            return tokens, kept == len(read)
-        around = len(tokens) - kept
-        kept = limit - around
-        if kept < 1:
-            raise HartError(f"data.chat_template: has {around} tokens around a message, and the limit is {limit}")
-
-
-def _templated(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[int]:
-    """The tokens of messages in the tokenizer's chat template, up to the answer.
-
-    Raises:
-        HartError: the tokenizer has no template, or the template refuses the messages, as many do a system message or
-            roles that do not alternate.
-    """
-    if not getattr(tokenizer, "chat_template", None):
-        raise HartError("data.chat_template: the base's tokenizer has no chat template; set it to false")
-    try:
-        tokens: list[int] = tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-    except TemplateError as error:
-        raise HartError(
-            f"messages: the chat template of the base's tokenizer refuses them ({first_line(error)})"
-        ) from error
-    return tokens
-
-
-def _note_length(tokens: list[int], limit: int, eos: bool, what: str, cuts: Cuts | None, name: str) -> None:
-    if cuts is not None and len(tokens) + eos > limit:
-        cuts.note(f"cut the end of the {what} to stay within {limit} tokens", name)
-
-
-def _fitting(tokenizer: Tokenizer, parts: Sequence[str], tail: str, max_length: int) -> tuple[int, list[int]]:
-    """How many parts fit behind the first one, which is never left out, and the tokens of the text with them.
-
-    Only the tokens of the whole text count, which are not those of its pieces one after the other. A longer list has
-    never fewer of them, so the number is searched for: most often the first try is right, and the one above it.
-    """
-    sizes = list(accumulate(map(len, parts)))
-    tokens: list[int] = []
-    ratio = _CHARACTERS_PER_TOKEN
-    fits, fails = -1, len(parts)
-    while fails - fits > 1:
-        guess = bisect_left(sizes, ratio * max_length - len(tail)) - 1
-        guess = min(max(guess, fits + 1), fails - 1)
-        text = "".join(parts[: guess + 1]) + tail
-        tried = _tokens(tokenizer, text)
-        if len(tried) < max_length or not guess:  # one is left for the end of sequence; without any it is cut
-            fits, tokens = guess, tried
-        else:
-            fails = guess
-        ratio = len(text) / max(len(tried), 1)
-    return fits, tokens
-
-
-_CHARACTERS_PER_TOKEN = 4.0  # of English; the first guess
-
-
-def _tokens(tokenizer: Tokenizer, text: str) -> list[int]:
-    # Without special tokens, so that cutting never touches the end-of-sequence token; not verbose,
-    # because a text longer than what the tokenizer was configured for is expected here.
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-
-
-def _cut(tokens: list[int], max_length: int, tokenizer: Tokenizer, *, eos: bool = True) -> list[int]:
-    """Never empty, which no model could read."""
-    return [*tokens[: max_length - 1], tokenizer.eos_token_id] if eos or not tokens else tokens[:max_length]

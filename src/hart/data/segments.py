@@ -16,10 +16,11 @@ import numpy as np
 
 from hart.data.base import Collection
 from hart.data.documents import Documents, hub_files, local_files
-from hart.data.input_format import InputFormat, begin_of
+from hart.data.input_format import InputFormat
 from hart.data.prompts import Tokenizer
 from hart.data.sampling import Example, Examples
 from hart.data.tasks import Task
+from hart.data.tokens import begin_of
 from hart.errors import HartError
 
 if TYPE_CHECKING:

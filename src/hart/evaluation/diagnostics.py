@@ -17,8 +17,7 @@ from torch import Tensor
 
 from hart.data.prompts import Cuts
 from hart.data.tasks import Demonstration, Task
-from hart.errors import HartError
-from hart.evaluation.other_adaptations import Bar, other_adaptations, scores_under
+from hart.evaluation.other_adaptations import Bar, check_comparable, other_adaptations, scores_under
 from hart.evaluation.states import (
     collapses,
     consecutive_cosines,
@@ -119,14 +118,6 @@ class Diagnostics:
         return IN_WORDS[name] + (f" ({self.other_sets} of {self.tasks} tasks have them)" if some else "")
 
 
-def check_diagnosable(model: HartModel, tasks: Sequence[Task]) -> None:
-    """Raise `HartError` for a system without hypernetwork, or fewer than two tasks."""
-    if model.hypernetwork is None:
-        raise HartError(f"{model.name or 'model'}: has no hypernetwork, so there are no layer states to diagnose")
-    if len(tasks) < 2:
-        raise HartError("diagnostics compare tasks with each other; give at least two")
-
-
 def diagnose(
     model: HartModel,
     tasks: Sequence[Task],
@@ -156,7 +147,7 @@ def diagnose(
     Raises:
         HartError: a system without hypernetwork, or fewer than two tasks.
     """
-    check_diagnosable(model, tasks)
+    check_comparable(model, tasks, "diagnosis")
     network = model.hypernetwork
     assert network is not None
     draws = [_sets(model, task, sets, seed) for task in tasks]

@@ -8,6 +8,7 @@ from typing import Any
 
 from hart.data.prompts import Cuts
 from hart.data.tasks import Demonstration, Task
+from hart.errors import HartError
 from hart.evaluation.run import evaluate, metric_of
 from hart.evaluation.systems import hart_system
 from hart.evaluation.words import ANOTHER_TASK, OWN
@@ -18,6 +19,14 @@ Adapt = Callable[[Task], Adaptation]
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """What is done, and how many times → a context with the function that moves a progress bar on."""
+
+
+def check_comparable(model: HartModel, tasks: Sequence[Task], what: str) -> None:
+    """Raise `HartError` for a system without hypernetwork, or fewer than two tasks, which `what` needs."""
+    if model.hypernetwork is None:
+        raise HartError(f"{model.name or 'model'}: has no hypernetwork, so {what} has nothing to look at")
+    if len(tasks) < 2:
+        raise HartError(f"{what} compares tasks with each other; give at least two")
 
 
 def other_adaptations(model: HartModel, tasks: Sequence[Task], seed: int) -> dict[str, Adapt]:

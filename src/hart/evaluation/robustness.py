@@ -14,9 +14,8 @@ from rich.table import Table
 
 from hart.data.prompts import Cuts
 from hart.data.tasks import Demonstration, Task
-from hart.errors import HartError
 from hart.evaluation.answers import ANSWERS
-from hart.evaluation.other_adaptations import Adapt, Bar, scores_under
+from hart.evaluation.other_adaptations import Adapt, Bar, check_comparable, scores_under
 from hart.evaluation.run import evaluate, metric_of
 from hart.evaluation.systems import base_system, hart_system
 from hart.evaluation.words import OWN, TOLD
@@ -60,14 +59,6 @@ class Robustness:
         return [table]
 
 
-def check_robust(model: HartModel, tasks: Sequence[Task]) -> None:
-    """Raise `HartError` for a system without hypernetwork, or fewer than two tasks."""
-    if model.hypernetwork is None:
-        raise HartError(f"{model.name or 'model'}: has no hypernetwork, so no adaptation depends on how a task is told")
-    if len(tasks) < 2:
-        raise HartError("robustness takes demonstrations and queries of another task; give at least two")
-
-
 def measure_robustness(
     model: HartModel,
     tasks: Sequence[Task],
@@ -94,7 +85,7 @@ def measure_robustness(
     Raises:
         HartError: a system without hypernetwork, or fewer than two tasks.
     """
-    check_robust(model, tasks)
+    check_comparable(model, tasks, "robustness")
     ways = told_in_other_ways(model, tasks, seed, other_definition)
     scores = scores_under(model, tasks, ways, own, bar, "tasks told in other ways", options)
     if metric_of(tasks) is not ANSWERS:

@@ -7,6 +7,7 @@ docs/serving.md says it for each field.
 
 import json
 import re
+from abc import abstractmethod
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import (
@@ -132,9 +133,9 @@ class _OpenAI(Sampling, _Open):
         return self.max_tokens or self.max_completion_tokens
 
     @property
+    @abstractmethod
     def top(self) -> int | None:
         """How many likeliest tokens are asked for at each token; None: no log-probabilities at all."""
-        raise NotImplementedError
 
     def top_p_counts(self) -> bool:
         # With OpenAI the temperature is 1 unless it is given; a 0 that was given asks for no sampling.

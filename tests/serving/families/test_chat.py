@@ -11,26 +11,11 @@ from hart import HartModel
 from hart.model.answering import Answer
 from hart.serving.stopping import find_stop
 
-from .conftest import adapt, said, task
-from .test_openai import events
+from ..conftest import adapt, said, task
+from ..test_openai import events
 
 QUERIES = ["one 1", "the cat sat and one", "two 3"]
 CHAT = "/v1/chat/completions"
-
-
-@pytest.fixture(scope="module")
-def model(family_model: HartModel) -> HartModel:
-    return family_model
-
-
-@pytest.fixture(scope="module")
-def client(family_client: TestClient) -> TestClient:
-    return family_client
-
-
-@pytest.fixture
-def id(client: TestClient) -> str:
-    return adapt(client, 1)
 
 
 def local(model: HartModel, query: str = "one 1", **options: Any) -> Answer:

@@ -11,25 +11,10 @@ from hart import HartError, HartModel
 from hart.model.answering import Answer
 from hart.serving.logprobs import of_completion, spelled
 
-from .conftest import adapt, task
+from ..conftest import task
 from .test_chat import CHAT
 
 PROMPTS = ["one 1", "two 3 one", "the cat sat on the mat"]
-
-
-@pytest.fixture(scope="module")
-def model(family_model: HartModel) -> HartModel:
-    return family_model
-
-
-@pytest.fixture(scope="module")
-def client(family_client: TestClient) -> TestClient:
-    return family_client
-
-
-@pytest.fixture
-def id(client: TestClient) -> str:
-    return adapt(client, 1)
 
 
 def forced(model: HartModel, query: str, answer: Answer) -> torch.Tensor:
