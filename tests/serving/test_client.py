@@ -69,6 +69,7 @@ def test_refusals(remote: Client, address: str, monkeypatch: pytest.MonkeyPatch)
         remote.generate("one", task(1), num_beams=99)
     with pytest.raises(HartError, match="token"):
         Client(address, token="wrong").adapt(task(1))
+    remote.adapt(task(1))
     monkeypatch.setenv("HART_TOKEN", "sesame")
     assert Client(address).adaptations(limit=1)
     with pytest.raises(HartError, match="is hart serve running there"):
