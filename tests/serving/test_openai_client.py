@@ -161,6 +161,8 @@ def test_headers_of_the_caller_and_ignored_fields(client: Any, id: str) -> None:
     assert raw.headers["x-request-id"] == "mine-7" == raw.parse()._request_id
     ignored = set(raw.headers["x-hart-ignored"].split(", "))
     assert ignored == {"reasoning_effort", "verbosity", "of_tomorrow", "messages.0.name"}
+    unnamed = client.completions.with_raw_response.create(model=id, prompt=QUERY, extra_body={"a": 1, "": 2})
+    assert unnamed.headers["x-hart-ignored"] == 'a, ""'
 
 
 def test_a_busy_server_is_asked_again(model: HartModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -183,6 +183,8 @@ def test_names_of_ignored_fields_are_a_header_whatever_they_are(client: TestClie
     assert reply.status_code == 200 and "x-evil" not in reply.headers
     names = reply.headers["x-hart-ignored"].split(", ")
     assert len(names) == 6 and all(len(each) < 400 and each.isascii() for each in names)
+    reply = client.post(PATHS["chat"], json={"model": id, "messages": [USER], "max_tokens": 1, "a": 1, "": 2})
+    assert reply.headers["x-hart-ignored"] == 'a, ""'
     many = {f"field_{number}": 1 for number in range(500)}
     reply = client.post(PATHS["chat"], json={"model": id, "messages": [USER], "max_tokens": 1, **many, "stream": True})
     assert len(reply.headers["x-hart-ignored"].split(", ")) == 32

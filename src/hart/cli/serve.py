@@ -169,6 +169,8 @@ def _serve(app: Any, listener: socket.socket, time_limit: float, root_path: str)
         # Requests that came in are answered within the time limit, or not at all.
         timeout_graceful_shutdown=int(time_limit) + 5,
         limit_concurrency=2048,
+        # Longer than proxies keep idle connections (nginx: 60 s), so that none sends a request into one just closed.
+        timeout_keep_alive=75,
         server_header=False,
     )
     # uvicorn raises the signal again when all is finished; a server that ended as it was told has not failed.

@@ -125,8 +125,9 @@ def _ignored(body: schemas.CompletionIn | schemas.ChatIn, settings: Settings) ->
     Raises:
         Refused: there is something, and the server is strict.
     """
-    # Names of others: as ASCII without commas and line breaks, and not too long.
-    names = [quote(name[:_MOST_LETTERS], safe="", errors="replace") for name in schemas.unread(body)]
+    # Names of others: as ASCII without commas and line breaks, not too long, and never empty: a header that ends in
+    # white space is none, and the connection would be dropped.
+    names = [quote(name[:_MOST_LETTERS], safe="", errors="replace") or '""' for name in schemas.unread(body)]
     if not names:
         return {}
     if settings.strict:
