@@ -15,14 +15,17 @@ from ..conftest import LORA, TEMPLATE, adapt, saved
 
 
 @pytest.fixture(scope="module", params=["T5", "decoder-only with a chat template"])
-def model(
+def folder(
     request: pytest.FixtureRequest, model_dir: Path, tiny_base_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> HartModel:
-    """A model of each family, one after the other."""
-    folder = model_dir
-    if request.param != "T5":
-        folder = tmp_path_factory.mktemp("chat")
-        folder = saved(folder, "llama", [LORA], tiny_base_dir, template=TEMPLATE, chat_template=True)
+) -> Path:
+    """Of a model of each family, one after the other."""
+    if request.param == "T5":
+        return model_dir
+    return saved(tmp_path_factory.mktemp("chat"), "llama", [LORA], tiny_base_dir, TEMPLATE, chat_template=True)
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> HartModel:
     return HartModel.from_pretrained(folder, device="cpu")
 
 

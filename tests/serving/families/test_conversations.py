@@ -22,7 +22,7 @@ CONVERSATIONS: list[list[dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize("model", ["T5"], indirect=True)
+@pytest.mark.parametrize("folder", ["T5"], indirect=True)
 def test_a_model_without_a_chat_template_reads_one_message(client: TestClient, id: str) -> None:
     tools = {"role": "assistant", "content": None, "tool_calls": []}
     for messages in (*CONVERSATIONS, [USER, tools, USER], [{"role": "system", "content": "one"}]):
@@ -31,7 +31,7 @@ def test_a_model_without_a_chat_template_reads_one_message(client: TestClient, i
         assert reply.json()["error"]["param"] == "messages"
 
 
-@pytest.mark.parametrize("model", ["decoder-only with a chat template"], indirect=True)
+@pytest.mark.parametrize("folder", ["decoder-only with a chat template"], indirect=True)
 def test_a_conversation_is_what_the_chat_template_makes_of_it(client: TestClient, model: HartModel, id: str) -> None:
     """With others in its batch and in a stream, of the adapted and of the bare base."""
     local = model.adapt(task(1))
@@ -68,7 +68,7 @@ def test_a_conversation_is_what_the_chat_template_makes_of_it(client: TestClient
     assert content(reply) == expected([USER, ASSISTANT, USER]).text and "x-hart-ignored" not in reply.headers
 
 
-@pytest.mark.parametrize("model", ["decoder-only with a chat template"], indirect=True)
+@pytest.mark.parametrize("folder", ["decoder-only with a chat template"], indirect=True)
 def test_conversations_that_are_refused(
     client: TestClient, model: HartModel, id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,7 +92,7 @@ def test_conversations_that_are_refused(
     assert chat(client, id).status_code == 200
 
 
-@pytest.mark.parametrize("model", ["T5", "decoder-only with a chat template"], indirect=True)
+@pytest.mark.parametrize("folder", ["T5", "decoder-only with a chat template"], indirect=True)
 def test_what_is_described_is_what_the_model_takes(client: TestClient, model: HartModel) -> None:
     body = client.get("/openapi.json").json()["paths"][CHAT]["post"]["requestBody"]["content"]["application/json"]
     conversing = model.input_format.chat_template

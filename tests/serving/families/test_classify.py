@@ -1,6 +1,5 @@
 """Classification over HTTP: the choices and probabilities of the local model, in batches of several tasks."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,38 +14,15 @@ from hart.data.input_format import InputFormat
 from hart.model.adaptation import Adaptation
 from hart.model.bundled import resolve_base
 from hart.model.classifying import CONTENT_FREE, classify
-from hart.serving.app import create_app
 from hart.serving.checks import Checks
-from hart.serving.settings import MAX_SCORES, Settings
-from hart.serving.store import Store
+from hart.serving.settings import MAX_SCORES
 
-from .conftest import LORA, TEMPLATE, adapt, running, said, saved, task, to_json
+from ..conftest import adapt, running, said, task, to_json
 
 QUERIES = ["one 1", "the cat sat and one", "two 3"]
 CHOICES = ["one", "the cat two", "3"]
 NUMBERS = [str(number) for number in range(32)]
 OWN = [["one", "two"], CHOICES, ["mat", "the cat"]]
-
-
-@pytest.fixture(scope="module", params=["T5", "decoder-only with a chat template"])
-def folder(
-    request: pytest.FixtureRequest, model_dir: Path, tiny_base_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    if request.param == "T5":
-        return model_dir
-    return saved(tmp_path_factory.mktemp("served"), "llama", [LORA], tiny_base_dir, TEMPLATE, chat_template=True)
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> HartModel:
-    return HartModel.from_pretrained(folder, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def client(model: HartModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    app = create_app(model, Store(tmp_path_factory.mktemp("store")), Settings(max_wait=0.05))
-    with TestClient(app, base_url="http://localhost") as started:
-        yield started
 
 
 def ask(client: TestClient, **fields: Any) -> list[Any]:
