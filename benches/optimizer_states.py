@@ -1,7 +1,7 @@
-"""Does 8-bit Adam train as well as Adam with float32 states, and what does it save?
+"""Do 8-bit Adam and Muon train as well as Adam with float32 states, and what do they save?
 
-Trains the same configuration with both optimizers for several seeds, scores the validation tasks, and measures the
-bytes of the optimizer's states.
+Trains the same configuration with each optimizer for several seeds, scores the validation tasks, and measures the
+bytes of the optimizer's states and the seconds of a step.
 
     python benches/optimizer_states.py CONFIG.yaml --output-dir runs/adam --seeds 0 1 2 [--section.field VALUE ...]
 """
@@ -40,18 +40,22 @@ def main() -> None:
     parser.add_argument("config")
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--optimizers", nargs="+", default=["adamw", "adamw_8bit"])
     args, overrides = parser.parse_known_args()
-    results: dict[str, list[dict[str, float]]] = {"adamw": [], "adamw_8bit": []}
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in args.optimizers}
     for seed in args.seeds:
         for optimizer, found in results.items():
             folder = args.output_dir / f"{optimizer}-{seed}"
             own = ["--training.seed", str(seed), "--training.optimizer", optimizer, "--training.output_dir"]
             config = configuration.load(args.config, [*overrides, *own, str(folder)])
             final = train(config, quiet=True)
-            losses = [row["prediction_loss"] for row in read_metrics(folder / "metrics.jsonl") if "loss" in row]
+            rows = [row for row in read_metrics(folder / "metrics.jsonl") if "loss" in row]
+            losses = [row["prediction_loss"] for row in rows]
+            seconds = statistics.median(row["seconds_per_step"] for row in rows)
             scores = evaluate_model(HartModel.from_pretrained(final), load_tasks(config.data, "validation")).summary
             newest = folder / "checkpoints" / f"checkpoint-{config.training.max_steps}"
-            row = {"loss": statistics.fmean(losses[-5:]), **scores, "state_mib": state_bytes(newest) / 2**20}
+            row = {"loss": statistics.fmean(losses[-5:]), **scores, "seconds": seconds}
+            row["state_mib"] = state_bytes(newest) / 2**20
             found.append(row)
             print(f"{optimizer:>10} seed {seed}: " + ", ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)
     summary = {

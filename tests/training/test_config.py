@@ -102,6 +102,7 @@ OTHER: dict[str, dict[str, Any]] = {
         "weight_decay": 1e-7,
         "max_grad_norm": None,
         "optimizer": "adamw",
+        "muon_rate": 2e-3,
         "adam_beta1": 0.8,
         "adam_beta2": 0.95,
         "adam_epsilon": 1e-6,

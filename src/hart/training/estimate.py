@@ -21,6 +21,7 @@ from hart.hypernetwork.network import HyperNetwork
 from hart.training.arithmetic import activations, operations, tokens_of
 from hart.training.blueprint import Parts, build, with_teacher
 from hart.training.config import RunConfig
+from hart.training.optimizer import EIGHT_BIT, MUON, linear_weights
 from hart.training.zero import read_deepspeed
 
 GIB = 2**30
@@ -118,7 +119,7 @@ def with_advice(config: RunConfig, found: Estimate, *, has_bfloat16: bool = True
         option(f"training.micro_batch_size: {smaller}", training={"micro_batch_size": smaller})
     if not model.gradient_checkpointing:
         option("model.gradient_checkpointing: true", model={"gradient_checkpointing": True})
-    if training.optimizer == "adamw" and not training.fsdp:
+    if training.optimizer != EIGHT_BIT and not training.fsdp:
         option("training.optimizer: adamw_8bit", training={"optimizer": "adamw_8bit"})
     if has_bfloat16 and not training.bf16:
         option("training.bf16: true", training={"bf16": True})
@@ -162,6 +163,13 @@ def _trained_embeddings(config: RunConfig, parts: Parts) -> int:
     return count
 
 
+def _trained_linear(config: RunConfig, parts: Parts) -> int:
+    modules: list[Any] = [parts.main] if config.model.train_main else []
+    if parts.peft_source is not None:
+        modules.append(parts.peft_source)
+    return sum(weight.numel() for module in modules for weight in linear_weights(module))
+
+
 def _count(module: Any) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
@@ -185,7 +193,7 @@ def _memory(
         return devices if zero_stage >= stage else 1
 
     # FSDP cannot divide 8-bit states, so it has none.
-    state = 8.0 if training.optimizer == "adamw" or training.fsdp else 2 * BLOCKWISE
+    state = 2 * BLOCKWISE if training.optimizer == EIGHT_BIT and not training.fsdp else 8.0
     main_bytes = 4 if model.train_main or model.dtype == "float32" else 2
     beside = trained - (main if model.train_main else 0)
     # DeepSpeed holds weights and gradients in bfloat16 where it computes so.
@@ -194,11 +202,13 @@ def _memory(
         main_bytes = trained_bytes
     # States of embeddings stay in float32 (optimizer.py), but not in ZeRO's flat parts.
     embeddings = 0 if zero_stage else _trained_embeddings(config, parts)
+    # Muon keeps a momentum alone of each linear map.
+    momenta = _trained_linear(config, parts) if training.optimizer == MUON else 0
     memory = {
         "weights, main model": main * main_bytes / shared_from(3),
         "weights, adapter": beside * trained_bytes / shared_from(3),
         "gradients": trained * trained_bytes / shared_from(2),
-        "optimizer": (trained * state + embeddings * (8 - state)) / shared_from(1),
+        "optimizer": (trained * state + embeddings * (8 - state) - 4 * momenta) / shared_from(1),
         "activations": activations(config, parts, devices),
     }
     if zero_stage:

@@ -1,4 +1,8 @@
-"""The optimizer and the schedule of its learning rate: (8-bit) AdamW with decoupled weight decay (§4.1, App. 8.1.3)."""
+"""The optimizer and the schedule of its learning rate.
+
+(8-bit) AdamW with decoupled weight decay (§4.1, App. 8.1.3), or Muon (ours): linear maps move by orthogonalised
+momentum (`torch.optim.Muon`), all else by AdamW.
+"""
 
 import functools
 import importlib.util
@@ -15,11 +19,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
+from hart.errors import HartError
 from hart.training.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
 EIGHT_BIT = "adamw_8bit"
+ADAMW = "adamw"
+MUON = "muon"
 
 _NOT_DECAYED = re.compile(r"bias|layernorm|rmsnorm|(^|\.)norm($|\.)|_norm($|\.)")
 """Names of parameters that no weight decay is applied to: biases and the gains of norms."""
@@ -29,9 +36,19 @@ def optimizer_used(config: TrainingConfig, plugin: DeepSpeedPlugin | None, *, fs
     """The optimizer that a run really has, in the words of training.optimizer; one of DeepSpeed's file by its type.
 
     Plain AdamW, said aloud, where 8-bit states cannot be had.
+
+    Raises:
+        HartError: Muon where matrices are divided among processes.
     """
     if plugin is not None and "optimizer" in plugin.deepspeed_config:
         return f"DeepSpeed's {plugin.deepspeed_config['optimizer'].get('type')}"
+    if config.optimizer == MUON and (fsdp or plugin is not None):
+        raise HartError(
+            f"training.optimizer is muon, which needs each matrix whole, and {'FSDP' if fsdp else 'DeepSpeed'} divides "
+            "them among processes: take adamw, or leave the weights whole (DDP)"
+        )
+    if config.optimizer == MUON:
+        return MUON
     if config.optimizer == EIGHT_BIT and fsdp:
         logger.warning(
             "training.optimizer is adamw_8bit, whose states FSDP cannot divide: using plain AdamW (DeepSpeed can)"
@@ -43,11 +60,11 @@ def optimizer_used(config: TrainingConfig, plugin: DeepSpeedPlugin | None, *, fs
             "training.optimizer is adamw_8bit but bitsandbytes is not installed: using plain AdamW "
             "(pip install 'hart-hypernet[bnb]' for the paper's 8-bit Adam)"
         )
-    return "adamw"
+    return ADAMW
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig, used: str) -> Optimizer | DummyOptim:
-    """AdamW of the parameters that are trained; a placeholder where DeepSpeed's file has its own.
+    """Of the parameters that are trained; a placeholder where DeepSpeed's file has an optimizer of its own.
 
     Args:
         used: as `optimizer_used` says.
@@ -59,17 +76,76 @@ def make_optimizer(model: nn.Module, config: TrainingConfig, used: str) -> Optim
         if parameter.requires_grad:
             exempt = id(parameter) in norms or _NOT_DECAYED.search(name.lower())
             (others if exempt else decayed).append(parameter)
-    if used not in (EIGHT_BIT, "adamw"):
+    if used not in (EIGHT_BIT, ADAMW, MUON):
         return DummyOptim(decayed + others, lr=config.learning_rate, weight_decay=config.weight_decay)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
     settings: dict[str, Any] = {
         "lr": config.learning_rate,
         "betas": (config.adam_beta1, config.adam_beta2),
         "eps": config.adam_epsilon,
     }
-    if used == "adamw":
+    if used == ADAMW:
         return torch.optim.AdamW(groups, **settings)
+    if used == MUON:
+        return MuonAndAdamW(linear_weights(model), groups, settings, config.muon_rate or config.learning_rate)
     return _eight_bit(model, groups, settings)
+
+
+def linear_weights(model: nn.Module) -> list[nn.Parameter]:
+    """Trained weights of linear maps that are no embedding too: what Muon moves."""
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    weights = {id(module.weight): module.weight for module in model.modules() if isinstance(module, nn.Linear)}
+    return [each for name, each in weights.items() if each.requires_grad and name not in tables]  # type: ignore[misc]
+
+
+class MuonAndAdamW(Optimizer):
+    """Muon for linear maps, AdamW for all else, as one optimizer: one list of groups, one dictionary of states.
+
+    Steps are scaled as in "Muon is Scalable for LLM Training", so that AdamW's learning rates and weight decay serve.
+
+    Args:
+        matrices: what Muon moves; weight decay as the first of `groups` has it.
+        groups: AdamW's, the decayed one first; what is among `matrices` is left out.
+        settings: AdamW's learning rate, betas and eps.
+        rate: Muon's learning rate.
+    """
+
+    def __init__(
+        self, matrices: list[nn.Parameter], groups: list[dict[str, Any]], settings: dict[str, Any], rate: float
+    ) -> None:
+        taken = {id(each) for each in matrices}
+        rest = [{**group, "params": [p for p in group["params"] if id(p) not in taken]} for group in groups]
+        self._parts: list[Optimizer] = [torch.optim.AdamW([group for group in rest if group["params"]], **settings)]
+        if matrices:
+            decay = groups[0]["weight_decay"]
+            muon = torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+            self._parts.append(muon)
+        super().__init__([group for part in self._parts for group in part.param_groups], {})
+        self._share()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._share()
+
+    def _share(self) -> None:
+        """Let both parts step on this optimizer's groups and states, which a schedule and a checkpoint change."""
+        groups = iter(self.param_groups)
+        for part in self._parts:
+            part.param_groups = [next(groups) for _ in part.param_groups]
+            part.state = self.state
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self._parts:
+            part.step()
+        return loss
 
 
 def _eight_bit(model: nn.Module, groups: list[dict[str, Any]], settings: dict[str, Any]) -> Optimizer:

@@ -25,7 +25,7 @@ from hart.model.hart_model import HartModel
 from hart.peft.architectures import layers
 from hart.runtime.ranks import rank, world_size
 from hart.training.config import TrainingConfig
-from hart.training.optimizer import EIGHT_BIT
+from hart.training.optimizer import ADAMW, EIGHT_BIT, MUON
 
 LAYOUT_FILE = "layout.json"
 FORMAT = 2
@@ -214,11 +214,12 @@ def check_layout(folder: Path, layout: str, optimizer: str) -> str | None:
             f"started before, {instead}"
         )
     if states != optimizer:
-        how = {EIGHT_BIT: "install bitsandbytes again", "adamw": "set training.optimizer to adamw"}.get(
-            states, "start it as it was started before"
-        )
+        how = {EIGHT_BIT: "install bitsandbytes again"} | {
+            name: f"set training.optimizer to {name}" for name in (ADAMW, MUON)
+        }
         raise HartError(
-            f"{folder}: its optimizer states are those of {states} and this run has {optimizer}; {how}, {instead}"
+            f"{folder}: its optimizer states are those of {states} and this run has {optimizer}; "
+            f"{how.get(states, 'start it as it was started before')}, {instead}"
         )
     if processes == world_size():
         return None
