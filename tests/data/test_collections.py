@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from hart.data.collections import load_tasks
+from hart.data.collections import COLLECTIONS, load_tasks
 from hart.data.procedural import load_procedural
 from hart.data.procedural.collection import INSTANCES
 from hart.data.super_natural_instructions import load_sni
+from hart.data.tasks import Task
 from hart.errors import HartError
 from hart.training.config import DataConfig
 
@@ -55,3 +56,41 @@ def test_folder_is_read_under_its_own_caps_and_seed(toy_data_dir: Path):
 def test_missing_folder_is_refused(tmp_path: Path):
     with pytest.raises(HartError, match="nowhere: no such folder"):
         load_tasks(DataConfig(dir=str(tmp_path / "nowhere")), "train")
+
+
+def test_few_training_tasks_are_among_many_and_come_in_all_wordings():
+    everything = load_tasks(procedural(max_train_instances=1), "train")
+    few, many = (
+        [t.name for t in load_tasks(procedural(max_train_instances=1, training_tasks=n), "train")] for n in (5, 40)
+    )
+    assert (len(few), len(many)) == (15, 120) and set(few) < set(many) < {task.name for task in everything}
+    assert [name for name in many if name in few] == few, "another order"
+    others = load_tasks(procedural(max_train_instances=1, training_tasks=5, seed=1), "train")
+    assert {task.name for task in others} != set(few)
+    assert load_tasks(procedural(max_train_instances=1, training_tasks=280), "train") == everything
+    held_out = procedural(max_train_instances=1, training_tasks=5)
+    assert len(load_tasks(held_out, "validation")) == len(load_tasks(held_out, "test")) == 28
+
+
+def test_few_training_tasks_of_a_folder_are_none_that_were_set_aside(toy_data_dir: Path):
+    data = DataConfig(dir=str(toy_data_dir), training_tasks=1, validation_tasks=1, seed=3)
+    assert len(load_tasks(data, "train")) == 1
+    assert load_tasks(data, "train")[0].name != load_tasks(data, "validation")[0].name
+
+
+def test_templates_of_a_p3_data_set_are_one_training_task():
+    unit = COLLECTIONS["p3"].training_unit
+    named = [
+        Task(definition="", demonstrations=(), name=name) for name in ("glue_mrpc_equivalent", "glue_mrpc_want_to_know")
+    ]
+    assert unit(named[0]) == unit(named[1]) == "glue_mrpc"
+
+
+def test_more_training_tasks_than_there_are_is_refused(toy_data_dir: Path):
+    with pytest.raises(HartError, match="data.training_tasks: 4 of 3 that sni has; ask for fewer"):
+        load_tasks(DataConfig(dir=str(toy_data_dir), training_tasks=4), "train")
+
+
+def test_training_tasks_of_text_are_refused():
+    with pytest.raises(HartError, match="data.training_tasks: must be null with four_segments, which is text"):
+        DataConfig(collection="four_segments", num_demonstrations=1, training_tasks=3)

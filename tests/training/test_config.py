@@ -75,6 +75,7 @@ OTHER: dict[str, dict[str, Any]] = {
         "demonstrations_to": "hypernetwork",
         "max_train_instances": None,
         "max_test_instances": 7,
+        "training_tasks": 6,
         "validation_tasks": 5,
         "num_demonstrations": 3,
         "demonstration_groups": 4,

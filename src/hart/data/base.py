@@ -71,6 +71,8 @@ class Collection(ABC):
                 )
         if not self.has_demonstrations and data.demonstrations_to != "nowhere" and data.demonstrations != "sampled":
             yield "demonstrations", f"must be sampled with {self.name}, whose tasks have no fixed ones"
+        if self.is_text and data.training_tasks is not None:
+            yield "training_tasks", f"must be null with {self.name}, which is text and has no tasks"
         if data.demonstration_groups > 1:
             if self.is_text:
                 yield "demonstration_groups", f"must be 1 with {self.name}: one segment is what is read"
@@ -78,6 +80,10 @@ class Collection(ABC):
                 yield "demonstration_groups", "must be 1 where no hypernetwork reads the demonstrations"
             elif not data.num_demonstrations:
                 yield "demonstration_groups", "must be 1 where num_demonstrations is 0: groups would be empty"
+
+    def training_unit(self, task: Task) -> str:
+        """What `data.training_tasks` counts: all tasks that it names alike come together, or not at all."""
+        return task.name
 
     def sampling_size(self, task: Task) -> int:
         """What counts as the task's size when tasks are drawn in proportion to it."""

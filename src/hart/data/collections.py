@@ -7,8 +7,10 @@ from hart.data.needle import Needle
 from hart.data.p3.collection import P3
 from hart.data.procedural.collection import Procedural
 from hart.data.segments import Segments
+from hart.data.streams import named_stream
 from hart.data.super_natural_instructions import SuperNaturalInstructions
 from hart.data.tasks import Task
+from hart.errors import HartError
 
 if TYPE_CHECKING:
     from hart.data.config import DataConfig
@@ -26,5 +28,20 @@ else:
 
 
 def load_tasks(data: "DataConfig", split: str) -> list[Task]:
-    """The tasks of `split` ("train", "validation" or "test"), as `Collection.load`."""
-    return data.source.load(data, split)
+    """The tasks of `split` ("train", "validation" or "test"), as `Collection.load`; of training `data.training_tasks`.
+
+    Raises:
+        HartError: fewer training tasks than asked for, or as `Collection.load`.
+    """
+    tasks = data.source.load(data, split)
+    return tasks if split != "train" or data.training_tasks is None else _some(tasks, data, data.training_tasks)
+
+
+def _some(tasks: list[Task], data: "DataConfig", number: int) -> list[Task]:
+    """Those of `number` units, drawn in an order that `data.seed` alone decides: few are among many."""
+    units = sorted({data.source.training_unit(task) for task in tasks})
+    if number > len(units):
+        raise HartError(f"data.training_tasks: {number} of {len(units)} that {data.collection} has; ask for fewer")
+    order = named_stream(data.seed, "training tasks").permutation(len(units))
+    chosen = {units[place] for place in order[:number]}
+    return [task for task in tasks if data.source.training_unit(task) in chosen]

@@ -44,6 +44,9 @@ class DataConfig(Section):
     """Instances kept per training task, after a shuffle (Tk-Instruct; open in the paper)."""
     max_test_instances: PositiveInt | None = 100
     """First instances kept per test task (the S-NI benchmark); commands have --max-instances."""
+    training_tasks: PositiveInt | None = None
+    """Tasks that are trained on (ours), drawn by `seed` so that few are among many; null: all. Of P3 whole data sets,
+    of the procedural collection combinations in all their wordings. Tells how scores grow with tasks."""
     validation_tasks: NaturalInt = 0
     """Training tasks set aside to choose hyper-parameters on (open); of P3 whole data sets, in all their templates."""
     num_demonstrations: NaturalInt = 2
@@ -75,7 +78,8 @@ class DataConfig(Section):
     max_target_length: Length = 128
     """Tokens of a target: "... and target sequence length as ... 128" (§8.1.3)."""
     seed: NaturalInt = 0
-    """Which S-NI instances are kept and which tasks are set aside; training.seed draws the examples."""
+    """Which S-NI instances are kept, which tasks are set aside and which `training_tasks` are drawn; training.seed
+    draws the examples."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from hart.data.base import Collection
-from hart.data.p3.names import sampling_size
+from hart.data.p3.names import dataset_of, sampling_size
 from hart.data.p3.subsets import DEFAULT_HUB_NAME, load_p3
 from hart.data.tasks import Task
 
@@ -42,6 +42,10 @@ class P3(Collection):
             yield "num_demonstrations", f"is 0, and {self.name} has no definitions: nothing would tell the task"
         if data.explanations:
             yield "explanations", f"must be false with {self.name}, which has none"
+
+    def training_unit(self, task: Task) -> str:
+        """The data set, in all its templates."""
+        return dataset_of(task.name)
 
     def sampling_size(self, task: Task) -> int:
         """T0's cap: a large data set counts as 500,000 rows, shared by its templates."""

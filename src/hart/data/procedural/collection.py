@@ -28,6 +28,7 @@ DEMONSTRATIONS = 4
 INSTANCES = 100
 """Of each task, which is generated and so has no natural end."""
 PHRASINGS = 3
+_WORDING = "_in_wording_"
 
 _OPENINGS = (
     "You are given {source}. {Select}, then {finish}.",
@@ -148,7 +149,7 @@ def build_task(combination: Combination, instances: int, wording: int = 0) -> Ta
 
     Each `wording` of the definition is a task of its own, with a name and inputs of its own.
     """
-    name = f"{combination.name}_in_wording_{wording + 1}" if wording else combination.name
+    name = f"{combination.name}{_WORDING}{wording + 1}" if wording else combination.name
     texts = combination.draw(DEMONSTRATIONS + instances, salt=str(wording) if wording else "")
     demonstrations = tuple(
         Demonstration(t, combination.answer(t), combination.explain(t)) for t in texts[:DEMONSTRATIONS]
@@ -189,6 +190,10 @@ class Procedural(Collection):
         if split == "validation" and 0 < wanted < len(tasks):
             tasks = [tasks[i * len(tasks) // wanted] for i in range(wanted)]
         return tasks
+
+    def training_unit(self, task: Task) -> str:
+        """The combination, in all its wordings."""
+        return task.name.split(_WORDING)[0]
 
     def other_definition(self, task: Task) -> str | None:
         """That of the next wording; None for a task of another collection, or in one of its other wordings."""
