@@ -8,7 +8,7 @@ from hart.data.collections import COLLECTIONS, load_tasks
 from hart.data.procedural import load_procedural
 from hart.data.procedural.collection import INSTANCES
 from hart.data.super_natural_instructions import load_sni
-from hart.data.tasks import Task
+from hart.data.tasks import Demonstration, Task
 from hart.errors import HartError
 from hart.training.config import DataConfig
 
@@ -81,7 +81,8 @@ def test_few_training_tasks_of_a_folder_are_none_that_were_set_aside(toy_data_di
 def test_templates_of_a_p3_data_set_are_one_training_task():
     unit = COLLECTIONS["p3"].training_unit
     named = [
-        Task(definition="", demonstrations=(), name=name) for name in ("glue_mrpc_equivalent", "glue_mrpc_want_to_know")
+        Task(definition="", demonstrations=(Demonstration("a", "b"),), name=name)
+        for name in ("glue_mrpc_equivalent", "glue_mrpc_want_to_know")
     ]
     assert unit(named[0]) == unit(named[1]) == "glue_mrpc"
 
