@@ -213,6 +213,19 @@ def test_a_decoder_only_base(
     assert rows(run_two(config)) == before
 
 
+def test_muon_where_each_process_holds_all(run_config: Build):
+    """Two processes train as one does, and go on where they were; its products in bfloat16 round sums of gradients."""
+    settings: dict[str, Any] = {**SETTINGS, "optimizer": "muon"}
+    expected = train(run_config("one", **settings), quiet=True).parent
+    config = run_config("two", **settings)
+    run = run_two(config)
+    before = rows(run)
+    assert_close(before, rows(expected), rel=0.02)
+    shutil.rmtree(run / "final")
+    shutil.rmtree(run / "checkpoints" / f"checkpoint-{STEPS}")
+    assert rows(run_two(config)) == before
+
+
 @pytest.mark.parametrize(("layout", "training"), [LAYOUTS[2], LAYOUTS[3]])
 def test_states_of_a_pass_without_dropout(run_config: Build, layout: str, training: dict[str, Any]):
     """The further pass meets divided weights; as many processes draw the same dropout."""
