@@ -214,6 +214,16 @@ def test_folder_of_a_run(run_config: Build):
     assert any(path.name.startswith("events") for path in (final.parent / "tensorboard").rglob("*"))
 
 
+def test_a_checkpoint_is_a_model_that_can_be_loaded(run_config: Build):
+    final = train(run_config(), quiet=True)
+    checkpoint = final.parent / "checkpoints" / f"checkpoint-{STEPS}"
+    assert (checkpoint / "random_0.safetensors").exists(), "what is no weight lies beside them"
+    made, expected = (HartModel.from_pretrained(folder).hypernetwork for folder in (checkpoint, final))
+    assert made is not None and expected is not None
+    for value, other in zip(made.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(value, other)
+
+
 def test_evaluation_logs_scores_and_keeps_the_best_model(run_config: Build, monkeypatch: pytest.MonkeyPatch):
     scores = iter([20.0, 30.0, 10.0, 30.0])
     asked: list[list[int]] = []

@@ -86,7 +86,7 @@ def load_peft_source(
         load_weights(learned, folder)
         return learned
     check_model_files(folder)
-    for path in folder.glob("*.safetensors"):
+    for path in folder.glob("model*.safetensors"):  # a checkpoint's random states are beside them, and are integers
         check_floats(path)
     try:
         made = HyperNetworkConfig.from_dict(dict(config))
