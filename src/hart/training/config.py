@@ -59,7 +59,7 @@ class TrainingConfig(Section):
     """Norm to which gradients are clipped (open); null: never."""
     optimizer: Literal["adamw_8bit", "adamw", "muon"] = "adamw_8bit"
     """How weights are updated: "the Adam-8bit optimizer" (§4.1); plain AdamW where bitsandbytes is missing. muon
-    (ours): linear maps by orthogonalised momentum, all else by AdamW; a lower loss after as many steps (docs/results.md)."""
+    (ours): linear maps by orthogonalised momentum, all else by AdamW (docs/results.md)."""
     muon_rate: PositiveFloat | None = None
     """Peak rate of the linear maps with muon (ours); null: `learning_rate`."""
     adam_beta1: Fraction = 0.9
