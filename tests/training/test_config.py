@@ -102,7 +102,7 @@ OTHER: dict[str, dict[str, Any]] = {
         "warmup_steps": 1,
         "weight_decay": 1e-7,
         "max_grad_norm": None,
-        "optimizer": "adamw",
+        "optimizer": "muon",
         "muon_rate": 2e-3,
         "adam_beta1": 0.8,
         "adam_beta2": 0.95,

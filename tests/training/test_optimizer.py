@@ -1,7 +1,8 @@
-"""Optimizers: 8-bit Adam, and Adam's constants."""
+"""Optimizers: 8-bit Adam, Adam's constants, and Muon beside AdamW."""
 
 import shutil
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -126,7 +127,15 @@ def test_muon_of_divided_matrices_is_refused():
     config = TrainingConfig(optimizer="muon")
     with pytest.raises(HartError, match="needs each matrix whole, and FSDP divides them"):
         optimizer_used(config, None, fsdp=True)
+    plugin: Any = SimpleNamespace(deepspeed_config={})
+    with pytest.raises(HartError, match="needs each matrix whole, and DeepSpeed divides them"):
+        optimizer_used(config, plugin, fsdp=False)
     assert optimizer_used(config, None, fsdp=False) == "muon"
+
+
+def test_a_rate_for_muon_without_muon_is_refused():
+    with pytest.raises(HartError, match="training.muon_rate: has no effect with training.optimizer adamw; take muon"):
+        TrainingConfig(optimizer="adamw", muon_rate=1e-3)
 
 
 def test_muon_keeps_one_state_of_a_linear_map(run_config: Build):
