@@ -1,7 +1,7 @@
 """The optimizer and the schedule of its learning rate.
 
 (8-bit) AdamW with decoupled weight decay (§4.1, App. 8.1.3), or Muon (ours): linear maps move by orthogonalised
-momentum (`torch.optim.Muon`), all else by AdamW.
+momentum, all else by AdamW.
 """
 
 import functools
@@ -21,6 +21,7 @@ from transformers import get_scheduler
 
 from hart.errors import HartError
 from hart.training.config import TrainingConfig
+from hart.training.muon import MuonAndAdamW
 
 logger = logging.getLogger(__name__)
 
@@ -99,53 +100,6 @@ def linear_weights(model: nn.Module) -> list[nn.Parameter]:
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     weights = {id(module.weight): module.weight for module in model.modules() if isinstance(module, nn.Linear)}
     return [each for name, each in weights.items() if each.requires_grad and name not in tables]  # type: ignore[misc]
-
-
-class MuonAndAdamW(Optimizer):
-    """Muon for linear maps, AdamW for all else, as one optimizer: one list of groups, one dictionary of states.
-
-    Steps are scaled as in "Muon is Scalable for LLM Training", so that AdamW's learning rates and weight decay serve.
-
-    Args:
-        matrices: what Muon moves; weight decay as the first of `groups` has it.
-        groups: AdamW's, the decayed one first; what is among `matrices` is left out.
-        settings: AdamW's learning rate, betas and eps.
-        rate: Muon's learning rate.
-    """
-
-    def __init__(
-        self, matrices: list[nn.Parameter], groups: list[dict[str, Any]], settings: dict[str, Any], rate: float
-    ) -> None:
-        taken = {id(each) for each in matrices}
-        rest = [{**group, "params": [p for p in group["params"] if id(p) not in taken]} for group in groups]
-        self._parts: list[Optimizer] = [torch.optim.AdamW([group for group in rest if group["params"]], **settings)]
-        if matrices:
-            decay = groups[0]["weight_decay"]
-            muon = torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-            self._parts.append(muon)
-        super().__init__([group for part in self._parts for group in part.param_groups], {})
-        self._share()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._share()
-
-    def _share(self) -> None:
-        """Let both parts step on this optimizer's groups and states, which a schedule and a checkpoint change."""
-        groups = iter(self.param_groups)
-        for part in self._parts:
-            part.param_groups = [next(groups) for _ in part.param_groups]
-            part.state = self.state
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for part in self._parts:
-            part.step()
-        return loss
 
 
 def _eight_bit(model: nn.Module, groups: list[dict[str, Any]], settings: dict[str, Any]) -> Optimizer:

@@ -1,0 +1,118 @@
+"""Muon for linear maps beside AdamW for all else (ours)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+_AT_ONCE = 2**24
+"""Elements of the matrices that one product takes, or one matrix where it alone has more: bounds the memory."""
+
+
+class BatchedMuon(torch.optim.Muon):
+    """`torch.optim.Muon` with the matrices of one shape in one product.
+
+    The same steps but for rounding in bfloat16, the same states; some three times as fast where matrices are small.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            alike: dict[tuple[Any, ...], list[Tensor]] = {}
+            for each in group["params"]:
+                if each.grad is not None:
+                    alike.setdefault((each.shape, each.dtype, each.device), []).append(each)
+            for matrices in alike.values():
+                size = max(1, _AT_ONCE // matrices[0].numel())
+                for first in range(0, len(matrices), size):
+                    self._move(matrices[first : first + size], group)
+        return loss
+
+    def _move(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
+        """One step of matrices of one shape."""
+        for each in matrices:
+            if not self.state[each]:
+                self.state[each]["momentum_buffer"] = torch.zeros_like(each)
+        gradients = [each.grad for each in matrices if each.grad is not None]
+        buffers = [self.state[each]["momentum_buffer"] for each in matrices]
+        momentum = group["momentum"]
+        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+        directions = torch._foreach_lerp(gradients, buffers, momentum) if group["nesterov"] else buffers
+        stacked = torch.stack([each.bfloat16() for each in directions])
+        updates = orthogonalised(stacked, group["ns_coefficients"], group["ns_steps"], group["eps"])
+        rate = float(group["lr"])
+        torch._foreach_mul_(matrices, 1 - rate * group["weight_decay"])
+        # The size of AdamW's steps whatever the shape ("match_rms_adamw").
+        scale = 0.2 * max(matrices[0].shape) ** 0.5
+        torch._foreach_add_(matrices, [each.to(matrices[0].dtype) for each in updates], alpha=-rate * scale)
+
+
+def orthogonalised(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+    """Matrices with the singular vectors of those given and singular values near 1, by Newton-Schulz iteration.
+
+    Args:
+        matrices: (count, rows, columns).
+        coefficients: of the first, third and fifth power.
+        steps: iterations.
+        eps: the least norm to divide by.
+    """
+    first, third, fifth = coefficients
+    tall = matrices.shape[1] > matrices.shape[2]
+    found = matrices.mT if tall else matrices
+    found = found / found.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
+    for _ in range(steps):
+        gram = found @ found.mT
+        found = torch.baddbmm(found, torch.baddbmm(gram, gram, gram, beta=third, alpha=fifth), found, beta=first)
+    return found.mT if tall else found
+
+
+class MuonAndAdamW(Optimizer):
+    """Muon for linear maps, AdamW for all else, as one optimizer: one list of groups, one dictionary of states.
+
+    Steps are scaled as in "Muon is Scalable for LLM Training", so that AdamW's learning rates and weight decay serve.
+
+    Args:
+        matrices: what Muon moves; weight decay as the first of `groups` has it.
+        groups: AdamW's, the decayed one first; what is among `matrices` is left out.
+        settings: AdamW's learning rate, betas and eps.
+        rate: Muon's learning rate.
+    """
+
+    def __init__(
+        self, matrices: list[nn.Parameter], groups: list[dict[str, Any]], settings: dict[str, Any], rate: float
+    ) -> None:
+        taken = {id(each) for each in matrices}
+        rest = [{**group, "params": [p for p in group["params"] if id(p) not in taken]} for group in groups]
+        self._parts: list[Optimizer] = [torch.optim.AdamW([group for group in rest if group["params"]], **settings)]
+        if matrices:
+            decay = groups[0]["weight_decay"]
+            muon = BatchedMuon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+            self._parts.append(muon)
+        super().__init__([group for part in self._parts for group in part.param_groups], {})
+        self._share()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._share()
+
+    def _share(self) -> None:
+        """Let both parts step on this optimizer's groups and states, which a schedule and a checkpoint change."""
+        groups = iter(self.param_groups)
+        for part in self._parts:
+            part.param_groups = [next(groups) for _ in part.param_groups]
+            part.state = self.state
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self._parts:
+            part.step()
+        return loss
