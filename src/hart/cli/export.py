@@ -28,9 +28,10 @@ Write an adaptation in a form that others read:
   peft         adapter_config.json and adapter_model.safetensors for PeftModel.from_pretrained
   merged       the base with the generated LoRA or (IA)3 in its weights, a plain checkpoint in float32
   safetensors  the folder that hart adapt writes and hart predict takes, for an adaptation of the store
-LoRA and (IA)3 are exported exactly, and so are the prefixes of a decoder-only base. A memory (fused, or
-in front), and of a T5 the encoder's prefixes and the exact place of the decoder's, have no counterpart there: what
-would be lost is named, and given up with --lossy.""",
+LoRA and (IA)3 are exported exactly, and so are the prefixes of a decoder-only base and a memory in front of its
+queries, which becomes rows of a prefix (with rotary positions and no sliding window). A T5's memory, its encoder's
+prefixes and the exact place of its decoder's have no counterpart there: what would be lost is named, and given up with
+--lossy.""",
         epilog="""\
 examples:
   hart export adaptations/reverse --format peft --output-dir peft/reverse
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
             adaptation = replace(adaptation, base=main.name, base_revision=main.revision)
         save = save_peft if args.format == "peft" else save_merged
         save(adaptation, main, args.output_dir, lossy=args.lossy, overwrite=args.overwrite)
-        for phrase in what_is_lost(adaptation):
+        for phrase in what_is_lost(adaptation, main):
             logger.warning("lost in the export: %s", phrase)
     say(f"exported {args.adaptation} as {args.format}: {args.output_dir}")
 

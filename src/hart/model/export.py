@@ -2,8 +2,9 @@
 
 PEFT's LoRA and (IA)³ compute what ours do, so these exports are exact, and so are the prefixes of a decoder-only model.
 Those of a T5 are not: PEFT puts them into the key/value cache of the decoder alone, where T5 gives them the relative
-bias of earlier tokens, and ours have none. Neither format has a place for a memory, fused or in front. `what_is_lost`
-lists it; such an export must be asked for.
+bias of earlier tokens, and ours have none. A memory in front of a decoder-only model becomes rows of a prefix
+(`hart.model.memory_prefix`) where positions allow it; PEFT has no other place for a memory. `what_is_lost` lists what
+is lost; such an export must be asked for.
 
 Maps that a model has fused into one (GPT-2's `c_attn`) have a LoRA each here and one in PEFT: theirs has the ranks of
 ours side by side, and zeros where one has nothing to do with an output.
@@ -29,6 +30,7 @@ from transformers.pytorch_utils import Conv1D
 from hart.errors import HartError
 from hart.model.adaptation import FIELDS_FILE, TENSORS_FILE, Adaptation
 from hart.model.main_model import MainModel
+from hart.model.memory_prefix import as_prefixes, why_not
 from hart.peft import injection
 from hart.peft.architectures import architecture
 from hart.peft.base import MainShape
@@ -43,17 +45,26 @@ if TYPE_CHECKING:
 _IA3_SITES = {"key": "k", "value": "v", "ff": "wo", "cross_key": "cross_k", "cross_value": "cross_v"}
 
 
-def what_is_lost(adaptation: Adaptation) -> list[str]:
+def what_is_lost(adaptation: Adaptation, main: MainModel | None = None) -> list[str]:
     """What PEFT has no place for, one phrase each; empty where the export is exact.
+
+    Args:
+        main: the base, which decides whether a memory can be kept; without it one that may be is not listed.
 
     Raises:
         HartError: an adaptation that cannot be exported at all, not even in part.
     """
+    if main is not None:
+        adaptation = _without_memory(adaptation, main)
+    elif adaptation.memory is not None and not adaptation.kinds:
+        return []
     kind = _exportable(adaptation)
     lost = []
-    if adaptation.memory is not None:
-        lost.append("the memory: the main model no longer attends to the encoded demonstrations")
-    if isinstance(kind, Prefix) and any(name.startswith("prefix.encoder.") for name in adaptation.blocks):
+    undecided = main is None and isinstance(kind, Prefix) and not _of_encoder(adaptation)
+    if adaptation.memory is not None and not undecided:
+        reason = "" if main is None else f" ({why_not(adaptation, main)})"
+        lost.append(f"the memory: the main model no longer attends to the encoded demonstrations{reason}")
+    if isinstance(kind, Prefix) and _of_encoder(adaptation):
         lost.append("the prefixes of the encoder, which PEFT does not have for T5")
         lost.append("the bias of the decoder's prefixes: 0 here, T5's relative bias of earlier tokens in PEFT")
         if kind.cross:
@@ -80,7 +91,7 @@ def to_peft(adaptation: Adaptation, main: MainModel, *, lossy: bool = False) -> 
     from peft.utils import set_peft_model_state_dict
 
     main.check_adaptation(adaptation)
-    refuse_loss(adaptation, lossy)
+    refuse_loss(adaptation, lossy, main)
     model = get_peft_model(_stock(main), peft_config(adaptation, main))
     set_peft_model_state_dict(model, peft_tensors(adaptation, main))
     return model.eval()
@@ -90,10 +101,12 @@ def merge(adaptation: Adaptation, main: MainModel, *, lossy: bool = False) -> Pr
     """A plain model in `main`'s dtype whose weights have the LoRA or (IA)³ of one task in them; `main` stays as it is.
 
     Raises:
-        HartError: as `to_peft`, or prefixes, which are no change of any weight.
+        HartError: as `to_peft`, or prefixes or a memory alone, which are no change of any weight.
     """
-    if any(isinstance(kind, Prefix) for kind in adaptation.kinds):
-        raise HartError("prefixes are rows beside keys and values, no change of a weight; they cannot be merged")
+    if all(isinstance(kind, Prefix) for kind in adaptation.kinds):
+        raise HartError(
+            "prefixes and a memory are rows beside keys and values, no change of a weight; they cannot be merged"
+        )
     wrapped = to_peft(adaptation, main, lossy=lossy)
     for parameter in wrapped.parameters():
         parameter.data = parameter.data.clone()
@@ -115,7 +128,7 @@ def save_peft(
     model = to_peft(adaptation, main, lossy=lossy)
     with _new_export(adaptation, folder, "peft", overwrite) as partial:
         model.save_pretrained(str(partial))
-        (partial / "README.md").write_text(_peft_card(adaptation), encoding="utf-8")
+        (partial / "README.md").write_text(_peft_card(adaptation, main), encoding="utf-8")
 
 
 def save_merged(
@@ -165,9 +178,9 @@ def _new_export(adaptation: Adaptation, folder: str | Path, form: str, overwrite
         write_json(partial / EXPORT_FILE, {**about, "files": names_written}, indent=1)
 
 
-def refuse_loss(adaptation: Adaptation, lossy: bool) -> None:
-    """Raise `HartError` where an export would lose something that was not given up."""
-    lost = what_is_lost(adaptation)
+def refuse_loss(adaptation: Adaptation, lossy: bool, main: MainModel | None = None) -> None:
+    """Raise `HartError` where an export would lose something that was not given up; `main` as for `what_is_lost`."""
+    lost = what_is_lost(adaptation, main)
     if lost and not lossy:
         raise HartError(
             f"this export would lose {'; '.join(lost)}; ask for it with --lossy (lossy=True) if that will do"
@@ -178,6 +191,7 @@ def peft_config(adaptation: Adaptation, main: MainModel) -> "PeftConfig":
     """PEFT's configuration of the adaptation's kind; target modules are named in full, one by one."""
     from peft import IA3Config, LoraConfig, PrefixTuningConfig
 
+    adaptation = _without_memory(adaptation, main)
     kind, shape = _exportable(adaptation), main.shape
     common: dict[str, Any] = {
         "task_type": "SEQ_2_SEQ_LM" if shape.has_encoder else "CAUSAL_LM",
@@ -213,6 +227,7 @@ def peft_config(adaptation: Adaptation, main: MainModel) -> "PeftConfig":
 
 def peft_tensors(adaptation: Adaptation, main: MainModel) -> dict[str, Tensor]:
     """The adaptation's parameters under the names and in the shapes of PEFT's adapter_model.safetensors."""
+    adaptation = _without_memory(adaptation, main)
     kind = _exportable(adaptation)
     if isinstance(kind, Prefix):
         return {"prompt_embeddings": _prompt_embeddings(adaptation, main.shape, kind.length)}
@@ -299,6 +314,17 @@ def _exportable(adaptation: Adaptation) -> Lora | Ia3 | Prefix:
     return kind
 
 
+def _of_encoder(adaptation: Adaptation) -> bool:
+    return any(name.startswith("prefix.encoder.") for name in adaptation.blocks)
+
+
+def _without_memory(adaptation: Adaptation, main: MainModel) -> Adaptation:
+    """With its memory as prefixes where that is the same, else as it is."""
+    if adaptation.memory is None or len(adaptation) != 1 or why_not(adaptation, main):
+        return adaptation
+    return as_prefixes(adaptation, main)
+
+
 class _Rows(NamedTuple):
     """One row block of one layer: which part of its kind it is, where it acts, and its rows."""
 
@@ -335,10 +361,9 @@ def _stock(main: MainModel) -> PreTrainedModel:
     return plain
 
 
-def _peft_card(adaptation: Adaptation) -> str:
-    lost = what_is_lost(adaptation) or ["nothing; logits are those of the adaptation up to rounding"]
-    encodes = any(".encoder." in name for name in adaptation.blocks)
-    task = "text2text-generation" if encodes else "text-generation"
+def _peft_card(adaptation: Adaptation, main: MainModel) -> str:
+    lost = what_is_lost(adaptation, main) or ["nothing; logits are those of the adaptation up to rounding"]
+    task = "text2text-generation" if main.shape.has_encoder else "text-generation"
     header = ModelCardData(base_model=adaptation.base, library_name="peft", pipeline_tag=task)
     return "\n".join(
         [

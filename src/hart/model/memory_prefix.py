@@ -1,0 +1,78 @@
+"""A memory in front of a decoder-only model's tokens as prefixes: PEFT has a place for these, and none for a memory.
+
+The base makes keys and values of a memory of m tokens in every layer, at no position. A prefix of m rows more moves
+every token by m positions. Rotary embedding sees differences of positions alone, so keys that are rotated to position m
+stand to the tokens as before.
+"""
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hart.model.adaptation import Adaptation
+from hart.model.main_model import MainModel
+from hart.peft.architectures import architecture, at
+from hart.peft.prefix import Prefix
+
+_FIXED = ("default", "linear", "llama3", "yarn")
+"""Kinds of rotary embedding whose angles do not depend on the length of the input."""
+
+
+def why_not(adaptation: Adaptation, main: MainModel) -> str | None:
+    """Why the memory of an adaptation cannot become prefixes without changing what they do; None where it can."""
+    if main.shape.has_encoder:
+        return "a T5's cross-attention reads it"
+    if any(not isinstance(kind, Prefix) for kind in adaptation.kinds):
+        return "an adapter of PEFT holds one kind of parameters, and these are not prefixes"
+    table, config = architecture(main.model.config), main.model.config
+    positions = at(main.model, table.positions) if table.positions else None
+    if getattr(positions, "rope_type", None) not in _FIXED:
+        return "it takes up no positions, and rows of a prefix would: the base's are learned, or change with the length"
+    if getattr(config, "sliding_window", None) is not None:
+        return "the base's sliding window would leave it behind"
+    return None
+
+
+@torch.no_grad()
+def as_prefixes(adaptation: Adaptation, main: MainModel) -> Adaptation:
+    """An adaptation of one task that does the same without a memory, its p rows of a prefix behind the memory's m.
+
+    Args:
+        adaptation: with a memory that `why_not` has nothing to say against.
+    """
+    kept = main.keep_memory(adaptation).kept
+    assert kept is not None and adaptation.memory_mask is not None
+    read = adaptation.memory_mask[0].bool()
+    count = int(read.sum())
+    keys, values = (part[:, 0, :, read.to(part.device)].transpose(1, 2).float().cpu() for part in kept)
+    rows = {"key": keys, "value": values}
+    kind = next((each for each in adaptation.kinds if isinstance(each, Prefix)), None)
+    if kind is not None:
+        for part, memory in rows.items():
+            own = adaptation.blocks[f"prefix.decoder.{part}"][0].float().cpu()
+            rows[part] = torch.cat([memory, own.unflatten(-1, (main.shape.heads_in_front, -1))], dim=1)
+    rows["key"] = _rotated(rows["key"], count, main)
+    length = rows["key"].shape[1]
+    longer = replace(kind, length=length) if kind is not None else Prefix(length=length)
+    return replace(
+        adaptation,
+        blocks={f"prefix.decoder.{part}": each.flatten(2)[None] for part, each in rows.items()},
+        memory=None,
+        memory_mask=None,
+        kept=None,
+        peft=[longer.to_config()],
+    )
+
+
+def _rotated(keys: Float[Tensor, "L p heads d_kv"], position: int, main: MainModel) -> Float[Tensor, "L p heads d_kv"]:
+    """Keys as the base's rotary embedding turns them at a position; what it scales queries and keys by is left out."""
+    path = architecture(main.model.config).positions
+    assert path is not None
+    rotary = at(main.model, path)
+    cos, sin = rotary(keys.to(main.device), torch.tensor([[position]], device=main.device))
+    cos, sin = ((part / rotary.attention_scaling).cpu() for part in (cos, sin))
+    turned, rest = keys[..., : cos.shape[-1]], keys[..., cos.shape[-1] :]
+    first, second = turned.chunk(2, dim=-1)
+    return torch.cat([turned * cos + torch.cat([-second, first], dim=-1) * sin, rest], dim=-1)
