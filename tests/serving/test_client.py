@@ -16,8 +16,10 @@ import torch
 
 import hart.serving.client
 from hart import Client, HartError, HartModel, Task
+from hart.serving.app import create_app
+from hart.serving.store import Store
 
-from .conftest import task
+from .conftest import listening, task
 
 QUERIES = ["one 1", "the cat sat", "two 3"]
 
@@ -243,3 +245,23 @@ def test_importing_hart_imports_no_server() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     assert hart.Client is hart.serving.client.Client
+
+
+def test_queries_far_from_the_training_are_told_of(model: HartModel, store: Store, monkeypatch, caplog) -> None:
+    """Which are, a bundled model's list says; here those with the word cat."""
+    asked: list[str] = []
+
+    def is_far(name: str, tokens: list[int]) -> bool:
+        asked.append(name)
+        return "cat" in model.main.tokenizer.decode(tokens)
+
+    monkeypatch.setattr("hart.serving.checks.is_far", is_far)
+    with listening(create_app(model, store)) as url, Client(url) as remote:
+        assert len(remote.generate([*QUERIES, "the cat"], None, max_new_tokens=2)) == 4
+        assert "2 of 4 queries (first: query 2) are far from what the server's model was trained on" in caplog.text
+        caplog.clear()
+        assert len(remote.classify(QUERIES[1], ["one", "two"])) == 1
+        assert "1 of 1 queries (first: query 1) are far" in caplog.text
+        caplog.clear()
+        remote.generate("one", None, max_new_tokens=2)
+        assert not caplog.text and set(asked) == {model.name}

@@ -111,6 +111,21 @@ def test_examples_of_several_families_are_answered_right(browser: Any, address: 
     until(browser, lambda: "at least two choices" in text(browser, "ask-problem"))
 
 
+def test_a_query_that_is_far_from_the_training_is_told_of(browser: Any, address: str) -> None:
+    browser.get(address)
+    until(browser, lambda: "a few hundred words" in text(browser, "model"))
+    Select(browser.find_element("id", "example")).select_by_visible_text("Only the fruits")
+    browser.find_element("id", "adapt").click()
+    until(browser, lambda: browser.find_element("id", "send").is_enabled())
+    field = browser.find_element("id", "queries")
+    field.clear()
+    field.send_keys("The orchestra opened its season with Mahler.\nplum lion hat banana")
+    browser.find_element("id", "send").click()
+    until(browser, lambda: browser.find_elements("css selector", "#answers li"))
+    told = [each.is_displayed() for each in browser.find_elements("css selector", "#answers .far")]
+    assert told == [True, False]
+
+
 @pytest.mark.parametrize("choices", ["", 'one, it\'s "two", three'])
 def test_the_question_as_code(browser: Any, address: str, choices: str) -> None:
     """What is copied is run, and gives what the server answers."""

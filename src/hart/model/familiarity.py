@@ -29,10 +29,16 @@ def unseen_share(model: str, tokens: Sequence[int]) -> float | None:
     return None if seen is None or not tokens else sum(token not in seen for token in tokens) / len(tokens)
 
 
+def is_far(model: str, tokens: Sequence[int]) -> bool:
+    """Whether a query is known to be far from what a model was trained on; arguments as of `unseen_share`."""
+    share = unseen_share(model, tokens)
+    return share is not None and share > MOST
+
+
 def note_unfamiliar(model: str, tokens: Sequence[int], cuts: Cuts, name: str) -> None:
     """Take note of a query that is far from what a model was trained on."""
     share = unseen_share(model, tokens)
-    if share is not None and share > MOST:
+    if share is not None and is_far(model, tokens):
         told = f"{share:.0%} of its tokens never occur in the training of {model}"
         cuts.note(
             f"is far from what {model} was trained on, its answer says little", name, f"{told}; its answer says little"

@@ -34,13 +34,13 @@ def add_answers(app: APIRouter, engine: Engine, settings: Settings) -> None:
         how = options(engine, body, body.max_new_tokens, num_beams=body.num_beams)
 
         async def work() -> Any:
-            await check_queries(engine, body.inputs, how)
+            far = await check_queries(engine, body.inputs, how)
             adapted = await resolve_each(engine, body.adaptation, len(body.inputs))
             if body.stream:
                 return start_stream(engine, body.inputs[0], *adapted[0], how)
             answers = await generate_all(engine, body.inputs, adapted, how)
             outputs = [answer.text for answer in answers]
-            return schemas.GenerateOut(outputs=outputs, seconds=time.monotonic() - start)
+            return schemas.GenerateOut(outputs=outputs, seconds=time.monotonic() - start, far=far)
 
         done = await within(request, settings.time_limit, work())
         if not isinstance(done, Stream):
@@ -53,7 +53,7 @@ def add_answers(app: APIRouter, engine: Engine, settings: Settings) -> None:
         start = time.monotonic()
 
         async def work() -> Any:
-            choices = await check_choices(engine, body)
+            choices, far = await check_choices(engine, body)
             adapted = await resolve_each(engine, body.adaptation, len(body.inputs))
             jobs = [
                 Job(
@@ -66,7 +66,7 @@ def add_answers(app: APIRouter, engine: Engine, settings: Settings) -> None:
                 for text, own, (id, adaptation) in zip(body.inputs, choices, adapted, strict=True)
             ]
             found = [schemas.ClassificationOut(**vars(each)) for each in await results(engine, jobs)]
-            return schemas.ClassifyOut(classifications=found, seconds=time.monotonic() - start)
+            return schemas.ClassifyOut(classifications=found, seconds=time.monotonic() - start, far=far)
 
         return await within(request, settings.time_limit, work())
 

@@ -68,25 +68,31 @@ def options(engine: Engine, body: schemas.Sampling, max_new_tokens: int | None, 
     )
 
 
-async def check_queries(engine: Engine, texts: Sequence[str], how: Options, where: str | None = None) -> None:
-    def check() -> None:
+async def check_queries(engine: Engine, texts: Sequence[str], how: Options, where: str | None = None) -> list[int]:
+    """The numbers of the queries that are far from what a bundled model was trained on."""
+
+    def check() -> list[int]:
         for number, text in enumerate(texts):
             engine.checks.query(text, where or f"inputs.{number}", how.max_new_tokens)
+        return engine.checks.far(texts)
 
-    await engine.checks.aside(check)
+    return await engine.checks.aside(check)
 
 
-async def check_choices(engine: Engine, body: schemas.ClassifyIn) -> list[list[str]]:
-    """The choices of each input without white space around them, which fit the model as the inputs do."""
+async def check_choices(engine: Engine, body: schemas.ClassifyIn) -> tuple[list[list[str]], list[int]]:
+    """The choices of each input without white space around them, which fit the model as the inputs do.
 
-    def check() -> list[list[str]]:
+    Beside them the numbers of the inputs that are far from what a bundled model was trained on.
+    """
+
+    def check() -> tuple[list[list[str]], list[int]]:
         known: dict[tuple[str, ...], tuple[list[str], int]] = {}
         for number, (text, given) in enumerate(zip(body.inputs, body.choices_of_each, strict=True)):
             if tuple(given) not in known:
                 where = f"choices.{number}" if isinstance(body.choices[0], list) else "choices"
                 known[tuple(given)] = engine.checks.classes(given, where)
             engine.checks.query(text, f"inputs.{number}", known[tuple(given)][1])
-        return [known[tuple(given)][0] for given in body.choices_of_each]
+        return [known[tuple(given)][0] for given in body.choices_of_each], engine.checks.far(body.inputs)
 
     return await engine.checks.aside(check)
 

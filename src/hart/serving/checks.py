@@ -17,6 +17,7 @@ from hart.data.input_format import InputFormat
 from hart.data.tasks import Task
 from hart.errors import HartError
 from hart.model.classifying import check_classes, check_tokens
+from hart.model.familiarity import is_far
 
 _UNLIMITED = 10**9
 
@@ -34,6 +35,7 @@ class Checks:
         tokenizer, reader: the main model's and its hypernetwork's, which nobody else uses meanwhile.
         form: how the model reads.
         room: tokens that a query and its answer may have together; None: any number.
+        model: its name, by which bundled ones are known.
     """
 
     def __init__(
@@ -42,7 +44,9 @@ class Checks:
         reader: PreTrainedTokenizerBase,
         form: InputFormat,
         room: int | None = None,
+        model: str = "",
     ) -> None:
+        self._model = model
         self.tokenizer = tokenizer
         self._reader = reader
         self._form = form
@@ -106,6 +110,10 @@ class Checks:
         if not count:
             raise HartError(f"{where}: has no token of this model (characters without width?); give it a text")
         self._fits(count + self._around, where, answer)
+
+    def far(self, texts: Sequence[str]) -> list[int]:
+        """Numbers of the queries, from 0, that are far from what a bundled model was trained on."""
+        return [number for number, text in enumerate(texts) if is_far(self._model, self._tokens(text.strip()))]
 
     def conversation(self, messages: Sequence[Mapping[str, str]], where: str, answer: int) -> list[int]:
         """The tokens of a conversation that is to have an answer of so many tokens at most.

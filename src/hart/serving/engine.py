@@ -75,6 +75,7 @@ class Engine:
             copy.deepcopy(model.reader),
             model.input_format,
             model.main.room(model.kinds),
+            model.name,
         )
         self._memory: OrderedDict[str, Adaptation] = OrderedDict()
         self._memory_bytes = 0

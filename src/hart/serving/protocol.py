@@ -5,6 +5,7 @@ has the two transports.
 """
 
 import json
+import logging
 import os
 import random
 from collections.abc import Callable, Sequence
@@ -27,6 +28,8 @@ except ImportError:
     raise HartError("the client needs httpx2: pip install 'hart-hypernet[serve]'") from None
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0
 """Seconds between attempts, doubled from one to the next; of them a random part is waited, at least a half."""
@@ -129,7 +132,13 @@ class Protocol:
             raise HartError("generate gives whole answers; for pieces as they come use stream")
         texts = _texts(queries)
         body = {"inputs": texts, "adaptation": _reference(adaptation), **options}
-        return Call("POST", "/v1/generate", self._reading("outputs"), body, known=None if texts else [])
+
+        def read(content: bytes) -> list[str]:
+            self._tell_far(content, len(texts))
+            outputs: list[str] = self._fields(content, "outputs")[0]
+            return outputs
+
+        return Call("POST", "/v1/generate", read, body, known=None if texts else [])
 
     def stream(self, query: str, adaptation: Adapted | None, options: dict[str, Any]) -> Call[None]:
         """A call whose reply is events, which `piece` reads one by one."""
@@ -166,6 +175,7 @@ class Protocol:
         options: dict[str, Any],
     ) -> Call[list[Classification]]:
         def read(content: bytes) -> list[Classification]:
+            self._tell_far(content, len(texts))
             (found,) = self._fields(content, "classifications")
             return [Classification(**each) for each in found]
 
@@ -190,6 +200,18 @@ class Protocol:
 
     def delete(self, adaptation: RemoteAdaptation | str) -> Call[None]:
         return Call("DELETE", f"/v1/adaptations/{_id(adaptation)}", lambda _: None)
+
+    def _tell_far(self, content: bytes, count: int) -> None:
+        """Warn of queries that are far from what the server's model was trained on, as `HartModel` does."""
+        far = self._read(content).get("far")
+        if isinstance(far, list) and far:
+            logger.warning(
+                "%d of %d queries (first: query %d) are far from what the server's model was trained on, their answers "
+                "say little",
+                len(far),
+                count,
+                far[0] + 1,
+            )
 
     def _reading(self, name: str) -> Callable[[bytes], Any]:
         return lambda content: self._fields(content, name)[0]

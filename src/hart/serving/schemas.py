@@ -260,9 +260,15 @@ class AdaptationsOut(Model):
     adaptations: list[AdaptationOut]
 
 
+_FAR: Any = Field(
+    [], description="numbers, from 0, of inputs far from a bundled model's training: their answers say little"
+)
+
+
 class GenerateOut(Model):
     outputs: list[str]
     seconds: float = Field(description="waiting included")
+    far: list[int] = _FAR
 
 
 class ScoreOut(Model):
@@ -278,6 +284,7 @@ class ClassificationOut(Model):
 class ClassifyOut(Model):
     classifications: list[ClassificationOut] = Field(description="in the order of the inputs")
     seconds: float = Field(description="waiting included")
+    far: list[int] = _FAR
 
 
 class ErrorBody(Model):

@@ -148,6 +148,7 @@ async function ask() {
     item.querySelector(".asked").textContent = query;
     fill(item.querySelector(".with"), answers(own)[index], body.choices);
     fill(item.querySelector(".without"), answers(bare)[index], body.choices);
+    item.querySelector(".far").hidden = !own.far.includes(index);
     return item;
   });
   $("answers").prepend(...items);
@@ -218,7 +219,7 @@ async function start() {
   const health = await (await call("health")).json();
   $("model").textContent = `model ${health.model}`;
   $("base").textContent = health.base;
-  if (health.model === "mini") {
+  if (["mini", "mini-causal"].includes(health.model)) {
     $("model").textContent += ", which knows a few hundred words and shows the method";
   }
   const examples = EXAMPLES[health.model] ?? EXAMPLES.other;
