@@ -10,11 +10,44 @@ _AT_ONCE = 2**24
 """Elements of the matrices that one product takes, or one matrix where it alone has more: bounds the memory."""
 
 
-class BatchedMuon(torch.optim.Muon):
-    """`torch.optim.Muon` with the matrices of one shape in one product.
+class BatchedMuon(Optimizer):
+    """Muon, as `torch.optim.Muon` (from torch 2.9) has it, with the matrices of one shape in one product.
 
-    The same steps but for rounding in bfloat16, the same states; some three times as fast where matrices are small.
+    The same steps but for rounding in bfloat16, the same states; some twice as fast where matrices are small. Steps are
+    scaled as in "Muon is Scalable for LLM Training" (torch's "match_rms_adamw"), so AdamW's rates and decay serve.
+
+    Args:
+        matrices: of two dimensions each.
+        lr: learning rate.
+        weight_decay: decoupled, as AdamW's.
+        momentum: of the running mean of gradients.
+        nesterov: whether a step goes from the gradient towards that mean, or along it.
+        ns_coefficients, ns_steps, eps: as of `orthogonalised`.
     """
+
+    def __init__(
+        self,
+        matrices: list[nn.Parameter],
+        lr: float,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        ns_coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315),
+        ns_steps: int = 5,
+        eps: float = 1e-7,
+    ) -> None:
+        super().__init__(
+            matrices,
+            {
+                "lr": lr,
+                "weight_decay": weight_decay,
+                "momentum": momentum,
+                "nesterov": nesterov,
+                "ns_coefficients": ns_coefficients,
+                "ns_steps": ns_steps,
+                "eps": eps,
+            },
+        )
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -47,7 +80,7 @@ class BatchedMuon(torch.optim.Muon):
         updates = orthogonalised(stacked, group["ns_coefficients"], group["ns_steps"], group["eps"])
         rate = float(group["lr"])
         torch._foreach_mul_(matrices, 1 - rate * group["weight_decay"])
-        # The size of AdamW's steps whatever the shape ("match_rms_adamw").
+        # The size of AdamW's steps, whatever the shape.
         scale = 0.2 * max(matrices[0].shape) ** 0.5
         torch._foreach_add_(matrices, [each.to(matrices[0].dtype) for each in updates], alpha=-rate * scale)
 
@@ -74,8 +107,6 @@ def orthogonalised(matrices: Tensor, coefficients: tuple[float, float, float], s
 class MuonAndAdamW(Optimizer):
     """Muon for linear maps, AdamW for all else, as one optimizer: one list of groups, one dictionary of states.
 
-    Steps are scaled as in "Muon is Scalable for LLM Training", so that AdamW's learning rates and weight decay serve.
-
     Args:
         matrices: what Muon moves; weight decay as the first of `groups` has it.
         groups: AdamW's, the decayed one first; what is among `matrices` is left out.
@@ -91,7 +122,7 @@ class MuonAndAdamW(Optimizer):
         self._parts: list[Optimizer] = [torch.optim.AdamW([group for group in rest if group["params"]], **settings)]
         if matrices:
             decay = groups[0]["weight_decay"]
-            muon = BatchedMuon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+            muon = BatchedMuon(matrices, rate, decay)
             self._parts.append(muon)
         super().__init__([group for part in self._parts for group in part.param_groups], {})
         self._share()
