@@ -11,8 +11,10 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    T5Config,
     T5ForConditionalGeneration,
 )
 
@@ -54,7 +56,7 @@ def load_base(name: str, *, revision: str | None = None, dtype: torch.dtype | st
     at_revision: dict[str, Any] = {} if revision is None or Path(source).is_dir() else {"revision": revision}
     with loading:
         try:
-            config = AutoConfig.from_pretrained(source, **at_revision)
+            config = read_base_config(source, **at_revision)
         except (OSError, ValueError) as error:
             raise HartError(f"{name}: no checkpoint there ({first_line(error)})") from error
         try:
@@ -67,7 +69,7 @@ def load_base(name: str, *, revision: str | None = None, dtype: torch.dtype | st
         try:
             loader: Any = T5ForConditionalGeneration if is_t5 else AutoModelForCausalLM
             loaded: Any = loader.from_pretrained(
-                source, dtype=wanted or "auto", output_loading_info=True, **at_revision
+                source, config=config, dtype=wanted or "auto", output_loading_info=True, **at_revision
             )
         except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
             raise HartError(f"{name}: cannot be loaded ({first_line(error)})") from error
@@ -87,6 +89,20 @@ def load_base(name: str, *, revision: str | None = None, dtype: torch.dtype | st
     if is_t5 and model.config.decoder_start_token_id is None:
         model.config.decoder_start_token_id = tokenizer.pad_token_id  # as every T5 has it
     return BaseCheckpoint(model.eval(), tokenizer, commit)
+
+
+def read_base_config(source: str | Path, **at_revision: Any) -> PreTrainedConfig:
+    """The configuration of a checkpoint; that of an mT5 as the T5 1.1 which it is, with a vocabulary of its own.
+
+    Raises:
+        OSError, ValueError: transformers finds none there.
+    """
+    config: Any = AutoConfig.from_pretrained(source, **at_revision)
+    if config.model_type != "mt5":
+        return config
+    # Their heads are not the embeddings, whatever the file says, so a T5 must not scale what they read.
+    changed = {"model_type": "t5", "architectures": None, "tie_word_embeddings": False}
+    return T5Config(**{**config.to_dict(), **changed})
 
 
 def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:

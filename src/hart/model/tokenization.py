@@ -2,12 +2,12 @@
 
 from typing import NamedTuple
 
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from hart.data.config import DataConfig
 from hart.data.input_format import InputFormat
 from hart.errors import HartError, first_line
-from hart.model.base_checkpoint import load_tokenizer
+from hart.model.base_checkpoint import load_tokenizer, read_base_config
 from hart.model.bundled import resolve_base
 from hart.model.config import ModelConfig
 from hart.model.folder import MAIN_FOLDER, fetch, read_config, read_input_format, read_reader
@@ -50,7 +50,7 @@ def tokenization_of_config(model: ModelConfig, data: DataConfig) -> Tokenization
     tokenizer = reader = load_tokenizer(model.base, revision=model.base_revision)
     if model.weights == "generated" and model.encoder != "main_model" and model.hypernetwork_init is not None:
         try:
-            config = AutoConfig.from_pretrained(resolve_base(model.base), revision=model.base_revision)
+            config = read_base_config(resolve_base(model.base), revision=model.base_revision)
             has_encoder = architecture(config).has_encoder
         except (OSError, ValueError) as error:
             raise HartError(f"{model.base}: no checkpoint there ({first_line(error)})") from error

@@ -18,6 +18,7 @@ from hart.hypernetwork.config import T5_FIELDS, HyperNetworkConfig, check_beside
 from hart.hypernetwork.main_states import chosen_layers
 from hart.hypernetwork.network import HyperNetwork
 from hart.hypernetwork.schemes.base import uses_decoder
+from hart.model.base_checkpoint import read_base_config
 from hart.model.bundled import resolve_base, resolve_model
 from hart.model.folder import MODEL_TYPES, model_type_of, read_config
 from hart.model.peft_source import PeftSource
@@ -40,10 +41,10 @@ _SIZES = {
 _HUB_NAMES = ("google/t5-{}-lm-adapt", "google/t5-v1_1-{}", "google/flan-t5-{}")
 
 
-def _t5(d_model: int, d_ff: int, layers: int, heads: int) -> dict[str, Any]:
+def _t5(d_model: int, d_ff: int, layers: int, heads: int, vocabulary: int = 32128) -> dict[str, Any]:
     return {
         "model_type": "t5",
-        "vocab_size": 32128,
+        "vocab_size": vocabulary,
         "d_model": d_model,
         "d_kv": 64,
         "d_ff": d_ff,
@@ -88,6 +89,8 @@ _SMOLLM2_135M = {
 }
 KNOWN: dict[str, dict[str, Any]] = {
     **{name.format(size): _t5(*values) for name in _HUB_NAMES for size, values in _SIZES.items()},
+    # T5 1.1 with a vocabulary of 101 languages.
+    **{f"google/mt5-{size}": _t5(*values, vocabulary=250112) for size, values in _SIZES.items()},
     **dict.fromkeys(("Qwen/Qwen3-0.6B-Base", "Qwen/Qwen3-0.6B"), _QWEN3_06B),
     **dict.fromkeys(("meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.2-1B-Instruct"), _LLAMA_32_1B),
     **dict.fromkeys(("HuggingFaceTB/SmolLM2-135M", "HuggingFaceTB/SmolLM2-135M-Instruct"), _SMOLLM2_135M),
@@ -107,9 +110,9 @@ def base_config(name: str) -> Any:
     if Path(resolve_base(name)).is_dir():
         check_model_files(Path(resolve_base(name)))
     try:
-        config = AutoConfig.from_pretrained(resolve_base(name))
+        config = read_base_config(resolve_base(name))
     except (OSError, ValueError) as error:
-        patterns = [pattern.format("{small,base,large,xl,xxl}") for pattern in _HUB_NAMES]
+        patterns = [pattern.format("{small,base,large,xl,xxl}") for pattern in (*_HUB_NAMES, "google/mt5-{}")]
         known = ", ".join([*patterns, *(each for each in KNOWN if not each.startswith("google/"))])
         raise HartError(f"{name}: its sizes are not known here; give a folder, mini-base, or one of {known}") from error
     try:
