@@ -146,3 +146,21 @@ def test_rates_of_both_parts_follow_the_schedule(run_config: Build, monkeypatch:
         part.param_groups[0] is group for part, group in zip(kept[0]._parts, kept[0].param_groups[::2], strict=True)
     )
     assert [group["lr"] for group in kept[0].param_groups] == [0.0, 0.0, 0.0], "the schedule did not reach both"
+
+
+def test_a_closure_is_called_once_before_anything_moves():
+    model = small()
+    optimizer = make_optimizer(model, TrainingConfig(optimizer="muon", learning_rate=1e-2), "muon")
+    seen: list[torch.Tensor] = []
+
+    def loss() -> torch.Tensor:
+        seen.append(torch.cat([each.detach().flatten() for each in model.parameters()]))
+        optimizer.zero_grad()
+        found = model["second"](model["first"](model["norm"](model["table"](torch.arange(5))))).square().sum()
+        found.backward()
+        return found
+
+    before = torch.cat([each.detach().flatten() for each in model.parameters()])
+    found = optimizer.step(loss)
+    assert found is not None and found > 0 and len(seen) == 1 and torch.equal(seen[0], before)
+    assert all(not torch.equal(a, b) for a, b in zip(model.parameters(), small().parameters(), strict=True))

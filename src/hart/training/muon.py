@@ -140,10 +140,7 @@ class MuonAndAdamW(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for part in self._parts:
+        loss = self._parts[0].step(closure)
+        for part in self._parts[1:]:
             part.step()
         return loss
