@@ -111,6 +111,24 @@ def test_examples_of_several_families_are_answered_right(browser: Any, address: 
     until(browser, lambda: "at least two choices" in text(browser, "ask-problem"))
 
 
+def test_the_decoder_only_model_has_examples_that_it_solves(browser: Any, tmp_path: Path) -> None:
+    with running("mini-causal", "--store", tmp_path / "store") as (_, url):
+        browser.get(url)
+        until(browser, lambda: "mini-causal, which knows a few hundred words" in text(browser, "model"))
+        options = Select(browser.find_element("id", "example"))
+        solved = {name: answers for name, answers in zip(NAMES, ANSWERS, strict=True) if "How many" not in name}
+        assert [option.text for option in options.options[1:]] == [*solved]
+        for name, expected in solved.items():
+            options.select_by_visible_text(name)
+            browser.find_element("id", "adapt").click()
+            until(browser, lambda: browser.find_element("id", "send").is_enabled())
+            count = len(browser.find_elements("css selector", "#answers li"))
+            browser.find_element("id", "send").click()
+            until(browser, lambda: len(browser.find_elements("css selector", "#answers li")) == count + len(expected))  # noqa: B023
+            found = browser.find_elements("css selector", "#answers .with")[: len(expected)]
+            assert [each.text for each in found] == expected
+
+
 def test_a_query_that_is_far_from_the_training_is_told_of(browser: Any, address: str) -> None:
     browser.get(address)
     until(browser, lambda: "a few hundred words" in text(browser, "model"))
