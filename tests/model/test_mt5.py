@@ -1,10 +1,12 @@
 """mT5, the T5 of 101 languages: the same numbers as the stock model, and a way through everything that a T5 has."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 import torch
 from decoder_models import decoder_model
 from torch import Tensor, nn
@@ -64,6 +66,34 @@ def test_a_main_model_is_the_stock_model(base: Path) -> None:
     main = MainModel.from_pretrained(str(base))
     assert torch.equal(logits(main), logits(stock))
     assert (main.shape.encoder_layers, main.shape.decoder_layers, main.shape.kv_inner) == (3, 2, 48)
+
+
+def test_its_tokenizer_as_on_the_hub(base: Path) -> None:
+    """A sentencepiece model, and no sentinels behind its pieces."""
+    sentences = ["der Hund läuft schnell", "el gato come pescado", "the cat sat on the mat", "猫 は 魚 が 好き"]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences * 50),
+        model_writer=model,
+        vocab_size=50,
+        character_coverage=1.0,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    for path in base.glob("*token*"):
+        path.unlink()
+    (base / "spiece.model").write_bytes(model.getvalue())
+    special = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    (base / "tokenizer_config.json").write_text(json.dumps({**special, "extra_ids": 0, "tokenizer_file": None}))
+    tokenizer = MainModel.from_pretrained(str(base)).tokenizer
+    for text in sentences:
+        tokens = tokenizer(text).input_ids
+        assert tokens[-1] == tokenizer.eos_token_id == 1 and tokenizer.unk_token_id not in tokens
+        assert tokenizer.decode(tokens, skip_special_tokens=True) == text
 
 
 def test_its_adaptations_leave_for_the_stock_model(base: Path, tmp_path: Path) -> None:
