@@ -71,18 +71,19 @@ class BatchedMuon(Optimizer):
         for each in matrices:
             if not self.state[each]:
                 self.state[each]["momentum_buffer"] = torch.zeros_like(each)
-        gradients = [each.grad for each in matrices if each.grad is not None]
-        buffers = [self.state[each]["momentum_buffer"] for each in matrices]
         momentum = group["momentum"]
-        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
-        directions = torch._foreach_lerp(gradients, buffers, momentum) if group["nesterov"] else buffers
-        stacked = torch.stack([each.bfloat16() for each in directions])
-        updates = orthogonalised(stacked, group["ns_coefficients"], group["ns_steps"], group["eps"])
+        directions: list[Tensor] = []
+        for each in matrices:
+            gradient, mean = each.grad, self.state[each]["momentum_buffer"]
+            assert gradient is not None
+            mean.lerp_(gradient, 1 - momentum)
+            directions.append((gradient.lerp(mean, momentum) if group["nesterov"] else mean).bfloat16())
+        updates = orthogonalised(torch.stack(directions), group["ns_coefficients"], group["ns_steps"], group["eps"])
         rate = float(group["lr"])
-        torch._foreach_mul_(matrices, 1 - rate * group["weight_decay"])
         # The size of AdamW's steps, whatever the shape.
         scale = 0.2 * max(matrices[0].shape) ** 0.5
-        torch._foreach_add_(matrices, [each.to(matrices[0].dtype) for each in updates], alpha=-rate * scale)
+        for each, update in zip(matrices, updates, strict=True):
+            each.mul_(1 - rate * group["weight_decay"]).add_(update, alpha=-rate * scale)
 
 
 def orthogonalised(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
