@@ -85,6 +85,18 @@ ANSWERS = (
 )
 
 
+def answers_to(browser: Any, example: str, count: int) -> list[Any]:
+    """Of the adapted model to the queries of an example, in their order."""
+    Select(browser.find_element("id", "example")).select_by_visible_text(example)
+    browser.find_element("id", "adapt").click()
+    until(browser, lambda: browser.find_element("id", "send").is_enabled())
+    before = len(browser.find_elements("css selector", "#answers li"))
+    browser.find_element("id", "send").click()
+    until(browser, lambda: len(browser.find_elements("css selector", "#answers li")) == before + count)
+    found: list[Any] = browser.find_elements("css selector", "#answers .with")[:count]
+    return found
+
+
 def test_examples_of_several_families_are_answered_right(browser: Any, address: str) -> None:
     """Each with all of its queries at once, in their order; with choices the bars say the same."""
     browser.get(address)
@@ -92,13 +104,7 @@ def test_examples_of_several_families_are_answered_right(browser: Any, address: 
     options = Select(browser.find_element("id", "example"))
     assert tuple(option.text for option in options.options[1:]) == NAMES
     for name, expected in zip(NAMES, ANSWERS, strict=True):
-        options.select_by_visible_text(name)
-        browser.find_element("id", "adapt").click()
-        until(browser, lambda: browser.find_element("id", "send").is_enabled())
-        count = len(browser.find_elements("css selector", "#answers li"))
-        browser.find_element("id", "send").click()
-        until(browser, lambda: len(browser.find_elements("css selector", "#answers li")) == count + len(expected))  # noqa: B023
-        found = browser.find_elements("css selector", "#answers .with")[: len(expected)]
+        found = answers_to(browser, name, len(expected))
         if "choices" in name:
             found = [each.find_element("css selector", ".chosen .choice") for each in found]
         assert [each.text for each in found] == expected
@@ -119,13 +125,7 @@ def test_the_decoder_only_model_has_examples_that_it_solves(browser: Any, tmp_pa
         solved = {name: answers for name, answers in zip(NAMES, ANSWERS, strict=True) if "How many" not in name}
         assert [option.text for option in options.options[1:]] == [*solved]
         for name, expected in solved.items():
-            options.select_by_visible_text(name)
-            browser.find_element("id", "adapt").click()
-            until(browser, lambda: browser.find_element("id", "send").is_enabled())
-            count = len(browser.find_elements("css selector", "#answers li"))
-            browser.find_element("id", "send").click()
-            until(browser, lambda: len(browser.find_elements("css selector", "#answers li")) == count + len(expected))  # noqa: B023
-            found = browser.find_elements("css selector", "#answers .with")[: len(expected)]
+            found = answers_to(browser, name, len(expected))
             assert [each.text for each in found] == expected
 
 
