@@ -37,9 +37,8 @@ def is_far(model: str, tokens: Sequence[int]) -> bool:
 
 def note_unfamiliar(model: str, tokens: Sequence[int], cuts: Cuts, name: str) -> None:
     """Take note of a query that is far from what a model was trained on."""
-    share = unseen_share(model, tokens)
-    if share is not None and is_far(model, tokens):
-        told = f"{share:.0%} of its tokens never occur in the training of {model}"
+    if is_far(model, tokens):
+        told = f"{unseen_share(model, tokens):.0%} of its tokens never occur in the training of {model}"
         cuts.note(
             f"is far from what {model} was trained on, its answer says little", name, f"{told}; its answer says little"
         )
