@@ -186,6 +186,53 @@ def test_tasks_are_told_in_part_as_often_as_they_should(
     assert counts["(True, False)"] == pytest.approx(0.2 * DRAWS / 2, abs=60)
 
 
+@pytest.mark.parametrize("reader", ["hypernetwork", "main"])
+@pytest.mark.parametrize("demonstrations", ["fixed", "sampled"])
+def test_number_of_demonstrations_is_drawn_between_the_fewest_and_all(
+    dataset: Any, tiny_tokenizer: PreTrainedTokenizerFast, demonstrations: str, reader: str
+) -> None:
+    """The first ones of those that are shown otherwise; a teacher reads all of them, the queries stay as they are."""
+    options = {"demonstrations": demonstrations, "demonstrations_to": reader, "queries_per_task": 2}
+    options |= {"num_demonstrations": 3, "teacher": InputFormat(num_demonstrations=3, demonstrations_to="main")}
+    key = "query_ids" if reader == "main" else "demo_ids"
+    whole, fewer = dataset(**options), dataset(**options, fewest_demonstrations=2)
+    counts: Counter[int] = Counter()
+    for index in range(0, DRAWS, 2):
+        found = []
+        for each in (index, index + 1):
+            example, full = fewer[each], whole[each]
+            ids = example[key] if reader == "main" else example[key][0]
+            all_of_it = full[key] if reader == "main" else full[key][0]
+            told, complete = (text(tiny_tokenizer, these).split("Positive Example") for these in (ids, all_of_it))
+            if reader == "hypernetwork":
+                assert [part.strip() for part in told] == [part.strip() for part in complete[: len(told)]]
+            found.append(len(told) - 1)
+            assert {n: v for n, v in example.items() if n != key} == {n: v for n, v in full.items() if n != key}
+        assert found[0] == found[1]
+        if len(complete) == 4:  # of a task that has three to show
+            counts[found[0]] += 1
+        else:
+            assert found == [2, 2]
+    assert set(counts) == {2, 3}
+    assert counts[2] / counts.total() == pytest.approx(0.5, abs=0.07)
+
+
+def test_number_of_groups_follows_the_number_of_demonstrations(dataset: Any) -> None:
+    examples = dataset(demonstrations="sampled", demonstration_groups=3, num_demonstrations=1, fewest_demonstrations=1)
+    assert {len(examples[index]["demo_ids"]) for index in range(100)} == {1, 2, 3}
+
+
+def test_fewest_demonstrations_leave_tasks_without_any_as_often_as_they_should(
+    dataset: Any, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    options = {"omit_demonstrations": 0.2, "fewest_demonstrations": 1}
+    examples = dataset(demonstrations="sampled", **options)
+    texts = [text(tiny_tokenizer, examples[index]["demo_ids"][0]) for index in range(DRAWS)]
+    counts = Counter(each.count("Positive Example") for each in texts)
+    assert counts[0] == pytest.approx(0.2 * DRAWS, abs=90)
+    assert counts[1] == pytest.approx(0.4 * DRAWS, abs=110)
+
+
 def test_main_model_may_read_the_demonstrations(dataset: Any, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     plain, main = dataset(), dataset(demonstrations_to="main", explanations=True)
     for index in range(20):

@@ -59,6 +59,9 @@ class DataConfig(Section):
     """Share of the training's tasks that are told without their definition (ours), so that demonstrations must do."""
     omit_demonstrations: Share = 0.0
     """Share of the training's tasks that are told without demonstrations (ours), so that the definition must do."""
+    fewest_demonstrations: PositiveInt | None = None
+    """Each step tells a task with a number of demonstrations drawn between this one and all that it would show (ours),
+    so that few do as well as many; null: all of them, always."""
     explanations: bool = False
     """Follow each demonstration by its explanation, as Tk-Instruct does (§4.1)."""
     demonstrations: Literal["fixed", "sampled"] = "fixed"
@@ -94,6 +97,12 @@ class DataConfig(Section):
                 self._refuse(name, f"must be 0 with {self.collection}, whose examples have one part")
             if self.demonstrations_to == "nowhere" or not self.num_demonstrations:
                 self._refuse(name, "must be 0 where definition and demonstrations are not both read")
+        if self.fewest_demonstrations is not None:
+            most = self.num_demonstrations * self.demonstration_groups
+            if self.segments or self.demonstrations_to == "nowhere":
+                self._refuse("fewest_demonstrations", "must be null where no demonstrations of a task are read")
+            if self.fewest_demonstrations > most:
+                self._refuse("fewest_demonstrations", f"must be at most the {most} that a task shows")
         return self
 
     @property

@@ -43,6 +43,8 @@ class InputFormat:
             tells a decoder-only model where its answer begins.
         omit_definition, omit_demonstrations: shares of the training's tasks that were told without the one or the
             other: a model that met both reads either part alone.
+        fewest_demonstrations: the least number of demonstrations that the training's tasks were told with, where it
+            was drawn for each; None: all of them.
         chat_template: whether the main model's input is a user's message in the template of its tokenizer, which then
             says where the answer begins.
 
@@ -63,6 +65,7 @@ class InputFormat:
     chat_template: bool = False
     omit_definition: float = 0.0
     omit_demonstrations: float = 0.0
+    fewest_demonstrations: int | None = None
 
     def __post_init__(self) -> None:
         for name, options in (

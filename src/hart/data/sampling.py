@@ -205,16 +205,20 @@ class TrainingDataset(Examples):
         return group
 
     def _in_part(self, task: Task, number: int) -> Task:
-        """The task of a group, without its definition or its demonstrations where the draw says so."""
-        without_definition, without_demonstrations = self._form.omit_definition, self._form.omit_demonstrations
-        if not (without_definition or without_demonstrations):
+        """The task of a group, with as much of its definition and its demonstrations as is drawn."""
+        form = self._form
+        without_definition, without_demonstrations = form.omit_definition, form.omit_demonstrations
+        if not (without_definition or without_demonstrations or form.fewest_demonstrations):
             return task
-        draw = self._stream(number, self._queries_per_task + 1).random()
-        if draw < without_definition:
-            return replace(task, definition="", instances=())
-        if draw < without_definition + without_demonstrations:
+        stream = self._stream(number, self._queries_per_task + 1)
+        draw = stream.random()
+        if without_definition <= draw < without_definition + without_demonstrations:
             return replace(task, demonstrations=(), instances=())
-        return task
+        shown = task.demonstrations[: form.most_demonstrations]
+        if form.fewest_demonstrations is not None and len(shown) > form.fewest_demonstrations:
+            shown = shown[: stream.integers(form.fewest_demonstrations, len(shown) + 1)]
+        definition = "" if draw < without_definition else task.definition
+        return replace(task, definition=definition, demonstrations=shown, instances=())
 
     def _stream(self, group: int, part: int) -> np.random.Generator:
         key = np.array([self._seed, group], dtype=np.uint64)
