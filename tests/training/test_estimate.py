@@ -227,10 +227,21 @@ def test_advice_can_be_followed() -> None:
     config = load(CONFIGS / "mini" / "hart_procedural.yaml")
     odd = config.changed(training={"batch_size": 9, "queries_per_task": 1, "micro_batch_size": None})
     assert not any("micro_batch_size" in text for text, _ in with_advice(odd, estimate(odd)).advice)
-    plain, eight = (config.changed(training={"fsdp": True, "optimizer": name}) for name in ("adamw", "adamw_8bit"))
+    plain, eight = (
+        config.changed(training={"fsdp": True, "optimizer": name, "muon_rate": None})
+        for name in ("adamw", "adamw_8bit")
+    )
     found = [estimate(each, devices=2, zero_stage=3) for each in (plain, eight)]
     assert found[0].memory["optimizer"] == found[1].memory["optimizer"]
     assert not any("adamw_8bit" in text for text, _ in with_advice(plain, found[0]).advice)
+    # Muon's rate goes with it, and it needs each matrix whole.
+    large = load(CONFIGS / "t5-large" / "hart_causal_sni.yaml")
+    adamw = large.changed(training={"optimizer": "adamw"})
+    assert any("ZeRO" in text for text, _ in with_advice(adamw, estimate(adamw, devices=2)).advice)
+    muon = large.changed(training={"optimizer": "muon", "muon_rate": 1e-3})
+    told = [text for text, _ in with_advice(muon, estimate(muon, devices=2)).advice]
+    assert "training.optimizer: adamw_8bit, training.muon_rate: null" in told
+    assert not any("ZeRO" in text for text in told)
 
 
 @pytest.mark.parametrize(

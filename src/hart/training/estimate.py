@@ -120,12 +120,13 @@ def with_advice(config: RunConfig, found: Estimate, *, has_bfloat16: bool = True
     if not model.gradient_checkpointing:
         option("model.gradient_checkpointing: true", model={"gradient_checkpointing": True})
     if training.optimizer != EIGHT_BIT and not training.fsdp:
-        option("training.optimizer: adamw_8bit", training={"optimizer": "adamw_8bit"})
+        without = "" if training.muon_rate is None else ", training.muon_rate: null"
+        option(f"training.optimizer: adamw_8bit{without}", training={"optimizer": "adamw_8bit", "muon_rate": None})
     if has_bfloat16 and not training.bf16:
         option("training.bf16: true", training={"bf16": True})
     if has_bfloat16 and model.dtype == "float32" and not model.train_main:
         option("model.dtype: bfloat16", model={"dtype": "bfloat16"})
-    if found.devices > 1:
+    if found.devices > 1 and training.optimizer != MUON:  # which needs each matrix whole
         for stage in range(found.zero_stage + 1, 4):
             option(f"ZeRO stage {stage} (configs/deepspeed/zero{stage}.json)", zero=stage)
     savings = {
