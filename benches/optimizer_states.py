@@ -47,6 +47,8 @@ def main() -> None:
         for optimizer, found in results.items():
             folder = args.output_dir / f"{optimizer}-{seed}"
             own = ["--training.seed", str(seed), "--training.optimizer", optimizer, "--training.output_dir"]
+            if optimizer != "muon":
+                own = ["--training.muon_rate", "null", *own]
             config = configuration.load(args.config, [*overrides, *own, str(folder)])
             final = train(config, quiet=True)
             rows = [row for row in read_metrics(folder / "metrics.jsonl") if "loss" in row]
