@@ -45,7 +45,8 @@ def quickstart_config(output_dir: str, *, seed: int = 0) -> RunConfig:
     """The configuration of the quickstart, also in configs/mini/hart_procedural.yaml.
 
     Scheme, optimizer, queries per task, rates and `init_scale` were chosen on the validation tasks of the collection
-    (docs/LOG.md), never on the test tasks. The paper's own scheme is `{"name": "autoregressive"}` (docs/results.md compares them).
+    (docs/LOG.md), never on the test tasks. The paper's own scheme is `{"name": "autoregressive"}`
+    (docs/results.md compares them).
     """
     return RunConfig(
         model=ModelConfig(
