@@ -18,6 +18,7 @@ from hart.data.collections import load_tasks
 from hart.evaluation.run import evaluate_model
 from hart.model.hart_model import HartModel
 from hart.training import config as configuration
+from hart.training.optimizer import MUON
 from hart.training.run_folder import read_metrics
 from hart.training.train import train
 
@@ -47,7 +48,7 @@ def main() -> None:
         for optimizer, found in results.items():
             folder = args.output_dir / f"{optimizer}-{seed}"
             own = ["--training.seed", str(seed), "--training.optimizer", optimizer, "--training.output_dir"]
-            if optimizer != "muon":
+            if optimizer != MUON:
                 own = ["--training.muon_rate", "null", *own]
             config = configuration.load(args.config, [*overrides, *own, str(folder)])
             final = train(config, quiet=True)

@@ -48,6 +48,13 @@ def dataset(tiny_tokenizer: PreTrainedTokenizerFast) -> Any:
     return build
 
 
+def task_and_rest(example: Any, reader: str) -> tuple[list[int], dict[str, Any]]:
+    """Tokens that tell the task to who reads it, and everything else of an example."""
+    key = "query_ids" if reader == "main" else "demo_ids"
+    ids = example[key] if reader == "main" else example[key][0]
+    return ids, {name: value for name, value in example.items() if name != key}
+
+
 def text(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
     assert ids[-1] == tokenizer.eos_token_id
     return str(tokenizer.decode(ids[:-1]))
@@ -170,16 +177,13 @@ def test_tasks_are_told_in_part_as_often_as_they_should(
     for index in range(0, DRAWS, 2):
         kinds = []
         for each in (index, index + 1):
-            example, full = told[each], whole[each]
-            key, own = ("query_ids", None) if reader == "main" else ("demo_ids", 0)
-            ids, all_of_it = (found[key] if own is None else found[key][own] for found in (example, full))
+            (ids, rest), (all_of_it, rest_of_whole) = (task_and_rest(these[each], reader) for these in (told, whole))
             has_definition = "Definition:" in text(tiny_tokenizer, ids)
             has_demonstrations = "Positive Example" in text(tiny_tokenizer, ids)
             kinds.append((has_definition, has_demonstrations))
             if all(kinds[-1]):
                 assert ids == all_of_it
-            rest = [{name: value for name, value in found.items() if name != key} for found in (example, full)]
-            assert rest[0] == rest[1]
+            assert rest == rest_of_whole
         assert kinds[0] == kinds[1] and any(kinds[0])
         counts[str(kinds[0])] += 1
     assert counts["(False, True)"] == pytest.approx(0.3 * DRAWS / 2, abs=60)
@@ -194,20 +198,17 @@ def test_number_of_demonstrations_is_drawn_between_the_fewest_and_all(
     """The first ones of those that are shown otherwise; a teacher reads all of them, the queries stay as they are."""
     options = {"demonstrations": demonstrations, "demonstrations_to": reader, "queries_per_task": 2}
     options |= {"num_demonstrations": 3, "teacher": InputFormat(num_demonstrations=3, demonstrations_to="main")}
-    key = "query_ids" if reader == "main" else "demo_ids"
     whole, fewer = dataset(**options), dataset(**options, fewest_demonstrations=2)
     counts: Counter[int] = Counter()
     for index in range(0, DRAWS, 2):
         found = []
         for each in (index, index + 1):
-            example, full = fewer[each], whole[each]
-            ids = example[key] if reader == "main" else example[key][0]
-            all_of_it = full[key] if reader == "main" else full[key][0]
+            (ids, rest), (all_of_it, rest_of_whole) = (task_and_rest(these[each], reader) for these in (fewer, whole))
             told, complete = (text(tiny_tokenizer, these).split("Positive Example") for these in (ids, all_of_it))
             if reader == "hypernetwork":
                 assert [part.strip() for part in told] == [part.strip() for part in complete[: len(told)]]
             found.append(len(told) - 1)
-            assert {n: v for n, v in example.items() if n != key} == {n: v for n, v in full.items() if n != key}
+            assert rest == rest_of_whole
         assert found[0] == found[1]
         if len(complete) == 4:  # of a task that has three to show
             counts[found[0]] += 1
