@@ -112,7 +112,7 @@ class TrainingConfig(Section):
         if micro is not None and self.batch_size % micro:
             self._refuse("micro_batch_size", f"{micro} does not divide batch_size {self.batch_size}")
         if self.muon_rate is not None and self.optimizer != "muon":
-            self._refuse("muon_rate", f"has no effect with training.optimizer {self.optimizer}; take muon or remove it")
+            self._refuse("muon_rate", f"has no effect with training.optimizer {self.optimizer}; take muon or set null")
         if self.deepspeed is not None and self.fsdp:
             self._refuse("fsdp", "and training.deepspeed both divide the weights; choose one")
         return self
