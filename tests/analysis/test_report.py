@@ -150,6 +150,7 @@ def test_a_page_of_its_own(sweep_folder: Write, tmp_path: Path) -> None:
     diagnostics = {"one_state": False, "layer_cosine": 0.9, "variance": {"tasks": 0.25}, "effective_rank": None}
     diagnostics["scores"] = {"own": {"exact_match": 61.0}, "another_task": {"exact_match": 3.0}}
     robustness = {"scores": {"own": {"exact_match": 61.0}, "no_definition": {"exact_match": 7.0}}, "queries": 5}
+    robustness |= {"like_the_base": 0.2, "distractors_like_the_base": None}
     measured = {"diagnostics": diagnostics, "robustness": robustness}
     folder = sweep_folder(("hart", "causal"), (0, 1), **measured, host={"torch": "2.13"})
     made = report(folder, output=tmp_path / "pages" / "own.html", against="causal")
@@ -160,6 +161,8 @@ def test_a_page_of_its_own(sweep_folder: Write, tmp_path: Path) -> None:
     assert ">variance between stacks</th>" in page and "variance between stacks" not in made.csv.read_text()
     assert one(made, table="adaptations", row="causal", column="another task's")["value"] == "3.0"
     assert one(made, table="robustness", row="hart", column="without definition")["value"] == "7.0"
+    interference = one(made, table="interference", row="hart", column="queries of another task")
+    assert interference["value"] == "0.2" and "distractors</th>" not in page
     assert "exact match of tasks told in other ways" in page and "without demonstrations" not in page
     assert not re.search(r"""(?:src|href)=["'](?!#|data:)|url\(["']?(?!#)|@import|<script""", page), (
         "nothing from elsewhere"

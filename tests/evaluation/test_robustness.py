@@ -97,6 +97,24 @@ def test_what_is_adapted_to_nothing_answers_as_its_base(tasks: list[Task]):
     assert len(others) == 5 and all(means == others[0] for means in others)
 
 
+def test_distractors_are_dealt_out_and_compared_with_the_base(mini: HartModel, tasks: list[Task]):
+    queries = [f"only numbers and then count of all : one pear {word}" for word in ("two", "dog", "six", "nine")]
+    found = measure_robustness(mini, tasks, distractors=queries, own={})
+    asked = [queries[at % len(queries)] for at in range(3 * QUERIES)]
+    adapted = [
+        answer
+        for at, task in enumerate(tasks)
+        for answer in mini.generate(asked[QUERIES * at : QUERIES * (at + 1)], mini.adapt(task), max_new_tokens=8)
+    ]
+    base = mini.main.generate(asked, max_new_tokens=8)
+    alike = [one == other for one, other in zip(adapted, base, strict=True)]
+    assert found.distractors == len(alike) and found.distractors_like_the_base == sum(alike) / len(alike)
+    assert f"{sum(alike) / len(alike):.0%} of 15 distractors" in str(found.tables()[0].caption)
+    without = measure_robustness(mini, tasks, own={})
+    assert (without.distractors_like_the_base, without.distractors) == (None, 0)
+    assert without.like_the_base == found.like_the_base
+
+
 def test_tasks_of_one_part_stay_as_they_are_where_nothing_would_be_left(mini: HartModel, tasks: list[Task]):
     defined, shown = replace(tasks[0], demonstrations=()), replace(tasks[1], definition="")
     found = measure_robustness(mini, [defined, shown], other_definition=IN_OTHER_WORDS)
@@ -134,5 +152,13 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "told in other ways" in said and "queries of another task are answered as the base does" in said
     found = json.loads(output.read_text())
     assert set(found["robustness"]["scores"]) == set(TOLD) - {"other_words"}
+    assert "distractors" not in said and found["robustness"]["distractors_like_the_base"] is None
+    distractors = tmp_path / "distractors.txt"
+    distractors.write_text("\n".join(f"count of all : {word}" for word in "abcdefghij"))
+    asked = ["evaluate", "mini", *files, "--distractors", str(distractors)]
+    assert main([*asked, "--robustness"]) == 0
+    assert "10 distractors are answered as the base does" in " ".join(capsys.readouterr().out.split())
+    assert main(asked) == 2
+    assert "--distractors are asked by --robustness" in capsys.readouterr().err
     assert main(["evaluate", "mini", *files, "--robustness", "--system", "base"]) == 2
     assert "--robustness looks into an adapted model" in capsys.readouterr().err

@@ -283,7 +283,27 @@ def of_diagnostics(study: Runs) -> list[Table]:
         for row in study.rows
     ]
     note = "The closer to the first column, the less it matters how a task is told."
-    return tables + _by_kind("robustness", "of tasks told in other ways", TOLD, robust, note)
+    return tables + _by_kind("robustness", "of tasks told in other ways", TOLD, robust, note) + _interference(robust)
+
+
+_OTHERS = {"queries of another task": "like_the_base", "distractors": "distractors_like_the_base"}
+"""Queries that an adaptation should leave alone → their share in `robustness` of the results."""
+
+
+def _interference(robust: Sequence[tuple[StudyRow, list[Mapping[str, Any]]]]) -> list[Table]:
+    """The table of queries that adapted models answer as their base does, of what was asked anywhere."""
+    robust = [(row, own) for row, own in robust if own]
+    asked = {
+        words: key
+        for words, key in _OTHERS.items()
+        if any(each.get(key) is not None for _, own in robust for each in own)
+    }
+    if not asked:
+        return []
+    rows = tuple((row.name, "", tuple(_numbers(own, (key,), ".2f") for key in asked.values())) for row, own in robust)
+    note = "The closer to 1, the better an adaptation leaves other queries alone."
+    heading = "Diagnostics: share of other queries answered as the base does"
+    return [Table("interference", heading, tuple(asked), rows, (note,))]
 
 
 def _by_kind(

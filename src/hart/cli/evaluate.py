@@ -128,6 +128,12 @@ examples:
         "demonstrations; and ask queries of other tasks; some seven times the time",
     )
     parser.add_argument(
+        "--distractors",
+        metavar="F",
+        help="with --robustness: file of data.distractors; how many of those that are not trained on the adapted "
+        "model answers as its base does",
+    )
+    parser.add_argument(
         "--output", metavar="results.json", type=Path, help="file for all scores and predictions; replaced if it exists"
     )
     add_base(parser)
@@ -153,8 +159,11 @@ def _run(args: argparse.Namespace, *, first: bool) -> None:
     for option in ("diagnostics", "robustness"):
         if getattr(args, option) and args.system != "hart":
             raise HartError(f"--{option} looks into an adapted model, and --system is {args.system}; leave one out")
+    if args.distractors is not None and not args.robustness:
+        raise HartError("--distractors are asked by --robustness; give that too, or leave this out")
     if args.model is None and args.system in WITH_MODEL:
         raise HartError(f"--system {args.system} needs a MODEL: {MODEL_HELP}")
+    from hart.data.distractors import read_distractors
     from hart.evaluation.run import evaluate, metric_of, warn
     from hart.evaluation.selection import Selection
     from hart.evaluation.systems import BASELINES, load_system
@@ -163,6 +172,7 @@ def _run(args: argparse.Namespace, *, first: bool) -> None:
     device = select_device(args.device)
     if args.output is not None:
         check_file_target(args.output)
+    distractors = [] if args.distractors is None else read_distractors(args.distractors)[1]
     if args.diagnostics and args.task_text != TASK_TEXTS[0]:
         raise HartError(f"--diagnostics draws other demonstrations, and --task-text is {args.task_text}; leave one out")
     names = ("data", "data_dir", "subsets", "split", "validation_tasks", "data_seed", "max_instances", "task_text")
@@ -210,7 +220,8 @@ def _run(args: argparse.Namespace, *, first: bool) -> None:
     if args.robustness:
         from hart.evaluation.robustness import measure_robustness
 
-        robust = measure_robustness(system.model, tasks, other_definition=chosen.other_definition, **how)
+        told = chosen.other_definition
+        robust = measure_robustness(system.model, tasks, other_definition=told, distractors=distractors, **how)
         results = replace(results, robustness=robust.to_dict())
         if first and args.output is not None:
             results.save(args.output)

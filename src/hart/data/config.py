@@ -62,6 +62,12 @@ class DataConfig(Section):
     fewest_demonstrations: PositiveInt | None = None
     """Each step tells a task with a number of demonstrations drawn between this one and all that it would show (ours),
     so that few do as well as many; null: all of them, always."""
+    distractors: str | None = None
+    """File of queries that have nothing to do with any task (ours), a query a line (.txt) or JSON lines with `input`
+    (.jsonl). A tenth of them is never trained on, but asked by robustness."""
+    distractor_share: Share = 0.0
+    """Share of the training's queries in whose place a distractor stands, with the un-adapted base's answer as its
+    target (ours), so that an adaptation leaves other queries alone."""
     explanations: bool = False
     """Follow each demonstration by its explanation, as Tk-Instruct does (§4.1)."""
     demonstrations: Literal["fixed", "sampled"] = "fixed"
@@ -97,6 +103,13 @@ class DataConfig(Section):
                 self._refuse(name, f"must be 0 with {self.collection}, whose examples have one part")
             if self.demonstrations_to == "nowhere" or not self.num_demonstrations:
                 self._refuse(name, "must be 0 where definition and demonstrations are not both read")
+        if self.distractors is not None and not self.distractors.strip():
+            self._refuse("distractors", "is empty; give the path of a file, or null")
+        if self.distractor_share:
+            if self.distractors is None:
+                self._refuse("distractor_share", "must be 0 without a file of data.distractors")
+            if self.segments or self.demonstrations_to != "hypernetwork":
+                self._refuse("distractor_share", "must be 0 where no hypernetwork reads tasks")
         if self.fewest_demonstrations is not None:
             most = self.num_demonstrations * self.demonstration_groups
             if self.segments or self.demonstrations_to == "nowhere":

@@ -2,18 +2,20 @@
 
 What a user writes is not what a benchmark holds: a definition in other words or none at all, a demonstration that is
 wrong or of another task. Each way is scored on the tasks' own queries, beside the task as it is. Interference is what
-an adaptation does to queries of other tasks: how many of them the adapted model answers as its base does.
+an adaptation does to other queries, those of other tasks and distractors (`hart.data.distractors`): how many of them
+the adapted model answers as its base does.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from random import Random
 from typing import Any
 
 from rich.table import Table
 
 from hart.data.prompts import Cuts
-from hart.data.tasks import Demonstration, Task
+from hart.data.tasks import Demonstration, Instance, Task
 from hart.evaluation.answers import ANSWERS
 from hart.evaluation.other_adaptations import Adapt, Bar, check_comparable, scores_under
 from hart.evaluation.run import evaluate, metric_of
@@ -25,7 +27,7 @@ OtherDefinition = Callable[[Task], str | None]
 """A task's definition in other words, where there is one."""
 
 QUERIES = 5
-"""Queries of another task whose answers are compared with the base's, for each task."""
+"""Queries of another task, and distractors, whose answers are compared with the base's, for each task."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,15 @@ class Robustness:
         like_the_base: share of another task's queries that the adapted model answers word for word as its base does;
             None for multiple-choice tasks.
         queries: how many that were.
+        distractors_like_the_base: share of distractors that it answers so; None without any.
+        distractors: how many that were.
     """
 
     scores: dict[str, dict[str, float]]
     like_the_base: float | None
     queries: int
+    distractors_like_the_base: float | None = None
+    distractors: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -52,10 +58,13 @@ class Robustness:
         table = Table("told", *names, title="the same tasks told in other ways")
         for way, means in self.scores.items():
             table.add_row(TOLD[way], *(f"{means[name]:.2f}" for name in names))
-        if self.like_the_base is not None:
-            table.caption = (
-                f"{self.like_the_base:.0%} of {self.queries} queries of another task are answered as the base does"
-            )
+        shares = (
+            (self.like_the_base, self.queries, "queries of another task"),
+            (self.distractors_like_the_base, self.distractors, "distractors"),
+        )
+        told = [f"{share:.0%} of {count} {what}" for share, count, what in shares if share is not None]
+        if told:
+            table.caption = f"{' and '.join(told)} are answered as the base does"
         return [table]
 
 
@@ -64,12 +73,13 @@ def measure_robustness(
     tasks: Sequence[Task],
     *,
     other_definition: OtherDefinition | None = None,
+    distractors: Sequence[str] = (),
     seed: int = 0,
     own: Mapping[str, float] | None = None,
     bar: Bar | None = None,
     **options: Any,
 ) -> Robustness:
-    """Score some tasks told in other ways, and ask each adapted model queries of another task.
+    """Score some tasks told in other ways, and ask each adapted model queries of another task and distractors.
 
     Of several processes all must call this; each answers its share of the tasks.
 
@@ -77,6 +87,7 @@ def measure_robustness(
         model: with a hypernetwork.
         tasks: with instances; at least two. Another task is the next in the list.
         other_definition: without it there is no definition in other words.
+        distractors: queries that have nothing to do with any task; each task is asked the next `QUERIES` of them.
         seed: of the wrong outputs.
         own: scores of the tasks as they are, where they are known.
         bar: progress over the answered tasks, e.g. `hart.cli.options.progress_bar`.
@@ -90,18 +101,29 @@ def measure_robustness(
     scores = scores_under(model, tasks, ways, own, bar, "tasks told in other ways", options)
     if metric_of(tasks) is not ANSWERS:
         return Robustness(scores, None, 0)
+
+    def like_the_base(asked: Sequence[Task]) -> tuple[float, int]:
+        base = base_system(model.main, model.input_format, in_context=False, **options)
+        said = [
+            [each.prediction for task in evaluate(system, asked, ANSWERS).tasks for each in task.instances]
+            for system in (hart_system(model, **options), base)
+        ]
+        alike = [one == other for one, other in zip(*said, strict=True)]
+        return sum(alike) / len(alike), len(alike)
+
     # Each task with the queries of the next.
-    asked = [
-        replace(task, instances=tuple(following.instances[:QUERIES]))
-        for task, following in zip(tasks, [*tasks[1:], tasks[0]], strict=True)
-    ]
-    base = base_system(model.main, model.input_format, in_context=False, **options)
-    said = [
-        [each.prediction for task in evaluate(system, asked, ANSWERS).tasks for each in task.instances]
-        for system in (hart_system(model, **options), base)
-    ]
-    alike = [one == other for one, other in zip(*said, strict=True)]
-    return Robustness(scores, sum(alike) / len(alike), len(alike))
+    others = [following.instances[:QUERIES] for following in [*tasks[1:], tasks[0]]]
+    found = Robustness(scores, *like_the_base(_asked(tasks, others)))
+    if not distractors:
+        return found
+    endless = cycle(distractors)
+    drawn = [[Instance(query, ("",)) for query in islice(endless, QUERIES)] for _ in tasks]
+    share, count = like_the_base(_asked(tasks, drawn))
+    return replace(found, distractors_like_the_base=share, distractors=count)
+
+
+def _asked(tasks: Sequence[Task], queries: Sequence[Sequence[Instance]]) -> list[Task]:
+    return [replace(task, instances=tuple(own)) for task, own in zip(tasks, queries, strict=True)]
 
 
 def told_in_other_ways(

@@ -198,6 +198,10 @@ class RunConfig(Section):
         data, where = self.data, "distillation.teacher"
         if data.demonstrations_to == "main":
             self._refuse(where, "must be null where data.demonstrations_to is main: the student reads what it reads")
+        if data.distractor_share and teacher != BASE_TEACHER:
+            self._refuse(
+                "data.distractor_share", f"must be 0 where a teacher other than {BASE_TEACHER} answers queries"
+            )
         if teacher == BASE_TEACHER and self.model.train_main:
             self._refuse(where, "base must be frozen, and model.train_main is true; name a folder, or set this to null")
         if teacher == BASE_TEACHER and self.training.fsdp:

@@ -27,7 +27,9 @@ FREE_FIELDS = frozenset(
         # `hart.training.sharding.check_layout` says what of these can change.
         "deepspeed", "fsdp",
     )
-) | {"model.attention", "model.gradient_checkpointing", "data.dir", "distillation.cache"}  # fmt: skip
+) | {
+    "model.attention", "model.gradient_checkpointing", "data.dir", "data.distractors", "distillation.cache",
+}  # fmt: skip
 
 _GONE = {"training.consistency_pairing": ("slots",), "training.tensorboard": (True, False)}
 """Fields that earlier versions had, and the values whose numbers this version computes."""

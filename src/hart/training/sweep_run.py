@@ -106,6 +106,7 @@ def scores(model: "HartModel", config: RunConfig, split: str) -> dict[str, Any]:
 def looked_into(model: "HartModel", config: RunConfig) -> dict[str, Any]:
     """Diagnostics and robustness of the test tasks, scored on `DIAGNOSED` instances each: was the task read at all?"""
     from hart.data.collections import load_tasks
+    from hart.data.distractors import read_distractors
     from hart.evaluation.diagnostics import diagnose
     from hart.evaluation.robustness import measure_robustness
     from hart.evaluation.words import OWN
@@ -115,8 +116,14 @@ def looked_into(model: "HartModel", config: RunConfig) -> dict[str, Any]:
         return {}
     shortened = [dataclasses.replace(task, instances=task.instances[:DIAGNOSED]) for task in tasks]
     found = diagnose(model, shortened)
-    own = found.scores[OWN]
-    robust = measure_robustness(model, shortened, other_definition=config.data.source.other_definition, own=own)
+    other = [] if config.data.distractors is None else read_distractors(config.data.distractors)[1]
+    robust = measure_robustness(
+        model,
+        shortened,
+        other_definition=config.data.source.other_definition,
+        distractors=other,
+        own=found.scores[OWN],
+    )
     return {"diagnostics": found.to_dict(), "robustness": robust.to_dict()}
 
 

@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from hart.data.collections import load_tasks
+from hart.data.distractors import WithDistractors
 from hart.data.input_format import InputFormat
 from hart.data.lengths import without_long
 from hart.data.sampling import Examples
@@ -24,6 +25,7 @@ from hart.runtime.ranks import from_first, join_to_train, rank, together
 from hart.training.blueprint import check_positions, check_trains
 from hart.training.config import RunConfig
 from hart.training.distillation import make_distillation
+from hart.training.distractors import base_answers, encoded
 from hart.training.loop import Loop
 from hart.training.run_folder import RunFolder, holding, undone_on_error
 from hart.training.run_record import check_same, read_record, record_of, write_record
@@ -68,6 +70,8 @@ def _train(config: RunConfig, tasks: Sequence[Task] | None, *, owner: bool, quie
         with together():
             loop = _set_up(config, tasks, run, owner=owner, quiet=quiet)
         checkpoint = from_first(lambda: _to_go_on_from(run, loop))
+        if config.data.distractor_share:
+            loop.dataset = _with_distractors(config, loop, folder)
     with stopping_cleanly() as stop, closing(loop.report):
         try:
             loop.fit(checkpoint, stop)
@@ -139,6 +143,15 @@ def _to_go_on_from(run: RunFolder, loop: Loop) -> Path | None:
     write_record(run.path, run.record)
     run.rewind_metrics(int(checkpoint.name[11:]) if checkpoint else -1)
     return checkpoint
+
+
+def _with_distractors(config: RunConfig, loop: Loop, folder: Path) -> Examples:
+    """The examples of a run, some with a distractor in place of their query, which its base answers in one process."""
+    main, data = loop.system.main, config.data
+    answers = from_first(lambda: base_answers(main, data, folder, loop.accelerator.device))
+    with together():
+        pool = encoded(main, data, answers)
+    return WithDistractors(loop.dataset, pool, share=data.distractor_share, seed=config.training.seed)
 
 
 def training_examples(

@@ -1,0 +1,89 @@
+"""Distractors: queries that have nothing to do with a task, and that an adapted model is to answer as its base does.
+
+An adaptation harms what the base can do besides (interference: Doc-to-LoRA, Table 8). The cure is a share of the
+training's queries that are none of the task's, with the un-adapted base's answer as target (ours).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from hart.data.reading import read_lines
+from hart.data.sampling import Example, Examples
+from hart.errors import HartError
+from hart.runtime.files import parse_json
+
+HELD_OUT = 10
+"""Of so many distractors the last is never trained on: it tells how well a trained model leaves others alone."""
+
+ENDINGS = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")
+
+
+class WithDistractors(Examples):
+    """Examples, a share of them with a distractor in place of their query and its target.
+
+    What the hypernetwork reads stays; a teacher reads the distractor alone, so it has to be the base. Example i is a
+    function of (seed, i) alone, as the examples themselves are.
+
+    Args:
+        examples: of tasks.
+        pool: tokens of each distractor and of its target.
+        share: of the examples, from 0 to 1.
+        seed: of the draws.
+    """
+
+    def __init__(
+        self, examples: Examples, pool: Sequence[tuple[list[int], list[int]]], *, share: float, seed: int
+    ) -> None:
+        if not pool:
+            raise HartError("there are no distractors")
+        self.tasks = examples.tasks
+        self._examples, self._pool, self._share, self._seed = examples, pool, share, seed
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> Example:
+        example = self._examples[index]
+        # A counter of its own: no stream of the examples begins with this word.
+        key = np.array([self._seed, index], dtype=np.uint64)
+        stream = np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, 1, 0], dtype=np.uint64)))
+        if stream.random() >= self._share:
+            return example
+        query, target = self._pool[int(stream.integers(len(self._pool)))]
+        replaced = example.copy()
+        replaced["query_ids"], replaced["labels"] = query, target
+        if "teacher_ids" in replaced:
+            replaced["teacher_ids"] = query
+        return replaced
+
+
+def read_distractors(path: str | Path) -> tuple[list[str], list[str]]:
+    """The different distractors of a file: those to train on, and every `HELD_OUT`-th, which is for asking the model.
+
+    Args:
+        path: a text with a query a line, or JSON lines with `input`; either may be gzipped.
+
+    Raises:
+        HartError: another ending, a file that cannot be read, a row without a query, or fewer rows than `HELD_OUT`.
+    """
+    path = Path(path)
+    if not path.name.endswith(ENDINGS):
+        raise HartError(
+            f'{path}: distractors are a text with a query a line (.txt), or JSON lines with "input" (.jsonl)'
+        )
+    as_json = ".jsonl" in path.suffixes
+    rows = [_query(line.text, f"{path}, line {line.number}") if as_json else line.text for line in read_lines(path)]
+    rows = list(dict.fromkeys(row.strip() for row in rows))
+    if len(rows) < HELD_OUT:
+        raise HartError(f"{path}: holds {len(rows)} different distractors; at least {HELD_OUT} are needed")
+    return [row for at, row in enumerate(rows, 1) if at % HELD_OUT], rows[HELD_OUT - 1 :: HELD_OUT]
+
+
+def _query(text: str, where: str) -> str:
+    row = parse_json(text, where, "a distractor")
+    query = row.get("input") if isinstance(row, dict) else None
+    if not isinstance(query, str) or not query.strip():
+        raise HartError(f'{where}: must be a JSON object with a text as "input"')
+    return query
