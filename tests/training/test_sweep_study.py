@@ -68,6 +68,24 @@ def test_a_row_brings_the_one_that_it_starts_from(study: Study, tmp_path: Path) 
     assert runs[1].sources == (runs[0].folder,)
 
 
+def test_a_row_made_otherwise_than_the_one_that_it_starts_from_is_refused(study: Study, tmp_path: Path) -> None:
+    """A study's `set` reaches rows that pre-train as well; said before hours of it, not behind them."""
+    rows = {"first": {"model.scheme": {"name": "shared"}}, "second": {"init_from": "first"}}
+    found = read_study(study(rows=rows))
+    with pytest.raises(
+        HartError, match=r"row second starts from first, which has model\.scheme .*'shared'.*must be equal"
+    ):
+        plan_study(found, tmp_path)
+    rows["second"]["model.scheme"] = {"name": "shared"}
+    assert len(plan_study(read_study(study(rows=rows)), tmp_path)) == 2
+    kind = {"kind": "prefix", "length": 3}
+    rows["second"]["model.peft"] = [kind]
+    with pytest.raises(HartError, match=r"which has model\.peft .*must be equal"):
+        plan_study(read_study(study(rows=rows)), tmp_path)
+    rows["first"]["model.peft"] = [{**kind, "cross": False}]
+    assert len(plan_study(read_study(study(rows=rows)), tmp_path)) == 2, "a default may be left out"
+
+
 def test_a_row_learns_from_what_another_has_trained(study: Study, tmp_path: Path) -> None:
     """The teacher is trained first, with the same seed; rows for which it makes no sense are refused by name."""
     few_shot = {

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hart.errors import HartError
+from hart.model.config import ModelConfig
 from hart.runtime.sections import FieldError
 from hart.training import config as configuration
 from hart.training.config import RunConfig
@@ -186,7 +187,8 @@ def plan(
         text_dir: `data.dir` of those that pre-train on text.
 
     Raises:
-        HartError: a configuration that is wrong, named twice, or comes before the one it starts from.
+        HartError: a configuration that is wrong, named twice, or comes before the one it starts from, or is made
+            otherwise than that.
     """
     names = [path.stem for path in configs]
     rows = []
@@ -232,7 +234,33 @@ def plan_rows(
             command = shlex.join([*commands[row.name], "--seeds", str(seed), *text, *overrides])
             about = {"row": row.name, "command": command, "paper": [dict(each) for each in row.paper]}
             runs.append(SweepRun(row.name, seed, config, folder, about, sources, candidates=tries))
+        if row.init_from:
+            start = next(run.config for run in runs if run.name == row.init_from)
+            _check_make(row, start.model, runs[-1].config.model)
     return runs
+
+
+def _check_make(row: Row, start: ModelConfig, own: ModelConfig) -> None:
+    """Refuse before anything runs what would be refused when the weights are taken over, hours later."""
+    from hart.hypernetwork.schemes.base import with_defaults  # not above: they import torch
+    from hart.model.folder import MAKE
+    from hart.peft.base import build_kinds
+
+    def made(model: ModelConfig) -> dict[str, Any]:
+        found = {name: getattr(model, name) for name in MAKE}
+        if model.weights != "generated":
+            found["scheme"] = found["decoder_layers"] = None
+            return found
+        kinds = [kind.to_config() for kind in build_kinds(model.peft)]
+        return {**found, "scheme": with_defaults(model.scheme), "peft": kinds}
+
+    said, wanted = made(start), made(own)
+    for name in MAKE:
+        if said[name] != wanted[name]:
+            raise HartError(
+                f"{row.where or row.name} starts from {row.init_from}, which has model.{name} {said[name]}, and this "
+                f"row {wanted[name]}; they must be equal"
+            )
 
 
 def _config(
