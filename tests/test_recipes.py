@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from hart.data.distractors import read_distractors
 from hart.training.config import load
 from hart.training.estimate import estimate
 from hart.training.gpus import GPUS
@@ -59,3 +60,13 @@ def test_the_rungs_fit_into_a_card_of_16_gb(size: str) -> None:
     assert estimate(config).total_memory < 12
     older = config.changed(training={"bf16": False, "micro_batch_size": 2})
     assert estimate(older).total_memory < GPUS["t4"].memory
+
+
+def test_the_distractors_of_mini_base_are_what_their_recipe_writes(tmp_path: Path) -> None:
+    """Two for each combination that is trained on, and those that are held out."""
+    recipe, found = ROOT / "recipes" / "mini_base" / "distractors.py", tmp_path / "found.txt"
+    subprocess.run([sys.executable, str(recipe), str(found)], check=True)
+    kept = recipe.with_suffix(".txt")
+    assert found.read_text(encoding="utf-8") == kept.read_text(encoding="utf-8")
+    trained, held_out = read_distractors(kept)
+    assert (len(trained), len(held_out)) == (560, 62)

@@ -129,8 +129,9 @@ def test_multiple_choice_tasks_are_scored_without_interference(tasks: list[Task]
         replace(task, instances=[replace(each, choices=(each.references[0], "no")) for each in task.instances])
         for task in tasks
     ]
-    found = measure_robustness(mini, choices)
+    found = measure_robustness(mini, choices, distractors=["count of all : one two"])
     assert found.like_the_base is None and list(found.scores[OWN]) == ["accuracy"]
+    assert found.distractors == 3 * QUERIES and found.distractors_like_the_base is not None
 
 
 def test_a_system_without_hypernetwork_and_a_single_task_are_refused(tasks: list[Task], mini: HartModel):

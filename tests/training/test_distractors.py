@@ -74,18 +74,26 @@ def test_other_distractors_than_the_run_began_with_are_refused(distracted: Build
         train(distracted(), quiet=True)
 
 
-def test_a_file_that_cannot_be_used_leaves_no_run(distracted: Build, tmp_path: Path):
-    (tmp_path / "distractors.txt").write_text("one\n")
+@pytest.mark.parametrize("share", [0.5, 0.0])
+def test_a_file_that_cannot_be_used_is_refused_before_anything_is_loaded(
+    run_config: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float
+):
+    path = tmp_path / "distractors.txt"
+    path.write_text("one\n")
+    monkeypatch.setattr("hart.training.train.HartModel", None)
     with pytest.raises(HartError, match="holds 1 different distractors"):
-        train(distracted(), quiet=True)
+        train(run_config(data={"distractors": str(path), "distractor_share": share}), quiet=True)
     assert not (tmp_path / "run").exists() or not any((tmp_path / "run").glob("[!.]*"))
 
 
-def test_the_base_goes_back_to_its_place(distracted: Build, tmp_path: Path):
-    config = distracted()
+def test_the_base_answers_on_the_device_of_the_run_and_goes_back(
+    distracted: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config, moved = distracted(), []
     main = HartModel.from_config(config.model, config.data).main
-    base_answers(main, config.data, tmp_path, torch.device("cpu"))
-    assert main.device == torch.device("cpu") and (tmp_path / FILE).exists()
+    monkeypatch.setattr(main, "to", moved.append)
+    answers = base_answers(main, config.data, tmp_path, torch.device("meta"))
+    assert moved == [torch.device("meta"), torch.device("cpu")] and len(answers) == 18
 
 
 def in_this_process(config: RunConfig) -> None:

@@ -99,8 +99,6 @@ def measure_robustness(
     check_comparable(model, tasks, "robustness")
     ways = told_in_other_ways(model, tasks, seed, other_definition)
     scores = scores_under(model, tasks, ways, own, bar, "tasks told in other ways", options)
-    if metric_of(tasks) is not ANSWERS:
-        return Robustness(scores, None, 0)
 
     def like_the_base(asked: Sequence[Task]) -> tuple[float, int]:
         base = base_system(model.main, model.input_format, in_context=False, **options)
@@ -111,15 +109,17 @@ def measure_robustness(
         alike = [one == other for one, other in zip(*said, strict=True)]
         return sum(alike) / len(alike), len(alike)
 
-    # Each task with the queries of the next.
-    others = [following.instances[:QUERIES] for following in [*tasks[1:], tasks[0]]]
-    found = Robustness(scores, *like_the_base(_asked(tasks, others)))
-    if not distractors:
-        return found
-    endless = cycle(distractors)
-    drawn = [[Instance(query, ("",)) for query in islice(endless, QUERIES)] for _ in tasks]
-    share, count = like_the_base(_asked(tasks, drawn))
-    return replace(found, distractors_like_the_base=share, distractors=count)
+    found = Robustness(scores, None, 0)
+    if metric_of(tasks) is ANSWERS:  # queries of multiple-choice tasks have no answers of their own
+        others = [following.instances[:QUERIES] for following in [*tasks[1:], tasks[0]]]
+        share, count = like_the_base(_asked(tasks, others))
+        found = replace(found, like_the_base=share, queries=count)
+    if distractors:
+        endless = cycle(distractors)
+        drawn = [[Instance(query, ("",)) for query in islice(endless, QUERIES)] for _ in tasks]
+        share, count = like_the_base(_asked(tasks, drawn))
+        found = replace(found, distractors_like_the_base=share, distractors=count)
+    return found
 
 
 def _asked(tasks: Sequence[Task], queries: Sequence[Sequence[Instance]]) -> list[Task]:

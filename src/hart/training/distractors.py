@@ -48,7 +48,8 @@ def base_answers(main: MainModel, data: DataConfig, folder: Path, device: torch.
             )
         return known
     logger.info("the base answers %d distractors", len(queries))
-    tokens = [query for query, _ in encoded(main, data, dict.fromkeys(queries, ""))]
+    form = InputFormat.from_config(data)
+    tokens = [form.encode_query(main.tokenizer, query) for query in queries]
     before = main.device
     main.to(device)
     texts = main.generate(tokens, max_new_tokens=data.max_target_length)

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from hart.data.collections import load_tasks
-from hart.data.distractors import WithDistractors
+from hart.data.distractors import WithDistractors, read_distractors
 from hart.data.input_format import InputFormat
 from hart.data.lengths import without_long
 from hart.data.sampling import Examples
@@ -96,6 +96,8 @@ def _set_up(config: RunConfig, tasks: Sequence[Task] | None, run: RunFolder, *, 
     data, training = config.data, config.training
     if training.num_threads:
         torch.set_num_threads(training.num_threads)
+    if data.distractors is not None:
+        read_distractors(data.distractors)  # refused now, not when a large base is loaded or a sweep's run is trained
     if tasks is None and not data.segments:
         tasks = load_tasks(data, "train")
     evaluates = training.eval_every > 0
