@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hart.analysis.figures_runs import CONSISTENCY_FIELDS, describe, find_sources, group_sources
+from hart.analysis.figures_runs import CONSISTENCY_FIELDS, Source, describe, find_sources, group_sources
 from hart.errors import HartError
+from hart.training.config import RunConfig
 
 
 def test_the_losses_of_a_run_are_read(make_run, falling) -> None:
@@ -122,3 +123,20 @@ def test_a_run_without_a_step_is_left_out(make_run, falling) -> None:
     assert remarks[0] == f"{empty}: no step is logged yet; left out"
     with pytest.raises(HartError, match="nothing to draw"):
         find_sources([str(empty)])
+
+
+def test_runs_with_other_data_or_another_teacher_are_no_seeds_of_one_another() -> None:
+    def grouped(*changes: dict[str, dict[str, str]]) -> int:
+        configs = [
+            RunConfig().changed(**each).changed(training={"seed": seed, "alpha": 0.0})
+            for seed, each in enumerate(changes)
+        ]
+        return len(group_sources([Source("run", Path(str(at)), config) for at, config in enumerate(configs)]))
+
+    moved, other = ([{"data": {"dir": path}} for path in paths] for paths in (("a/sni", "b/sni"), ("a/one", "a/two")))
+    assert grouped(*moved) == 1 and grouped(*other) == 2
+    assert grouped({}, {"distillation": {"teacher": "base"}}) == 2
+    files = [{"data": {"distractors": path}} for path in ("a/d.txt", "b/d.txt", "b/e.txt")]
+    assert grouped(*files) == 2
+    seeds = [{"model": {"init_from": f"{out}/pre/seed-{at}/run/final"}} for at, out in enumerate(("here", "there"))]
+    assert grouped(*seeds) == 1 and grouped(seeds[0], {"model": {"init_from": "here/other/seed-0/run/final"}}) == 2

@@ -173,6 +173,15 @@ def test_a_page_of_its_own(sweep_folder: Write, tmp_path: Path) -> None:
     assert again.path.read_text() == page, "the same runs give the same page"
 
 
+def test_a_teacher_and_other_data_are_differences(sweep_folder: Write) -> None:
+    folder = sweep_folder(("hart",), (0,))
+    learns = configuration("hart").changed(training={"alpha": 0.0}, distillation={"teacher": "base"})
+    write_run(folder, "taught", 0, config=learns)
+    write_run(folder, "elsewhere", 0, config=configuration("hart").changed(data={"distractors": "a/other.txt"}))
+    page = report(folder).path.read_text(encoding="utf-8")
+    assert "distillation.teacher: &quot;base&quot;" in page and "data.distractors: &quot;other.txt&quot;" in page
+
+
 def test_a_loss_that_is_not_finite_breaks_no_picture(sweep_folder: Write) -> None:
     folder = sweep_folder(("hart", "causal"), (0,))
     with (folder / "causal" / "seed-0" / "run" / "metrics.jsonl").open("a") as file:

@@ -40,6 +40,32 @@ def test_a_failure_in_them_is_one_here(tmp_path: Path, capfd: pytest.CaptureFixt
     assert "none.yaml: no such configuration file" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(("said", "each"), [(None, "8"), ("6", "3"), ("1", "1"), ("4,2", "2"), ("many", "8")])
+def test_they_share_the_threads_of_this_one(monkeypatch: pytest.MonkeyPatch, said: str | None, each: str):
+    """A job of a sweep has a share of the cores already."""
+    given: list[str] = []
+
+    class Started:
+        returncode = 0
+
+        def __init__(self, _: object, env: dict[str, str]) -> None:
+            given.append(env["OMP_NUM_THREADS"])
+
+        def poll(self) -> int:
+            return 0
+
+        def wait(self) -> None: ...
+
+    monkeypatch.setattr("hart.runtime.launch.cpu_cores", lambda: 16)
+    monkeypatch.setattr("hart.runtime.launch.subprocess.Popen", Started)
+    if said is None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+    run_hart(["train"], 2)
+    assert given == [each, each]
+
+
 def test_how_many_are_sensible(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("hart.runtime.launch.cpu_cores", lambda: 4)

@@ -66,12 +66,17 @@ def test_they_change_the_run_and_a_run_that_goes_on_repeats_it(
     assert losses(train(distracted(), quiet=True).parent) == whole
 
 
-def test_other_distractors_than_the_run_began_with_are_refused(distracted: Build, tmp_path: Path):
+@pytest.mark.parametrize("complete", [True, False])
+def test_other_distractors_than_the_run_began_with_are_refused(distracted: Build, tmp_path: Path, complete: bool):
     run = train(distracted(), quiet=True).parent
-    without_last_step(run)
+    if not complete:
+        without_last_step(run)
     (tmp_path / "distractors.txt").write_text("\n".join(QUERIES[::-1]))
     with pytest.raises(HartError, match=r"run: the run was begun with other distractors than data\.distractors holds"):
         train(distracted(), quiet=True)
+    if complete:
+        (tmp_path / "distractors.txt").unlink()
+        assert train(distracted(), quiet=True) == run / "final", "a complete run does without the file"
 
 
 @pytest.mark.parametrize("share", [0.5, 0.0])

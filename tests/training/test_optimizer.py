@@ -53,9 +53,10 @@ def test_muon_of_divided_matrices_is_refused():
     config = TrainingConfig(optimizer="muon")
     with pytest.raises(HartError, match="needs each matrix whole, and FSDP divides them"):
         optimizer_used(config, None, fsdp=True)
-    plugin: Any = SimpleNamespace(deepspeed_config={})
-    with pytest.raises(HartError, match="needs each matrix whole, and DeepSpeed divides them"):
-        optimizer_used(config, plugin, fsdp=False)
+    for file in ({}, {"optimizer": {"type": "AdamW"}}):  # one of DeepSpeed's own would leave the request unheard
+        plugin: Any = SimpleNamespace(deepspeed_config=file)
+        with pytest.raises(HartError, match="needs each matrix whole, and DeepSpeed divides them"):
+            optimizer_used(config, plugin, fsdp=False)
     assert optimizer_used(config, None, fsdp=False) == "muon"
 
 

@@ -11,7 +11,7 @@ import yaml
 from hart.errors import HartError
 from hart.training.config import RunConfig
 from hart.training.sweep import sweep
-from hart.training.sweep_plan import RESULTS_FILE, SweepRun
+from hart.training.sweep_plan import PEAK, RESULTS_FILE, SweepRun
 from hart.training.sweep_study import is_study, plan_study, read_study
 
 Build = Callable[..., RunConfig]
@@ -199,6 +199,47 @@ def test_a_grid_is_decided_on_validation_tasks_for_all_seeds(study: Study, tmp_p
     assert runs[0].best() is None, "one step is not the training of two"
 
 
+@pytest.mark.parametrize(
+    ("field", "values", "also"),
+    [
+        ("distillation.teacher", [None, "base"], {"training.alpha": 0.0}),
+        ("model.init_from", [None, "/elsewhere/final"], {}),
+        ("data.distractors", ["one.txt", "two.txt"], {}),
+    ],
+)
+def test_what_a_run_starts_or_learns_from_can_be_chosen(
+    study: Study, tmp_path: Path, field: str, values: list[Any], also: dict[str, Any]
+) -> None:
+    path = study(set={"data.validation_tasks": 1, **also}, rows={"a": {"grid": {field: values}}})
+    (run,) = plan_study(read_study(path), tmp_path)
+    first, second = run.candidates
+    settle(first, validation={"rouge_l": 1.0})
+    settle(second, validation={"rouge_l": 2.0})
+    chosen = run.resolved()
+    assert chosen is not None and chosen.about["chosen"]["fields"] == {field: values[1]}
+    section, _, name = field.partition(".")
+    assert chosen.config.to_dict()[section][name] == values[1]
+    assert run.best() == second, "the training that is taken over"
+
+
+def test_a_row_and_its_grid_do_not_both_say_whom_it_learns_from(study: Study, tmp_path: Path) -> None:
+    rows = {"a": None, "b": {"init_from": "a", "grid": {"model.init_from": [None, "x"]}}}
+    with pytest.raises(HartError, match="row b: grid: model.init_from cannot be chosen; init_from of the row says it"):
+        plan_study(read_study(study(set={"data.validation_tasks": 1}, rows=rows)), tmp_path)
+
+
+def test_another_file_of_distractors_is_another_run(study: Study, tmp_path: Path) -> None:
+    """Where a file lies makes no difference, which file it is does."""
+
+    def planned(path: str) -> SweepRun:
+        (run,) = plan_study(read_study(study(set={"data.distractors": path}, rows={"a": None})), tmp_path)
+        return run
+
+    settle(planned("here/first.txt"))
+    assert planned("there/first.txt").results() is not None
+    assert planned("here/second.txt").results() is None
+
+
 @pytest.mark.usefixtures("in_this_process")
 def test_a_full_try_is_not_trained_twice(study: Study, tmp_path: Path) -> None:
     grid = {"training.learning_rate": [1e-3, 1e-2]}
@@ -211,6 +252,7 @@ def test_a_full_try_is_not_trained_twice(study: Study, tmp_path: Path) -> None:
     assert first["chosen"]["on"] == "validation tasks, seed 0, 2 steps" and first["validation"] and first["tasks"]
     tried = [json.loads(each.read_text()) for each in sorted((out / "a" / "grid").glob(f"*/{RESULTS_FILE}"))]
     assert len(tried) == 2 and not any("tasks" in each for each in tried), "the test tasks are looked at once"
+    assert first[PEAK] in [each[PEAK] for each in tried], "the memory of its training, which was the try's"
     # Its training was moved, not repeated.
     assert sorted((each / "run").exists() for each in (out / "a" / "grid").iterdir()) == [False, True]
     assert json.loads((out / "study.json").read_text()) == found.listing()

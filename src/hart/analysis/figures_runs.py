@@ -14,13 +14,13 @@ from hart.model.bundled import MODELS, resolve_model
 from hart.model.folder import read_config
 from hart.runtime.files import damage
 from hart.training.config import RunConfig, load
-from hart.training.run_folder import FREE_FIELDS, RunFolder, read_metrics
-from hart.training.sweep_plan import OTHER_RUNS, RUN_FOLDER
+from hart.training.run_folder import RunFolder, read_metrics
+from hart.training.sweep_plan import RUN_FOLDER, telling
 
 LOSSES = ("prediction_loss", "consistency_loss")
 
-_NO_DIFFERENCE = FREE_FIELDS | {"training.seed", "training.eval_every", "training.eval_instances"}
-"""Fields in which two runs of one configuration may differ."""
+_NO_DIFFERENCE = ("training.seed", "training.eval_every", "training.eval_instances")
+"""Fields beside `FREE_FIELDS` in which two runs of one configuration may differ."""
 CONSISTENCY_FIELDS = ("training.alpha", "training.pairing", "training.previous_dropout")
 SCHEME_FIELDS = ("model.scheme",)
 
@@ -301,15 +301,10 @@ def _short(value: Any) -> str:
 def _fields(config: RunConfig, but: Sequence[str] = ()) -> dict[str, Any]:
     """ "section.field" → value of all fields that make a difference, `but` left out."""
     fields = {
-        f"{section}.{name}": value
-        for section, values in config.to_dict().items()
-        for name, value in values.items()
-        if f"{section}.{name}" not in _NO_DIFFERENCE and f"{section}.{name}" not in but
+        f"{section}.{name}": value for section, values in config.to_dict().items() for name, value in values.items()
     }
-    for name in OTHER_RUNS:  # a sweep's own pre-training and teachers, seed by seed
-        if fields.get(name):
-            fields[name] = re.sub(r"seed-\d+", "seed-*", fields[name])
-    return fields
+    told = telling(fields, any_seed=True)  # a sweep's own pre-training and teachers are another with each seed
+    return {name: value for name, value in told.items() if name not in _NO_DIFFERENCE and name not in but}
 
 
 def _comparable(config: RunConfig, but: Sequence[str]) -> dict[str, Any]:

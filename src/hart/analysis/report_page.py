@@ -12,10 +12,7 @@ from hart.analysis import report_charts as charts
 from hart.analysis import report_statistics
 from hart.analysis.report_runs import COLLECTION_NAMES, METRIC_NAMES, Runs, StudyRow, in_short
 from hart.analysis.report_tables import Cell, CollectionReport, Table, per_task
-from hart.training.run_folder import FREE_FIELDS
-
-UNLIKE = FREE_FIELDS | {"training.seed", "model.init_from", "distillation.teacher"}
-"""Fields that say nothing of the system: they change no number, or differ from run to run."""
+from hart.training.sweep_plan import telling
 
 
 def page(
@@ -185,10 +182,11 @@ def _configurations(study: Runs) -> str:
 
 def differing(first: StudyRow, row: StudyRow) -> dict[str, str]:
     """Fields whose values are not those of the first row."""
+    one, other = (telling(each.config, any_seed=True) for each in (first, row))
     return {
         name: json.dumps(value, ensure_ascii=False)
-        for name, value in row.config.items()
-        if value != first.config.get(name) and name not in UNLIKE
+        for name, value in other.items()
+        if value != one.get(name) and name != "training.seed"
     }
 
 

@@ -51,12 +51,18 @@ def sensible_processes(batch_groups: int) -> int:
     return 2 if several and not is_one_of_several() and cpu_cores() >= 2 and batch_groups % 2 == 0 else 1
 
 
+def _threads() -> int:
+    """Those that this process may have: what OMP_NUM_THREADS says, or all cores."""
+    said = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(said) if said.isdecimal() else cpu_cores()
+
+
 def run_hart(words: Sequence[str], processes: int) -> None:
     """Run the command `hart WORDS` in `processes` processes that know each other (torch's env:// convention).
 
     Args:
         words: of the command line, e.g. `["train", "config.yaml"]`; the command must expect to be one of several.
-        processes: how many; the cores are shared out between them.
+        processes: how many; the cores, or OMP_NUM_THREADS, are shared out between them.
 
     Raises:
         HartError: one of them failed; its own message is on stderr already, and the others were stopped.
@@ -69,7 +75,7 @@ def run_hart(words: Sequence[str], processes: int) -> None:
         "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
-        "OMP_NUM_THREADS": str(max(1, cpu_cores() // processes)),
+        "OMP_NUM_THREADS": str(max(1, _threads() // processes)),
     }
     members = [
         subprocess.Popen(

@@ -40,13 +40,7 @@ def base_answers(main: MainModel, data: DataConfig, folder: Path, device: torch.
     queries, _ = read_distractors(data.distractors or "")
     path = folder / FILE
     if path.exists():
-        known: dict[str, str] = read_json(path, "the base's answers to distractors")
-        if list(known) != queries:
-            raise HartError(
-                f"{folder}: the run was begun with other distractors than data.distractors holds now; restore the "
-                "file, or start anew in another training.output_dir"
-            )
-        return known
+        return _known(folder, queries)
     logger.info("the base answers %d distractors", len(queries))
     form = InputFormat.from_config(data)
     tokens = [form.encode_query(main.tokenizer, query) for query in queries]
@@ -57,6 +51,26 @@ def base_answers(main: MainModel, data: DataConfig, folder: Path, device: torch.
     answers = dict(zip(queries, texts, strict=True))
     write_text(path, json.dumps(answers, ensure_ascii=False, indent=0) + "\n")
     return answers
+
+
+def check_begun_with(data: DataConfig, folder: Path) -> None:
+    """See to it that a run that is complete was trained with the distractors that are asked for, if these are there.
+
+    Raises:
+        HartError: it was begun with others.
+    """
+    if Path(data.distractors or "").is_file() and (folder / FILE).is_file():
+        _known(folder, read_distractors(data.distractors or "")[0])
+
+
+def _known(folder: Path, queries: list[str]) -> dict[str, str]:
+    known: dict[str, str] = read_json(folder / FILE, "the base's answers to distractors")
+    if list(known) != queries:
+        raise HartError(
+            f"{folder}: the run was begun with other distractors than data.distractors holds now; restore the "
+            "file, or start anew in another training.output_dir"
+        )
+    return known
 
 
 def encoded(main: MainModel, data: DataConfig, answers: Mapping[str, str]) -> list[tuple[list[int], list[int]]]:

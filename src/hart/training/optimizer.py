@@ -41,13 +41,13 @@ def optimizer_used(config: TrainingConfig, plugin: DeepSpeedPlugin | None, *, fs
     Raises:
         HartError: Muon where matrices are divided among processes.
     """
-    if plugin is not None and "optimizer" in plugin.deepspeed_config:
-        return f"DeepSpeed's {plugin.deepspeed_config['optimizer'].get('type')}"
     if config.optimizer == MUON and (fsdp or plugin is not None):
         raise HartError(
             f"training.optimizer is muon, which needs each matrix whole, and {'FSDP' if fsdp else 'DeepSpeed'} divides "
             "them among processes: take adamw, or leave the weights whole (DDP)"
         )
+    if plugin is not None and "optimizer" in plugin.deepspeed_config:
+        return f"DeepSpeed's {plugin.deepspeed_config['optimizer'].get('type')}"
     if config.optimizer == MUON:
         return MUON
     if config.optimizer == EIGHT_BIT and fsdp:

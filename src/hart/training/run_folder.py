@@ -18,6 +18,9 @@ from hart.training.run_record import NAMED, read_record
 
 logger = logging.getLogger(__name__)
 
+MOVABLE = ("data.dir", "data.distractors")
+"""Files of a run that may lie elsewhere when it goes on."""
+
 # Fields that may change between the start of a run and its continuation: they change no number of it.
 FREE_FIELDS = frozenset(
     f"training.{name}"
@@ -28,7 +31,7 @@ FREE_FIELDS = frozenset(
         "deepspeed", "fsdp",
     )
 ) | {
-    "model.attention", "model.gradient_checkpointing", "data.dir", "data.distractors", "distillation.cache",
+    "model.attention", "model.gradient_checkpointing", "distillation.cache", *MOVABLE,
 }  # fmt: skip
 
 _GONE = {"training.consistency_pairing": ("slots",), "training.tensorboard": (True, False)}
@@ -164,6 +167,11 @@ class RunFolder:
         if occupied and not (path / "config.yaml").is_file():
             raise HartError(f"{path}: exists with other content; choose another training.output_dir")
         return occupied
+
+    @staticmethod
+    def is_complete(path: Path) -> bool:
+        """Whether the run at `path` has been trained to its end."""
+        return (path / "final" / "config.json").is_file()
 
     @staticmethod
     def _check_same(saved: Path, config: RunConfig) -> None:

@@ -147,7 +147,7 @@ class _AtWork:
     def begin(self, unit: SweepRun, run: SweepRun) -> None:
         slot = min({*range(self.jobs)} - {job.slot for job in self.active})
         try:
-            take_over(run, unit.best())
+            run = take_over(run, unit.best())
             job = Job(run, slot, jobs=self.jobs, processes=self.processes)
         except HeldError:
             self.held = True

@@ -6,13 +6,14 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import Any
 
 from hart.errors import HartError
 from hart.runtime.files import write_json
 from hart.runtime.launch import cpu_cores
 from hart.training.run_folder import holding
-from hart.training.sweep_plan import RESULTS_FILE, RUN_FOLDER, SweepRun
+from hart.training.sweep_plan import PEAK, RESULTS_FILE, RUN_FOLDER, SweepRun
 
 CONFIG_FILE, LOG_FILE, ABOUT_FILE = "config.yaml", "log.txt", "about.json"
 
@@ -123,11 +124,19 @@ def check_room(jobs: int, processes: int) -> None:
         raise HartError(f"--jobs {jobs} times --processes {processes} are more than the {gpus} GPUs here; lower one")
 
 
-def take_over(run: SweepRun, candidate: SweepRun | None) -> None:
-    """Let a run begin with what a try of its grid has trained, where the two are the same."""
-    if candidate and (candidate.folder / RUN_FOLDER).is_dir() and not (run.folder / RUN_FOLDER).exists():
+def take_over(run: SweepRun, candidate: SweepRun | None) -> SweepRun:
+    """Let a run begin with what a try of its grid has trained, where the two are the same.
+
+    Returns:
+        The run; about it is then said what memory that training took, which its own process cannot know.
+    """
+    if candidate is None:
+        return run
+    if (candidate.folder / RUN_FOLDER).is_dir() and not (run.folder / RUN_FOLDER).exists():
         run.folder.mkdir(parents=True, exist_ok=True)
         (candidate.folder / RUN_FOLDER).rename(run.folder / RUN_FOLDER)
+    peak = (candidate.results() or {}).get(PEAK)
+    return replace(run, about={**run.about, PEAK: peak})
 
 
 def remaining(seconds: list[float], left: int, jobs: int) -> str:

@@ -20,9 +20,11 @@ from hart.model.config import ModelConfig
 from hart.runtime.sections import FieldError
 from hart.training import config as configuration
 from hart.training.config import RunConfig
-from hart.training.run_folder import FREE_FIELDS
+from hart.training.run_folder import FREE_FIELDS, MOVABLE
 
 RESULTS_FILE, RUN_FOLDER, GRID_FOLDER = "results.json", "run", "grid"
+PEAK = "peak_memory_gib"
+"""In results.json; null where the training was done before the process that scored it."""
 OWN_FIELDS = ("training.seed", "training.output_dir", "training.max_steps")
 """Fields that the sweep itself sets, or that a grid has another word for."""
 OTHER_RUNS = ("model.init_from", "distillation.teacher")
@@ -127,11 +129,10 @@ class SweepRun:
         best, _ = max(done, key=lambda pair: list(pair[1].values()))  # of equal ones the first
         own, steps = self.config, best.config.training.max_steps
         training = {name.partition(".")[2]: getattr(own.training, name.partition(".")[2]) for name in OWN_FIELDS}
-        config = best.config.changed(
-            model={"init_from": own.model.init_from},
-            distillation={"teacher": own.distillation.teacher},
-            training=training,
-        )
+        # What it starts and learns from has its own seed, unless that is what the grid has chosen.
+        start = {} if "model.init_from" in best.fields else {"init_from": own.model.init_from}
+        learn = {} if "distillation.teacher" in best.fields else {"teacher": own.distillation.teacher}
+        config = best.config.changed(model=start, distillation=learn, training=training)
         tried = [
             {"fields": dict(each.fields), **({"validation": result["validation"]} if result else {"failed": True})}
             for each, result in found
@@ -145,8 +146,8 @@ class SweepRun:
         run = self.resolved()
         if not self.candidates or run is None:
             return None
-        same = (each for each in self.candidates if _same(each.config.to_dict(), run.config.to_dict()))
-        return next(same, None)
+        chosen = [each for each in self.candidates if dict(each.fields) == run.about["chosen"]["fields"]]
+        return next((each for each in chosen if _same(each.config.to_dict(), run.config.to_dict())), None)
 
 
 def _same(one: Any, other: Mapping[str, Any]) -> bool:
@@ -154,20 +155,32 @@ def _same(one: Any, other: Mapping[str, Any]) -> bool:
     trees = [configuration.with_defaults(each) for each in (one, other)]
     if None in trees:
         return False
-    flat = [
-        {
-            name: value
-            for section, fields in (tree or {}).items()
-            for field, value in fields.items()
-            if (name := f"{section}.{field}") not in FREE_FIELDS
-        }
+    one, other = (
+        {f"{section}.{name}": value for section, fields in (tree or {}).items() for name, value in fields.items()}
         for tree in trees
-    ]
-    for each in flat:  # the same run of a sweep, wherever the sweep is kept
-        for name in OTHER_RUNS:
-            if each[name] and Path(each[name]).parts[-2:] == (RUN_FOLDER, "final"):
-                each[name] = Path(each[name]).parts[-4:]
-    return flat[0] == flat[1]
+    )
+    return telling(one) == telling(other)
+
+
+def telling(fields: Mapping[str, Any], *, any_seed: bool = False) -> dict[str, Any]:
+    """What tells one run from another: the fields that change a number of it, wherever data and sweeps are kept.
+
+    Data files go by their own name, what another run of a sweep has trained by its row and seed.
+
+    Args:
+        fields: "section.field" → value.
+        any_seed: whether runs that start or learn from another seed of one row are alike.
+    """
+    told = {name: value for name, value in fields.items() if name not in FREE_FIELDS or name in MOVABLE}
+    for name in MOVABLE:
+        if told.get(name):
+            told[name] = Path(told[name]).name
+    for name in OTHER_RUNS:
+        if told.get(name) and Path(told[name]).parts[-2:] == (RUN_FOLDER, "final"):
+            told[name] = "/".join(Path(told[name]).parts[-4:])
+        if told.get(name) and any_seed:
+            told[name] = re.sub(r"seed-\d+", "seed-*", told[name])
+    return told
 
 
 def plan(
@@ -290,6 +303,8 @@ def _candidates(out: Path, row: Row, seed: int, overrides: Sequence[str], text_d
     for name in row.grid:
         if name in OWN_FIELDS:
             raise HartError(f"{row.where}: grid: {name} cannot be chosen; the study's seeds and grid_steps say it")
+        if {"model.init_from": row.init_from, "distillation.teacher": row.teacher}.get(name):
+            raise HartError(f"{row.where}: grid: {name} cannot be chosen; {name.partition('.')[2]} of the row says it")
     for number, values in enumerate(itertools.product(*row.grid.values())):
         fields = dict(zip(row.grid, values, strict=True))
         loaded = row.build(overrides, fields)

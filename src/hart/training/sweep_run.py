@@ -20,7 +20,8 @@ from hart.runtime.files import read_json, write_json
 from hart.runtime.launch import TERMINATED, run_hart
 from hart.training import config as configuration
 from hart.training.config import RunConfig
-from hart.training.run_folder import read_metrics
+from hart.training.run_folder import RunFolder, read_metrics
+from hart.training.sweep_plan import PEAK
 
 if TYPE_CHECKING:
     from hart.model.hart_model import HartModel
@@ -53,10 +54,11 @@ def run_one(
     config = configuration.load(config_path)
     try:
         about = read_json(about_path, "what a sweep writes") if about_path else {}
+        trained_before = RunFolder.is_complete(Path(config.training.output_dir))
         if int(processes) > 1:
             run_hart(["train", config_path, *_on_cpu()], int(processes))
         final = train(config, quiet=True)
-        peak = _peak_memory(children=int(processes) > 1)
+        peak = None if trained_before else _peak_memory(children=int(processes) > 1)
         model = HartModel.from_pretrained(final, device=select_device())
         source = model.peft_source
         trained = 0 if source is None else sum(p.numel() for p in source.parameters())
@@ -65,7 +67,7 @@ def run_one(
             "config": config.to_dict(),
             "trained_parameters": trained,
             **_from_metrics(final.parent / "metrics.jsonl"),
-            "peak_memory_gib": peak,
+            PEAK: peak,
             "host": host_facts(int(processes)),
             **about,
         }

@@ -25,7 +25,7 @@ from hart.runtime.ranks import from_first, join_to_train, rank, together
 from hart.training.blueprint import check_positions, check_trains
 from hart.training.config import RunConfig
 from hart.training.distillation import make_distillation
-from hart.training.distractors import base_answers, encoded
+from hart.training.distractors import base_answers, check_begun_with, encoded
 from hart.training.loop import Loop
 from hart.training.run_folder import RunFolder, holding, undone_on_error
 from hart.training.run_record import check_same, read_record, record_of, write_record
@@ -64,7 +64,10 @@ def _train(config: RunConfig, tasks: Sequence[Task] | None, *, owner: bool, quie
     with undone_on_error(folder) if owner else nullcontext():
         with together():
             run = RunFolder(config, owner=owner)
-        if from_first((run.final / "config.json").exists):
+        if from_first(lambda: RunFolder.is_complete(folder)):
+            if config.data.distractor_share:
+                with together():
+                    check_begun_with(config.data, folder)
             logger.info("%s: the run is complete", run.path)
             return run.final
         with together():
