@@ -54,7 +54,9 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     content = json.loads((folder / "queries.json").read_text())
     tasks = content["tasks"].items()
-    engine = LLM(model=content["base"], enable_lora=True, max_lora_rank=8, dtype="float32", enforce_eager=True)
+    # Half of the memory: of a CPU other processes have a part.
+    share = {"gpu_memory_utilization": 0.5, "dtype": "float32", "enforce_eager": True}
+    engine = LLM(model=content["base"], enable_lora=True, max_lora_rank=8, **share)
     sampling = SamplingParams(temperature=0, max_tokens=content["max_new_tokens"])
     answers = {}
     for number, (name, queries) in enumerate(tasks, start=1):
