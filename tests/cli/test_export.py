@@ -104,6 +104,8 @@ def test_mistakes(adaptation_dir: Path, tmp_path: Path, refused: Callable[..., s
     assert "absent" in refused("export", tmp_path / "absent", "--format", "peft", "--output-dir", tmp_path / "p")
     words = ("export", adaptation_dir, "--output-dir", tmp_path / "p", "--format")
     assert "cannot be merged" in refused(*words, "merged", "--lossy")
+    assert "cannot be merged" in refused(*words, "merged"), "said at once, not behind --lossy"
+    assert "give the whole id, 64 digits" in refused("export", "0123456789ab", *words[2:], "merged")
     assert "--format" in refused(*words, "gguf")
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     assert "pip install" in refused(*words, "peft", "--lossy")

@@ -83,15 +83,23 @@ def test_bad_input_file(content: str | None, told: str, adaptation_dir: Path, tm
 def test_several_adaptations_need_names(adaptation_dir: Path, asked: Path, tmp_path: Path, refused) -> None:
     twin = shutil.copytree(adaptation_dir, tmp_path / "other" / adaptation_dir.name)
     assert "--input-file" in refused("predict", adaptation_dir, twin, "--input", "one 7")
-    assert "names none" in refused("predict", adaptation_dir, twin, "--input-file", asked)
+    assert 'field "adaptation" is missing' in refused("predict", adaptation_dir, twin, "--input-file", asked)
     asked.write_text(json.dumps({"input": "a", "adaptation": adaptation_dir.name}), encoding="utf-8")
     assert "names more than one" in refused("predict", adaptation_dir, twin, "--input-file", asked)
 
 
 def test_no_adaptation_there(model_dir: Path, tmp_path: Path, refused) -> None:
-    for folder in (tmp_path / "absent", model_dir):
+    for folder, told in ((tmp_path / "absent", "no adaptation here"), (model_dir, "a model, not an adaptation")):
         line = refused("predict", folder, "--input", "one 7")
-        assert str(folder) in line and "no adaptation here" in line
+        assert str(folder) in line and told in line
+
+
+def test_what_is_no_model_is_called_what_it_is(adaptation_dir: Path, model_dir: Path, tmp_path: Path, refused) -> None:
+    task = ("--definition", "Sort.", "--output-dir", tmp_path / "a")
+    assert "an adaptation, not a model; hart predict answers with it" in refused("adapt", adaptation_dir, *task)
+    shutil.copytree(model_dir, tmp_path / "run" / "final")
+    assert f"a run; its model is {tmp_path / 'run' / 'final'}" in refused("adapt", tmp_path / "run", *task)
+    assert "a base, without a hypernetwork; give a HART model, such as mini" in refused("adapt", "mini-base", *task)
 
 
 def test_truncated_adaptation(adaptation_dir: Path, refused) -> None:

@@ -8,7 +8,7 @@ import yaml
 
 from hart.training import sweep_table
 from hart.training.config import RunConfig
-from hart.training.sweep_plan import RESULTS_FILE
+from hart.training.sweep_plan import RESULTS_FILE, SweepRun
 
 
 def write(folder: Path, row: str, score: float) -> None:
@@ -64,3 +64,16 @@ def test_a_sweep_without_any_result_is_no_success(hart, study: Path, tmp_path: P
     monkeypatch.setattr("hart.training.sweep.sweep", lambda *_, **__: rows)
     result = hart("sweep", study, "--output-dir", tmp_path / "out")
     assert result.status == 2 and "| a | 0 |" in result.out and "out: no run has results" in result.err
+
+
+def test_a_sweep_with_a_failed_run_is_no_success(hart, study: Path, tmp_path: Path, monkeypatch) -> None:
+    rows = [dict.fromkeys(sweep_table._COLUMNS) | {"system": "a", "runs": 1}]
+
+    def swept(_: Path, runs: list[SweepRun], *, missed, **__: object) -> list[dict[str, object]]:
+        missed(runs[0])
+        return rows
+
+    monkeypatch.setattr("hart.training.sweep.sweep", swept)
+    result = hart("sweep", study, "--output-dir", tmp_path / "out")
+    assert result.status == 2 and "| a | 1 |" in result.out
+    assert "out: a, seed 0 not done; the lines above say why" in result.err

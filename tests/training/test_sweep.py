@@ -151,7 +151,10 @@ def test_a_failed_run_is_told_and_stops_nobody(files: dict[str, Path], tmp_path:
     bad = tmp_path / "configs" / "bad.yaml"
     bad.write_text(files["hart"].read_text().replace("decoder_layers: 2", "decoder_layers: 9"))
     said: list[str] = []
-    rows = sweep(tmp_path / "out", plan(tmp_path / "out", [bad, files["hart"]], [0]), say=said.append)
+    missed: list[SweepRun] = []
+    runs = plan(tmp_path / "out", [bad, files["hart"]], [0])
+    rows = sweep(tmp_path / "out", runs, say=said.append, missed=missed.append)
+    assert [run.label for run in missed] == ["bad, seed 0"]
     assert any("bad, seed 0: failed: model.decoder_layers is 9" in line for line in said)
     assert [row["runs"] for row in rows] == [0, 1]
     assert "| bad | 0 | – |" in markdown(rows)

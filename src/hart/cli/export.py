@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,14 @@ examples:
 
 
 def run(args: argparse.Namespace) -> None:
-    from hart.model.export import import_peft, refuse_loss, save_merged, save_peft, what_is_lost
+    from hart.model.export import (
+        import_peft,
+        refuse_loss,
+        refuse_unmergeable,
+        save_merged,
+        save_peft,
+        what_is_lost,
+    )
     from hart.runtime.files import check_folder_target
 
     check_folder_target(args.output_dir, replaces=FORMATS[args.format])
@@ -58,6 +66,8 @@ def run(args: argparse.Namespace) -> None:
         adaptation.save_pretrained(args.output_dir, overwrite=args.overwrite)
     else:
         import_peft()
+        if args.format == "merged":
+            refuse_unmergeable(adaptation)
         refuse_loss(adaptation, args.lossy)
         # Before the base is loaded, which may take long.
         main = load_base(adaptation, args.base, dtype="float32")
@@ -74,6 +84,8 @@ def _load(name: str) -> "Adaptation":
     from hart.model.adaptation import Adaptation
     from hart.serving.store import ID, Store
 
+    if re.fullmatch(r"[0-9a-f]{8,63}", name) and not Path(name).exists():
+        raise HartError(f"{name}: no such folder; of an adaptation of the store, give the whole id, 64 digits")
     if not ID.fullmatch(name) or Path(name).is_dir():
         return Adaptation.from_pretrained(name)
     store = Store()

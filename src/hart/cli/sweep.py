@@ -2,11 +2,14 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hart.cli.options import natural, positive
 from hart.cli.printing import say
 from hart.errors import HartError
+
+if TYPE_CHECKING:
+    from hart.training.sweep_plan import SweepRun
 
 OWN_OPTIONS = ("--help", "--output-dir", "--row", "--seeds", "--jobs", "--processes", "--text-dir")
 
@@ -97,10 +100,16 @@ def run(args: argparse.Namespace) -> None:
         raise HartError("--row names rows of a study, and configurations are given; leave it out")
     else:
         runs = plan(out, files, args.seeds or [0], args.overrides, args.text_dir)
+    missed: list[SweepRun] = []
     try:
-        rows = sweep(out, runs, jobs=args.jobs, processes=args.processes, listing=listing, say=say)
+        rows = sweep(
+            out, runs, jobs=args.jobs, processes=args.processes, listing=listing, say=say, missed=missed.append
+        )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command goes on with what is left") from None
     say(markdown(rows), end="")
     if not any(row["runs"] for row in rows):
         raise HartError(f"{out}: no run has results; the lines above say why")
+    if missed:
+        more = f" and {len(missed) - 1} more" if len(missed) > 1 else ""
+        raise HartError(f"{out}: {missed[0].label}{more} not done; the lines above say why")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hart.data.reading import read_lines
+from hart.data.reading import check_file, read_lines
 from hart.data.sampling import Example, Examples
 from hart.errors import HartError
 from hart.runtime.files import parse_json
@@ -69,6 +69,7 @@ def read_distractors(path: str | Path) -> tuple[list[str], list[str]]:
         HartError: another ending, a file that cannot be read, a row without a query, or fewer rows than `HELD_OUT`.
     """
     path = Path(path)
+    check_file(path)
     if not path.name.endswith(ENDINGS):
         raise HartError(
             f'{path}: distractors are a text with a query a line (.txt), or JSON lines with "input" (.jsonl)'

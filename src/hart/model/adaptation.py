@@ -308,6 +308,8 @@ def _read_fields(folder: Path) -> tuple[dict[str, Any], str | None]:
     """The checked content of `adaptation.json`, and the checksum of the tensors, which old files lack."""
     path = folder / FIELDS_FILE
     missing = f"{folder}: no adaptation here ({FIELDS_FILE} is missing)"
+    if (folder / "config.json").is_file():
+        missing = f"{folder}: a model, not an adaptation; hart adapt {folder} --output-dir A makes one"
     content = read_json(path, "the file of an adaptation", missing=missing)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise HartError(f"{path}: format is not {FORMAT}; it was written by another version of hart")

@@ -103,10 +103,7 @@ def merge(adaptation: Adaptation, main: MainModel, *, lossy: bool = False) -> Pr
     Raises:
         HartError: as `to_peft`, or prefixes or a memory alone, which are no change of any weight.
     """
-    if all(isinstance(kind, Prefix) for kind in adaptation.kinds):
-        raise HartError(
-            "prefixes and a memory are rows beside keys and values, no change of a weight; they cannot be merged"
-        )
+    refuse_unmergeable(adaptation)
     wrapped = to_peft(adaptation, main, lossy=lossy)
     for parameter in wrapped.parameters():
         parameter.data = parameter.data.clone()
@@ -176,6 +173,14 @@ def _new_export(adaptation: Adaptation, folder: str | Path, form: str, overwrite
         yield partial
         names_written = sorted(each.name for each in partial.iterdir())
         write_json(partial / EXPORT_FILE, {**about, "files": names_written}, indent=1)
+
+
+def refuse_unmergeable(adaptation: Adaptation) -> None:
+    """Raise `HartError` where nothing of an adaptation is a change of a weight."""
+    if all(isinstance(kind, Prefix) for kind in adaptation.kinds):
+        raise HartError(
+            "prefixes and a memory are rows beside keys and values, no change of a weight; they cannot be merged"
+        )
 
 
 def refuse_loss(adaptation: Adaptation, lossy: bool, main: MainModel | None = None) -> None:

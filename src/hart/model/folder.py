@@ -23,7 +23,7 @@ from hart.hypernetwork.config import HyperNetworkConfig
 from hart.hypernetwork.network import HyperNetwork
 from hart.hypernetwork.schemes.base import with_defaults
 from hart.model.base_checkpoint import loading
-from hart.model.bundled import resolve_base, resolve_model
+from hart.model.bundled import BASES, MODELS, resolve_base, resolve_model
 from hart.model.card import model_card
 from hart.model.main_model import MainModel
 from hart.model.peft_source import CONFIG_FILE, WEIGHTS_FILE, PeftSource, load_peft_source
@@ -79,12 +79,14 @@ def fetch(name: str, revision: str | None) -> Path:
     folder = Path(name)
     if folder.is_dir():
         return folder
+    if name in BASES:
+        raise HartError(f"{name}: a base, without a hypernetwork; give a HART model, such as {' or '.join(MODELS)}")
     try:
         return Path(snapshot_download(name, revision=revision))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise HartError(
             f"{name}: neither a folder nor a model that the hub has or that lies in its cache; "
-            "give a folder, a hub name or mini"
+            f"give a folder, a hub name, {' or '.join(MODELS)}"
         ) from error
 
 
@@ -161,6 +163,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG_FILE
     absent = f"{path}: no such file; is {folder} the folder of a saved HART model?"
+    if (folder / "adaptation.json").is_file():
+        absent = f"{folder}: an adaptation, not a model; hart predict answers with it"
+    elif (folder / "final" / CONFIG_FILE).is_file():
+        absent = f"{folder}: a run; its model is {folder / 'final'}"
     config: Any = read_json(path, "the configuration of a model", missing=absent)
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind not in MODEL_TYPES:

@@ -207,6 +207,8 @@ def _entry(row: Row, folders: Sequence[str]) -> int:
         return 0
     if row.where == "--input":
         raise HartError('several adaptations need --input-file, whose lines name one as "adaptation"')
+    if name is None:
+        raise HartError(f'{row.where}: field "adaptation" is missing; it says which of {", ".join(folders)} answers')
     found = [i for i, folder in enumerate(folders) if folder == name]
     found = found or [i for i, folder in enumerate(folders) if Path(folder).name == name]
     if len(found) != 1:

@@ -35,6 +35,7 @@ def sweep(
     processes: int = 1,
     listing: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = print,
+    missed: Callable[[SweepRun], Any] = lambda _: None,
 ) -> list[dict[str, Any]]:
     """Do what is not done, write the tables, and return their rows.
 
@@ -42,6 +43,7 @@ def sweep(
         jobs: runs side by side; with GPUs each has one of its own (`processes` of its own).
         processes: that train each run.
         listing: what study.json says; None: the runs, with those of earlier sweeps in the folder.
+        missed: told each run that has failed, or could not be done because another has.
 
     Raises:
         HartError: `out` has other content, or other sweeps are at work on all that is left.
@@ -60,6 +62,8 @@ def sweep(
     write_json(out / LISTING_FILE, _listing(out, runs) if listing is None else dict(listing))
     at_work = _AtWork(runs, jobs, processes, say, lambda: write_tables(out, runs))
     at_work.work()
+    for run in at_work.missed:
+        missed(run)
     if at_work.held and not at_work.times:
         raise HeldError(
             f"{out}: another process is at work in it; wait for its end, or choose another folder for the sweep"
@@ -87,6 +91,7 @@ class _AtWork:
     Attributes:
         times: seconds of the runs that were done here.
         held: whether another sweep is at work on some.
+        missed: those that have failed, or could not be done because another has.
     """
 
     def __init__(
@@ -109,6 +114,7 @@ class _AtWork:
         self.active: list[Job] = []
         self.times: list[float] = []
         self.held = False
+        self.missed: list[SweepRun] = []
 
     def work(self) -> None:
         with _handing_on(self.active) as told:
@@ -138,8 +144,10 @@ class _AtWork:
             if run is not None and run.results() is not None:
                 self.settle(unit, "done before", done=True)
             elif missing := [folder for folder in unit.sources if not self.settled[folder]]:
+                self.missed.append(unit)
                 self.settle(unit, f"not done: it needs {missing[0]}, which has no results")
             elif run is None:
+                self.missed.append(unit)
                 self.settle(unit, "not done: no try of its grid has results")
             elif len(self.active) < self.jobs:
                 self.begin(unit, run)
@@ -162,6 +170,8 @@ class _AtWork:
         failure = job.close()
         self.active.remove(job)
         self.settled[job.run.folder] = not failure
+        if failure:
+            self.missed.append(job.run)
         self.times.append(seconds)
         if tell:
             left = remaining(self.times, len(self.waiting) + len(self.active), self.jobs)

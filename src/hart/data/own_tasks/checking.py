@@ -193,7 +193,8 @@ def _list(folder: Path, official: str, report: Report) -> list[str]:
         report.refused.append(str(error))
         return []
     if not names and official == "train":
-        report.refused.append(f"{path}: names no task to train on; write one task name a line")
+        wanted = "names no task to train on" if path.exists() else "no such file"
+        report.refused.append(f"{path}: {wanted}; write one task name a line")
     elif not names:  # only an evaluation reads it, and there may be none
         report.warn("names no task, and hart evaluate --data sni reads it", str(path))
     return names

@@ -112,7 +112,9 @@ class Answers:
         Raises:
             HartError: the file holds something else than the answers to these rows, in their order.
         """
-        if self._path is None or self._format == "txt":
+        if self._path is None:
+            raise HartError("--resume goes on behind the answers in --output-file; give that file")
+        if self._format == "txt":
             raise HartError("--resume needs an --output-file that holds the queries beside the answers; txt does not")
         old = self._target if self._target.exists() else self._path
         if not old.exists():
