@@ -193,7 +193,7 @@ def test_options_that_mean_nothing(adaptation_dir: Path, asked: Path, tmp_path: 
     words = ("predict", adaptation_dir, "--input-file", asked)
     assert "--output-field: 'input' is the field of the query" in refused(*words, "--output-field", "input")
     assert "json is written whole" in refused(*words, "--output-format", "json")
-    assert "--resume needs an --output-file" in refused(*words, "--resume")
+    assert "--resume goes on behind the answers in --output-file" in refused(*words, "--resume")
     assert "answers are not packed" in refused(*words, "--output-file", tmp_path / "a.csv.gz")
     # Where the answers of a JSON array wait.
     journal = shutil.copy(asked, tmp_path / "a.json.part.jsonl")

@@ -65,7 +65,7 @@ def test_what_training_refuses(folder: Path) -> None:
         assert "\n" not in line
     with pytest.raises(HartError, match="no such folder"):
         check_folder(folder / "none")
-    assert "train_tasks.txt: names no task to train on" in check_folder(folder / "tasks").refused[0]
+    assert "train_tasks.txt: no such file; write one task name a line" in check_folder(folder / "tasks").refused[0]
 
 
 def test_what_a_configuration_asks_for(folder: Path, tiny_tokenizer) -> None:
