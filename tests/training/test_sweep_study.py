@@ -261,6 +261,16 @@ def test_a_full_try_is_not_trained_twice(study: Study, tmp_path: Path) -> None:
     assert [line.partition(": ")[2] for line in said] == ["done before"] * 4
 
 
+@pytest.mark.usefixtures("in_this_process")
+def test_a_try_that_fails_is_no_run_that_is_missed(study: Study, tmp_path: Path) -> None:
+    path = study(set={"data.validation_tasks": 1}, rows={"a": {"grid": {"model.decoder_layers": [9, 2]}}})
+    said: list[str] = []
+    missed: list[SweepRun] = []
+    runs = plan_study(read_study(path), tmp_path / "out")
+    (row,) = sweep(tmp_path / "out", runs, say=said.append, missed=missed.append)
+    assert any("failed" in line for line in said) and row["runs"] == 1 and not missed
+
+
 def test_results_count_wherever_the_sweep_is_kept(study: Study, tmp_path: Path) -> None:
     found = read_study(study(rows={"first": None, "second": {"init_from": "first"}}))
     here, there = (plan_study(found, tmp_path / place) for place in ("here", "there"))

@@ -43,7 +43,7 @@ def sweep(
         jobs: runs side by side; with GPUs each has one of its own (`processes` of its own).
         processes: that train each run.
         listing: what study.json says; None: the runs, with those of earlier sweeps in the folder.
-        missed: told each run that has failed, or could not be done because another has.
+        missed: told each run that has failed, or could not be done because another has; not the tries of a grid.
 
     Raises:
         HartError: `out` has other content, or other sweeps are at work on all that is left.
@@ -63,7 +63,8 @@ def sweep(
     at_work = _AtWork(runs, jobs, processes, say, lambda: write_tables(out, runs))
     at_work.work()
     for run in at_work.missed:
-        missed(run)
+        if not run.fields:  # of the tries of a grid some may fail
+            missed(run)
     if at_work.held and not at_work.times:
         raise HeldError(
             f"{out}: another process is at work in it; wait for its end, or choose another folder for the sweep"
