@@ -130,11 +130,12 @@ def test_groups_are_sampled_together(dataset: Any, tiny_tokenizer: PreTrainedTok
         assert len(inputs) == 6 and text(tiny_tokenizer, example["query_ids"]) not in inputs
 
 
+@pytest.mark.parametrize("space", ["", " "])  # a space that no model reads
 def test_sampled_demonstrations_are_other_instances_of_the_task(
-    dataset: Any, tiny_tokenizer: PreTrainedTokenizerFast
+    space: str, dataset: Any, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     # One input occurs twice, with different answers: neither may be shown for the other.
-    twice = Instance(TASKS[0].instances[0].input, ("other",), "again")
+    twice = Instance(TASKS[0].instances[0].input + space, ("other",), "again")
     tasks = [replace(TASKS[0], instances=(*TASKS[0].instances, twice)), TASKS[1]]
     examples = dataset(tasks, demonstrations="sampled", num_demonstrations=3)
     shown_sets = set()
@@ -152,7 +153,7 @@ def test_sampled_demonstrations_are_other_instances_of_the_task(
             answers = [
                 reference
                 for item in task.instances
-                if question == f"Input: {item.input}."
+                if question == f"Input: {item.input.strip()}."
                 for reference in item.references
             ]
             assert answer in [f" Output: {reference}." for reference in answers]

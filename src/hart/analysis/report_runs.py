@@ -298,7 +298,7 @@ def _flat(config: Any) -> dict[str, Any] | None:
 
 
 def _check_same_tasks(study: Runs, collection: str) -> None:
-    """Refuse to put scores on different tasks side by side."""
+    """Refuse to put scores on different tasks side by side, or on other numbers of instances where both say theirs."""
 
     def asked(run: Run) -> dict[str, Any]:
         assert run.results is not None
@@ -308,8 +308,8 @@ def _check_same_tasks(study: Runs, collection: str) -> None:
     tasks = asked(first)
     for run in others:
         own = asked(run)
-        if own != tasks:
-            same = sum(own.get(name, "") == count for name, count in tasks.items())
+        same = sum(name in own and (own[name] == count or None in (own[name], count)) for name, count in tasks.items())
+        if not same == len(tasks) == len(own):
             raise HartError(
                 f"{study.folder}: {run.row}/seed-{run.seed} and {first.row}/seed-{first.seed} were scored on different "
                 f"tasks ({len(own)} and {len(tasks)}, {same} the same); keep those of one kind in a folder of their own"

@@ -252,7 +252,7 @@ class TrainingDataset(Examples):
     def _with_sampled_demonstrations(self, task_index: int, members: np.ndarray, rng: np.random.Generator) -> Task:
         # Files repeat inputs; another instance with the query's text would give the answer away.
         task, positions = self.tasks[task_index], self._positions[task_index]
-        queries = {task.instances[i].input for i in members}
+        queries = {task.instances[i].input.strip() for i in members}  # as models read them
         # On the disk equal inputs cannot be looked up beforehand; they are left out after the draw.
         taken = np.unique(members) if positions is None else sorted({at for text in queries for at in positions[text]})
         available = len(task.instances) - len(taken)
@@ -261,7 +261,7 @@ class TrainingDataset(Examples):
             chosen += chosen >= at
         shown = [task.instances[i] for i in chosen]
         demonstrations = tuple(
-            Demonstration(each.input, _draw_reference(each, rng)) for each in shown if each.input not in queries
+            Demonstration(each.input, _draw_reference(each, rng)) for each in shown if each.input.strip() not in queries
         )
         if self._form.num_demonstrations and not demonstrations:
             raise HartError(f"task {task.label}: no other row differs from the query; remove the repetitions")
@@ -303,7 +303,7 @@ def _without_blanks(task: Task, cuts: Cuts) -> Task:
 
 
 def _check(task: Task, queries: int, demonstrations: int, cuts: Cuts) -> dict[str, list[int]] | None:
-    """Positions of each input, if the instances are in memory.
+    """Positions of each input, without the white space around it, if the instances are in memory.
 
     Raises `HartError` unless the task leaves a demonstration beside its queries.
     """
@@ -314,7 +314,7 @@ def _check(task: Task, queries: int, demonstrations: int, cuts: Cuts) -> dict[st
     if isinstance(task.instances, tuple):
         positions = {}
         for position, instance in enumerate(task.instances):
-            positions.setdefault(instance.input, []).append(position)
+            positions.setdefault(instance.input.strip(), []).append(position)
         distinct = len(positions)
     if demonstrations and distinct <= queries:
         raise HartError(

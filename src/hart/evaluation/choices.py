@@ -66,7 +66,7 @@ class TemplateResult:
 
     @property
     def means(self) -> dict[str, Any]:
-        return {"accuracy": self.accuracy}
+        return {"accuracy": self.accuracy, "instances": len(self.instances)}
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -47,6 +47,10 @@ def test_what_is_counted(folder: Path) -> None:
     assert report.refused == [] and report.lengths == {} and count_tasks(folder) == 4
     assert report.warnings["is a training task with rows of a test task"] == ["leak"]
     assert report.warnings["has one input with different outputs"] == ["bad"]
+    assert "shows one input in several demonstrations" not in report.warnings
+    twice = Task("Do it.", [("a", "b"), (" a", "c")], name="good", instances=[Instance("c", ("d",))])
+    twice.save(folder / "tasks" / "good.json")
+    assert check_folder(folder).warnings["shows one input in several demonstrations"] == ["good"]
 
 
 def test_what_training_refuses(folder: Path) -> None:

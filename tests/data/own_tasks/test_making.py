@@ -127,6 +127,19 @@ def test_labels_are_shown_in_turn() -> None:
 def test_what_is_shown_is_not_asked(tmp_path: Path) -> None:
     (only,) = made(write_csv(tmp_path / "t.csv", [*ROWS, ROWS[0]]))
     assert only.left_out == 1 and ROWS[0][0] not in [each.input for each in only.task.instances]
+    # White space around a text is nothing that a model reads.
+    (only,) = made(write_csv(tmp_path / "t.csv", [*ROWS, (f" {ROWS[0][0]} ", ROWS[0][1])]))
+    assert only.left_out == 1 and [each.input for each in only.task.instances] == ["three", "four"]
+
+
+def test_no_input_is_shown_twice(tmp_path: Path) -> None:
+    (only,) = made(write_csv(tmp_path / "t.csv", [ROWS[0], ROWS[0], (f"{ROWS[0][0]} ", "no"), *ROWS[1:]]))
+    assert [(each.input, each.output) for each in only.task.demonstrations] == ROWS[:2] and only.left_out == 2
+
+
+def test_spellings_of_a_label_are_one_label() -> None:
+    outputs = ["spam", "Spam", "SPAM ", "spam", "ham", "ham"]
+    assert choose(outputs, 2, None, "t") == ([0, 4], 2)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +148,8 @@ def test_what_is_shown_is_not_asked(tmp_path: Path) -> None:
         ([("one",)], "line 2: has 1 fields, the header has 2"),
         ([("one", " ")], "line 2: 'output' is empty"),
         ([(" ", "x")], "line 2: 'input' is empty"),
-        ([("one", "x")], "has 1 rows, too few for 2 demonstrations"),
+        ([("one", "x")], "has 1 rows with different inputs, too few for 2 demonstrations"),
+        ([("one", "x"), ("one ", "y")], "has 1 rows with different inputs, too few for 2 demonstrations"),
         ([], "holds no row"),
     ],
 )

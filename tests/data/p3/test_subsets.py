@@ -63,6 +63,13 @@ def test_a_test_query_is_never_a_demonstration(toy_p3_dir: Path, tmp_path: Path)
     (task,) = load_p3(folder, "test", subsets=["super_glue_cb_*"], num_demonstrations=100)
     assert len(task.demonstrations) == 12
     assert not {demo.input for demo in task.demonstrations} & {row.input for row in task.instances}
+    # White space around a text is nothing that a model reads.
+    padded = [json.loads(row) for row in rows.splitlines()]
+    with (subset / "train.jsonl").open("w") as file:
+        for row in padded:
+            file.write(json.dumps({**row, "inputs_pretokenized": row["inputs_pretokenized"] + " "}) + "\n")
+    with pytest.raises(HartError, match="every train row has the input of a test row"):
+        load_p3(folder, "test", subsets=["super_glue_cb_*"])
     (subset / "train.jsonl").write_text(rows)
     with pytest.raises(HartError, match="cb_can_we_infer: every train row has the input of a test row"):
         load_p3(folder, "test")
@@ -103,6 +110,18 @@ def test_validation_sets_whole_data_sets_with_choices_aside(toy_p3_dir: Path):
         assert not {t.categories for t in aside} & {t.categories for t in left}
         seen |= {task.categories[0] for task in aside}
     assert seen == {"ag_news", "imdb"}  # xsum has no choices
+
+
+def test_a_template_without_choices_is_neither_trained_nor_validated_on(
+    toy_p3_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    folder = copy(toy_p3_dir, tmp_path)
+    shutil.copytree(folder / "xsum_DOC_tldr", folder / "imdb_Generate_a_review")
+    subsets = ["imdb_*", "xsum_DOC_tldr"]
+    aside = load_p3(folder, "validation", validation_tasks=1, subsets=subsets)
+    assert names(aside) == ["imdb_Reviewer_Enjoyment"]
+    assert "subset imdb_Generate_a_review: is neither trained on nor validated on" in caplog.text
+    assert names(load_p3(folder, "train", validation_tasks=1, subsets=subsets)) == ["xsum_DOC_tldr"]
 
 
 def test_names_of_other_copies_and_scoring_copies(toy_p3_dir: Path, tmp_path: Path):

@@ -253,6 +253,8 @@ def _count(task: Task, official: str, report: Report, tested: "_Tested") -> None
         report.warn("has no demonstrations; to train on it, data.num_demonstrations must be 0", task.name)
     if any(not each.output.strip() for each in task.demonstrations):
         report.warn("has a demonstration with an empty output", task.name)
+    if len(shown) < len(task.demonstrations):
+        report.warn("shows one input in several demonstrations", task.name)
 
 
 _WARNINGS = {

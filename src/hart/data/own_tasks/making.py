@@ -177,7 +177,7 @@ def _answers(value: Any, column: str, place: str) -> tuple[str, ...]:
 
 
 def _cell(value: Any, column: str, place: str) -> str:
-    """A text that is not blank; a number as its digits."""
+    """A text that is not blank, as models read it, without the white space around it; a number as its digits."""
     if isinstance(value, float) and not math.isfinite(value):
         value = ""  # what pandas writes for nothing
     if isinstance(value, int | float):
@@ -186,7 +186,7 @@ def _cell(value: Any, column: str, place: str) -> str:
         raise RowError(f"{place}: {column!r} must be a text or a number")
     if not value.strip():
         raise RowError(f"{place}: {column!r} is empty; fill it, or remove the row")
-    return value
+    return value.strip()
 
 
 def _names(name: str, groups: dict[str, _Group], *, by_value: bool) -> dict[str, str]:
@@ -226,12 +226,19 @@ def refuse_twins(named: Iterable[tuple[str, str]]) -> None:
 
 def _task(name: str, group: _Group, demonstrations: int, seed: int | None, *, named_by: str) -> Made:
     rows = group.rows
-    if len(rows) < demonstrations:
+    # The first row of each input: a second one would show nothing new, or contradict it.
+    firsts: dict[str, int] = {}
+    for index, (_, text, _) in enumerate(rows):
+        firsts.setdefault(text, index)
+    different = [*firsts.values()]
+    if len(different) < demonstrations:
         raise HartError(
-            f"{named_by}: has {len(rows)} rows, too few for {demonstrations} demonstrations; "
-            "add rows, or lower --demonstrations"
+            f"{named_by}: has {len(different)} rows with different inputs, too few for {demonstrations} "
+            "demonstrations; add rows, or lower --demonstrations"
         )
-    chosen, labels = choose([answers[0] for _, _, answers in rows], demonstrations, seed, name)
+    outputs = [rows[index][2][0] for index in different]
+    picked, labels = choose(outputs, demonstrations, seed, name)
+    chosen = [different[index] for index in picked]
     shown_inputs = {rows[index][1] for index in chosen}
     kept = [index for index, row in enumerate(rows) if row[1] not in shown_inputs]
     width = len(str(len(rows)))
@@ -248,6 +255,8 @@ def _task(name: str, group: _Group, demonstrations: int, seed: int | None, *, na
 def choose(outputs: Sequence[str], number: int, seed: int | None, name: str) -> tuple[list[int], int]:
     """Positions of the rows that become demonstrations, and the number of labels (0 where outputs are none).
 
+    Spellings of a label that differ in capitals or white space alone are one label.
+
     Args:
         seed: None takes the first rows; else the order of the rows of task `name` is shuffled first.
     """
@@ -256,7 +265,7 @@ def choose(outputs: Sequence[str], number: int, seed: int | None, name: str) -> 
         order = named_stream(seed, "demonstrations", name).permutation(len(outputs)).tolist()
     found: dict[str, list[int]] = {}
     for index in order:
-        found.setdefault(outputs[index], []).append(index)
+        found.setdefault(" ".join(outputs[index].casefold().split()), []).append(index)
     if len(found) < 2 or len(found) > MOST_LABELS or len(found) * ROWS_PER_LABEL > len(outputs):
         return order[:number], 0
     turns = [own[turn] for turn in range(max(map(len, found.values()))) for own in found.values() if turn < len(own)]

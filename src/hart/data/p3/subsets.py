@@ -48,8 +48,8 @@ def load_p3(
 
     Args:
         data_dir: folder of subsets; None loads them from `hub_name`.
-        split: "train", "validation" or "test". Validation tasks are the subsets of `validation_tasks` training data
-            sets with answer choices, drawn by `seed`, with all their templates; they are then no part of "train".
+        split: "train", "validation" or "test". Validation tasks are the subsets with answer choices of
+            `validation_tasks` training data sets, drawn by `seed`; no subset of these is then part of "train".
         subsets: names or patterns (`super_glue_boolq_*`); None: T0's mixture for training and validation, the eight
             held-out tasks for the test.
         num_demonstrations: instances in each task's fixed set of demonstrations.
@@ -76,6 +76,11 @@ def load_p3(
         aside = _set_aside(folder, [(name, present[name]) for name in names], validation_tasks, seed, split)
         names = [name for name in names if (dataset_of(name) in aside) == (split == "validation")]
     cuts = Cuts()
+    if split == "validation":
+        scored = [name for name in names if _has_choices(folder / present[name])]
+        for name in sorted({*names} - {*scored}):
+            cuts.note("is neither trained on nor validated on, as it has no answer choices", f"subset {name}")
+        names = scored
     tasks = [
         _task(name, folder / present[name], split, num_demonstrations, max_instances, seed, cuts)
         for name in sorted(names)
@@ -137,7 +142,7 @@ def _task(name: str, subset: Path, split: str, shots: int, max_instances: int | 
         instances = instances[:max_instances]
     if training and len(pool) < 2:
         raise HartError(f"{subset}: train has one row, none is left to demonstrate the task with; add some")
-    queries: set[str] = set() if training else {instance.input for instance in instances}
+    queries: set[str] = set() if training else {instance.input.strip() for instance in instances}
     demonstrations = _draw(pool, shots, queries, named_stream(seed, "demonstrations", name))
     if not demonstrations:
         raise HartError(f"{subset}: every train row has the input of a {split} row; none is left as a demonstration")
@@ -150,7 +155,7 @@ def _task(name: str, subset: Path, split: str, shots: int, max_instances: int | 
 def _draw(
     pool: Sequence[Instance], shots: int, queries: Collection[str], rng: np.random.Generator
 ) -> list[Demonstration]:
-    """Up to `shots` of the pool with different inputs, none that a query has."""
+    """Up to `shots` of the pool with different inputs, none that a query has, white space around them aside."""
     many = len(pool) > _MANY
     order = rng.choice(len(pool), 4 * shots, replace=False) if many else rng.permutation(len(pool))
     found: dict[str, Demonstration] = {}
@@ -158,8 +163,9 @@ def _draw(
         instance = pool[at]
         if len(found) == shots:
             break
-        if instance.input not in queries:
-            found.setdefault(instance.input, Demonstration(instance.input, instance.references[0]))
+        text = instance.input.strip()
+        if text not in queries:
+            found.setdefault(text, Demonstration(instance.input, instance.references[0]))
     return list(found.values())
 
 
