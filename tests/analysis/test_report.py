@@ -53,6 +53,38 @@ def test_scores_and_differences_are_those_of_the_runs(sweep_folder: Write) -> No
     assert "report" not in [path.name for path in made.path.parent.iterdir()]
 
 
+def test_a_run_made_otherwise_is_no_run_of_its_row(sweep_folder: Write) -> None:
+    folder = sweep_folder(("hart", "causal"))
+    alone = one(report(folder), table="rows-procedural", row="hart", column="exact match")
+    short = configuration("hart", training={"max_steps": 50, "batch_size": 4, "warmup_steps": 1, "learning_rate": 0.5})
+    write_run(folder, "hart", 3, config=short)
+    made = report(folder)
+    assert one(made, table="rows-procedural", row="hart", column="exact match") == alone
+    (note,) = made.study.notes
+    assert note.startswith("hart, seed 3: another configuration than most of its row (training.")
+    assert "training.max_steps 50, not 100" in note and note.endswith("; …); it is not in the scores.")
+
+
+def test_a_cell_of_the_paper_is_made_of_rows_that_are_trained_alike(sweep_folder: Write) -> None:
+    folder = sweep_folder(("hart", "hypertuning"))
+    cell = {"row": "+ Local Consistency Regularization (HART)", "column": "procedural collection, exact match"}
+    expected = one(report(folder), table="table-6", **cell)
+    for name, changes in {"few": {"data": {"training_tasks": 35}}, "long": {"training": {"max_steps": 900}}}.items():
+        for seed in (0, 1):
+            write_run(folder, name, seed, config=configuration("hart").changed(**changes))
+    made = report(folder)
+    assert one(made, table="table-6", **cell) == expected
+    page = made.path.read_text(encoding="utf-8")
+    assert "Trained otherwise than the row that stands here, so not counted: few, long." in page
+    assert "Rows differ in" not in page
+    listing = json.loads((folder / "study.json").read_text())
+    listing["rows"]["long"] = {"paper": [{"table": 6, "row": "+ Local Consistency Regularization (HART)"}]}
+    (folder / "study.json").write_text(json.dumps(listing))
+    made = report(folder)
+    assert one(made, table="table-6", **cell)["runs"] == "2"
+    assert "Rows differ in training.max_steps: long 900, hypertuning 100." in made.path.read_text(encoding="utf-8")
+
+
 def test_instances_weigh_as_in_the_score(sweep_folder: Write) -> None:
     tasks = {
         "a": {"exact_match": 80.0, "rouge_l": 80.0, "instances": 30},

@@ -193,6 +193,14 @@ def test_the_last_one_restores_the_mode_that_the_first_one_found() -> None:
     assert module.training
 
 
+def test_parts_keep_a_mode_of_their_own() -> None:
+    module = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Dropout())
+    module[0].eval()
+    with evaluating(module):
+        assert not any(part.training for part in module.modules())
+    assert module.training and not module[0].training and module[1].training
+
+
 def test_exports_and_evaluations_beside_answers(tiny_base_dir: Path) -> None:
     system = build(tiny_base_dir, KINDS["lora"], fusion=False)
     adaptations = [system.adapt(task) for task in TASKS]

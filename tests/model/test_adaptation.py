@@ -121,6 +121,8 @@ def test_stack_refuses_what_does_not_fit() -> None:
         Adaptation.stack([one, make("b", tokens=None)])
     with pytest.raises(HartError, match="different PEFT kinds, or with and without memory"):
         Adaptation.stack([one, make("b", peft=[], blocks={})])
+    with pytest.raises(HartError, match=r"different limits of queries and answers, \(384, 128\) and \(384, 2\) tokens"):
+        Adaptation.stack([one, make("b", input_format=InputFormat(max_target_length=2))])
 
 
 def test_parts_must_agree() -> None:

@@ -143,7 +143,9 @@ def test_other_sites(serve: Callable[..., TestClient]) -> None:
     asked = {"Origin": "https://hart.example", "Access-Control-Request-Method": "POST"}
     assert "access-control-allow-origin" not in serve().options("/v1/generate", headers=asked).headers
     client = serve(token="sesame", cors_origins=("https://hart.example",))
-    before = client.options("/v1/generate", headers={**asked, "Access-Control-Request-Headers": "authorization"})
+    # As the openai client for JavaScript asks.
+    headers = "authorization,content-type,x-stainless-lang,x-stainless-os"
+    before = client.options("/v1/generate", headers={**asked, "Access-Control-Request-Headers": headers})
     assert before.status_code == 200 and before.headers["access-control-allow-origin"] == "https://hart.example"
     reply = client.get("/v1/adaptations", headers={"Origin": "https://hart.example"})
     assert reply.status_code == 401 and reply.headers["access-control-allow-origin"] == "https://hart.example"

@@ -1,5 +1,6 @@
 """The store of adaptations: contents, limits, several processes, and whatever can happen to a disk."""
 
+import errno
 import itertools
 import json
 import multiprocessing
@@ -274,7 +275,7 @@ def test_threads_that_find_it_gone_make_one_store(store: Store) -> None:
 def test_what_a_dead_writer_left_is_swept(store: Store) -> None:
     record = store.put(made(1), model_fingerprint="m")
     kept = store.folder / "adaptations"
-    (kept / ".abc.xyz" / "new").mkdir(parents=True)
+    (kept / ".hart-abc" / "new").mkdir(parents=True)
     (kept / ("0" * 64)).mkdir()
     (kept / ("1" * 64)).mkdir()
     (kept / ("1" * 64) / "adaptation.json").write_text("{", encoding="utf-8")
@@ -284,6 +285,39 @@ def test_what_a_dead_writer_left_is_swept(store: Store) -> None:
     again = Store(store.folder)
     assert folders(again) == {record.id} and again.totals() == (1, record.bytes)
     assert is_task(again.get(record.id), 1)
+
+
+def test_what_no_store_has_made_stays(tmp_path: Path) -> None:
+    """`adaptations` is what users call folders of their own, too."""
+    for name in ("fruits/adaptation.json", "notes.txt", ".git/config"):
+        path = tmp_path / "adaptations" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine", encoding="utf-8")
+    store = Store(tmp_path)
+    record = store.put(made(1), model_fingerprint="m")
+    assert Store(tmp_path).totals() == (1, record.bytes)
+    assert folders(store) == {"fruits", "notes.txt", ".git", record.id}
+
+
+def test_a_reader_without_a_limit_drops_nothing(store: Store) -> None:
+    ids = {store.put(made(number), model_fingerprint="m").id for number in range(3)}
+    with sqlite3.connect(store.folder / "index.sqlite") as connection:
+        connection.execute("UPDATE adaptations SET bytes = ?", (2**40,))
+    assert folders(Store(store.folder, max_bytes=None)) == ids
+    assert len(folders(Store(store.folder))) == 0
+
+
+def test_a_disk_that_does_not_answer_now_is_no_damage(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = store.put(made(1), model_fingerprint="m")
+
+    def fail(path: Path) -> str:
+        raise OSError(errno.EMFILE, "Too many open files", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("hart.runtime.files.folders.sha256", fail)
+        with pytest.raises(HartError, match="cannot be read"):
+            store.get(record.id)
+    assert is_task(store.get(record.id), 1)
 
 
 def test_several_rows_and_unwritable_places(store: Store, tmp_path: Path) -> None:

@@ -212,7 +212,21 @@ def test_sweeps_that_share_a_folder_share_its_table(files: dict[str, Path], tmp_
     assert [(row["system"], row["runs"]) for row in rows] == [("hart", 2), ("tuned", 2)]
     assert rows[1]["difference"] == pytest.approx(2.0) and rows[1]["difference_error"] == pytest.approx(1.0)
     changed = plan(out, [files["hart"]], [0], ["--training.alpha", "2"])
-    assert [row["runs"] for row in write_tables(out, changed)] == [1, 2], "that of another configuration does not count"
+    assert [row["runs"] for row in write_tables(out, changed)] == [0, 2], "those of another configuration do not count"
+    assert "Of another configuration, left out: hart seed 1." in (out / "table.md").read_text()
+    assert "left out" not in ((write_tables(out, runs) and out) / "table.md").read_text()
+
+
+def test_a_table_compares_by_the_score_that_counts_first(files: dict[str, Path], tmp_path: Path):
+    out = tmp_path / "out"
+    runs = plan(out, list(files.values()), [0, 1], ["--data.collection", "procedural"])
+    for run in runs:
+        own = 50.0 + 10 * run.seed * (run.name == "tuned")
+        found = {"config": run.config.to_dict(), "rouge_l": 70.0, "exact_match": own, "tasks": {}}
+        write_json(run.folder / "results.json", found)
+    rows = write_tables(out, runs)
+    assert rows[1]["difference"] == pytest.approx(5.0) and rows[1]["exact_match_deviation"] == pytest.approx(50**0.5)
+    assert "− first row's exact match" in markdown(rows) and markdown(rows).count("| ± |") == 2
 
 
 def test_what_lies_beside_the_runs_of_a_sweep_does_not_matter(tmp_path: Path):

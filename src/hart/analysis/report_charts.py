@@ -13,8 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from hart.analysis.report_runs import METRIC_NAMES, StudyRow
+from hart.analysis.report_runs import StudyRow
 from hart.analysis.report_tables import CollectionReport
+from hart.evaluation.words import METRIC_NAMES
 
 # Colours that stand for those of the page, which has a light and a dark form.
 _INK, _QUIET, _ACCENT, _SECOND = "#010203", "#040506", "#070809", "#0a0b0c"

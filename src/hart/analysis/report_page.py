@@ -10,8 +10,9 @@ import yaml
 
 from hart.analysis import report_charts as charts
 from hart.analysis import report_statistics
-from hart.analysis.report_runs import COLLECTION_NAMES, METRIC_NAMES, Runs, StudyRow, in_short
+from hart.analysis.report_runs import COLLECTION_NAMES, Runs, StudyRow, in_short
 from hart.analysis.report_tables import Cell, CollectionReport, Table, per_task
+from hart.evaluation.words import METRIC_NAMES
 from hart.training.sweep_plan import telling
 
 

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -20,13 +20,11 @@ from hart.analysis.paper import check_places, places_of
 from hart.analysis.report_statistics import Scores
 from hart.data.p3.names import dataset_of, held_out
 from hart.errors import HartError
-from hart.training.config import with_defaults
+from hart.training.config import flattened
 from hart.training.run_folder import read_metrics
-from hart.training.sweep_table import LISTING_FILE, read_listing
+from hart.training.sweep_plan import alike
+from hart.training.sweep_table import LISTING_FILE, most_common, read_listing
 
-METRICS = {"procedural": ("exact_match", "rouge_l"), "p3": ("accuracy",)}
-"""Scores of a collection, the one that counts first; of all others ROUGE-L counts, then exact match."""
-METRIC_NAMES = {"exact_match": "exact match", "rouge_l": "ROUGE-L", "accuracy": "accuracy"}
 COLLECTION_NAMES = {"sni": "Super-NaturalInstructions", "p3": "P3", "procedural": "procedural collection"}
 
 
@@ -63,11 +61,17 @@ class Run:
 
 @dataclass(frozen=True)
 class StudyRow:
-    """A row and its runs, by seed; `places` are tables of the paper and their rows that it stands for."""
+    """A row and its runs, by seed.
+
+    Attributes:
+        places: tables of the paper and their rows that it stands for.
+        named: whether the study says so; else its configuration does.
+    """
 
     name: str
     runs: tuple[Run, ...]
     places: tuple[tuple[int, str], ...]
+    named: bool = False
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -109,11 +113,6 @@ class Runs:
     def of(self, collection: str) -> list[StudyRow]:
         """Rows of a collection that have scores."""
         return [row for row in self.rows if row.collection == collection and row.scored]
-
-
-def metrics_of(collection: str) -> tuple[str, ...]:
-    """Names of a collection's scores in results.json, the one that counts first."""
-    return METRICS.get(collection, ("rouge_l", "exact_match"))
 
 
 def overall(run: Run, metric: str) -> float:
@@ -186,7 +185,10 @@ def read_runs(folder: Path) -> Runs:
         if missing:
             absent[name] = tuple(missing)
         if runs:
-            rows.append(StudyRow(name, tuple(runs), _places(folder, name, said, runs)))
+            named = _places(folder, name, said, runs)
+            rows.append(
+                StudyRow(name, _of_one_configuration(runs), named or tuple(places_of(runs[0].config)), bool(named))
+            )
     notes = [f"Not begun: {_by_seeds(absent)}."] if absent else []
     for run in (run for row in rows for run in row.runs if run.problem):
         notes.append(f"{run.row}, seed {run.seed}: {run.problem}; it is not in the scores.")
@@ -237,7 +239,27 @@ def _places(folder: Path, name: str, said: Mapping[str, Any], runs: list[Run]) -
         check_places(tuple(given))
     except HartError as error:
         raise HartError(f"{folder}: row {name}: {error}") from None
-    return tuple((place["table"], place["row"]) for place in given) or tuple(places_of(runs[0].config))
+    return tuple((place["table"], place["row"]) for place in given)
+
+
+def _of_one_configuration(runs: Sequence[Run]) -> tuple[Run, ...]:
+    """The runs of a row; those made otherwise than most of it, as by another command, are not to be scored."""
+    made = {run.seed: alike(run.config) for run in runs if run.scored}
+    if not made:
+        return tuple(runs)
+    usual = most_common(list(made.values()))
+
+    def checked(run: Run) -> Run:
+        own = made.get(run.seed, usual)
+        # What only one of them has is a field of another version.
+        others = [name for name in own if name in usual and own[name] != usual[name]]
+        if not others:
+            return run
+        fields = "; ".join(f"{name} {own[name]}, not {usual[name]}" for name in others[:3])
+        problem = f"another configuration than most of its row ({fields}{'; …' if len(others) > 3 else ''})"
+        return replace(run, results=None, metrics=(), problem=problem)
+
+    return tuple(map(checked, runs))
 
 
 def _read_run(folder: Path) -> Run | None:
@@ -252,7 +274,7 @@ def _read_run(folder: Path) -> Run | None:
         problem = "unfinished"
     except (OSError, ValueError, LookupError, TypeError) as error:
         results, problem = None, f"results.json cannot be read ({str(error).splitlines()[0]})"
-    config = _flat((results or {}).get("config"))
+    config = flattened((results or {}).get("config"))
     for name in ("config.yaml", "run/config.yaml"):
         config = config or _read_config(folder / name)
     if config is None:
@@ -284,17 +306,9 @@ def _normalised(results: dict[str, Any]) -> dict[str, Any]:
 
 def _read_config(path: Path) -> dict[str, Any] | None:
     try:
-        return _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return flattened(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return None
-
-
-def _flat(config: Any) -> dict[str, Any] | None:
-    """ "section.field" → value; what a configuration of another version lacks has today's default."""
-    whole = with_defaults(config)
-    if whole is None:
-        return None
-    return {f"{section}.{name}": value for section, fields in whole.items() for name, value in fields.items()}
 
 
 def _check_same_tasks(study: Runs, collection: str) -> None:

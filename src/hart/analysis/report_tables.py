@@ -11,18 +11,17 @@ from typing import Any
 from hart.analysis.paper import AVERAGE, TABLES, PaperTable
 from hart.analysis.report_runs import (
     COLLECTION_NAMES,
-    METRIC_NAMES,
     Run,
     Runs,
     StudyRow,
     aligned,
     by_task,
     columns,
-    metrics_of,
     overall,
 )
 from hart.analysis.report_statistics import Difference, Interval, mean_and_deviation, paired
-from hart.evaluation.words import CAUSES, IN_WORDS, TOLD
+from hart.evaluation.words import CAUSES, IN_WORDS, METRIC_NAMES, TOLD, metrics_of
+from hart.training.sweep_plan import alike
 
 MISSING = "–"
 MANY = 10
@@ -185,11 +184,35 @@ def of_paper(study: Runs) -> list[Table]:
     return [table for number in TABLES if (table := _of_paper(study, TABLES[number])) is not None]
 
 
+def _standing(study: Runs, place: tuple[int, str]) -> tuple[list[StudyRow], list[StudyRow]]:
+    """The rows whose runs make one of the paper's cells, and those that would belong there but are trained otherwise.
+
+    What a study names stands there. Of rows that only their configuration puts there, it is the first of each
+    collection, with those that differ from it in nothing but the seed and the order of the layers.
+    """
+    found = [row for row in study.rows if row.scored and place in row.places]
+    if named := [row for row in found if row.named]:
+        return named, [row for row in found if not row.named]
+
+    def made(row: StudyRow) -> dict[str, Any]:
+        fields = alike(row.config)
+        scheme = {name: value for name, value in fields["model.scheme"].items() if name != "order_seed"}
+        return {**fields, "model.scheme": scheme}
+
+    firsts: dict[str, dict[str, Any]] = {}
+    for row in found:
+        firsts.setdefault(row.collection, made(row))
+    chosen = [row for row in found if made(row) == firsts[row.collection]]
+    return chosen, [row for row in found if row not in chosen]
+
+
+_BUDGET = ("training.max_steps", "training.batch_size", "training.optimizer", "data.training_tasks")
+"""Fields that a reader expects to be equal in all rows of a table."""
+
+
 def _of_paper(study: Runs, table: PaperTable) -> Table | None:
-    stands = {
-        row.label: [each for each in study.rows if each.scored and (table.number, row.label) in each.places]
-        for row in table.rows
-    }
+    found = {row.label: _standing(study, (table.number, row.label)) for row in table.rows}
+    stands = {label: rows for label, (rows, _) in found.items()}
     used = [row for rows in stands.values() for row in rows]
     if not used:
         return None
@@ -209,8 +232,15 @@ def _of_paper(study: Runs, table: PaperTable) -> Table | None:
             cells.append(_cell([overall(run, metrics_of(name)[0]) for run in own]))
         lines.append((row.label, ", ".join(each.name for each in stands[row.label]), tuple(cells)))
     bases = sorted({str(run.config["model.base"]) for row in used for run in row.scored})
-    notes = (f"Base of these runs: {', '.join(bases)}. The paper's number stands below each measured one.",)
-    return Table(f"table-{table.number}", f"Table {table.number}: {table.title}", tuple(headings), tuple(lines), notes)
+    notes = [f"Base of these runs: {', '.join(bases)}. The paper's number stands below each measured one."]
+    for name in _BUDGET:
+        values = {str(row.config[name]): row.name for row in reversed(used)}
+        if len(values) > 1:
+            notes.append(f"Rows differ in {name}: {', '.join(f'{values[each]} {each}' for each in values)}.")
+    if left := [row.name for _, rows in found.values() for row in rows]:
+        notes.append(f"Trained otherwise than the row that stands here, so not counted: {', '.join(left)}.")
+    title = f"Table {table.number}: {table.title}"
+    return Table(f"table-{table.number}", title, tuple(headings), tuple(lines), tuple(notes))
 
 
 def _of_column(run: Run, heading: str) -> float:

@@ -88,7 +88,7 @@ def _load(name: str) -> "Adaptation":
         raise HartError(f"{name}: no such folder; of an adaptation of the store, give the whole id, 64 digits")
     if not ID.fullmatch(name) or Path(name).is_dir():
         return Adaptation.from_pretrained(name)
-    store = Store()
+    store = Store(max_bytes=None)  # whoever reads drops nothing
     kept = store.get(name)
     if kept is None:
         raise HartError(f"{name}: no such adaptation in {store.folder}; of another store, give the folder of that name")

@@ -54,8 +54,8 @@ def _table(report: "CollectionReport") -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    from hart.analysis.report_runs import METRIC_NAMES, metrics_of
     from hart.analysis.report_tables import MISSING, Cell
+    from hart.evaluation.words import METRIC_NAMES, metrics_of
 
     table = Table(title=Text(report.scores.title), title_style="bold", title_justify="left")
     table.add_column("row", overflow="fold")

@@ -1,4 +1,14 @@
-"""What the diagnostics are called in files and in tables; without torch, for those who only read results."""
+"""What scores and diagnostics are called in files and in tables; without torch, for those who only read results."""
+
+METRICS = {"procedural": ("exact_match", "rouge_l"), "p3": ("accuracy",)}
+"""Scores of a collection, the one that counts first; of all others ROUGE-L counts, then exact match."""
+METRIC_NAMES = {"exact_match": "exact match", "rouge_l": "ROUGE-L", "accuracy": "accuracy"}
+
+
+def metrics_of(collection: str) -> tuple[str, ...]:
+    """Names of a collection's scores in results.json, the one that counts first."""
+    return METRICS.get(collection, ("rouge_l", "exact_match"))
+
 
 OWN, ANOTHER_TASK = "own", "another_task"
 

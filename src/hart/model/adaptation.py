@@ -150,7 +150,7 @@ class Adaptation:
         """All entries of `adaptations`, in order; memory is padded on the right to the longest.
 
         Raises:
-            HartError: nothing to stack, or they differ in base, PEFT kinds or fusion.
+            HartError: nothing to stack, or they differ in base, PEFT kinds, fusion, or what main models read.
         """
         if not adaptations:
             raise HartError("adaptation: nothing to stack")
@@ -162,6 +162,11 @@ class Adaptation:
                 )
             if other.kinds != first.kinds or (other.memory is None) != (first.memory is None):
                 raise HartError("adaptation: cannot stack different PEFT kinds, or with and without memory")
+            if other._limits() != first._limits():
+                raise HartError(
+                    "adaptation: cannot stack adaptations with different limits of queries and answers, "
+                    f"{first._limits()} and {other._limits()} tokens"
+                )
             if other._reads() != first._reads():
                 raise HartError("adaptation: cannot stack adaptations whose main models read different inputs")
         memories = [a.memory for a in adaptations if a.memory is not None]
@@ -247,6 +252,10 @@ class Adaptation:
         values = {**vars(self), **vars(self.input_format), **self._reads()}
         later = {name: values[name] for name, default in _LATER.items() if values[name] != default}
         return {"format": FORMAT, **{name: values[name] for name in _FIELD_TYPES}, **later}
+
+    def _limits(self) -> tuple[int, int]:
+        """Of queries and answers, in tokens."""
+        return self.input_format.max_query_length, self.input_format.max_target_length
 
     def _reads(self) -> dict[str, Any]:
         """What the main model reads, as it is saved: `in_context` is None where that is the query alone."""

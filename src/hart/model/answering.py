@@ -103,6 +103,8 @@ def read_answers(
     for text, row, read, own in zip(texts, tokens.tolist(), mask.sum(dim=1).tolist(), scores, strict=True):
         finished = tokenizer.eos_token_id in row
         count = row.index(tokenizer.eos_token_id) + 1 if finished else len(row)
+        while not finished and count and row[count - 1] == tokenizer.pad_token_id:
+            count -= 1  # others of the batch went on, where this one met a stop string
         answers.append(Answer(text, tuple(row[:count]), finished, read, None if own is None else tuple(own[:count])))
     return answers
 

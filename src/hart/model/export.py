@@ -75,9 +75,10 @@ def what_is_lost(adaptation: Adaptation, main: MainModel | None = None) -> list[
 
 
 def to_peft(adaptation: Adaptation, main: MainModel, *, lossy: bool = False) -> "PeftModel":
-    """The adapted base as a model of the PEFT library, in memory; it shares the weights of `main`.
+    """The adapted base as a model of the PEFT library, in memory.
 
-    Its `save_pretrained` writes what `save_peft` writes, its `merge_and_unload` changes the weights in place.
+    It shares the weights of `main`, but for those of the modules that it changes: PEFT merges in place and unseen, and
+    `main` would be another base without knowing it. Its `save_pretrained` writes what `save_peft` writes.
 
     Args:
         adaptation: of one task.
@@ -88,12 +89,17 @@ def to_peft(adaptation: Adaptation, main: MainModel, *, lossy: bool = False) -> 
     """
     import_peft()
     from peft import get_peft_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import set_peft_model_state_dict
 
     main.check_adaptation(adaptation)
     refuse_loss(adaptation, lossy, main)
     model = get_peft_model(_stock(main), peft_config(adaptation, main))
     set_peft_model_state_dict(model, peft_tensors(adaptation, main))
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            for parameter in module.get_base_layer().parameters():
+                parameter.data = parameter.data.clone()
     return model.eval()
 
 

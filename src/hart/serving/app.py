@@ -95,7 +95,7 @@ def create_app(model: HartModel, store: Store | None = None, settings: Settings 
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "HEAD", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
+            allow_headers=["*"],  # clients send headers of their own, such as the openai one's x-stainless-…
             expose_headers=["Retry-After", "X-Hart-Ignored", "X-Request-Id"],
         )
     app.add_middleware(AccessLog)

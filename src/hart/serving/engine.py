@@ -235,8 +235,12 @@ class Engine:
             return [prefix]
         if not re.fullmatch(r"[0-9a-f]{8,63}", prefix):
             return []
-        found = set(await self._from_store(self.store.ids, prefix, self.fingerprint))
-        found.update(id for id in self._memory if id.startswith(prefix))
+        found = {id for id in self._memory if id.startswith(prefix)}
+        try:
+            found.update(await self._from_store(self.store.ids, prefix, self.fingerprint))
+        except StoreTrouble:
+            if not found:
+                raise
         return sorted(found)[:2]
 
     async def records(self, limit: int, offset: int) -> list[Record]:

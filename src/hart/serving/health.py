@@ -1,12 +1,14 @@
 """The routes that tell how the server is: whether it lives, takes requests, keeps adaptations; and its counters."""
 
+import math
+from contextlib import suppress
 from typing import Any
 
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
 from hart.serving import schemas
-from hart.serving.engine import Engine
+from hart.serving.engine import Engine, StoreTrouble
 from hart.serving.metrics import Metrics
 
 _DOWN: dict[int | str, dict[str, Any]] = {503: {"model": schemas.ErrorOut}}
@@ -48,7 +50,9 @@ def add_metrics(app: APIRouter, engine: Engine, metrics: Metrics) -> None:
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def prometheus() -> Response:
         """Counters in the text format of Prometheus."""
-        count, size = await engine.totals()
+        count = size = math.nan  # a store that cannot be read hides no other number
+        with suppress(StoreTrouble):
+            count, size = await engine.totals()
         metrics.stored.set(count)
         metrics.stored_bytes.set(size)
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")

@@ -27,6 +27,7 @@ from hart.data.tasks import Task
 from hart.errors import HartError
 from hart.model.adaptation import FIELDS_FILE, Adaptation
 from hart.runtime.files import CHECKSUMS_FILE, cache_folder, damage, new_directory, seal
+from hart.runtime.files.writing import PREFIX
 
 MAX_BYTES = 2 * 1024**3
 """Default limit of a store's size, without its index."""
@@ -53,6 +54,7 @@ _BROKEN = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 """Errors of SQLite after which the index is looked through; others (a full disk, a lock) say nothing of its content."""
 
 _RECORD_FILE = "record.json"
+_GONE = ".gone-"
 _COLUMNS = "id, task, base, base_fingerprint, model, model_fingerprint, created, seconds, bytes, used, uses"
 
 
@@ -97,13 +99,13 @@ class Store:
 
     Args:
         folder: where; None is `adaptations` in the cache (HART_CACHE, or the platform's place for caches).
-        max_bytes: above it the least recently used ones are dropped.
+        max_bytes: above it the least recently used ones are dropped; None: none is.
 
     Raises:
         HartError: the folder cannot be written.
     """
 
-    def __init__(self, folder: str | Path | None = None, *, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, folder: str | Path | None = None, *, max_bytes: int | None = MAX_BYTES) -> None:
         self.folder = Path(folder) if folder is not None else cache_folder() / "adaptations"
         self.max_bytes = max_bytes
         self._index = self.folder / "index.sqlite"
@@ -134,7 +136,7 @@ class Store:
                 (partial / _RECORD_FILE).write_text(json.dumps(about), encoding="utf-8")
                 seal(partial)
                 size = _size(partial)
-                if size > self.max_bytes:
+                if self.max_bytes is not None and size > self.max_bytes:
                     raise HartError(f"the adaptation has {size} bytes, the store takes {self.max_bytes}; let it grow")
             record = self._record(key, adaptation, model_fingerprint, seconds)
             self._insert(connection, record)
@@ -302,8 +304,10 @@ class Store:
         known = {id for (id,) in connection.execute("SELECT id FROM adaptations")}
         found = set()
         for path in self._kept.iterdir():
-            if not ID.fullmatch(path.name):
+            if path.name.startswith((PREFIX, _GONE)):
                 shutil.rmtree(path, ignore_errors=True)
+            elif not ID.fullmatch(path.name):
+                continue  # nothing of a store's: a folder that a user calls `adaptations`, too, may lie here
             elif path.name in known or self._adopt(connection, path.name):
                 found.add(path.name)
         connection.executemany("DELETE FROM adaptations WHERE id = ?", [(id,) for id in known - found])
@@ -321,20 +325,27 @@ class Store:
         return False
 
     def _read(self, id: str) -> Adaptation | None:
-        """What the folder of an id holds; None if it is not there, or not whole."""
+        """What the folder of an id holds; None if it is not there, or not whole.
+
+        Raises:
+            HartError: the disk does not tell, now.
+        """
         folder = self._kept / id
         if not (folder / CHECKSUMS_FILE).is_file() or damage(folder) is not None:
             return None
-        with suppress(HartError):
+        try:
             return Adaptation.from_pretrained(folder)
-        return None
+        except HartError as error:
+            if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            return None
 
     def _remove(self, connection: sqlite3.Connection, id: str) -> bool:
         row = connection.execute("DELETE FROM adaptations WHERE id = ?", (id,)).rowcount > 0
         folder = self._kept / id
         there = folder.is_dir()
         # Renamed first: a reader finds all of it or nothing.
-        gone = self._kept / f".gone-{id}"
+        gone = self._kept / f"{_GONE}{id}"
         with suppress(OSError):
             shutil.rmtree(gone, ignore_errors=True)
             folder.rename(gone)
@@ -343,6 +354,8 @@ class Store:
 
     def _evict(self, connection: sqlite3.Connection, keep: str | None = None) -> None:
         """Drop the least recently used until the rest fits; `keep` stays."""
+        if self.max_bytes is None:
+            return
         (total,) = connection.execute("SELECT COALESCE(SUM(bytes), 0) FROM adaptations").fetchone()
         oldest = connection.execute("SELECT id, bytes FROM adaptations ORDER BY used, id").fetchall()
         for id, size in oldest:

@@ -259,6 +259,14 @@ def with_defaults(saved: Any) -> dict[str, dict[str, Any]] | None:
     return {section: fields | saved.get(section, {}) for section, fields in default.items()}
 
 
+def flattened(saved: Any) -> dict[str, Any] | None:
+    """ "section.field" → value of what `with_defaults` takes, with all fields of today; None where that is None."""
+    whole = with_defaults(saved)
+    if whole is None:
+        return None
+    return {f"{section}.{name}": value for section, fields in whole.items() for name, value in fields.items()}
+
+
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML file, then apply command-line words to it.
 

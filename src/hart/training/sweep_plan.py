@@ -152,14 +152,8 @@ class SweepRun:
 
 def _same(one: Any, other: Mapping[str, Any]) -> bool:
     """Whether two configurations give the same numbers; a field that one has not had today's default."""
-    trees = [configuration.with_defaults(each) for each in (one, other)]
-    if None in trees:
-        return False
-    one, other = (
-        {f"{section}.{name}": value for section, fields in (tree or {}).items() for name, value in fields.items()}
-        for tree in trees
-    )
-    return telling(one) == telling(other)
+    made = [configuration.flattened(each) for each in (one, other)]
+    return None not in made and telling(made[0] or {}) == telling(made[1] or {})
 
 
 def telling(fields: Mapping[str, Any], *, any_seed: bool = False) -> dict[str, Any]:
@@ -181,6 +175,11 @@ def telling(fields: Mapping[str, Any], *, any_seed: bool = False) -> dict[str, A
         if told.get(name) and any_seed:
             told[name] = re.sub(r"seed-\d+", "seed-*", told[name])
     return told
+
+
+def alike(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What runs of one row have in common, whatever their seeds."""
+    return {name: value for name, value in telling(fields, any_seed=True).items() if name != "training.seed"}
 
 
 def plan(

@@ -1,14 +1,16 @@
 """The table of a sweep: one row for each configuration, as Markdown and JSON."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from hart.evaluation.words import METRIC_NAMES, metrics_of
 from hart.runtime.files import write_json, write_text
-from hart.training.sweep_plan import RESULTS_FILE, SweepRun
+from hart.training.config import flattened
+from hart.training.sweep_plan import RESULTS_FILE, SweepRun, alike
 
 TABLE_FILES = ("table.md", "table.json")
 LISTING_FILE = "study.json"
@@ -27,15 +29,17 @@ def write_tables(out: Path, runs: Sequence[SweepRun]) -> list[dict[str, Any]]:
     """table.md and table.json from the results so far, one row for each configuration.
 
     Results of rows and seeds that are not among `runs`, such as those of another sweep in this folder, count as they
-    lie there.
+    lie there, unless they were made otherwise than the rest of their row.
     """
     found = {(run.name, run.seed): run.results() for run in runs}
-    found |= _others(out, found)
+    others, left = _of_their_rows(_others(out, found), runs)
+    found |= others
     held = {name for name, _ in found}
     names = [name for name in dict.fromkeys([*read_listing(out), *(name for name, _ in found)]) if name in held]
     rows = [_row(name, [r for (n, _), r in found.items() if n == name and r], found, names[0]) for name in names]
     write_json(out / "table.json", rows)
-    write_text(out / "table.md", markdown(rows))
+    told = ", ".join(f"{name} seed {seed}" for name, seed in left)
+    write_text(out / "table.md", markdown(rows) + (f"\nOf another configuration, left out: {told}.\n" if told else ""))
     return rows
 
 
@@ -54,6 +58,25 @@ def _others(out: Path, known: Results) -> Results:
     return found
 
 
+def _of_their_rows(others: Results, runs: Sequence[SweepRun]) -> tuple[Results, list[tuple[str, int]]]:
+    """Those that were made as `runs` of their row, or where there are none as most of the row; and which were not."""
+    planned = {run.name: whole for run in runs if (whole := run.resolved())}
+    made = {key: flattened(result.get("config")) for key, result in others.items() if result}
+    left = []
+    for name in dict.fromkeys(name for name, _ in others):
+        own = {key: alike(fields) for key, fields in made.items() if key[0] == name and fields is not None}
+        if own:
+            of_runs = flattened(planned[name].config.to_dict()) if name in planned else None
+            usual = most_common([*own.values()]) if of_runs is None else alike(of_runs)
+            left += [key for key, each in own.items() if each != usual]
+    return {key: result for key, result in others.items() if key not in left}, left
+
+
+def most_common(made: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The one that occurs most often; of several the first."""
+    return max(made, key=made.count)
+
+
 def _row(name: str, done: list[dict[str, Any]], found: Results, first: str) -> dict[str, Any]:
     row: dict[str, Any] = {"system": name, "runs": len(done)}
     for key in ("trained_parameters", "seconds_per_step", "peak_memory_gib", "loss_start", "loss_end"):
@@ -64,7 +87,9 @@ def _row(name: str, done: list[dict[str, Any]], found: Results, first: str) -> d
         row[key] = fmean(scores) if scores else None
         row[f"{key}_deviation"] = stdev(scores) if len(scores) > 1 else None
     # Paired by seed, which cancels what a seed did to the data. All seeds answer the same tasks, so a task is no pair.
-    by = "accuracy" if any("accuracy" in result for result in done) else "rouge_l"
+    collections = [result["config"]["data"]["collection"] for result in done if result.get("config")]
+    by = metrics_of(collections[0])[0] if collections else "rouge_l"
+    row["compared"] = METRIC_NAMES[by]
     differences = [
         result[by] - other[by]
         for (system, seed), result in found.items()
@@ -87,9 +112,10 @@ _COLUMNS: dict[str, tuple[str, str]] = {
     "rouge_l": ("ROUGE-L", ".2f"),
     "rouge_l_deviation": ("±", ".2f"),
     "exact_match": ("exact match", ".2f"),
+    "exact_match_deviation": ("±", ".2f"),
     "accuracy": ("accuracy", ".2f"),
     "accuracy_deviation": ("±", ".2f"),
-    "difference": ("− first row's ROUGE-L or accuracy", "+.2f"),
+    "difference": ("− first row's {compared}", "+.2f"),
     "difference_error": ("± (standard error over seeds)", ".2f"),
 }
 
@@ -97,7 +123,9 @@ _COLUMNS: dict[str, tuple[str, str]] = {
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as a table; a column that nobody fills is left out."""
     used = [key for key in _COLUMNS if any(row[key] is not None for row in rows)]
-    lines = ["| system | " + " | ".join(_COLUMNS[key][0] for key in used) + " |", "|---" * (len(used) + 1) + "|"]
+    compared = " or ".join(dict.fromkeys(row["compared"] for row in rows))
+    headings = (_COLUMNS[key][0].format(compared=compared) for key in used)
+    lines = ["| system | " + " | ".join(headings) + " |", "|---" * (len(used) + 1) + "|"]
     for row in rows:
         cells = ("–" if row[key] is None else format(row[key], _COLUMNS[key][1]) for key in used)
         lines.append(f"| {row['system']} | " + " | ".join(cells) + " |")

@@ -91,6 +91,15 @@ def test_nothing_there(form: str, tmp_path: Path):
         read(Table(tmp_path, table(tmp_path, form).format, "folder"))
 
 
+def test_times_that_python_has_not_are_text(tmp_path: Path):
+    far = pyarrow.array([2**39, 0], pyarrow.timestamp("s"))
+    fine = pyarrow.array([1, 2], pyarrow.timestamp("ns"))
+    parquet.write_table(pyarrow.table({"text": ["a", "b"], "far": far, "fine": fine}), tmp_path / "a.parquet")
+    found = list(Table(tmp_path / "a.parquet", "parquet", "a.parquet").rows())
+    assert [row.content["text"] for row in found] == ["a", "b"]
+    assert found[0].content["far"].startswith("19391-") and found[1].content["far"].startswith("1970-01-01 00:00:00")
+
+
 def test_parquet_that_is_none(tmp_path: Path):
     for content in (b"", b"PAR1 and more", TEXTS["csv"].encode()):
         with pytest.raises(HartError, match=r"^a\.parquet: not a Parquet file, or damaged after row 0 \(.*\)$"):

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,34 @@ def test_what_is_written_is_what_was_answered(form: str, tmp_path: Path):
         assert written(place, waits) == expected(waits)[: i + 2]
     out.finish()
     assert written(path, form) == expected(form) and list(path.parent.iterdir()) == [path]
+
+
+def test_columns_without_one_type_are_text_in_parquet(tmp_path: Path):
+    path = tmp_path / "a.parquet"
+    out = answers(path, "parquet")
+    made = [
+        {"text": "a", "id": 2**63, "mixed": "yes, no", "pairs": [["k", 1]], "none": {}, "list": [1], "number": 1},
+        {"text": "b", "id": 1, "mixed": ["yes", "no"], "pairs": None, "none": {}, "list": [], "number": 0.5},
+    ]
+    out.write([{**row, "prediction": "p", "tokens": 1} for row in made])
+    out.finish()
+    one, two = written(path, "parquet")
+    assert (one["id"], two["id"]) == (str(2**63), "1")
+    assert (one["mixed"], two["mixed"]) == ("yes, no", '["yes", "no"]')
+    assert (one["pairs"], two["pairs"]) == ('[["k", 1]]', None) and one["none"] == "{}"
+    assert (one["list"], two["list"], one["number"], two["number"]) == ([1], [], 1.0, 0.5)
+
+
+def test_numbers_that_json_has_not_are_null(tmp_path: Path):
+    odd = {"text": "a", "id": math.nan, "more": [1.0, -math.inf, {"x": math.inf}]}
+    for form in ("jsonl", "json", "csv"):
+        path = tmp_path / f"a.{form}"
+        out = Answers(path, form, OWN, columns=("text", "id", "more"))
+        out.write([{**odd, **dict.fromkeys(OWN, "p")}])
+        if form == "jsonl":
+            assert Answers(path, form, OWN, columns=("text", "id", "more")).resume(rows([odd])) == 1
+        out.finish()
+        assert not re.search("NaN|Inf", path.read_text())
 
 
 def test_csv_as_the_module_reads_it(tmp_path: Path):
@@ -144,7 +174,7 @@ def test_a_field_that_the_header_has_not(tmp_path: Path):
         out.write([{"text": "a", "more": 1, "prediction": "b"}])
 
 
-def test_types_of_a_parquet_file(tmp_path: Path):
+def test_types_of_a_parquet_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     out = Answers(tmp_path / "a.parquet", "parquet", ["prediction"])
     out.write([{"n": None, "prediction": "a"}, {"n": 1, "prediction": "b"}])
     out.write([{"n": 1.5, "more": ["x"], "prediction": "c"}])
@@ -154,11 +184,18 @@ def test_types_of_a_parquet_file(tmp_path: Path):
     assert found.to_pylist()[2] == {"n": 1.5, "more": ["x"], "prediction": "c"}
     mixed = Answers(tmp_path / "b.parquet", "parquet", ["prediction"])
     mixed.write([{"n": "text", "prediction": "a"}, {"n": 1, "prediction": "b"}])
-    with pytest.raises(
-        HartError, match=r"b\.parquet: cannot be written \(.*\); the rows are in .*b\.parquet\.part\.jsonl"
-    ):
-        mixed.finish()
-    assert len(written(Path(mixed.place), "jsonl")) == 2 and not (tmp_path / "b.parquet").exists()
+    mixed.finish()
+    assert [row["n"] for row in written(tmp_path / "b.parquet", "parquet")] == ["text", "1"]
+    blocked = Answers(tmp_path / "c.parquet", "parquet", ["prediction"])
+    blocked.write([{"n": 1, "prediction": "a"}])
+
+    def full(*_: Any) -> None:
+        raise OSError("full")
+
+    monkeypatch.setattr(parquet, "ParquetWriter", full)
+    with pytest.raises(HartError, match=r"c\.parquet: cannot be written \(full\); the rows are in .*\.part\.jsonl"):
+        blocked.finish()
+    assert len(written(Path(blocked.place), "jsonl")) == 1
 
 
 def test_shown_rows() -> None:

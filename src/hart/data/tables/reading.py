@@ -238,12 +238,28 @@ class Table:
             with parquet.ParquetFile(self.source, pre_buffer=False) as file:
                 self._refuse_twins(file.schema_arrow.names, self.name)
                 for batch in file.iter_batches(batch_size=PARQUET_ROWS):
-                    for content in batch.to_pylist():
+                    for content in _contents(batch):
                         number += 1
                         yield Row(f"{self.name}, row {number}", content)
-        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
             reason = str(error).splitlines()[0]
             raise HartError(f"{self.name}: not a Parquet file, or damaged after row {number} ({reason})") from error
+
+
+def _contents(batch: Any) -> list[dict[str, Any]]:
+    """The rows of an Arrow batch; times that Python has none for (beyond the year 9999, nanoseconds) as text."""
+    import pyarrow
+
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+        return rows
+    except (OverflowError, ValueError):
+        columns = [
+            column.cast(pyarrow.string()) if pyarrow.types.is_temporal(column.type) else column
+            for column in batch.columns
+        ]
+        rows = pyarrow.RecordBatch.from_arrays(columns, names=batch.schema.names).to_pylist()
+        return rows
 
 
 def chunks(stream: Iterable[Item], size: int) -> Iterator[list[Item]]:

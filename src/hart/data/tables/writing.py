@@ -7,6 +7,7 @@ at all, so their rows wait in a file of JSON lines beside them, the journal, unt
 import csv
 import io
 import json
+import math
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -76,7 +77,7 @@ class Answers:
             HartError: the file cannot be written (any more), or a row has a field that the header has not.
             BrokenPipeError: nobody reads the pipe any more.
         """
-        text = self._text(rows)
+        text = self._text([_plain(row) for row in rows])
         if self._path is None:
             self._show(text)
             return
@@ -162,7 +163,7 @@ class Answers:
             self._columns = self._columns or self._header(list(row))
             if list(answered) != self._columns:
                 return False
-            row = {name: _cell(row.get(name)) for name in self._columns}
+            row = {name: _cell(_plain(row.get(name))) for name in self._columns}
         own = set(self._own)
         return own <= answered.keys() and _canonical(answered, own) == _canonical(row, own)
 
@@ -191,6 +192,15 @@ class Answers:
         return written.getvalue().removesuffix("\r\n") + "\n"
 
 
+def _plain(value: Any) -> Any:
+    """With null for numbers that JSON has no word for (NaN, infinite ones)."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
 def _cell(value: Any) -> str:
     """A value as a field of CSV: a text as it is, nothing for null, other JSON as its text."""
     if value is None:
@@ -202,7 +212,8 @@ def _cell(value: Any) -> str:
 
 def _canonical(content: dict[str, Any], without: set[str]) -> str:
     # A Parquet file has null where a row lacks a field.
-    kept = {name: value for name, value in content.items() if name not in without and value is not None}
+    plain = {name: _plain(value) for name, value in content.items() if name not in without}
+    kept = {name: value for name, value in plain.items() if value is not None}
     return json.dumps(kept, sort_keys=True, default=str)
 
 
@@ -230,20 +241,42 @@ def _write_parquet(path: Path, journal: Table) -> None:
     from pyarrow import parquet
 
     try:
-        schema = pyarrow.schema([])
-        for part in chunks(_rows_of(journal), PARQUET_ROWS):
-            schema = pyarrow.unify_schemas([schema, _table(part).schema], promote_options="permissive")
+        types = _types(journal)
+        schema = pyarrow.schema([(name, kind or pyarrow.string()) for name, kind in types.items()])
+        as_text = [name for name, kind in types.items() if kind is None]
         with open_target(path) as file, parquet.ParquetWriter(file, schema) as writer:
             for part in chunks(_rows_of(journal), PARQUET_ROWS):
+                for row in part:
+                    row |= {name: _cell(row[name]) for name in as_text if row.get(name) is not None}
                 writer.write_table(pyarrow.Table.from_pylist(part, schema=schema))
     except (pyarrow.ArrowException, OSError, TypeError, OverflowError) as error:
         reason = str(error).splitlines()[0]
         raise HartError(f"{path}: cannot be written ({reason}); the rows are in {journal.name}") from error
 
 
-def _table(rows: list[dict[str, Any]]) -> Any:
-    """An Arrow table of the columns that any of the rows has."""
+def _types(journal: Table) -> dict[str, Any]:
+    """Column → its Arrow type; None where no one type holds all of its values, so that they are written as text."""
     import pyarrow
 
-    names = dict.fromkeys(name for row in rows for name in row)
-    return pyarrow.table({name: [row.get(name) for row in rows] for name in names})
+    types: dict[str, Any] = {}
+    for part in chunks(_rows_of(journal), PARQUET_ROWS):
+        for name in dict.fromkeys(name for row in part for name in row):
+            before = types.get(name, pyarrow.null())
+            if before is None:
+                continue
+            try:
+                own = pyarrow.array([row.get(name) for row in part]).type
+                both = [pyarrow.schema([(name, kind)]) for kind in (before, own)]
+                found = pyarrow.unify_schemas(both, promote_options="permissive").field(0).type
+                types[name] = None if _is_empty(found) else found
+            except (pyarrow.ArrowException, TypeError, OverflowError):
+                types[name] = None
+    return types
+
+
+def _is_empty(kind: Any) -> bool:
+    """Whether an Arrow type has a structure without fields somewhere, which Parquet does not."""
+    import pyarrow
+
+    parts = [kind.field(at).type for at in range(kind.num_fields)]
+    return (pyarrow.types.is_struct(kind) and not parts) or any(map(_is_empty, parts))

@@ -12,7 +12,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from hart.errors import HartError
-from hart.runtime.files.reading import read_json
+from hart.runtime.files.reading import parse_json
 from hart.runtime.files.writing import PREFIX, new_name, reason, stat_of, try_folder, write_json
 
 
@@ -200,15 +200,21 @@ def seal(folder: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """Which file of a sealed folder is missing or has changed; None if it is whole, or was never sealed."""
+    """Which file of a sealed folder is missing or has changed; None if it is whole, or was never sealed.
+
+    Raises:
+        HartError: a file cannot be read now (too many are open, no right to), which says nothing of its content.
+    """
     sealed = folder / CHECKSUMS_FILE
     if not sealed.is_file():
         return None
     try:
-        sums = read_json(sealed, "checksums")
+        sums = parse_json(sealed.read_bytes(), str(sealed), "checksums")
         wrong = [name for name, sum_ in sums.items() if sha256(folder / name) != sum_]
-    except (HartError, OSError, ValueError, AttributeError) as error:
+    except (HartError, FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, AttributeError) as error:
         return str(getattr(error, "filename", None) or sealed.name)
+    except OSError as error:
+        raise HartError(f"{error.filename or folder}: cannot be read ({reason(error)})") from error
     return wrong[0] if wrong else None
 
 
