@@ -7,7 +7,7 @@
 #   GPU     the card, for the estimate (rtx-3090, a100-40gb, ...; hart estimate --help); unset: no estimate
 #   DATA    a clone of allenai/natural-instructions (made, two GB, where it is missing)
 #   EXTRA   more words for hart train and hart estimate, e.g. for a T4
-#           "--training.bf16 false --training.micro_batch_size 2"
+#           "--training.bf16 false --training.micro_batch_size 1"
 #   TEST    more words for hart evaluate, e.g. "--max-instances 10"
 #   PYTHON  an environment that has hart; unset: .venv, made here with the newest PyTorch for CUDA
 #

@@ -1,8 +1,10 @@
 """Runs that are ended from outside: saved, told, and continued as if nothing had been."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,26 @@ def test_sigterm_saves_and_the_run_goes_on_bit_for_bit(
         [row["loss"] for row in read_metrics(f.parent / "metrics.jsonl") if "loss" in row] for f in (resumed, whole)
     ]
     assert losses[0] == losses[1]
+
+
+def test_a_signal_to_the_whole_group_leaves_data_workers_at_work(
+    run_config: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As Slurm sends it, or a terminal: to each process, and not by the run itself."""
+    compute = Loop.loss
+
+    def terminate(self: Loop, *args: Any) -> Any:
+        if self.step == 1:
+            workers = [str(child.pid) for child in multiprocessing.active_children()]
+            assert len(workers) == 2
+            subprocess.run(["kill", "-TERM", *workers, str(os.getpid())], check=True)
+            time.sleep(1)  # for a worker to die, and torch to tell
+        return compute(self, *args)
+
+    monkeypatch.setattr(Loop, "loss", terminate)
+    with pytest.raises(Stopped, match="after step 2"):
+        train(run_config("cut", **SETTINGS, num_workers=2), quiet=True)
+    assert (tmp_path / "cut" / "checkpoints" / "checkpoint-2").is_dir()
 
 
 @pytest.mark.parametrize("moment", ["in the exchange", "before the first step", "while it evaluates"])

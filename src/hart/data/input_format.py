@@ -217,7 +217,7 @@ class InputFormat:
         """Tokens of definition, demonstrations and query, all within the limit of the demonstrations.
 
         Examples give way to the query. Where definition and query alone are too long, the end of the text is cut, as
-        Tk-Instruct does.
+        Tk-Instruct does. Without `input_eos` the text ends where a model that continues texts has to begin.
 
         Raises:
             HartError: as `encode_input`.
@@ -231,7 +231,8 @@ class InputFormat:
                 text = "".join(pieces(task, self.num_demonstrations, self.explanations)[: kept + 1]) + tail
                 return in_template(tokenizer, text, limit)[0]
             begin = begin_of(tokenizer)
-            return begin + self._encode_instructions(tokenizer, task, tail, cuts, taken=len(begin))
+            tail = tail if self.input_eos else tail.rstrip()  # a space is the beginning of an answer's first token
+            return begin + self._encode_instructions(tokenizer, task, tail, cuts, taken=len(begin), eos=self.input_eos)
         begin = begin_of(tokenizer)
         read = tokens_of(tokenizer, query_text(query, blank=blank))
         note_length(begin + read, limit, self.input_eos, "query", cuts, f"task {task.label}")
@@ -281,11 +282,11 @@ class InputFormat:
         return cut_to(read, self.max_target_length, tokenizer)
 
     def _encode_instructions(
-        self, tokenizer: Tokenizer, task: Task, tail: str, cuts: Cuts | None, *, taken: int = 0
+        self, tokenizer: Tokenizer, task: Task, tail: str, cuts: Cuts | None, *, taken: int = 0, eos: bool = True
     ) -> list[int]:
         max_length = self.max_demonstrations_length - taken
         _, tokens = self._fitting(tokenizer, task, tail, max_length, cuts)
-        return cut_to(tokens, max_length, tokenizer)
+        return cut_to(tokens, max_length, tokenizer, eos=eos)
 
     def _fitting(
         self, tokenizer: Tokenizer, task: Task, tail: str, max_length: int, cuts: Cuts | None

@@ -61,10 +61,11 @@ def load_system(
     demonstration_groups: int | None = None,
     **options: Any,
 ) -> System:
-    """`hart`, `base` or `base-in-context` of a HART model, or the latter two of a plain T5.
+    """`hart`, `base` or `base-in-context` of a HART model, or the latter two of a plain base.
 
     Args:
-        form: how a plain T5 reads; a HART model has its own format.
+        form: how a plain base reads; a HART model has its own format. A plain decoder-only one goes on behind the
+            text: the end of sequence would tell it that another one begins.
         demonstration_groups: of `hart`, as in `HartModel.adapt`.
 
     Raises:
@@ -80,6 +81,7 @@ def load_system(
         raise HartError(f"--base: {model} is no HART model; give the base itself as MODEL, and leave --base out")
     else:
         main = MainModel.from_pretrained(model, dtype=dtype, device=device)
+        form = form if main.shape.has_encoder else replace(form, input_eos=False)
     return base_system(main, form, in_context=name == "base-in-context", name=name, **options)
 
 

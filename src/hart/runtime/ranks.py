@@ -62,7 +62,8 @@ def join_to_train() -> None:
     if not is_one_of_several() or _joined():
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        # Where each task of a cluster's job sees its own GPU alone, that is the first one of all of them.
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
 
 

@@ -237,6 +237,8 @@ def make_distillation(config: RunConfig, student: HartModel) -> Distillation | N
         demonstration_groups=1,
     )
     if name == BASE_TEACHER:
+        if not student.main.shape.has_encoder:  # it was never told that an answer follows the end of sequence
+            in_context = replace(in_context, input_eos=False)
         teacher = HartModel(student.main, None, fusion=False, input_format=in_context)
     else:
         try:

@@ -212,6 +212,8 @@ def _memory(
         "optimizer": (trained * state + embeddings * (8 - state) - 4 * momenta) / shared_from(1),
         "activations": activations(config, parts, devices),
     }
+    if training.bf16 and not zero_stage:
+        memory["weights, bfloat16 copy"] = trained * 2  # autocast's, for as long as a pass lasts
     if zero_stage:
         memory["optimizer, float32 copy"] = trained * 4 / devices
         settings = _zero_settings(config)

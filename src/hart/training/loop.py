@@ -7,6 +7,7 @@ is the matter of `hart.training.sharding`.
 
 import dataclasses
 import math
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from itertools import islice
@@ -16,7 +17,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import DeepSpeedPlugin, GradientAccumulationPlugin, ProjectConfiguration, send_to_device, set_seed
+from accelerate.utils import (
+    DeepSpeedPlugin,
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    ProjectConfiguration,
+    send_to_device,
+    set_seed,
+)
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -152,6 +160,7 @@ class Loop:
             batch_sampler=passes,
             collate_fn=self.collator(),
             num_workers=self.config.num_workers,
+            worker_init_fn=_leave_signals_to_the_run,
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -341,6 +350,12 @@ class Loop:
         )
 
 
+def _leave_signals_to_the_run(_: int) -> None:
+    """For data workers: a signal to the whole group of processes (Slurm, Ctrl-C) ends them when the run has saved."""
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_IGN)
+
+
 def cut(config: TrainingConfig, processes: int) -> tuple[int, int]:
     """Queries of a pass, and passes of a step.
 
@@ -370,6 +385,8 @@ def _accelerator(config: TrainingConfig, plugin: DeepSpeedPlugin | None, passes:
             mixed_precision="bf16" if config.bf16 else "no",
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=passes, sync_with_dataloader=False),
             deepspeed_plugin=plugin,
+            # Gradients live in the buckets that are exchanged, not beside them.
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
             log_with=[*config.trackers] or None,
             project_config=ProjectConfiguration(str(folder), logging_dir=str(folder / "tensorboard")),
         )
