@@ -108,7 +108,8 @@ def test_fig5_shows_losses_that_are_comparable_in_one_panel(make_run, falling) -
     by_task = make_run("c", falling(20), alpha=1.0, pairing="task")
     drawing = fig5_consistency_loss(groups(*slots, by_task))
     assert [len(axes.get_legend().get_texts()) for axes in drawing.figure.axes] == [2, 1]
-    assert column(drawing, "a", "consistency_loss_mean_square") == [0.0] + [2.0] * 19
+    assert column(drawing, "a", "consistency_loss_mean_square") == [2.0] * 19  # as drawn
+    assert column(drawing, "a", "step") == [*range(2, 21)]
     assert min(min(line.get_xdata()) for line in drawing.figure.axes[0].lines) == 2  # the first has no partner
     colours = [line.get_color() for axes in drawing.figure.axes for line in axes.lines]
     assert len(set(colours)) == 3  # a run has one colour, and no other has it
@@ -129,7 +130,7 @@ def test_files_have_the_numbers_and_what_they_are(make_run, falling, tmp_path: P
     lines = paths[2].read_text().splitlines()
     assert lines[0].startswith("# consistency_loss of each run") and "# one seed each, so no band." in lines
     rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
-    assert [float(row["consistency_loss_mean_square"]) for row in rows] == [0.0] + [0.5] * 19
+    assert [float(row["consistency_loss_mean_square"]) for row in rows] == [0.5] * 19
     assert {row["run"] for row in rows} == {"a, b"}
     before = [path.read_bytes() for path in paths]
     assert [path.read_bytes() for path in saved()] == before

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hart.analysis.figures import find_groups
 from hart.analysis.figures_runs import CONSISTENCY_FIELDS, Source, describe, find_sources, group_sources
 from hart.errors import HartError
 from hart.training.config import RunConfig
@@ -62,6 +63,13 @@ def test_a_sweep_is_found_at_each_of_its_folders_and_each_run_once(make_run, fal
     assert [source.path.resolve() for source in find_sources(again)[0]] == [each.path.resolve() for each in whole]
     groups = group_sources(whole)
     assert [(group.label, len(group.sources)) for group in groups] == [("causal", 3), ("hyper", 3)]
+
+
+def test_a_repeated_seed_is_no_other_seed(make_run, falling) -> None:
+    one, again, other = (make_run(f"{n}/run", falling(20), seed=seed) for n, seed in (("a", 0), ("b", 0), ("c", 1)))
+    (group,), remarks = find_groups([str(path) for path in (one, again, other)])
+    assert [source.seed for source in group.sources] == [0, 1]
+    assert remarks[-1:] == [f"{again}: the same configuration and seed as {one}, left out"]
 
 
 def test_seeds_are_grouped_and_labels_are_told_apart(make_run, falling) -> None:

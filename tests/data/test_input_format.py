@@ -141,3 +141,11 @@ def test_a_conversation_is_what_the_chat_template_makes_of_it(tiny_tokenizer):
     with pytest.raises(HartError) as told_of:
         form.encode_conversation(tokenizer, messages)
     assert str(told_of.value) == "messages: the chat template of the base's tokenizer refuses them (no system message)"
+
+
+def test_without_the_end_of_sequence_a_text_ends_where_its_answer_begins(tiny_tokenizer) -> None:
+    read = encode_in_context(tiny_tokenizer, TASK, "x y", 1024, input_eos=False)
+    whole = encode_in_context(tiny_tokenizer, TASK, "x y", 1024)
+    assert whole[-1] == tiny_tokenizer.eos_token_id not in read
+    assert tiny_tokenizer.decode(read).endswith("Output:") and read == whole[: len(read)]
+    assert len(encode_in_context(tiny_tokenizer, TASK, "x y " * 30, 20, input_eos=False)) == 20

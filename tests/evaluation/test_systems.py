@@ -11,7 +11,7 @@ from hart.data.prompts import render_in_context
 from hart.data.tasks import Instance, Task
 from hart.errors import HartError
 from hart.evaluation.run import evaluate_model
-from hart.evaluation.systems import base_system, hart_system
+from hart.evaluation.systems import base_system, hart_system, load_system
 from hart.model import scoring
 from hart.model.hart_model import HartModel
 from hart.training.config import DataConfig, ModelConfig
@@ -150,3 +150,9 @@ def test_demonstrations_give_way_to_the_query(system: HartModel, task: Task, mon
     ]
     form = InputFormat(max_demonstrations_length=len(tokens[1]) - 1)
     assert read_by_base(system, task, form, monkeypatch)[0] == tokens[0]
+
+
+def test_a_plain_decoder_only_base_goes_on_behind_the_text() -> None:
+    """The end of sequence, which models trained here read before an answer, says nothing of one to it."""
+    for name in ("base", "base-in-context"):
+        assert load_system(name, "mini-causal-base", base=None, form=InputFormat()).form.input_eos is False

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hart.analysis import figures_curves, figures_states
 from hart.analysis.figures_reading import Reader
-from hart.analysis.figures_runs import Group, find_sources, group_sources
+from hart.analysis.figures_runs import Group, find_sources, group_sources, without_repeated_seeds
 from hart.analysis.figures_style import FORMATS, Drawing, NotDrawable, save, styled
 from hart.errors import HartError
 from hart.runtime.files import check_file_target
@@ -46,7 +46,8 @@ def find_groups(runs: Sequence[str]) -> tuple[list[Group], list[str]]:
         HartError: as `find_sources`.
     """
     sources, remarks = find_sources(runs)
-    return group_sources(sources), remarks
+    sources, repeated = without_repeated_seeds(sources)
+    return group_sources(sources), [*remarks, *repeated]
 
 
 def make_figures(

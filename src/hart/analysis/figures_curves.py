@@ -173,7 +173,7 @@ def fig5_consistency_loss(groups: Sequence[Group]) -> Drawing:
         log_axis(panel)
         _legend(figure, panel)
     axes[0, 0].set_ylabel(r"$\mathcal{L}_{\mathrm{cst}}$ (mean square)")
-    return Drawing(figure, {"": _table(made, "consistency_loss")}, remarks)
+    return Drawing(figure, {"": _table(made, "consistency_loss", positive=True)}, remarks)
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
@@ -190,8 +190,7 @@ def _lines(axes: Axes, made: Sequence[Series], groups: Sequence[Group], *, posit
     look = looks([group.label for group in groups])
     for series in made:
         colour = look[series.label]["color"]
-        values = np.where(series.values > 0, series.values, np.nan) if positive else series.values
-        smooth = running_median(values, series.smoothing if series.window == 1 else 1)
+        values, smooth = _smoothed(series, positive)
         shown = series.steps > int(positive)
         steps, mean = series.steps[shown], smooth.mean(axis=0)[shown]
         if series.window == 1:
@@ -205,18 +204,25 @@ def _lines(axes: Axes, made: Sequence[Series], groups: Sequence[Group], *, posit
         axes.plot(steps, mean, label=label, **look[series.label])
 
 
-def _table(made: Sequence[Series], loss: str) -> Table:
-    """One row for each run and step."""
+def _smoothed(series: Series, positive: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Values, where only positive ones count NaN in place of others, and their running median."""
+    values = np.where(series.values > 0, series.values, np.nan) if positive else series.values
+    return values, running_median(values, series.smoothing if series.window == 1 else 1)
+
+
+def _table(made: Sequence[Series], loss: str, *, positive: bool = False) -> Table:
+    """One row for each run and step that is drawn, with what is drawn there."""
     unit = "nats_per_token" if loss == "prediction_loss" else "mean_square"
     rows: list[list[Any]] = []
     for series in made:
-        smooth = running_median(series.values, series.smoothing)
-        for seed, values, median in zip(series.seeds, series.values, smooth, strict=True):
+        shown = series.steps > int(positive)
+        drawn = zip(series.seeds, *(each[:, shown] for each in _smoothed(series, positive)), strict=True)
+        for seed, values, median in drawn:
             rows += [
                 [series.label, seed, *each]
-                for each in zip(series.steps.tolist(), values.tolist(), median.tolist(), strict=True)
+                for each in zip(series.steps[shown].tolist(), values.tolist(), median.tolist(), strict=True)
             ]
-    widths = " or ".join(sorted({str(series.smoothing) for series in made}))
+    widths = " or ".join(sorted({str(series.smoothing if series.window == 1 else 1) for series in made}))
     about = [f"{loss} of each run over optimizer steps; running_median: over {widths} values, centred."]
     return Table(["run", "seed", "step", f"{loss}_{unit}", "running_median"], rows, about)
 

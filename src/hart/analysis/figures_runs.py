@@ -248,6 +248,20 @@ def _text(path: Path) -> str:
         raise HartError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})") from None
 
 
+def without_repeated_seeds(sources: Sequence[Source]) -> tuple[list[Source], list[str]]:
+    """The runs, each configuration and seed once (the first), and what is said of the others: no run is two seeds."""
+    kept: dict[str, Source] = {}
+    remarks = []
+    for source in sources:
+        key = str(source.path)
+        if source.config is not None:
+            key = json.dumps([source.seed, _fields(source.config)], sort_keys=True)
+        first = kept.setdefault(key, source)
+        if first is not source:
+            remarks.append(f"{source.path}: the same configuration and seed as {first.path}, left out")
+    return [*kept.values()], remarks
+
+
 def group_sources(sources: Sequence[Source]) -> list[Group]:
     """Runs of the same configuration together, in the order given; models without a run each alone."""
     together: dict[str, list[Source]] = {}
