@@ -38,6 +38,22 @@ CASES: dict[str, tuple[str, dict[str, Any], int, int]] = {
         1,
         0,
     ),
+    "small causal": (
+        "hart_sni",
+        {"training.batch_size": 8, "model.scheme": {"name": "causal", "rows": 8}},
+        1,
+        0,
+    ),
+    "small causal, checkpointing": (
+        "hart_sni",
+        {
+            "training.batch_size": 8,
+            "model.scheme": {"name": "causal", "rows": 8},
+            "model.gradient_checkpointing": True,
+        },
+        1,
+        0,
+    ),
     "small hart, 8-bit": ("hart_sni", {"training.batch_size": 4, "training.optimizer": "adamw_8bit"}, 1, 0),
     "small ft-few-shot": ("ft_few_shot_sni", {"training.batch_size": 4}, 1, 0),
     "small hart, ZeRO-1": ("hart_sni", {"training.batch_size": 8}, 2, 1),

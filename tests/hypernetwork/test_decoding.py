@@ -5,6 +5,7 @@ import torch
 from transformers import T5ForConditionalGeneration
 from transformers.models.t5.modeling_t5 import T5Stack
 
+from hart.hypernetwork import decoding
 from hart.hypernetwork.decoding import DecoderPass, relative_bias
 
 LENGTH = 5
@@ -100,3 +101,28 @@ def test_bf16_weights_and_autocast_follow_float32(decoder, memory, memory_mask):
     tolerance = 0.1 * exact.std().item()
     for approximate in (autocast, stored):
         torch.testing.assert_close(approximate.float(), exact, rtol=0, atol=tolerance)
+
+
+def test_recomputed_weights_give_the_same_gradients_and_are_not_kept(decoder, monkeypatch):
+    monkeypatch.setattr(decoding, "MANY", LENGTH)
+    decoder.train()
+    heads = decoder.config.num_heads
+
+    def run() -> tuple[list[torch.Tensor], set[tuple[int, ...]]]:
+        kept: set[tuple[int, ...]] = set()
+        torch.manual_seed(1)
+        memory = torch.randn(2, 7, decoder.config.d_model, requires_grad=True)
+        inputs = torch.randn(2, LENGTH, decoder.config.d_model, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.add(tuple(t.shape)) or t, lambda t: t):
+            states = DecoderPass(decoder, memory, torch.ones(2, 7)).step(inputs, relative_bias(decoder, LENGTH))
+        states.square().sum().backward()
+        return [states.detach(), memory.grad, inputs.grad], kept
+
+    made, kept = run()
+    decoder.gradient_checkpointing = True
+    again, kept_again = run()
+    weights = {(2, heads, LENGTH, LENGTH), (2, heads, LENGTH, 7)}
+    assert weights <= kept and not weights & kept_again
+    assert decoder.block[0].layer[0].SelfAttention.dropout > 0
+    for one, other in zip(made, again, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)

@@ -54,6 +54,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny_base_dir: Path, to
     plain = make(tiny_base_dir, dropout=0.0).train()
     recomputed = make(tiny_base_dir, dropout=0.0, gradient_checkpointing=True).train()
     assert recomputed.hypernetwork.encoder.is_activation_checkpointing
+    assert recomputed.hypernetwork.decoder.gradient_checkpointing
     assert recomputed.main.model.is_activation_checkpointing and recomputed.main.model.training
     batch = batch_of(plain, toy_data_dir)
     expected, found = gradients(plain, batch), gradients(recomputed, batch)

@@ -18,9 +18,13 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from hart.hypernetwork.step_linear import Steps
 from hart.runtime.third_party.transformers import T5Attention, T5Stack
+
+MANY = 64
+"""Positions in one step from which on, with gradient checkpointing, attention weights are computed twice, not kept."""
 
 
 class DecoderPass:
@@ -45,6 +49,7 @@ class DecoderPass:
     def __init__(self, decoder: T5Stack, memory: Float[Tensor, "n s d"], memory_mask: Shaped[Tensor, "n s"]) -> None:
         self._decoder = decoder
         self._steps = Steps()
+        self._recomputes: bool = decoder.gradient_checkpointing
         blocks: Any = decoder.block
         # Self-attention, cross-attention and feed-forward of each block.
         self._layers = [tuple(block.layer) for block in blocks]
@@ -82,17 +87,38 @@ class DecoderPass:
             if past is not None:
                 keys, values = torch.cat((past[0], keys), 2), torch.cat((past[1], values), 2)
             self._past[index] = keys, values
-            attended, self.attention_weights = _attend(self_attention.SelfAttention, normed, keys, values, bias)
+            attended, self.attention_weights = self._attend(self_attention.SelfAttention, normed, keys, values, bias)
             hidden = hidden + self_attention.dropout(attended)
 
             normed = cross_attention.layer_norm(hidden)
             keys, values = self._of_memory[index]
-            attended, _ = _attend(cross_attention.EncDecAttention, normed, keys, values, self._memory_bias)
+            attended, _ = self._attend(cross_attention.EncDecAttention, normed, keys, values, self._memory_bias)
             hidden = hidden + cross_attention.dropout(attended)
 
             hidden = feed_forward(hidden)
         self.before_norm = hidden
         return self._decoder.final_layer_norm(hidden)
+
+    def _attend(
+        self,
+        attention: T5Attention,
+        hidden: Float[Tensor, "n x d"],
+        keys: Float[Tensor, "n heads k d_kv"],
+        values: Float[Tensor, "n heads k d_kv"],
+        bias: Float[Tensor, "#n #heads #x k"],
+    ) -> tuple[Float[Tensor, "n x d"], Float[Tensor, "n heads x k"]]:
+        """T5 attention (unscaled scores), projected to d; and its weights.
+
+        Plain matrix products: a handful of queries leaves a fused kernel little to save, and the
+        relative bias needs gradient. Of many queries the weights are most of what a pass would keep.
+        """
+        queries = _split_heads(attention, attention.q(hidden))
+        rate = attention.dropout if attention.training else 0.0
+        if self._recomputes and queries.shape[2] >= MANY and torch.is_grad_enabled():
+            mixed, weights = checkpoint(_mixed, queries, keys, values, bias, rate, use_reentrant=False)
+        else:
+            mixed, weights = _mixed(queries, keys, values, bias, rate)
+        return attention.o(mixed.transpose(1, 2).flatten(2)), weights
 
     def forget(self) -> None:
         """Drop the past positions; the next step sees only itself and the memory."""
@@ -118,19 +144,13 @@ def _split_heads(attention: T5Attention, wide: Float[Tensor, "n k inner"]) -> Fl
     return wide.unflatten(-1, (attention.n_heads, -1)).transpose(1, 2)
 
 
-def _attend(
-    attention: T5Attention,
-    hidden: Float[Tensor, "n x d"],
+def _mixed(
+    queries: Float[Tensor, "n heads x d_kv"],
     keys: Float[Tensor, "n heads k d_kv"],
     values: Float[Tensor, "n heads k d_kv"],
     bias: Float[Tensor, "#n #heads #x k"],
-) -> tuple[Float[Tensor, "n x d"], Float[Tensor, "n heads x k"]]:
-    """T5 attention (unscaled scores), projected to d; and its weights.
-
-    Plain matrix products: a handful of queries leaves a fused kernel little to save, and the
-    relative bias needs gradient.
-    """
-    queries = _split_heads(attention, attention.q(hidden))
+    rate: float,
+) -> tuple[Float[Tensor, "n heads x d_kv"], Float[Tensor, "n heads x k"]]:
+    """Values mixed by attention weights, some of which are dropped at a rate; and the weights before that."""
     weights = F.softmax(queries @ keys.transpose(-1, -2) + bias, dim=-1).type_as(values)
-    dropped = F.dropout(weights, attention.dropout, attention.training)
-    return attention.o((dropped @ values).transpose(1, 2).flatten(2)), weights
+    return F.dropout(weights, rate) @ values, weights

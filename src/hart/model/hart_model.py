@@ -289,9 +289,12 @@ class HartModel(nn.Module):
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations of both networks in the backward pass (less memory, the same gradients)."""
-        # Of the hypernetwork only the encoder: the decoder's steps hold two rows each, and their cache.
-        if self.hypernetwork is not None and self.hypernetwork.config.has_own_encoder:
-            self.hypernetwork.encoder.activation_checkpointing_enable({"use_reentrant": False})
+        network = self.hypernetwork
+        if network is not None and network.config.has_own_encoder:
+            network.encoder.activation_checkpointing_enable({"use_reentrant": False})
+        # Of the decoder the attention weights alone, where a step has many positions (`DecoderPass`).
+        if network is not None and network.decoder is not None:
+            network.decoder.gradient_checkpointing = True  # its own blocks never run; the method would look for inputs
         self.main.enable_gradient_checkpointing()
 
     def forward(

@@ -7,9 +7,9 @@ activations need gradient; nothing where neither does.
 
 Activations of one pass, per token and layer: inputs and outputs of norms, maps and attention, in 2 bytes with bf16;
 scores and weights of self-attention where no fused kernel runs (a T5's position bias keeps it away); with gradient
-checkpointing only the layers' inputs, plus one layer in full. The hypernetwork's decoder is never checkpointed, and
-its cross-attention keeps scores and weights, too. Keys and values that several heads share are repeated for each of
-them before the kernel, and so take as much as the queries.
+checkpointing only the layers' inputs, plus one layer in full. Of the hypernetwork's decoder, whose cross-attention
+keeps scores and weights, too, it spares these alone (`hart.hypernetwork.decoding`). Keys and values that several heads
+share are repeated for each of them before the kernel, and so take as much as the queries.
 """
 
 import math
@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from transformers import T5Config
 
+from hart.hypernetwork.decoding import MANY
 from hart.hypernetwork.network import HyperNetwork
 from hart.peft.architectures import architecture
 from hart.peft.base import MainShape
@@ -223,10 +224,12 @@ def activations(config: RunConfig, parts: Parts, devices: int) -> float:
         total += passes * rows * t5.d_model * 3 * size
         if network.decoder is not None and network.scheme is not None:
             vectors, layers = network.scheme.positions, model.decoder_layers
-            total += _stack(layer, passes, vectors, vectors, layers, size, False, memory=read, dropout=dropout)
-            # Cross-attention, too, keeps its scores and weights here.
-            scores = passes * layers * layer.heads * vectors * read
-            total += scores * (2 * size + (size + 1 if dropout else 0))
+            recomputed = checkpointed and vectors >= MANY
+            keys = 0 if recomputed else vectors
+            total += _stack(layer, passes, vectors, keys, layers, size, False, memory=read, dropout=dropout)
+            # Cross-attention, too, keeps its scores and weights; where they are recomputed, those of one attention.
+            weights = max(vectors, read) if recomputed else layers * read
+            total += passes * layer.heads * vectors * weights * (2 * size + (size + 1 if dropout else 0))
     return total * OVERHEAD
 
 
