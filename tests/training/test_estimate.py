@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, WhisperConfig
 from hart.errors import HartError
 from hart.model.bundled import resolve_base
 from hart.model.hart_model import HartModel
-from hart.training.blueprint import base_config
+from hart.training.blueprint import base_config, build
 from hart.training.config import RunConfig, load
 from hart.training.distillation import make_distillation
 from hart.training.estimate import estimate, with_advice, zero_stage_of
@@ -273,3 +273,30 @@ def test_activations_of_a_decoder_only_base() -> None:
     assert estimate(config).tokens == {"main model": b * t, "hypernetwork": b * 1024}
     small = config.changed(model={"gradient_checkpointing": True})
     assert estimate(small).memory["activations"] < estimate(config).memory["activations"]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_hypernetworks_decoder_is_counted(checkpointing: bool) -> None:
+    """Against what autograd saves of it, on the meta device: a causal pass with several rows keeps most."""
+    config = load(CONFIGS / "t5-small" / "hart_causal_sni.yaml", [f"--model.gradient_checkpointing={checkpointing}"])
+    network = build(config).peft_source.to(torch.bfloat16).train()
+    network.decoder.gradient_checkpointing = checkpointing
+    micro, read = config.training.micro_batch_size or config.training.batch_size, config.data.max_demonstrations_length
+    passes = -(-micro // config.training.queries_per_task)
+    memory = torch.empty(passes, read, network.config.t5["d_model"], device="meta", dtype=torch.bfloat16)
+    saved: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)  # or its number would be another's
+        saved[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    kept: list[torch.Tensor] = []
+    mask = torch.ones(passes, read, device="meta", dtype=torch.long)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        network.generate_blocks(memory.requires_grad_(), mask)
+    weights = {each.untyped_storage()._cdata for each in network.parameters()}
+    own = sum(size for place, size in saved.items() if place not in weights) / 2**30
+    shared = config.changed(model={"scheme": {"name": "shared"}})
+    counted = estimate(config).memory["activations"] - estimate(shared).memory["activations"]
+    assert 0.8 * own < counted < 1.5 * own, (own, counted)

@@ -111,6 +111,7 @@ class SlotConsistency(Consistency):
     def advance(self, gather: Gather) -> None:
         if self._current:
             slots, states = zip(*self._current, strict=True)
+            self._previous = None  # states of a whole batch may have gigabytes: never three times
             self._previous = torch.cat(slots), torch.cat(states)
             self._current = []
 

@@ -212,6 +212,11 @@ def _memory(
         "optimizer": (trained * state + embeddings * (8 - state) - 4 * momenta) / shared_from(1),
         "activations": activations(config, parts, devices),
     }
+    network = parts.peft_source
+    if isinstance(network, HyperNetwork) and network.scheme is not None:
+        # For the consistency loss, also where it is only recorded: of this step and the one before, in float32.
+        passes = training.batch_size // training.queries_per_task / devices
+        memory["layer states"] = 2 * passes * network.scheme.positions * network.config.t5["d_model"] * 4
     if training.bf16 and not zero_stage:
         memory["weights, bfloat16 copy"] = trained * 2  # autocast's, for as long as a pass lasts
     if zero_stage:
