@@ -64,6 +64,7 @@ def test_init_std_without_weights_is_that_of_a_new_t5() -> None:
     [
         ({"kind": "prefx"}, "unknown kind 'prefx'; choose one of .*prefix"),
         ({"length": 3}, "unknown kind None"),
+        ({"kind": []}, "unknown kind \\[\\]"),
         ({"kind": "prefix", "lenght": 3}, "peft.prefix: unknown field 'lenght'; it takes length"),
         ({"kind": "prefix", "length": "32"}, "peft.prefix.length .* not '32'"),
         ({"kind": "prefix", "length": -1}, "peft.prefix.length .* not -1"),

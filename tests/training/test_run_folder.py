@@ -64,7 +64,13 @@ def test_other_configuration_is_refused_and_the_difference_named(run_config: Bui
 def test_fields_that_change_no_number_may_change(run_config: Build):
     RunFolder(run_config())
     changed = run_config(
-        model={"attention": "eager"}, micro_batch_size=2, log_every=3, save_every=3, num_workers=1, num_threads=1
+        model={"attention": "eager"},
+        micro_batch_size=2,
+        log_every=3,
+        save_every=3,
+        eval_every=3,
+        num_workers=1,
+        num_threads=1,
     )
     assert load(RunFolder(changed).path / "config.yaml") == changed
 

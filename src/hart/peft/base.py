@@ -220,7 +220,7 @@ def build_kinds(configs: Sequence[Mapping[str, Any]]) -> tuple[PeftKind, ...]:
     for config in configs:
         values = dict(config)
         name = values.pop("kind", None)
-        if name not in KINDS:
+        if not isinstance(name, str) or name not in KINDS:
             raise HartError(f"peft: unknown kind {name!r}; choose one of {', '.join(KINDS)}")
         if any(kind.name == name for kind in kinds):
             raise HartError(f"peft: kind {name!r} is given twice; keep one entry")

@@ -20,13 +20,14 @@ _LEAST = -9999.0
 class Token(NamedTuple):
     """A token's text and log-probability, and those of the likeliest ones there, itself not counted among them.
 
-    `part` says whether it is one of several tokens of a letter.
+    `part` says whether it is one of several tokens of a letter, `special` whether the answer's text is without it.
     """
 
     text: str
     logprob: float
     top: list[tuple[str, float]]
     part: bool = False
+    special: bool = False
 
 
 def spelled(tokenizer: PreTrainedTokenizerBase, answer: Answer) -> list[Token]:
@@ -35,17 +36,18 @@ def spelled(tokenizer: PreTrainedTokenizerBase, answer: Answer) -> list[Token]:
     before = [None, *answer.ids[:-1]]
     others = [(previous, id) for previous, score in zip(before, scores, strict=True) for id, _ in score.top]
     texts = iter(_added(tokenizer, others))
+    special = set(tokenizer.all_special_ids)
     tokens = []
-    for (text, part), score in zip(_in_turn(tokenizer, answer.ids), scores, strict=True):
+    for id, (text, part), score in zip(answer.ids, _in_turn(tokenizer, answer.ids), scores, strict=True):
         top = [(next(texts), _finite(logprob)) for _, logprob in score.top]
-        tokens.append(Token(text, _finite(score.logprob), top, part))
+        tokens.append(Token(text, _finite(score.logprob), top, part, id in special))
     return tokens
 
 
 def of_completion(tokens: Sequence[Token]) -> LogProbs:
     offsets = [0]
     for token in tokens:
-        offsets.append(offsets[-1] + len(token.text))
+        offsets.append(offsets[-1] + (0 if token.special else len(token.text)))
     return LogProbs(
         tokens=[token.text for token in tokens],
         token_logprobs=[token.logprob for token in tokens],
@@ -87,12 +89,11 @@ def _in_turn(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[tup
     """What each token adds to the text of those before it, and whether it is one of several tokens of a letter."""
     special = set(tokenizer.all_special_ids)
     found: list[tuple[str, bool]] = []
-    begin: list[int] = []  # the last token that was shown: the first of a text may be shown in another way
+    begin: list[int] = []  # the last one of the text: the first of a text may be shown in another way
     waiting: list[int] = []
     for position, id in enumerate(ids):
         if id in special:
             found.append((str(tokenizer.convert_ids_to_tokens(id)), False))
-            begin = []
             continue
         waiting.append(id)
         text = str(tokenizer.decode([*begin, *waiting]))[len(str(tokenizer.decode(begin))) :]

@@ -25,7 +25,7 @@ MOVABLE = ("data.dir", "data.distractors")
 FREE_FIELDS = frozenset(
     f"training.{name}"
     for name in (
-        "output_dir", "log_every", "save_every", "keep_checkpoints", "num_workers", "trackers",
+        "output_dir", "log_every", "save_every", "eval_every", "keep_checkpoints", "num_workers", "trackers",
         "resume", "num_threads", "micro_batch_size",
         # `hart.training.sharding.check_layout` says what of these can change.
         "deepspeed", "fsdp",
