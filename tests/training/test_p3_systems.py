@@ -108,7 +108,7 @@ def test_sweep_compares_accuracies(p3_config: Build, tmp_path: Path):
     assert run_one(str(tmp_path / "config.yaml"), str(tmp_path / "results.json")) == 0
     results = json.loads((tmp_path / "results.json").read_text())
     assert 0 <= results["accuracy"] <= 100
-    assert set(results["tasks"]["super_glue_copa_best_option"]) == {"accuracy"}
+    assert set(results["tasks"]["super_glue_copa_best_option"]) == {"accuracy", "instances"}
 
 
 def test_base_scores_in_and_out_of_context(p3_config: Build):

@@ -219,7 +219,7 @@ def test_sweeps_that_share_a_folder_share_its_table(files: dict[str, Path], tmp_
 
 def test_a_table_compares_by_the_score_that_counts_first(files: dict[str, Path], tmp_path: Path):
     out = tmp_path / "out"
-    runs = plan(out, list(files.values()), [0, 1], ["--data.collection", "procedural"])
+    runs = plan(out, list(files.values()), [0, 1], ["--data.collection", "procedural", "--data.dir", "null"])
     for run in runs:
         own = 50.0 + 10 * run.seed * (run.name == "tuned")
         found = {"config": run.config.to_dict(), "rouge_l": 70.0, "exact_match": own, "tasks": {}}

@@ -123,7 +123,7 @@ _COLUMNS: dict[str, tuple[str, str]] = {
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as a table; a column that nobody fills is left out."""
     used = [key for key in _COLUMNS if any(row[key] is not None for row in rows)]
-    compared = " or ".join(dict.fromkeys(row["compared"] for row in rows))
+    compared = " or ".join(dict.fromkeys(row["compared"] for row in rows if row.get("compared")))
     headings = (_COLUMNS[key][0].format(compared=compared) for key in used)
     lines = ["| system | " + " | ".join(headings) + " |", "|---" * (len(used) + 1) + "|"]
     for row in rows:
