@@ -9,7 +9,7 @@ from transformers import GenerationConfig, T5Config, T5ForConditionalGeneration
 
 from hart.errors import HartError
 from hart.model.adaptation import Adaptation
-from hart.model.answering import decoding_options, limit
+from hart.model.answering import decoding_options, limit, read_answers
 from hart.model.encoder_decoder import EncoderDecoder
 from hart.model.main_model import MainModel
 
@@ -45,6 +45,12 @@ def test_answers_know_their_tokens(main: MainModel) -> None:
             seen.add(answer.finished)
         assert main.generate(QUERIES, max_new_tokens=count) == [answer.text for answer in answers]
     assert seen == {True, False}
+
+
+def test_what_fills_a_row_behind_a_stop_string_is_no_token_of_its_answer(main: MainModel) -> None:
+    tokens = torch.tensor([[5, 6, 7], [5, main.tokenizer.pad_token_id, main.tokenizer.pad_token_id]])
+    whole, stopped = read_answers(main.tokenizer, tokens, torch.ones(2, 4, dtype=torch.long))
+    assert (whole.ids, stopped.ids) == ((5, 6, 7), (5,)) and not stopped.finished
 
 
 def test_a_bases_own_generation_config_does_not_decide(main: MainModel, tiny_base_dir: Path, tmp_path: Path) -> None:

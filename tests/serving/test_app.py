@@ -353,7 +353,10 @@ def test_health_tells_of_the_store(client: TestClient, store: Store, tmp_path: P
     assert "store" in said(client.post("/v1/adaptations", json=to_json(task(3))), 507)
     inline = {"inputs": ["one"], "adaptation": to_json(task(4))}
     assert client.post("/v1/generate", json=inline).status_code == 200
-    assert client.post("/v1/generate", json={"inputs": ["one"], "adaptation": id}).status_code == 200
+    for known in (id, id[:12]):  # in memory, whole or by its beginning
+        assert client.post("/v1/generate", json={"inputs": ["one"], "adaptation": known}).status_code == 200
+    told = client.get("/metrics")
+    assert told.status_code == 200 and "NaN" in told.text  # of the store nothing, all others as ever
     store.folder.unlink()
     time.sleep(engine_module._HEALTH_SECONDS)
     assert client.get("/health").json()["status"] == "ok"

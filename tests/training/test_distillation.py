@@ -166,6 +166,7 @@ def test_a_decoder_only_teacher_predicts_the_answer_behind_its_text(
     stock = decoder_model("llama", len(system.main.tokenizer))
     for row, example in enumerate(examples):
         tokens, answer = example["teacher_ids"], example["labels"]
+        assert system.main.tokenizer.eos_token_id not in tokens, "an un-adapted base expects another text behind it"
         whole = torch.tensor([[*tokens, *answer[:-1]]])
         made = stock(input_ids=whole, output_hidden_states=True)
         alone = made.logits[0, len(tokens) - 1 :]

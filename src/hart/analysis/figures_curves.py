@@ -44,6 +44,11 @@ class Series:
         """Values of the running median: as many as make the window of spikes, at least 5."""
         return max(5, figures_spikes.WINDOW // self.window | 1)
 
+    @property
+    def drawn_over(self) -> int:
+        """Values of the running median that is drawn: one of means, which are smooth."""
+        return self.smoothing if self.window == 1 else 1
+
 
 def all_series(groups: Sequence[Group], loss: str) -> tuple[list[Series], list[str]]:
     """A loss of each group that has one, and what is to be said of the numbers.
@@ -207,7 +212,7 @@ def _lines(axes: Axes, made: Sequence[Series], groups: Sequence[Group], *, posit
 def _smoothed(series: Series, positive: bool) -> tuple[np.ndarray, np.ndarray]:
     """Values, where only positive ones count NaN in place of others, and their running median."""
     values = np.where(series.values > 0, series.values, np.nan) if positive else series.values
-    return values, running_median(values, series.smoothing if series.window == 1 else 1)
+    return values, running_median(values, series.drawn_over)
 
 
 def _table(made: Sequence[Series], loss: str, *, positive: bool = False) -> Table:
@@ -222,7 +227,7 @@ def _table(made: Sequence[Series], loss: str, *, positive: bool = False) -> Tabl
                 [series.label, seed, *each]
                 for each in zip(series.steps[shown].tolist(), values.tolist(), median.tolist(), strict=True)
             ]
-    widths = " or ".join(sorted({str(series.smoothing if series.window == 1 else 1) for series in made}))
+    widths = " or ".join(sorted({str(series.drawn_over) for series in made}))
     about = [f"{loss} of each run over optimizer steps; running_median: over {widths} values, centred."]
     return Table(["run", "seed", "step", f"{loss}_{unit}", "running_median"], rows, about)
 

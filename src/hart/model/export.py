@@ -87,19 +87,26 @@ def to_peft(adaptation: Adaptation, main: MainModel, *, lossy: bool = False) -> 
     Raises:
         HartError: PEFT is not installed, another base, a kind that PEFT does not have, or a lossy export not asked for.
     """
+    model = _wrapped(adaptation, main, lossy)
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            for parameter in module.get_base_layer().parameters():
+                parameter.data = parameter.data.clone()
+    return model
+
+
+def _wrapped(adaptation: Adaptation, main: MainModel, lossy: bool) -> "PeftModel":
+    """As `to_peft`, with all weights of `main`."""
     import_peft()
     from peft import get_peft_model
-    from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import set_peft_model_state_dict
 
     main.check_adaptation(adaptation)
     refuse_loss(adaptation, lossy, main)
     model = get_peft_model(_stock(main), peft_config(adaptation, main))
     set_peft_model_state_dict(model, peft_tensors(adaptation, main))
-    for module in model.modules():
-        if isinstance(module, BaseTunerLayer):
-            for parameter in module.get_base_layer().parameters():
-                parameter.data = parameter.data.clone()
     return model.eval()
 
 
@@ -110,7 +117,7 @@ def merge(adaptation: Adaptation, main: MainModel, *, lossy: bool = False) -> Pr
         HartError: as `to_peft`, or prefixes or a memory alone, which are no change of any weight.
     """
     refuse_unmergeable(adaptation)
-    wrapped = to_peft(adaptation, main, lossy=lossy)
+    wrapped = _wrapped(adaptation, main, lossy)
     for parameter in wrapped.parameters():
         parameter.data = parameter.data.clone()
     merged: Any = wrapped.merge_and_unload()
@@ -128,7 +135,7 @@ def save_peft(
     Raises:
         HartError: as `to_peft`, or the folder exists with other content, or cannot be written.
     """
-    model = to_peft(adaptation, main, lossy=lossy)
+    model = _wrapped(adaptation, main, lossy)
     with _new_export(adaptation, folder, "peft", overwrite) as partial:
         model.save_pretrained(str(partial))
         (partial / "README.md").write_text(_peft_card(adaptation, main), encoding="utf-8")
