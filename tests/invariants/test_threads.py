@@ -147,7 +147,9 @@ def test_asyncio_tasks_and_their_threads(tiny_base_dir: Path) -> None:
 
     async def held(own: int) -> list[str]:
         """Bound by hand, and still bound after others have had their turn on the same thread."""
-        ids, mask = system.main.pad(encode_queries(system.main.tokenizer, QUERIES, adaptations[own], 32))
+        ids, mask = system.main.pad(
+            encode_queries(system.main.tokenizer, QUERIES, adaptations[own], system.input_format)
+        )
         with system.main.adapted(adaptations[own], batch=len(QUERIES)):
             await asyncio.sleep(0)
             tokens: Any = system.main.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=NEW_TOKENS)

@@ -111,6 +111,21 @@ def test_stacking_stacks_is_stacking_once() -> None:
     assert_same(nested, Adaptation.stack([a, b, c]))
 
 
+def test_some_of_a_stack() -> None:
+    rows = [make(name, created="2025") for name in "abcd"]
+    stacked = Adaptation.stack(rows)
+    assert_same(stacked[1:3], Adaptation.stack(rows[1:3]))
+    assert_same(stacked[::-2], Adaptation.stack([rows[3], rows[1]]))
+    with pytest.raises(HartError, match="tasks is empty"):
+        stacked[2:2]
+
+
+def test_a_stack_is_where_its_first_entry_is() -> None:
+    """As of one that was generated on a GPU and one that was loaded."""
+    stacked = Adaptation.stack([make("a", 3).to("meta"), make("b", 5)])
+    assert {values.device.type for values in stacked._tensors().values()} == {"meta"}
+
+
 def test_stack_refuses_what_does_not_fit() -> None:
     one = make("a")
     with pytest.raises(HartError, match="nothing to stack"):

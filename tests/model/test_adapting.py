@@ -162,6 +162,17 @@ def learned(tiny_base_dir: Path, **data: object) -> HartModel:
     return HartModel.from_config(config, DataConfig(demonstrations_to="main", **data)).eval()
 
 
+def test_an_adaptation_of_learned_weights_stays_what_it_was(tiny_base_dir: Path) -> None:
+    model = learned(tiny_base_dir)
+    adaptation = model.adapt([MANY, MANY])
+    before = {name: values.clone() for name, values in adaptation.blocks.items()}
+    with torch.no_grad():
+        for parameter in model.learned.parameters():
+            parameter.add_(1.0)
+    assert before and all(torch.equal(adaptation.blocks[name], values) for name, values in before.items())
+    assert not torch.equal(next(iter(model.adapt(MANY).blocks.values()))[0], next(iter(before.values()))[0])
+
+
 def test_what_no_hypernetwork_reads_is_refused(tiny_base_dir: Path, system: HartModel) -> None:
     model = learned(tiny_base_dir)
     with pytest.raises(HartError, match="demonstration_groups: this model has no hypernetwork that reads any"):

@@ -9,7 +9,7 @@ from transformers import GenerationConfig, T5Config, T5ForConditionalGeneration
 
 from hart.errors import HartError
 from hart.model.adaptation import Adaptation
-from hart.model.answering import decoding_options, limit, read_answers
+from hart.model.answering import Generating, decoding_options, limit
 from hart.model.encoder_decoder import EncoderDecoder
 from hart.model.main_model import MainModel
 
@@ -47,10 +47,49 @@ def test_answers_know_their_tokens(main: MainModel) -> None:
     assert seen == {True, False}
 
 
-def test_what_fills_a_row_behind_a_stop_string_is_no_token_of_its_answer(main: MainModel) -> None:
-    tokens = torch.tensor([[5, 6, 7], [5, main.tokenizer.pad_token_id, main.tokenizer.pad_token_id]])
-    whole, stopped = read_answers(main.tokenizer, tokens, torch.ones(2, 4, dtype=torch.long))
-    assert (whole.ids, stopped.ids) == ((5, 6, 7), (5,)) and not stopped.finished
+@pytest.mark.parametrize("pad_is_end", [False, True])
+def test_what_fills_a_row_behind_a_stop_string_is_no_token_of_its_answer(main: MainModel, pad_is_end: bool) -> None:
+    """Also where padding is the token of an end, as in decoder-only models without one of their own."""
+    if pad_is_end:
+        main.model.generation_config.pad_token_id = main.tokenizer.eos_token_id
+    alone = [main.answers([query], max_new_tokens=12)[0] for query in QUERIES]
+    tokenizer = main.tokenizer
+    texts = [str(tokenizer.decode([token])).strip() for each in alone for token in each.ids[1:6]]
+    stop = next(text for text in texts if text and 0 < sum(text in each.text for each in alone) < len(alone))
+    stopped = main.answers(QUERIES, max_new_tokens=12, stop_strings=stop)
+    assert len({each.tokens for each in stopped}) > 1, "some rows go on behind the stop of others"
+    for answer, query in zip(stopped, QUERIES, strict=True):
+        assert answer == main.answers([query], max_new_tokens=12, stop_strings=stop)[0]
+        assert answer.finished == (answer.ids[-1] == tokenizer.eos_token_id)
+        assert answer.text == tokenizer.decode(answer.ids, skip_special_tokens=True)
+
+
+def test_an_answer_without_a_token_is_empty(main: MainModel) -> None:
+    tokens = torch.tensor([[main.tokenizer.eos_token_id, 5]])
+    (answer,) = Generating(main.tokenizer, [main.tokenizer.eos_token_id], {}).answers(
+        tokens, torch.ones(1, 4, dtype=torch.long)
+    )
+    assert answer.text == "" and answer.finished and answer.tokens == 1
+
+
+def test_every_end_that_a_checkpoint_names_ends_an_answer(main: MainModel, tiny_base_dir: Path, tmp_path: Path) -> None:
+    """As instruct models have two: of a turn and of a text."""
+    greedy = main.answers(QUERIES, max_new_tokens=8)
+    turn = next(each.ids[2] for each in greedy if each.tokens > 3)
+    base = T5ForConditionalGeneration.from_pretrained(tiny_base_dir)
+    base.generation_config.eos_token_id = [1, turn]
+    base.save_pretrained(tmp_path)
+    main.tokenizer.save_pretrained(tmp_path)
+    answers = MainModel.from_pretrained(str(tmp_path)).answers(QUERIES, max_new_tokens=8)
+    assert any(answer.ids[-1] == turn and answer.finished for answer in answers)
+    for answer, whole in zip(answers, greedy, strict=True):
+        expected = whole.ids[: whole.ids.index(turn) + 1] if turn in whole.ids else whole.ids
+        assert answer.ids == expected
+        said = expected[:-1] if answer.finished else expected
+        assert answer.text == main.tokenizer.decode(said, skip_special_tokens=True)
+    # One that a call names counts for this call alone.
+    assert main.answers(QUERIES, max_new_tokens=8, eos_token_id=[1, turn]) == answers
+    assert main.answers(QUERIES, max_new_tokens=8) == greedy
 
 
 def test_a_bases_own_generation_config_does_not_decide(main: MainModel, tiny_base_dir: Path, tmp_path: Path) -> None:
@@ -106,6 +145,13 @@ def test_no_limit_of_the_libraries_own_on_sampling() -> None:
         ({"top_p": 0.5}, "top_p acts on sampling, and temperature is 0"),
         ({"num_beams": 2, "temperature": 0.5}, "num_beams: beams are searched without a temperature"),
         ({"num_return_sequences": 2}, "num_return_sequences must be 1"),
+        ({"temperature": 5.0, "do_sample": False}, "do_sample is False and temperature is 5.0"),
+        ({"top_k": 4}, "top_k acts on sampling, and temperature is 0"),
+        ({"min_p": 0.1}, "min_p acts on sampling"),
+        ({"return_dict_in_generate": True}, "return_dict_in_generate: answers are texts and tokens"),
+        ({"max_new_tokns": 3}, "options that generate does not know: 'max_new_tokns'; are they misspelled"),
+        ({"logprobs": 1, "repetition_penalty": 1.5}, "logprobs: are what the model itself says .*repetition_penalty"),
+        ({"logprobs": 1, "prompt_lookup_num_tokens": 2}, "logprobs: .*leave prompt_lookup_num_tokens out"),
     ],
 )
 def test_options_out_of_range(main: MainModel, options: dict[str, Any], message: str) -> None:
@@ -115,7 +161,6 @@ def test_options_out_of_range(main: MainModel, options: dict[str, Any], message:
 
 def test_one_token_and_the_defaults(main: MainModel) -> None:
     assert {answer.tokens for answer in main.answers(QUERIES, max_new_tokens=1)} == {1}
-    assert limit("max_new_tokens", None, None) == 128 and limit("max_query_length", None, None) == 384
     assert limit("max_new_tokens", None, 7) == 7 and limit("max_new_tokens", 3, 7) == 3
 
 

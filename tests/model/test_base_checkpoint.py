@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import T5ForConditionalGeneration
+from transformers import AutoTokenizer, T5ForConditionalGeneration
 
 from hart.errors import HartError
 from hart.model import base_checkpoint
@@ -47,6 +47,27 @@ def test_a_tokenizer_of_a_larger_model(copied: Path) -> None:
         load_base(str(copied))
 
 
+def test_tokens_of_images_beyond_the_embeddings(copied: Path) -> None:
+    """As in Gemma 3's tokenizer, which its models of text alone share."""
+    tokenizer = AutoTokenizer.from_pretrained(copied)
+    rows = T5ForConditionalGeneration.from_pretrained(copied).config.vocab_size
+    more = [f"<unused{number}>" for number in range(rows - len(tokenizer))]
+    tokenizer.add_tokens([*more, "<image>"], special_tokens=True)
+    tokenizer.save_pretrained(copied)
+    main = MainModel.from_pretrained(str(copied))
+    assert main.generate(["the cat"], max_new_tokens=2)
+    with pytest.raises(HartError, match=f"has embeddings of {rows} tokens, none of token {rows}; leave it out"):
+        main.generate(["the <image>"], max_new_tokens=2)
+
+
+def test_quantised_weights_are_refused(copied: Path) -> None:
+    content = json.loads((copied / "config.json").read_text())
+    content["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    (copied / "config.json").write_text(json.dumps(content))
+    with pytest.raises(HartError, match="base: its weights are quantised.*dtype bfloat16"):
+        load_base(str(copied))
+
+
 @pytest.mark.parametrize("field", ["pad_token", "eos_token"])
 def test_a_tokenizer_without_a_token_that_t5_needs(copied: Path, field: str) -> None:
     content = json.loads((copied / "tokenizer_config.json").read_text())
@@ -63,7 +84,7 @@ def test_float16(copied: Path, dtype: Any, tmp_path: Path) -> None:
         MainModel.from_pretrained(str(copied), dtype=dtype)
     system = HartModel.from_config(ModelConfig(base=str(copied), decoder_layers=2), DataConfig())
     system.save_pretrained(tmp_path / "saved")
-    with pytest.raises(HartError, match=message):
+    with pytest.raises(HartError, match=f"{message}$"):
         HartModel.from_pretrained(tmp_path / "saved", dtype=dtype)
     with pytest.raises(HartError, match="dtype must be float32 or bfloat16, not int8"):
         load_base(str(copied), dtype="int8")

@@ -25,7 +25,7 @@ def one_by_one(
 ) -> list[float]:
     """A forward of the main model for every choice alone."""
     main, found = system.main, []
-    ids, mask = main.pad(encode_queries(main.tokenizer, [query], adaptation, system.input_format.max_query_length))
+    ids, mask = main.pad(encode_queries(main.tokenizer, [query], adaptation, system.input_format))
     for choice in choices:
         labels = torch.tensor([main.tokenizer(choice).input_ids])
         logits = main(

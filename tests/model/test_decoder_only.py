@@ -1,5 +1,6 @@
 """Decoder-only main models: answers, scores and training passes against the stock model, alone and in batches."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,8 @@ def test_a_batch_of_mixed_tasks_answers_as_each_does_alone(main: MainModel, kind
 
 
 def test_answers_of_the_bare_base_are_those_of_the_stock_model(main: MainModel) -> None:
-    form = InputFormat()
+    """Behind the query as it is: an end of sequence would tell the base that another text begins."""
+    form = InputFormat(input_eos=False)
     stock = decoder_model(main.name, len(main.tokenizer))
     for answer, query in zip(main.answers(QUERIES, max_new_tokens=6), QUERIES, strict=True):
         ids = torch.tensor([form.encode_query(main.tokenizer, query)])
@@ -99,6 +101,33 @@ def test_answers_of_the_bare_base_are_those_of_the_stock_model(main: MainModel) 
         tokens = made[0, ids.shape[1] :].tolist()
         assert answer.text == main.tokenizer.decode(tokens, skip_special_tokens=True)
         assert answer.query_tokens == ids.shape[1] and answer.tokens == len(tokens)
+
+
+def test_a_choice_of_a_plain_base_goes_on_behind_a_space(main: MainModel) -> None:
+    tokenizer, form = main.tokenizer, InputFormat(input_eos=False, max_target_length=3)
+    for text in ("cat", "the cat sat on the mat"):
+        before, whole = (tokenizer(each, add_special_tokens=False)["input_ids"] for each in ("one", f"one {text}"))
+        assert form.encode_continuation(tokenizer, text) == whole[len(before) :][:3]
+    assert form.encode_continuation(tokenizer, " ") == [tokenizer.eos_token_id]
+
+
+def test_the_base_of_a_system_is_told_a_query_as_the_system_is(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    """In its chat template, with its limits; demonstrations come with an adaptation alone."""
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}the {{ m.content }} cat{% endfor %}"
+    main = frozen("llama", tokenizer)
+    form = InputFormat(chat_template=True, demonstrations_to="main", max_query_length=40, max_target_length=4)
+    system = HartModel(main, None, train_main=True, input_format=form)
+    (answer,) = system.answers("one two")
+    assert answer.query_tokens == len(tokenizer("the one two cat", add_special_tokens=False)["input_ids"])
+    assert answer.tokens <= 4
+
+
+def test_a_token_without_an_embedding_is_refused(main: MainModel) -> None:
+    rows = main.model.get_input_embeddings().num_embeddings
+    for wrong in (rows, -1):
+        with pytest.raises(HartError, match=f"has embeddings of {rows} tokens, none of token {wrong}; leave it out"):
+            main.answers([[3, wrong]])
 
 
 def test_sampling_is_decided_by_the_seed(main: MainModel) -> None:
@@ -114,11 +143,12 @@ def test_a_score_is_that_of_a_pass_of_its_own(main: MainModel, kinds: str | None
     choices = [["cat", "the cat sat on", ""], ["one"], ["in", "order two"]]
     mixed = None if kinds is None else adaptation(main, KINDS[kinds])
     found = score_choices(main, QUERIES, choices, mixed)
-    form = InputFormat()
+    form = InputFormat(input_eos=kinds is not None)
+    encode = form.encode_continuation if kinds is None else form.encode_target
     for row, (query, own) in enumerate(zip(QUERIES, choices, strict=True)):
         ids, mask = main.pad([form.encode_query(main.tokenizer, query)])
         for score, text in zip(found[row], own, strict=True):
-            labels = torch.tensor([form.encode_target(main.tokenizer, text)])
+            labels = torch.tensor([encode(main.tokenizer, text)])
             part = {} if mixed is None else {"blocks": mixed[row].blocks, "peft": mixed.kinds}
             with torch.no_grad():
                 logits = main(ids, mask, labels=labels, **part).logits.log_softmax(-1)

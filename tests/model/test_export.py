@@ -118,6 +118,15 @@ def test_the_merged_model_writes_the_same_text(adapted, tmp_path: Path) -> None:
         assert tokenizer.batch_decode(tokens, skip_special_tokens=True) == model.generate(QUERIES, adaptation)
 
 
+def test_a_base_whose_generation_config_cannot_be_saved(adapted, tmp_path: Path) -> None:
+    """As some on the hub: rules of sampling where nothing is sampled."""
+    model, adaptation = adapted(EXACT[0])
+    model.main.stock_generation_config.update(do_sample=False, temperature=0.6, top_p=0.9)
+    save_merged(adaptation, model.main, tmp_path / "merged")
+    written = json.loads((tmp_path / "merged" / "generation_config.json").read_text())
+    assert not {"temperature", "top_p"} & written.keys() and written["eos_token_id"] == 1
+
+
 @peft_prefixes
 def test_decoder_prefixes_are_placed_as_peft_reads_them(adapted, tmp_path: Path, monkeypatch) -> None:
     """Equal to ours without encoder prefixes, once the relative bias of PEFT's prefix columns is 0 as ours is.

@@ -148,6 +148,9 @@ def test_score_has_the_limits_of_the_input_format(system: HartModel):
 def test_no_task_is_refused(system: HartModel):
     with pytest.raises(HartError, match="at least one task"):
         system.adapt([])
+    for wrong in ("Write the first word.", {"Definition": "Write."}, [("a", "b")], iter(TASKS)):
+        with pytest.raises(HartError, match=r"adapt needs a hart.Task, or a list of them: Task\(definition"):
+            system.adapt(wrong)
 
 
 # --- nothing happens in silence ---------------------------------------------------------------------------
@@ -181,6 +184,17 @@ def test_one_text_is_no_list_of_choices_or_queries(system: HartModel):
         system.score("the cat", "pear", adaptation)
     with pytest.raises(HartError, match="the choices of query 2 of 2 are one text"):
         score_choices(system.main, ["a", "b"], [["x"], "yz"], adaptation)  # type: ignore[list-item]
+    with pytest.raises(HartError, match="query 1 of 1: the choice 3 is no text"):
+        system.score("the cat", [3], adaptation)  # type: ignore[list-item]
+    with pytest.raises(HartError, match="score: query must be one text, not list; of many, score_choices"):
+        system.score(["the cat"], ["a"], adaptation)  # type: ignore[arg-type]
+    with pytest.raises(HartError, match="queries must be a list of texts, not dict"):
+        system.generate({"the cat": 1}, adaptation)  # type: ignore[arg-type]
+    with pytest.raises(HartError, match="query 2 of 2 is no text but int"):
+        system.generate(["the cat", 1], adaptation)  # type: ignore[list-item]
+    for several, made in (([adaptation, adaptation], "list"), ("folder", "str")):
+        with pytest.raises(HartError, match=f"not a {made}; Adaptation.stack makes one of several"):
+            system.generate(["the", "cat"], several)  # type: ignore[arg-type]
     with pytest.raises(HartError, match="queries is one text"):
         score_choices(system.main, "a", [["x"]], adaptation)  # type: ignore[arg-type]
     for options, message in (

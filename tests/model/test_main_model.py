@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
+from hart.data.input_format import InputFormat
 from hart.errors import HartError
 from hart.model.adaptation import Adaptation
 from hart.model.answering import encode_queries
@@ -310,7 +311,7 @@ def test_kept_memory_gives_the_same_answers(main: MainModel) -> None:
     for each in (stacked, kept, kept.select([0, 1, 2])):
         for row in range(3):
             fused = {"memory": adaptations[row].memory, "memory_mask": adaptations[row].memory_mask}
-            ids, mask = main.pad(encode_queries(main.tokenizer, queries[row : row + 1], None, 384))
+            ids, mask = main.pad(encode_queries(main.tokenizer, queries[row : row + 1], None, InputFormat()))
             with main.binding(adaptations[row].blocks, [KIND], batch=1):
                 states, both = main.encode(ids, mask, **fused)
                 tokens = main.model.generate(
@@ -345,3 +346,9 @@ def test_kept_memory_is_not_saved(sdpa: MainModel, tmp_path: Path) -> None:
     without = make_adaptation(sdpa, tokens=None)
     assert sdpa.keep_memory(without).kept is None
     assert Adaptation.stack([kept, make_adaptation(sdpa)]).kept is None
+
+
+def test_a_static_cache_gives_the_same_answers(sdpa: MainModel) -> None:
+    adaptation = make_adaptation(sdpa)
+    expected = sdpa.generate(QUERIES, adaptation, max_new_tokens=5)
+    assert sdpa.generate(QUERIES, adaptation, max_new_tokens=5, cache_implementation="static") == expected

@@ -49,7 +49,7 @@ def one_by_one(system: HartModel, adaptation: Adaptation) -> list[list[float]]:
     main, scores = system.main, []
     for i, (query, own) in enumerate(zip(QUERIES, CHOICES, strict=True)):
         row = adaptation[i]
-        ids, mask = main.pad(encode_queries(main.tokenizer, [query], row, system.input_format.max_query_length))
+        ids, mask = main.pad(encode_queries(main.tokenizer, [query], row, system.input_format))
         scores.append([])
         for choice in own:
             labels = torch.tensor([main.tokenizer(choice).input_ids])

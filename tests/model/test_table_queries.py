@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from hart.data.input_format import InputFormat
 from hart.data.tables import Table
 from hart.errors import HartError
 from hart.model.answering import encode_queries
@@ -32,7 +33,9 @@ def test_read_as_often_as_needed_and_told_once(
     for _ in range(2):
         read = list(queries.read(encode, tell={"tokens"}))
         assert [(query.text, query.entry) for query, _ in read] == [("one two", 0), ("the", 0)]
-        assert [tokens for _, tokens in read] == encode_queries(system.main.tokenizer, ["one two", "the"], None, 384)
+        assert [tokens for _, tokens in read] == encode_queries(
+            system.main.tokenizer, ["one two", "the"], None, InputFormat()
+        )
     assert queries.skipped == 2 and list(queries.columns or ()) == ["input", "adaptation"]
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 

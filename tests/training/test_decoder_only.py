@@ -251,7 +251,7 @@ def test_a_chat_template_wraps_the_query(configured, llama_dir: Path, tmp_path: 
     final = train(configured("chat-run", model={"base": str(base)}, data={"chat_template": True}), quiet=True)
     model = HartModel.from_pretrained(final)
     assert model.input_format.chat_template
-    read = encode_queries(model.main.tokenizer, ["one two"], model.adapt(TASK), 32)[0]
+    read = encode_queries(model.main.tokenizer, ["one two"], (chat := model.adapt(TASK)), chat.input_format)[0]
     assert tokenizer.decode(read) == "the one two cat mat"
     model.adapt(TASK).save_pretrained(tmp_path / "a")
     assert Adaptation.from_pretrained(tmp_path / "a").input_format.chat_template

@@ -281,6 +281,19 @@ class InputFormat:
         note_length(read, self.max_target_length, True, "target", cuts, name)
         return cut_to(read, self.max_target_length, tokenizer)
 
+    def encode_continuation(
+        self, tokenizer: Tokenizer, text: str, cuts: Cuts | None = None, *, name: str = ""
+    ) -> list[int]:
+        """Tokens of an answer as what goes on behind an input: a space before it, and no end of sequence behind it.
+
+        So a plain decoder-only base would write it. An empty one is the end of sequence.
+        """
+        text = check_text(text.strip(), name or "the answer")
+        # Tokenizers that put a space before every text would make two of a leading one.
+        read = tokens_of(tokenizer, f": {text}")[len(tokens_of(tokenizer, ":")) :] if text else []
+        note_length(read, self.max_target_length, False, "target", cuts, name)
+        return cut_to(read, self.max_target_length, tokenizer, eos=False)
+
     def _encode_instructions(
         self, tokenizer: Tokenizer, task: Task, tail: str, cuts: Cuts | None, *, taken: int = 0, eos: bool = True
     ) -> list[int]:

@@ -82,6 +82,7 @@ def load_system(
     else:
         main = MainModel.from_pretrained(model, dtype=dtype, device=device)
         form = form if main.shape.has_encoder else replace(form, input_eos=False)
+        main.plain_format = form
     return base_system(main, form, in_context=name == "base-in-context", name=name, **options)
 
 

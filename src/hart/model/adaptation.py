@@ -119,9 +119,10 @@ class Adaptation:
         """
         return [Task.from_dict(task, source="adaptation", name=str(task.get("name", ""))) for task in self.tasks]
 
-    def __getitem__(self, entry: int) -> Self:
-        """The adaptation of one task; negative numbers count from the end."""
-        return self.select([range(len(self))[entry]])
+    def __getitem__(self, entry: int | slice) -> Self:
+        """The adaptation of one task, or of some; negative numbers count from the end."""
+        chosen = range(len(self))[entry]
+        return self.select([chosen] if isinstance(chosen, int) else list(chosen))
 
     def select(self, entries: Sequence[int]) -> Self:
         """The given entries in the given order, repeated where one is named again.
@@ -147,7 +148,7 @@ class Adaptation:
 
     @classmethod
     def stack(cls, adaptations: Sequence[Self]) -> Self:
-        """All entries of `adaptations`, in order; memory is padded on the right to the longest.
+        """All entries of `adaptations`, in order, where the first one is; memory is padded on the right to the longest.
 
         Raises:
             HartError: nothing to stack, or they differ in base, PEFT kinds, fusion, or what main models read.
@@ -155,6 +156,9 @@ class Adaptation:
         if not adaptations:
             raise HartError("adaptation: nothing to stack")
         first = adaptations[0]
+        place = next(iter(first._tensors().values()), None)
+        if place is not None:
+            adaptations = [each.to(place.device) for each in adaptations]
         for other in adaptations[1:]:
             if not same_base(other.base_fingerprint, first.base_fingerprint):
                 raise HartError(

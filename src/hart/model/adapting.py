@@ -138,7 +138,8 @@ def _adaptation(model: "HartModel", tasks: Sequence[Task], made: HyperOutput | N
             raise HartError(f"{model.name or 'model'}: generates numbers that are not finite; its weights are damaged")
         memory, memory_mask = (made.memory, made.memory_mask) if model.gives_memory else (None, None)
     elif model.learned is not None:
-        blocks = {name: rows.expand(len(tasks), -1, -1, -1) for name, rows in model.learned().items()}
+        # A copy: training may go on.
+        blocks = {name: rows.detach().repeat(len(tasks), 1, 1, 1) for name, rows in model.learned().items()}
     return Adaptation(
         blocks=blocks,
         memory=memory,

@@ -3,13 +3,15 @@
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-from jaxtyping import Int
+import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList, StopStringCriteria
 
 from hart.data.input_format import InputFormat
 from hart.data.prompts import Cuts
@@ -20,13 +22,21 @@ from hart.model.token_scores import TokenScore, TokenScores
 
 logger = logging.getLogger(__name__)
 
-_DEFAULTS = {
-    "max_new_tokens": InputFormat.max_target_length,
-    "max_query_length": InputFormat.max_query_length,
-    "max_target_length": InputFormat.max_target_length,
-}
 _LEAST = {"max_new_tokens": 1, "max_query_length": 2, "max_target_length": 2}
 """An input or a target has room for a token beside the end of sequence; an answer may be one token."""
+
+_OF_SAMPLING = ("top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_RULES = (
+    "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "min_length", "min_new_tokens", "sequence_bias",
+    "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "guidance_scale",
+    "exponential_decay_length_penalty", "prefix_allowed_tokens_fn", "logits_processor",
+)  # fmt: skip
+"""Options that change what the model itself says of the next token."""
+_SEVERAL_AT_ONCE = ("assistant_model", "prompt_lookup_num_tokens")
+"""Options with which a step of `generate` makes several tokens."""
+_OTHER_OUTPUT = (
+    "return_dict_in_generate", "output_scores", "output_logits", "output_attentions", "output_hidden_states",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,8 +45,8 @@ class Answer:
 
     Attributes:
         text: without special tokens.
-        ids: the tokens that were generated, the end-of-sequence token among them.
-        finished: whether it ended by that token, and not at `max_new_tokens`.
+        ids: the tokens that were generated, the one that ends the answer among them.
+        finished: whether it ended by that token, and neither at `max_new_tokens` nor by a stopping criterion.
         query_tokens: how many the model read, demonstrations in its own input among them.
         scores: of each generated token, where log-probabilities were asked for.
     """
@@ -57,27 +67,28 @@ def encode_queries(
     tokenizer: PreTrainedTokenizerBase,
     queries: Sequence[str] | Sequence[list[int]],
     adaptation: Adaptation | None,
-    max_length: int,
+    form: InputFormat,
     cuts: Cuts | None = None,
 ) -> list[list[int]]:
-    """Tokens of each query, behind its task's demonstrations where the adaptation says so.
+    """Tokens of each query in a format, behind its task's demonstrations where the format says so.
 
-    A warning says which queries are longer than `max_length`, or far from what a bundled model was trained on, or
+    A warning says which queries are longer than the format's limit, or far from what a bundled model was trained on, or
     `cuts` takes note of them.
 
     Raises:
-        HartError: an empty query.
+        HartError: a query that is empty, or neither a text nor a list of tokens.
     """
     told = Cuts() if cuts is None else cuts
-    form = replace(InputFormat() if adaptation is None else adaptation.input_format, max_query_length=max_length)
     tasks = adaptation.read_tasks() if adaptation is not None and form.in_context else []
     encoded: list[list[int]] = []
     for number, query in enumerate(queries):
         name = f"query {number + 1} of {len(queries)}"
+        if not isinstance(query, str | list):
+            raise HartError(f"{name} is no text but {type(query).__name__}; give texts, or lists of token ids")
         if not (query.strip() if isinstance(query, str) else query):
             raise HartError(f"{name} is empty; give it a text")
         if not isinstance(query, str):
-            encoded.append(query)  # type: ignore[arg-type]
+            encoded.append(query)
         elif form.in_context:
             task = tasks[number * len(tasks) // len(queries)]
             encoded.append(form.encode_in_context(tokenizer, task, query, told))
@@ -90,23 +101,100 @@ def encode_queries(
     return encoded
 
 
-def read_answers(
-    tokenizer: PreTrainedTokenizerBase,
-    tokens: Int[Tensor, "b u"],
-    mask: Int[Tensor, "b t"],
-    noted: TokenScores | None = None,
-) -> list[Answer]:
-    """What was generated for each query, whose tokens are where `mask` is 1, with the scores that were noted."""
-    texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
-    scores = [None] * len(texts) if noted is None else noted.read(tokens)
-    answers = []
-    for text, row, read, own in zip(texts, tokens.tolist(), mask.sum(dim=1).tolist(), scores, strict=True):
-        finished = tokenizer.eos_token_id in row
-        count = row.index(tokenizer.eos_token_id) + 1 if finished else len(row)
-        while not finished and count and row[count - 1] == tokenizer.pad_token_id:
-            count -= 1  # others of the batch went on, where this one met a stop string
-        answers.append(Answer(text, tuple(row[:count]), finished, read, None if own is None else tuple(own[:count])))
-    return answers
+class Generating:
+    """One call of `generate`: its options, and what takes note of it so that its tokens become answers.
+
+    Args:
+        tokenizer: the main model's.
+        ends: tokens that end an answer.
+        options: those of `decoding_options`.
+        logprobs: as in `MainModel.answers`, checked (`check_logprobs`).
+
+    Attributes:
+        options: with what takes note.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        ends: Collection[int],
+        options: Mapping[str, Any],
+        logprobs: int | None = None,
+    ) -> None:
+        self._tokenizer, self._ends = tokenizer, frozenset(ends)
+        self.options = dict(options)
+        self._scores: TokenScores | None = None
+        self._stops: RowEnds | None = None
+        if logprobs is not None:
+            self._scores = TokenScores(logprobs)
+            self.options["logits_processor"] = [self._scores]
+        criteria = [*(self.options.get("stopping_criteria") or ())]
+        if strings := self.options.pop("stop_strings", None):
+            self.options.pop("tokenizer", None)
+            criteria.append(StopStringCriteria(tokenizer, strings))
+        # A beam's rows change places.
+        if criteria and self.options.get("num_beams", 1) == 1:
+            self._stops = RowEnds(criteria)
+            criteria = [self._stops]
+        if criteria:
+            self.options["stopping_criteria"] = criteria
+
+    def answers(self, tokens: Int[Tensor, "b u"], mask: Int[Tensor, "b t"]) -> list[Answer]:
+        """What was generated for each query, whose tokens are where `mask` is 1."""
+        rows, width = tokens.tolist(), tokens.shape[1]
+        stops = [width] * len(rows) if self._stops is None else self._stops.lengths(width)
+        scores = [None] * len(rows) if self._scores is None else self._scores.read(tokens)
+        answers = []
+        for row, stop, read, own in zip(rows, stops, mask.sum(dim=1).tolist(), scores, strict=True):
+            # Behind its stop a row is padding, as others of the batch went on; that may be the token of an end.
+            count = next((at for at, token in enumerate(row[:stop], start=1) if token in self._ends), stop)
+            finished = count > 0 and row[count - 1] in self._ends
+            text = self._tokenizer.decode(row[: count - 1] if finished else row[:count], skip_special_tokens=True)
+            said = None if own is None else tuple(own[:count])
+            answers.append(Answer(str(text), tuple(row[:count]), finished, read, said))
+        return answers
+
+
+class RowEnds(StoppingCriteria):
+    """Stopping criteria, and where they end each row of a batch: behind that the other rows go on."""
+
+    def __init__(self, criteria: Sequence[StoppingCriteria]) -> None:
+        self._criteria = StoppingCriteriaList(criteria)
+        self._ended: Tensor | None = None
+        self._length = 0
+
+    def __call__(self, input_ids: Int[Tensor, "b t"], scores: Any, **kwargs: Any) -> Bool[Tensor, " b"]:
+        now: Tensor = self._criteria(input_ids, scores, **kwargs)
+        self._length = input_ids.shape[1]
+        if self._ended is None:
+            self._ended = torch.zeros(input_ids.shape[0], dtype=torch.int64, device=input_ids.device)
+        self._ended = torch.where(now & (self._ended == 0), self._length, self._ended)
+        return now
+
+    def lengths(self, width: int) -> list[int]:
+        """How many of the `width` tokens that the call generated belong to each row."""
+        assert self._ended is not None
+        return [width - (self._length - end) if end else width for end in self._ended.tolist()]
+
+
+@contextmanager
+def naming_unknown_options() -> Iterator[None]:
+    """Within, `generate` names options that it does not know in one line."""
+    try:
+        yield
+    except ValueError as error:
+        if "`model_kwargs` are not used" not in str(error):
+            raise
+        names = str(error).split("[", 1)[-1].split("]", 1)[0]
+        raise HartError(f"options that generate does not know: {names}; are they misspelled?") from None
+
+
+def check_queries(queries: object) -> None:
+    """Raise `HartError` for what is no list of queries at all."""
+    if isinstance(queries, str):
+        raise HartError("queries is one text; give a list of texts")
+    if not isinstance(queries, Sequence):
+        raise HartError(f"queries must be a list of texts, not {type(queries).__name__}")
 
 
 def parts_of(adaptation: Adaptation | None, queries: Sequence[int], total: int) -> tuple[list[int], Adaptation | None]:
@@ -133,15 +221,20 @@ def decoding_options(num_beams: int, temperature: float, top_p: float, more: Map
     """
     if more.get("num_return_sequences", 1) != 1:
         raise HartError("num_return_sequences must be 1: generate returns one answer per query")
+    if other := next((name for name in _OTHER_OUTPUT if more.get(name)), None):
+        raise HartError(f"{other}: answers are texts and tokens; for other outputs call model.main.model.generate")
     if type(num_beams) is not int or num_beams < 1:
         raise HartError(f"num_beams must be a whole number of at least 1, not {num_beams!r}")
     if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 <= temperature < math.inf:
         raise HartError(f"temperature must be a number of at least 0, not {temperature!r}")
     if isinstance(top_p, bool) or not isinstance(top_p, int | float) or not 0 < top_p <= 1:
         raise HartError(f"top_p must be a number above 0 and at most 1, not {top_p!r}")
+    if temperature > 0 and more.get("do_sample") is False:
+        raise HartError(f"do_sample is False and temperature is {temperature}; leave one of the two out")
     sampled = temperature > 0 or bool(more.get("do_sample"))
-    if top_p < 1 and not sampled:
-        raise HartError("top_p acts on sampling, and temperature is 0; set a temperature, or leave top_p out")
+    idle = ["top_p"] * (top_p < 1) + [name for name in _OF_SAMPLING if more.get(name)]
+    if idle and not sampled:
+        raise HartError(f"{idle[0]} acts on sampling, and temperature is 0; set a temperature, or leave {idle[0]} out")
     if num_beams > 1 and sampled:
         raise HartError("num_beams: beams are searched without a temperature; set one of the two")
     options = {"num_beams": num_beams, "do_sample": sampled, **more}
@@ -150,46 +243,45 @@ def decoding_options(num_beams: int, temperature: float, top_p: float, more: Map
     return options
 
 
-def noting(logprobs: int | None, options: Mapping[str, Any]) -> TokenScores | None:
-    """What takes note of log-probabilities for one call of `generate` with these options, if they are asked for.
+def check_logprobs(logprobs: Any, options: Mapping[str, Any]) -> None:
+    """Raise `HartError` unless log-probabilities of the model itself can be noted with these options.
 
-    Raises:
-        HartError: not a whole number of at least 0, or beams, whose answers are put together of several.
+    They are a whole number of at least 0; beams put answers together of several, rules change what the model says, and
+    where a step makes several tokens there is no step for each.
     """
-    if logprobs is None:
-        return None
     if type(logprobs) is not int or logprobs < 0:
         raise HartError(f"logprobs must be a whole number of at least 0, not {logprobs!r}")
     if options["num_beams"] > 1:
         raise HartError("logprobs: are those of one token after the other, and not of beams; set num_beams to 1")
-    return TokenScores(logprobs)
+    if wrong := next((name for name in (*_RULES, *_SEVERAL_AT_ONCE) if options.get(name)), None):
+        raise HartError(f"logprobs: are what the model itself says of one token after the other; leave {wrong} out")
 
 
-def limit(name: str, value: int | None, default: int | None) -> int:
-    """A number of tokens: `value`, or the default of the adaptation, or that of the paper (App. 8.1.3).
+def limit(name: str, value: int | None, default: int) -> int:
+    """A number of tokens: `value`, or the default.
 
     Raises:
         HartError: it is no whole number, or too small.
     """
     if value is None:
-        return _DEFAULTS[name] if default is None else default
+        return default
     if type(value) is not int or value < _LEAST[name]:
         raise HartError(f"{name} must be a whole number of at least {_LEAST[name]}, not {value!r}")
     return value
 
 
-def query_limit(value: int | None, adaptation: Adaptation | None) -> int:
+def query_limit(value: int | None, form: InputFormat) -> int:
     """The limit of a query's tokens; refused where demonstrations and query are read together, which have their own.
 
     Raises:
-        HartError: as `limit`, or an adaptation whose main model reads the demonstrations.
+        HartError: as `limit`, or a format in which the main model reads the demonstrations.
     """
-    if value is not None and adaptation is not None and adaptation.input_format.in_context:
+    if value is not None and form.in_context:
         raise HartError(
             "max_query_length: this model reads demonstrations and query together, at most "
-            f"{adaptation.input_format.max_demonstrations_length} tokens; leave it out"
+            f"{form.max_demonstrations_length} tokens; leave it out"
         )
-    return limit("max_query_length", value, adaptation.input_format.max_query_length if adaptation else None)
+    return limit("max_query_length", value, form.max_query_length)
 
 
 def check_batch_size(batch_size: int) -> None:

@@ -26,6 +26,11 @@ from hart.peft.architectures import architecture
 LEAST_VOCABULARY = 3
 """Pieces beside special tokens. Without its files transformers builds a tokenizer that knows one, the space."""
 
+
+class NoCheckpointError(HartError):
+    """Nothing is where a checkpoint should be."""
+
+
 # While transformers loads, it changes defaults of the whole process for a moment (dtype, initialisation).
 loading = threading.Lock()
 
@@ -46,8 +51,9 @@ def load_base(name: str, *, revision: str | None = None, dtype: torch.dtype | st
         dtype: of the weights in memory, None or "auto" as stored.
 
     Raises:
-        HartError: no such checkpoint, one of an architecture without a table of sites, incomplete or damaged files, a
-            tokenizer that is missing or another model's, or float16, which overflows.
+        HartError: no such checkpoint (`NoCheckpointError`), one of an architecture without a table of sites or of
+            quantised weights, incomplete or damaged files, a tokenizer that is missing or another model's, or float16,
+            which overflows.
     """
     wanted = _dtype(dtype)
     source = resolve_base(name)
@@ -58,7 +64,12 @@ def load_base(name: str, *, revision: str | None = None, dtype: torch.dtype | st
         try:
             config = read_base_config(source, **at_revision)
         except (OSError, ValueError) as error:
-            raise HartError(f"{name}: no checkpoint there ({first_line(error)})") from error
+            raise NoCheckpointError(f"{name}: no checkpoint there ({first_line(error)})") from error
+        if getattr(config, "quantization_config", None) is not None:
+            raise HartError(
+                f"{name}: its weights are quantised, and generated parameters start at the size of the base's own; "
+                "give the checkpoint that it was made from, with dtype bfloat16 (model.dtype, --dtype)"
+            )
         try:
             is_t5 = architecture(config).has_encoder
         except HartError as error:
@@ -159,7 +170,9 @@ def _check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, model: PreTr
             )
     embeddings: Any = model.get_input_embeddings()
     count = embeddings.weight.shape[0]
-    largest = max(tokenizer.get_vocab().values())
+    # Some have tokens of images added, beyond the embeddings of a model that reads text alone (Gemma 3).
+    vocabulary, added = tokenizer.get_vocab(), tokenizer.get_added_vocab()
+    largest = max(number for piece, number in vocabulary.items() if piece not in added)
     if largest >= count:
         raise HartError(
             f"{name}: its tokenizer counts to {largest} and the model has {count} embeddings; "

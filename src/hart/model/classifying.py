@@ -129,8 +129,7 @@ def classify(
 def _checked(
     main: MainModel, choices: Sequence[Sequence[str]], adaptation: Adaptation | None, max_target_length: int | None
 ) -> list[list[str]]:
-    trained = None if adaptation is None else adaptation.input_format.max_target_length
-    length = limit("max_target_length", max_target_length, trained)
+    length = limit("max_target_length", max_target_length, main.format_of(adaptation).max_target_length)
     known: dict[tuple[str, ...], list[str]] = {}
     checked = []
     for number, texts in enumerate(choices, start=1):

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from hart.data.input_format import InputFormat
 from hart.errors import HartError
 from hart.model.adaptation import Adaptation
 from hart.model.main_model import MainModel
@@ -66,6 +67,10 @@ class DecoderOnly(MainModel):
                     logits_to_keep=labels.shape[1],
                 )
             return made
+
+    def _plain_format(self) -> InputFormat:
+        """Without an end of sequence, which would tell a base that continues texts that another one begins."""
+        return InputFormat(input_eos=False)
 
     def _memory_key_values(
         self, memory: Float[Tensor, "n s d"]

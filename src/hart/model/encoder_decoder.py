@@ -77,7 +77,8 @@ class EncoderDecoder(MainModel):
         part: Adaptation | None,
         options: dict[str, Any],
     ) -> Int[Tensor, "b u"]:
-        if options.get("use_cache", True):
+        own = options.get(CACHE) is not None or options.get("cache_implementation") is not None
+        if options.get("use_cache", True) and not own:
             # Left to itself, generate gives cross-attention's cache as many layers as the encoder has.
             options = {**options, CACHE: EncoderDecoderCache(DynamicCache(), DynamicCache())}
         tokens: Tensor = self.model.generate(

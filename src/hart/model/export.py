@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from huggingface_hub import ModelCardData
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hart.errors import HartError
@@ -153,9 +153,21 @@ def save_merged(
         HartError: as `merge`, or the folder exists with other content, or cannot be written.
     """
     model = merge(adaptation, main, lossy=lossy)
+    if model.generation_config is not None:
+        model.generation_config = _savable(model.generation_config)
     with _new_export(adaptation, folder, "merged", overwrite) as partial:
         model.save_pretrained(partial)
         main.tokenizer.save_pretrained(partial)
+
+
+def _savable(config: GenerationConfig) -> GenerationConfig:
+    """A base's own, without what acts on sampling where it does not sample, as transformers saves no such file."""
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        config = copy.deepcopy(config)
+        config.update(**dict.fromkeys(("temperature", "top_p", "top_k", "min_p", "typical_p")))
+    return config
 
 
 EXPORT_FILE = "hart_export.json"

@@ -22,7 +22,7 @@ from hart.errors import HartError, first_line
 from hart.hypernetwork.config import HyperNetworkConfig
 from hart.hypernetwork.network import HyperNetwork
 from hart.hypernetwork.schemes.base import with_defaults
-from hart.model.base_checkpoint import loading
+from hart.model.base_checkpoint import NoCheckpointError, loading
 from hart.model.bundled import BASES, MODELS, resolve_base, resolve_model
 from hart.model.card import model_card
 from hart.model.main_model import MainModel
@@ -111,7 +111,7 @@ def load_system(
             dtype=dtype,
             attention=attention,
         )
-    except HartError as error:
+    except NoCheckpointError as error:
         if train_main or base:
             raise
         raise HartError(f"{error}; it is the base of {name}, say where it lies: base=… (--base)") from error

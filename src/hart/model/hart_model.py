@@ -97,6 +97,8 @@ class HartModel(nn.Module):
         self.fusion = fusion and self.hypernetwork is not None
         self.train_main = train_main
         self.input_format = input_format or InputFormat()
+        # The bare base is told a query as an adapted one is; demonstrations come with an adaptation alone.
+        main.plain_format = replace(self.input_format, demonstrations_to="nowhere")
         self.name = name
         if self.hypernetwork is not None:
             self.hypernetwork.use_main(main.model)
@@ -357,10 +359,12 @@ class HartModel(nn.Module):
             cuts: takes note of these instead of the warning.
 
         Raises:
-            HartError: no task, a task without definition or demonstrations, groups that nobody reads, or weights that
-                are not finite.
+            HartError: no task, or what is none, a task without definition or demonstrations, groups that nobody reads,
+                or weights that are not finite.
         """
-        tasks = [task] if isinstance(task, Task) else list(task)
+        tasks = [task] if isinstance(task, Task) else task
+        if not isinstance(tasks, Sequence) or not all(isinstance(each, Task) for each in tasks):
+            raise HartError("adapt needs a hart.Task, or a list of them: Task(definition, demonstrations)")
         if not tasks:
             raise HartError("adapt needs at least one task")
         return adapting.adapt(self, tasks, self.format_with_groups(demonstration_groups), cuts)
@@ -408,7 +412,7 @@ class HartModel(nn.Module):
         self, queries: str | Sequence[str], adaptation: Adaptation | None = None, **options: Any
     ) -> list[Answer]:
         """As `generate`, with the number of tokens of each answer, and whether it is finished."""
-        return self.main.answers([queries] if isinstance(queries, str) else list(queries), adaptation, **options)
+        return self.main.answers([queries] if isinstance(queries, str) else queries, adaptation, **options)
 
     def score(
         self, query: str, choices: Sequence[str], adaptation: Adaptation | None = None, **options: Any
@@ -416,7 +420,12 @@ class HartModel(nn.Module):
         """Log-probability of each choice as the answer, in nats; options as in `hart.model.scoring.score_choices`.
 
         Safe for threads. Many queries at once: `score_choices`.
+
+        Raises:
+            HartError: as there, or `query` is no text.
         """
+        if not isinstance(query, str):
+            raise HartError(f"score: query must be one text, not {type(query).__name__}; of many, score_choices")
         return score_choices(self.main, [query], [choices], adaptation, **options)[0]
 
     def classify(

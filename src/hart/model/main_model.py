@@ -19,19 +19,22 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.utils import ModelOutput
 
 from hart.data.collate import pad
+from hart.data.input_format import InputFormat
 from hart.data.prompts import Cuts
 from hart.errors import HartError
 from hart.model.adaptation import Adaptation
 from hart.model.answering import (
     Answer,
+    Generating,
     check_batch_size,
+    check_logprobs,
+    check_queries,
     decoding_options,
     encode_queries,
     limit,
-    noting,
+    naming_unknown_options,
     parts_of,
     query_limit,
-    read_answers,
 )
 from hart.model.base_checkpoint import load_base
 from hart.model.modes import evaluating
@@ -56,8 +59,9 @@ class MainModel(nn.Module, ABC):
         shape: the sizes that decide the shapes of generated parameters.
         name, revision: where it was loaded from; of the hub the commit.
         frozen: whether `freeze` was called.
-        stock_generation_config: the checkpoint's own. It does not decide how answers are decoded here: what
-            `generate` is not told is greedy decoding without further rules.
+        plain_format: how the bare base, without an adaptation, is told a query.
+        stock_generation_config: the checkpoint's own. Its tokens that end an answer end one here too; nothing else of
+            it counts: what `generate` is not told is greedy decoding without further rules.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class MainModel(nn.Module, ABC):
         self.name = name
         self.revision = revision
         self.frozen = False
+        self.plain_format = self._plain_format()
         self._identified: tuple[Any, str] | None = None
         self._kept: str | None = None
         self.stock_generation_config = model.generation_config
@@ -179,8 +184,20 @@ class MainModel(nn.Module, ABC):
         """How many tokens a query and its answer may have together; None: positions are not what limits them."""
         return None
 
+    def _plain_format(self) -> InputFormat:
+        """`plain_format` of a base that no `HartModel` has: the lengths of App. 8.1.3."""
+        return InputFormat()
+
     def _generation_config(self) -> GenerationConfig:
-        return GenerationConfig(pad_token_id=self.tokenizer.pad_token_id, eos_token_id=self.tokenizer.eos_token_id)
+        # Instruct models end a turn with another token than a text, and say both.
+        own = self.stock_generation_config.eos_token_id
+        more = [] if own is None else own if isinstance(own, list) else [own]
+        ends = list(dict.fromkeys([self.tokenizer.eos_token_id, *more]))
+        return GenerationConfig(pad_token_id=self.tokenizer.pad_token_id, eos_token_id=ends)
+
+    def format_of(self, adaptation: Adaptation | None) -> InputFormat:
+        """How a query becomes tokens: as the adaptation says, or as the bare base reads it."""
+        return self.plain_format if adaptation is None else adaptation.input_format
 
     @property
     def device(self) -> torch.device:
@@ -272,8 +289,8 @@ class MainModel(nn.Module, ABC):
             adaptation: one entry for all queries, or n, each for as many neighbouring queries (one, in a batch that
                 mixes tasks); None is the bare base. Its memory's keys and values are computed once per call, or taken
                 from `keep_memory`.
-            max_new_tokens, max_query_length: in tokens; None: those that the adaptation was made with,
-                128 and 384 without one (App. 8.1.3).
+            max_new_tokens, max_query_length: in tokens; None: those of `format_of` the adaptation, 128 and 384 for a
+                base of no `HartModel` (App. 8.1.3).
             num_beams: 1 is greedy decoding, or sampling.
             temperature: 0 takes the likeliest token, above it tokens are sampled.
             top_p: sampling is among the likeliest tokens that have this share together.
@@ -283,18 +300,21 @@ class MainModel(nn.Module, ABC):
             generate_kwargs: further ones of `transformers`' `generate`, e.g. `streamer`.
 
         Raises:
-            HartError: an empty query, an adaptation of another base or number of entries, or an option out of range.
+            HartError: an empty query, an adaptation of another base or number of entries, or an option that is out of
+                range, that nothing listens to or that `generate` does not know.
         """
-        if isinstance(queries, str):
-            raise HartError("queries is one text; give a list of texts")
+        check_queries(queries)
         options = decoding_options(num_beams, temperature, top_p, generate_kwargs)
         check_batch_size(batch_size)
+        if logprobs is not None:
+            check_logprobs(logprobs, options)
         adaptation = self.ready(adaptation, len(queries))
-        new_tokens = limit(
-            "max_new_tokens", max_new_tokens, adaptation.input_format.max_target_length if adaptation else None
-        )
-        query_length = query_limit(max_query_length, adaptation)
-        encoded = encode_queries(self.tokenizer, queries, adaptation, query_length, cuts)
+        form = self.format_of(adaptation)
+        new_tokens = limit("max_new_tokens", max_new_tokens, form.max_target_length)
+        form = replace(form, max_query_length=query_limit(max_query_length, form))
+        encoded = encode_queries(self.tokenizer, queries, adaptation, form, cuts)
+        said = generate_kwargs.get("eos_token_id", self.model.generation_config.eos_token_id)
+        ends = [said] if isinstance(said, int) else said or []
         answers: list[Any] = [None] * len(queries)
         longest_first = sorted(range(len(queries)), key=lambda i: -len(encoded[i]))
         with evaluating(self):
@@ -307,10 +327,9 @@ class MainModel(nn.Module, ABC):
                 with self.adapted(part, batch=len(chosen)):
                     # Processes of one run answer different queries.
                     given = {"max_new_tokens": new_tokens, "synced_gpus": False, **options}
-                    noted = noting(logprobs, options)
-                    if noted is not None:
-                        given["logits_processor"] = [*options.get("logits_processor", ()), noted]
-                    made = read_answers(self.tokenizer, self._generate(ids, mask, part, given), mask, noted)
+                    call = Generating(self.tokenizer, ends, given, logprobs)
+                    with naming_unknown_options():
+                        made = call.answers(self._generate(ids, mask, part, call.options), mask)
                 for i, answer in zip(chosen, made, strict=True):
                     answers[i] = answer
         return answers
@@ -328,6 +347,11 @@ class MainModel(nn.Module, ABC):
         """The adaptation on this device, checked to have one entry, or as many as divide the number of queries."""
         if adaptation is None:
             return None
+        if not isinstance(adaptation, Adaptation):
+            raise HartError(
+                "adaptation: give what model.adapt or Adaptation.from_pretrained returns, not a "
+                f"{type(adaptation).__name__}; Adaptation.stack makes one of several"
+            )
         self.check_adaptation(adaptation)
         if queries % len(adaptation):
             raise HartError(
@@ -400,5 +424,13 @@ class MainModel(nn.Module, ABC):
             yield
 
     def pad(self, sequences: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"]]:
-        """Token ids, padded on the right, and their mask, on this model's device."""
+        """Token ids, padded on the right, and their mask, on this model's device.
+
+        Raises:
+            HartError: a token that the model has no embedding of, as some tokenizers have for what is no text.
+        """
+        known = self.model.get_input_embeddings().num_embeddings
+        wrong = [token for tokens in sequences for token in tokens if not 0 <= token < known]
+        if wrong:
+            raise HartError(f"{self.name}: has embeddings of {known} tokens, none of token {wrong[0]}; leave it out")
         return pad(sequences, self.tokenizer.pad_token_id, self.device)

@@ -2,22 +2,23 @@
 
 Each query is read once, whatever the number of its choices; one pass of the decoder serves all choices of a batch of
 queries, of different number and length. A choice's score is the sum over its tokens, end of sequence included, without
-length normalisation (T0's protocol), or the mean per token.
+length normalisation (T0's protocol), or the mean per token. Of a plain decoder-only base, which continues texts, a
+choice is scored as what goes on: behind a space, and without an end of sequence.
 """
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hart.data.input_format import InputFormat
 from hart.data.prompts import Cuts
 from hart.errors import HartError
 from hart.model.adaptation import Adaptation
-from hart.model.answering import check_batch_size, encode_queries, limit, parts_of, query_limit
+from hart.model.answering import check_batch_size, check_queries, encode_queries, limit, parts_of, query_limit
 from hart.model.main_model import MainModel
 from hart.model.modes import evaluating
 
@@ -51,16 +52,15 @@ def score_choices(
         adaptation: one entry for all queries, or n, each for as many neighbouring queries; None is the bare base.
         normalisation: `sum` or `mean` of the log-probabilities of a choice's tokens.
         batch_size: queries encoded together.
-        max_query_length, max_target_length: in tokens; None: those that the adaptation was made with, 384 and 128
-            without one (App. 8.1.3). A warning says which queries and choices are longer.
+        max_query_length, max_target_length: in tokens; None: those of `main.format_of(adaptation)`. A warning says
+            which queries and choices are longer.
         cuts: takes note of these instead of the warning.
 
     Raises:
         HartError: an empty query, a query without choices, choices that are one text, an adaptation of another base or
             number of entries, or an option out of range.
     """
-    if isinstance(queries, str):
-        raise HartError("queries is one text; give a list of texts")
+    check_queries(queries)
     if normalisation not in get_args(Normalisation):
         raise HartError(f"normalisation must be one of {', '.join(get_args(Normalisation))}, not {normalisation!r}")
     if len(choices) != len(queries):
@@ -70,19 +70,23 @@ def score_choices(
             raise HartError(f"the choices of query {number} of {len(queries)} are one text; give a list of texts")
         if not own:
             raise HartError(f"query {number} of {len(queries)} has no choices to score")
+        if odd := next((choice for choice in own if not isinstance(choice, str)), None):
+            raise HartError(f"query {number} of {len(queries)}: the choice {odd!r} is no text")
     check_batch_size(batch_size)
     adaptation = main.ready(adaptation, len(queries))
-    query_length = query_limit(max_query_length, adaptation)
-    trained = adaptation.input_format.max_target_length if adaptation else None
-    form = InputFormat(max_target_length=limit("max_target_length", max_target_length, trained))
+    form = main.format_of(adaptation)
+    form = replace(
+        form,
+        max_query_length=query_limit(max_query_length, form),
+        max_target_length=limit("max_target_length", max_target_length, form.max_target_length),
+    )
     told = Cuts() if cuts is None else cuts
     if adaptation is not None and len(adaptation) == 1:
         adaptation = main.keep_memory(adaptation)
-    encoded = encode_queries(main.tokenizer, queries, adaptation, query_length, told)
-    targets = [
-        [form.encode_target(main.tokenizer, text, told, name=f"choice {text[:40]!r}") for text in own]
-        for own in choices
-    ]
+    encoded = encode_queries(main.tokenizer, queries, adaptation, form, told)
+    continues = adaptation is None and not (main.shape.has_encoder or form.input_eos or form.chat_template)
+    encode = form.encode_continuation if continues else form.encode_target
+    targets = [[encode(main.tokenizer, text, told, name=f"choice {text[:40]!r}") for text in own] for own in choices]
     if cuts is None:
         told.tell(logger)
     scores: list[list[float]] = [[] for _ in queries]

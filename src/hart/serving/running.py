@@ -14,7 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 from hart.data.prompts import Cuts
 from hart.data.tasks import Task
 from hart.model.adaptation import Adaptation
-from hart.model.classifying import CONTENT_FREE, classify
+from hart.model.classifying import classify
 from hart.model.hart_model import HartModel
 from hart.model.scoring import score_choices
 from hart.serving.batching import Job
@@ -72,21 +72,13 @@ class Runner:
         adaptation = first
         if first is not None and any(query.adaptation is not first for query in queries):
             adaptation = Adaptation.stack([query.adaptation for query in queries if query.adaptation is not None])
-        main, texts = self._model.main, [query.text for query in queries]
-        read: Any = texts
-        if adaptation is None:
-            encode = self._model.input_format.encode_query
-            read = [encode(main.tokenizer, text) if isinstance(text, str) else text for text in texts]
-        choices = [query.choices for query in queries]
-        # The bare base is given what an adaptation of this model has.
-        longest = self._model.input_format.max_target_length
-        size: dict[str, Any] = {"batch_size": len(batch), "max_target_length": longest, "cuts": Cuts()}
+        main, choices = self._model.main, [query.choices for query in queries]
+        read: Any = [query.text for query in queries]
+        size: dict[str, Any] = {"batch_size": len(batch), "cuts": Cuts()}
         if kind == "classify":
             how: dict[str, Any] = {"normalisation": key[1], "calibrate": key[2], **size}  # type: ignore[index]
             # Of rows that share an adaptation one is enough to learn what it prefers.
             how["alike"] = [id(query.adaptation) for query in queries]
-            if adaptation is None:
-                how["content_free"] = self._model.input_format.encode_query(main.tokenizer, CONTENT_FREE)
             return classify(main, read, choices, adaptation, **how)
         if kind == "score":
             return score_choices(main, read, choices, adaptation, normalisation=key[1], **size)  # type: ignore[index]
