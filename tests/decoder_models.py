@@ -8,6 +8,7 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
     Phi3Config,
@@ -16,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
 )
 
 from hart.model.decoder_only import DecoderOnly
@@ -44,6 +46,17 @@ CONFIGS: dict[str, tuple[type[PreTrainedConfig], dict]] = {
     "qwen3": (Qwen3Config, WIDE),
     "gemma2": (Gemma2Config, {**WIDE, **WINDOW, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0}),
     "gemma3_text": (Gemma3TextConfig, {**WIDE, **WINDOW, "query_pre_attn_scalar": 16}),
+    "smollm3": (SmolLM3Config, {**GROUPED, "no_rope_layer_interval": 3}),
+    "granite": (
+        GraniteConfig,
+        {
+            **GROUPED,
+            "attention_multiplier": 0.2,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.7,
+            "logits_scaling": 2.0,
+        },
+    ),
     "phi3": (Phi3Config, {**GROUPED, "sliding_window": 8}),
     "gpt2": (
         GPT2Config,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hart.model.adaptation import Adaptation
 from hart.model.main_model import MainModel
+from hart.peft import injection
 from hart.peft.architectures import architecture, at
 from hart.peft.prefix import Prefix
 
@@ -75,4 +76,9 @@ def _rotated(keys: Float[Tensor, "L p heads d_kv"], position: int, main: MainMod
     cos, sin = ((part / rotary.attention_scaling).cpu() for part in (cos, sin))
     turned, rest = keys[..., : cos.shape[-1]], keys[..., cos.shape[-1] :]
     first, second = turned.chunk(2, dim=-1)
-    return torch.cat([turned * cos + torch.cat([-second, first], dim=-1) * sin, rest], dim=-1)
+    moved = torch.cat([turned * cos + torch.cat([-second, first], dim=-1) * sin, rest], dim=-1)
+    # Layers without positions (SmolLM 3) rotate nothing.
+    for layer, attention in enumerate(injection.sites(main.model, "decoder", "self_attention")):
+        if not getattr(attention, "use_rope", True):
+            moved[layer] = keys[layer]
+    return moved

@@ -148,6 +148,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3": replace(_LLAMA, key_norm="self_attn.k_norm"),
     "gemma2": replace(_LLAMA, gain=1.0, eager=True),
     "gemma3_text": replace(_LLAMA, gain=1.0, key_norm="self_attn.k_norm"),
+    "smollm3": _LLAMA,  # of its layers every fourth has no positions
+    "granite": _LLAMA,
     "phi3": _PHI3,
     "gpt2": _GPT2,
     "gpt_neox": _NEOX,
