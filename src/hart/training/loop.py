@@ -47,7 +47,6 @@ from hart.training.reporting import Report, check_trackers
 from hart.training.run_card import run_card
 from hart.training.run_folder import RunFolder
 from hart.training.sharding import FSDP, REPLICATED, ZERO, layout_of, shard, trained_weights, undivided, wants_fsdp
-from hart.training.stopping import StopSignal
 from hart.training.zero import agree, deepspeed_plugin, refusals
 
 
@@ -111,8 +110,13 @@ class Loop:
         self._seen: list[Tensor] = []
         self._states: Tensor | None = None
 
-    def fit(self, checkpoint: Path | None, stop: StopSignal) -> None:
-        """Train to the end or to a signal, from a checkpoint that `check_layout` lets pass or from the start."""
+    def fit(self, checkpoint: Path | None, told: Sequence[int]) -> None:
+        """Train to the end or to a signal, from a checkpoint that `check_layout` lets pass or from the start.
+
+        Args:
+            told: the signals that have come so far (`hart.runtime.launch.on_sigterm`): after the first, the step in
+                progress is finished, saved, and the last.
+        """
         config, accelerator = self.config, self.accelerator
         batches = self.prepare(checkpoint)
         while self.step < config.max_steps:
@@ -133,7 +137,7 @@ class Loop:
 
             # Of several processes one may have been told to stop and another not yet: they stop together. Read once,
             # as a signal may come at any moment; one that comes later ends the next step.
-            stopping = anywhere(stop.signalled)
+            stopping = anywhere(bool(told))
             if self.step == 1 or self.step % config.log_every == 0:
                 self.report.losses(self.step, grad_norm=norm, learning_rate=rate, **self.measures())
             if self.validation and self.due(config.eval_every):
@@ -142,7 +146,6 @@ class Loop:
                 save_checkpoint(self)
                 self.report.start_clock()
             if stopping:
-                stop.signalled = True
                 return
 
     def due(self, every: int) -> bool:
