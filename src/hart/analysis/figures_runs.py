@@ -202,7 +202,7 @@ def _newest_model(folder: RunFolder) -> Path | None:
 
 
 def _read_steps(path: Path) -> Curves | None:
-    """The losses of each step; None where they do not begin with the first one (a run of an earlier version)."""
+    """The losses of each step; None where they do not begin with the first one (a crash has lost some)."""
     header, *lines = _text(path).splitlines() or [""]
     names = header.split(",")
     if not {"step", *LOSSES} <= set(names):

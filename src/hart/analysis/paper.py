@@ -199,7 +199,7 @@ def size_of(config: Mapping[str, Any]) -> str:
 
 def system_of(config: Mapping[str, Any]) -> str:
     """The paper's system that a configuration describes, empty if it is none: told by fields, never by names."""
-    if str(config["data.collection"]).endswith("_segments") or config.get("distillation.teacher"):
+    if str(config["data.collection"]).endswith("_segments") or config["distillation.teacher"]:
         return ""  # a first stage; the paper has no teacher
     kinds = [kind["kind"] for kind in config["model.peft"]]
     weights, reader = config["model.weights"], config["data.demonstrations_to"]

@@ -7,7 +7,6 @@ cannot be read is said and left out of the scores.
 import json
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -219,16 +218,11 @@ def in_short(numbers: Sequence[int]) -> str:
 
 
 def _listing(folder: Path) -> dict[str, Any]:
-    """What the sweep wrote of its rows and their order; of one that wrote nothing, the rows of its table."""
-    with suppress(OSError, ValueError, AttributeError):
+    """What the sweep wrote of its rows and their order; empty where it wrote nothing."""
+    if rows := read_listing(folder):
         found = json.loads((folder / LISTING_FILE).read_text(encoding="utf-8"))
-        if rows := read_listing(folder):
-            return {"study": found.get("study"), "rows": rows}
-    try:
-        table = json.loads((folder / "table.json").read_text(encoding="utf-8"))
-        return {"rows": {row["system"]: {} for row in table}}
-    except (OSError, ValueError, LookupError, TypeError):
-        return {}
+        return {"study": found.get("study"), "rows": rows}
+    return {}
 
 
 def _places(folder: Path, name: str, said: Mapping[str, Any], runs: list[Run]) -> tuple[tuple[int, str], ...]:

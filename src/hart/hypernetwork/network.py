@@ -10,7 +10,7 @@ Of decoder-only main models (not in the paper): the frozen main model's own stat
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import torch
@@ -155,7 +155,7 @@ class HyperNetwork(PreTrainedModel):
             decoder_layers=decoder_layers,
             scheme=dict(scheme),
             peft=[kind.to_config() for kind in build_kinds(peft)],
-            main=shape.to_config(),
+            main=asdict(shape),
             dropout=dropout,
             tied_encoder=tied_encoder,
             memory_in_front=memory_in_front,
@@ -217,7 +217,7 @@ class HyperNetwork(PreTrainedModel):
                 decoder_layers=decoder_layers,
                 scheme=dict(scheme),
                 peft=[kind.to_config() for kind in build_kinds(peft)],
-                main=shape.to_config(),
+                main=asdict(shape),
                 dropout=dropout,
                 encoder_layers=chosen_layers(layers, shape.decoder_layers),
                 memory_in_front=memory_in_front,

@@ -78,7 +78,7 @@ def load_peft_source(
     Raises:
         HartError: files are missing or damaged, or do not fit each other.
     """
-    weights = config["system"].get("weights", "generated")
+    weights = config["system"]["weights"]
     if weights == "none":
         return None
     if weights == "learned":

@@ -1,7 +1,6 @@
 """What tells one base from another: its weights and its tokenizer. One definition for models, adaptations and servers.
 
-A fingerprint is `WEIGHTS-TOKENIZER`, two hex digests. Models and adaptations of earlier versions have the first part
-alone, and are compared by it (`hart.runtime.fingerprints`).
+A fingerprint is `WEIGHTS-TOKENIZER`, two hex digests.
 """
 
 import hashlib

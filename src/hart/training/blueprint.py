@@ -1,6 +1,6 @@
 """The networks of a configuration without weights: shapes on the meta device, built without data or downloads."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -257,7 +257,7 @@ def _hypernetwork_config(model: ModelConfig, shape: MainShape) -> HyperNetworkCo
         decoder_layers=model.decoder_layers,
         scheme=dict(model.scheme),
         peft=[kind.to_config() for kind in build_kinds(model.peft)],
-        main=shape.to_config(),
+        main=asdict(shape),
         tied_encoder=model.tied_encoder,
         encoder_layers=(
             chosen_layers(model.encoder_layers, shape.decoder_layers) if model.encoder == "main_model" else None

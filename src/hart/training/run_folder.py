@@ -34,9 +34,6 @@ FREE_FIELDS = frozenset(
     "model.attention", "model.gradient_checkpointing", "distillation.cache", *MOVABLE,
 }  # fmt: skip
 
-_GONE = {"training.consistency_pairing": ("slots",), "training.tensorboard": (True, False)}
-"""Fields that earlier versions had, and the values whose numbers this version computes."""
-
 LOCK_FILE = ".lock"
 
 
@@ -183,7 +180,6 @@ class RunFolder:
         record = read_record(saved.parent)
         if record and new["training.optimizer"] == record["optimizer"]:
             old["training.optimizer"] = record["optimizer"]  # what it fell back to may be asked for by name
-        old = {key: value for key, value in old.items() if value not in _GONE.get(key, ())}
         changed = [
             f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
             for key in sorted(old.keys() | new.keys())

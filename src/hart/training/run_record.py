@@ -14,7 +14,7 @@ from hart.data.segments import PATTERNS
 from hart.data.tasks import Instance, Task
 from hart.errors import HartError
 from hart.runtime.files import write_json
-from hart.runtime.fingerprints import difference, same_base
+from hart.runtime.fingerprints import difference
 from hart.training.config import RunConfig
 
 RECORD_FILE = "run.json"
@@ -45,7 +45,7 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """What `write_record` wrote; None in a folder of an earlier version.
+    """What `write_record` wrote; None where it has written nothing.
 
     Raises:
         HartError: it cannot be read.
@@ -70,7 +70,7 @@ def check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> Non
     """
     instead = "restore it, or start anew in another training.output_dir"
     old, new = (record["base"]["base_fingerprint"] for record in (before, now))
-    if not same_base(old, new):
+    if old != new:
         raise HartError(
             f"{folder}: the run was begun with another base than {now['base']['base']} is now (model.base), whose "
             f"{difference(old, new)}; {instead}"
