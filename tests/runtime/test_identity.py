@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerFast
 
 from hart.data.tasks import Task
 from hart.errors import HartError
-from hart.model.adaptation import Adaptation
 from hart.model.hart_model import HartModel
 from hart.model.main_model import MainModel
 from hart.runtime.fingerprints import difference

@@ -268,6 +268,5 @@ def upload(folder: Path, repo_id: str, *, private: bool, revision: str | None) -
         api.create_repo(repo_id, private=private, exist_ok=True)
         commit = api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision)
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise HartError(f"{repo_id}: upload failed ({reason})") from error
+        raise HartError(f"{repo_id}: upload failed ({first_line(error)})") from error
     return str(commit)

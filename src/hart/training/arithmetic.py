@@ -143,7 +143,7 @@ def _forward(config: RunConfig, main: Any, beside: _Beside) -> _Forward:
             batch * query * t5.num_layers * layer.operations,
             batch * query * t5.num_layers * 4 * query * layer.inner,
         )
-        rows = batch * _decoder_layers(t5)
+        rows = batch * t5.num_decoder_layers
         maps = rows * (target * (layer.operations + layer.cross) + seen * layer.cross)
         attention = rows * target * 4 * (target + seen) * layer.inner
         return _Forward(encoder, (maps, attention), batch * target * 2 * t5.d_model * t5.vocab_size)
@@ -246,7 +246,7 @@ def _of_t5_pass(config: RunConfig, parts: Parts, queries: int, size: int) -> flo
         )
     fused = _read(config) if model.fusion and _generated(parts) else 0
     return total + _stack(
-        layer, queries, data.max_target_length, data.max_target_length + prefix, _decoder_layers(t5), size,
+        layer, queries, data.max_target_length, data.max_target_length + prefix, t5.num_decoder_layers, size,
         model.gradient_checkpointing, memory=query + fused, dropout=dropout,
     )  # fmt: skip
 
@@ -316,7 +316,3 @@ def _prefix(config: RunConfig) -> int:
 
 def _generated(parts: Parts) -> bool:
     return isinstance(parts.peft_source, HyperNetwork)
-
-
-def _decoder_layers(t5: T5Config) -> int:
-    return t5.num_decoder_layers or t5.num_layers

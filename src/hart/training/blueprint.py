@@ -276,6 +276,6 @@ def _checkpoint_sizes(model: ModelConfig) -> dict[str, Any]:
             "model.hypernetwork_init: must name a T5 checkpoint, which the hypernetwork starts from; "
             f"{name} is of the architecture {t5.model_type}"
         )
-    if model.decoder_layers > (t5.num_decoder_layers or t5.num_layers) and uses_decoder(model.scheme):
+    if model.decoder_layers > t5.num_decoder_layers and uses_decoder(model.scheme):
         raise HartError(f"model.decoder_layers is {model.decoder_layers}; {name} has fewer")
     return {field: getattr(t5, field) for field in T5_FIELDS}
