@@ -99,7 +99,7 @@ def test_long_lists_of_differences_are_cut(run_config: Build, tmp_path: Path):
 
 def test_folder_that_cannot_be_made_is_refused(run_config: Build, tmp_path: Path):
     (tmp_path / "file").touch()
-    with pytest.raises(HartError, match="run: cannot be created"):
+    with pytest.raises(HartError, match="run/config.yaml: cannot be written"):
         RunFolder(run_config("file/run"))
 
 

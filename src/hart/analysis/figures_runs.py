@@ -13,7 +13,7 @@ from hart.errors import HartError
 from hart.model.bundled import MODELS, resolve_model
 from hart.model.folder import read_config
 from hart.runtime.files import damage
-from hart.training.config import RunConfig, load
+from hart.training.config import RunConfig, flattened, load
 from hart.training.run_folder import RunFolder, read_metrics
 from hart.training.sweep_plan import RUN_FOLDER, telling
 
@@ -194,7 +194,7 @@ def _read_run(path: Path) -> Source:
 
 
 def _newest_model(folder: RunFolder) -> Path | None:
-    if (folder.final / "config.json").is_file():
+    if RunFolder.is_complete(folder.path):
         return folder.final
     saved = folder.saved()
     whole = (saved[step] for step in sorted(saved, reverse=True) if damage(saved[step]) is None)
@@ -314,9 +314,8 @@ def _short(value: Any) -> str:
 
 def _fields(config: RunConfig, but: Sequence[str] = ()) -> dict[str, Any]:
     """ "section.field" → value of all fields that make a difference, `but` left out."""
-    fields = {
-        f"{section}.{name}": value for section, values in config.to_dict().items() for name, value in values.items()
-    }
+    fields = flattened(config.to_dict())
+    assert fields is not None
     told = telling(fields, any_seed=True)  # a sweep's own pre-training and teachers are another with each seed
     return {name: value for name, value in told.items() if name not in _NO_DIFFERENCE and name not in but}
 

@@ -1,5 +1,6 @@
 """Pictures of a hypernetwork's inside: attention between layers (Fig. 1), where their states lie (Fig. 5, right)."""
 
+import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hart.analysis.figures_reading import Reader, Reading
+from hart.analysis.figures_reading import SCATTERED_SETS, SCATTERED_TASKS, Reader, Reading
 from hart.analysis.figures_runs import Group, Source
 from hart.analysis.figures_style import (
     COLUMN,
@@ -21,7 +22,6 @@ from hart.analysis.figures_style import (
     Table,
     heat_map,
     looks,
-    need,
     panels,
 )  # fmt: skip
 from hart.errors import HartError
@@ -250,7 +250,8 @@ def fig5_tsne(groups: Sequence[Group], reader: Reader) -> Drawing:
         NotDrawable: no model has states that differ by layer.
         HartError: scikit-learn is not installed.
     """
-    need("sklearn")
+    if importlib.util.find_spec("sklearn") is None:
+        raise HartError("scikit-learn is not installed; pip install 'hart-hypernet[figures]'")
     found, remarks = _readings(groups, reader)
     shown = [(group, made[0]) for group, made in found if made[0].states is not None]
     if not shown:
@@ -329,6 +330,4 @@ def _map(
 
 def passes(sources: Sequence[Source], reader: Reader) -> int:
     """Tasks that will be read, at most; for a progress bar."""
-    from hart.analysis.figures_reading import SCATTERED_SETS, SCATTERED_TASKS
-
     return sum(reader.max_tasks + SCATTERED_TASKS * SCATTERED_SETS for source in sources if source.model is not None)

@@ -4,7 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -78,7 +78,6 @@ class CollectionReport:
     scores: Table
     differences: dict[str, Difference]
     compared: Table | None
-    tasks: Table = field(default_factory=lambda: Table("", "", (), ()))
 
 
 def p_value(p: float) -> str:
@@ -119,7 +118,7 @@ def of_collection(study: Runs, collection: str, against: StudyRow) -> Collection
         row.name: paired(*both) for row in rows if row is not against and (both := aligned(row, against, first))
     }
     return CollectionReport(
-        collection, first, tuple(rows), against, scores, differences, _compared(study, collection, against, differences)
+        collection, first, tuple(rows), against, scores, differences, _compared(collection, against, differences)
     )
 
 
@@ -137,7 +136,7 @@ def _chosen(row: StudyRow) -> str:
     return f"{fields}: best of {len(found[0]['candidates'])} on {found[0]['on']}"
 
 
-def _compared(study: Runs, collection: str, against: StudyRow, differences: dict[str, Difference]) -> Table | None:
+def _compared(collection: str, against: StudyRow, differences: dict[str, Difference]) -> Table | None:
     if not differences:
         return None
     metric = METRIC_NAMES[metrics_of(collection)[0]]

@@ -89,8 +89,8 @@ def twin(model: T5ForConditionalGeneration) -> T5ForConditionalGeneration:
     return other.eval().requires_grad_(False)
 
 
-def main_model(model: T5ForConditionalGeneration, name: str = "random") -> MainModel:
-    main = EncoderDecoder(twin(model), Numbers(), name=name)  # type: ignore[arg-type]
+def main_model(model: T5ForConditionalGeneration) -> MainModel:
+    main = EncoderDecoder(twin(model), Numbers(), name="random")  # type: ignore[arg-type]
     main.freeze()
     return main
 

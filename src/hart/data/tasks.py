@@ -220,9 +220,9 @@ class Task:
         write_json(path, self.to_dict(), indent=1)
 
 
-def _short(text: str, most: int = 40) -> str:
+def _short(text: str) -> str:
     """How a text is shown in one line."""
-    return repr(text if len(text) <= most else f"{text[:most]}…")
+    return repr(text if len(text) <= 40 else f"{text[:40]}…")
 
 
 def _definition(content: Mapping[str, Any], source: str) -> str:

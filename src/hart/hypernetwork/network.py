@@ -381,7 +381,7 @@ def _size(module: nn.Module | None) -> int:
 
 
 def _check_source(source: T5ForConditionalGeneration, main: PreTrainedConfig | None, decoder_layers: int) -> None:
-    available = source.config.num_decoder_layers
+    available = source.config.num_decoder_layers or source.config.num_layers
     if not 1 <= decoder_layers <= available:
         raise HartError(
             f"model.decoder_layers is {decoder_layers}; the checkpoint has {available} decoder "

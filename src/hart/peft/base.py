@@ -124,7 +124,7 @@ class MainShape:
             d_kv=config.d_kv,
             d_ff=config.d_ff,
             encoder_layers=config.num_layers,
-            decoder_layers=config.num_decoder_layers,
+            decoder_layers=config.num_decoder_layers or config.num_layers,
             gated=config.is_gated_act,
         )
 

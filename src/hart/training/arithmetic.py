@@ -21,7 +21,8 @@ from transformers import T5Config
 from hart.hypernetwork.decoding import MANY
 from hart.hypernetwork.network import HyperNetwork
 from hart.peft.architectures import architecture
-from hart.peft.base import MainShape
+from hart.peft.base import MainShape, build_kinds
+from hart.peft.prefix import prefix_length
 from hart.training.blueprint import Parts
 from hart.training.config import RunConfig
 
@@ -143,7 +144,7 @@ def _forward(config: RunConfig, main: Any, beside: _Beside) -> _Forward:
             batch * query * t5.num_layers * layer.operations,
             batch * query * t5.num_layers * 4 * query * layer.inner,
         )
-        rows = batch * t5.num_decoder_layers
+        rows = batch * _decoder_layers(t5)
         maps = rows * (target * (layer.operations + layer.cross) + seen * layer.cross)
         attention = rows * target * 4 * (target + seen) * layer.inner
         return _Forward(encoder, (maps, attention), batch * target * 2 * t5.d_model * t5.vocab_size)
@@ -246,7 +247,7 @@ def _of_t5_pass(config: RunConfig, parts: Parts, queries: int, size: int) -> flo
         )
     fused = _read(config) if model.fusion and _generated(parts) else 0
     return total + _stack(
-        layer, queries, data.max_target_length, data.max_target_length + prefix, t5.num_decoder_layers, size,
+        layer, queries, data.max_target_length, data.max_target_length + prefix, _decoder_layers(t5), size,
         model.gradient_checkpointing, memory=query + fused, dropout=dropout,
     )  # fmt: skip
 
@@ -311,8 +312,12 @@ def _in_front(config: RunConfig) -> int:
 
 
 def _prefix(config: RunConfig) -> int:
-    return sum(kind.get("length", 32) for kind in config.model.peft if kind["kind"] == "prefix")
+    return prefix_length(build_kinds(config.model.peft))
 
 
 def _generated(parts: Parts) -> bool:
     return isinstance(parts.peft_source, HyperNetwork)
+
+
+def _decoder_layers(t5: T5Config) -> int:
+    return t5.num_decoder_layers or t5.num_layers

@@ -27,7 +27,7 @@ from hart.peft.architectures import architecture
 from hart.peft.base import MainShape, build_kinds, row_blocks
 from hart.peft.injection import learned_positions
 from hart.peft.learned import LearnedWeights
-from hart.peft.prefix import Prefix
+from hart.peft.prefix import prefix_length
 from hart.training.config import BASE_TEACHER, ModelConfig, RunConfig
 
 # d_model, d_ff, layers of a stack, heads; d_kv is 64 throughout. T5 1.1, LM-adapted or instruction-tuned, as published.
@@ -170,7 +170,7 @@ def check_positions(config: RunConfig, main: PreTrainedModel) -> None:
             f"encodes tasks, has {most} positions; lower it"
         )
     limit = "max_demonstrations_length" if data.demonstrations_to == "main" else "max_query_length"
-    prefix = sum(kind.length for kind in build_kinds(config.model.peft) if isinstance(kind, Prefix))
+    prefix = prefix_length(build_kinds(config.model.peft))
     # The last token of an answer is predicted and not read.
     tokens = prefix + getattr(data, limit) + data.max_target_length - 1
     if tokens > most:
@@ -276,6 +276,6 @@ def _checkpoint_sizes(model: ModelConfig) -> dict[str, Any]:
             "model.hypernetwork_init: must name a T5 checkpoint, which the hypernetwork starts from; "
             f"{name} is of the architecture {t5.model_type}"
         )
-    if model.decoder_layers > t5.num_decoder_layers and uses_decoder(model.scheme):
+    if model.decoder_layers > (t5.num_decoder_layers or t5.num_layers) and uses_decoder(model.scheme):
         raise HartError(f"model.decoder_layers is {model.decoder_layers}; {name} has fewer")
     return {field: getattr(t5, field) for field in T5_FIELDS}

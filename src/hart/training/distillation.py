@@ -257,29 +257,18 @@ def _load(name: str, in_context: InputFormat, **options: Any) -> HartModel:
     return HartModel.from_pretrained(name, **options)
 
 
-def distillation_loss(
-    student: Float[Tensor, "b u v"],
-    teacher: Float[Tensor, "b u v"],
-    labels: Int[Tensor, "b u"],
-    temperature: float = 1.0,
-    top_k: int | None = None,
-) -> Tensor:
-    """T² · KL(teacher ‖ student) of the next token, summed over the target tokens, in float32.
-
-    With `top_k` the distributions are those over k + 1 classes: the teacher's k likeliest tokens, and all others
-    together. That is never more than the divergence over all tokens, which it is for k of the vocabulary's size.
-
-    Args:
-        student, teacher: logits; gradients go into the student's.
-        labels: -100 where there is no target.
-    """
-    return divergence(student, what_is_said(teacher, labels, temperature, top_k), labels, temperature)
-
-
 def what_is_said(
     teacher: Float[Tensor, "b u v"], labels: Int[Tensor, "b u"], temperature: float = 1.0, top_k: int | None = None
 ) -> Said:
-    """Of the target tokens, in the order of `labels`."""
+    """Of the target tokens, in the order of `labels`.
+
+    With `top_k` the distributions are those over k + 1 classes: the teacher's k likeliest tokens, and all others
+    together. Their divergence is never more than that over all tokens, which it is for k of the vocabulary's size.
+
+    Args:
+        teacher: logits.
+        labels: -100 where there is no target.
+    """
     log_p = (teacher[labels != IGNORED].float() / temperature).log_softmax(-1)
     if top_k is None or top_k >= log_p.shape[-1]:
         return Said(log_p, None)
@@ -290,7 +279,11 @@ def what_is_said(
 def divergence(
     student: Float[Tensor, "b u v"], said: Said, labels: Int[Tensor, "b u"], temperature: float = 1.0
 ) -> Tensor:
-    """T² · KL(what is said ‖ student), summed over the target tokens, in float32."""
+    """T² · KL(what is said ‖ student) of the next token, summed over the target tokens, in float32.
+
+    Args:
+        student: logits, into which the gradients go.
+    """
     log_p = (student[labels != IGNORED].float() / temperature).log_softmax(-1)
     if said.chosen is not None:
         log_p = _classes(log_p, said.chosen)

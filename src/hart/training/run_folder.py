@@ -146,11 +146,6 @@ class RunFolder:
         saved = self.path / "config.yaml"
         if occupied:
             self._check_same(saved, config)
-        else:
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise HartError(f"{self.path}: cannot be created ({error.strerror})") from error
         config.save(saved)
 
     @staticmethod
