@@ -8,7 +8,7 @@ from hart.data import lengths
 from hart.data.lengths import average_length, without_long
 from hart.data.tasks import Instance, Task
 from hart.errors import HartError
-from hart.runtime.identity import tokenizer_digest
+from hart.runtime.fingerprints import tokenizer_digest
 
 
 def task(name: str, texts: list[tuple[str, str]]) -> Task:

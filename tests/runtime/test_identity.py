@@ -13,8 +13,8 @@ from hart.data.tasks import Task
 from hart.errors import HartError
 from hart.model.hart_model import HartModel
 from hart.model.main_model import MainModel
-from hart.runtime.fingerprints import difference
-from hart.runtime.identity import fingerprint, peft_digest, tokenizer_digest, trace
+from hart.runtime.fingerprints import difference, tokenizer_digest
+from hart.runtime.identity import fingerprint, peft_digest, trace
 from hart.training.config import DataConfig, ModelConfig
 
 TASK = Task("Write the first word.", [("cat sat on the mat", "cat")], name="first")

@@ -13,7 +13,7 @@ from hart.data.prompts import Tokenizer
 from hart.data.tasks import Instance, Task
 from hart.errors import HartError
 from hart.runtime.files import cache_folder, write_json
-from hart.runtime.identity import tokenizer_digest
+from hart.runtime.fingerprints import tokenizer_digest
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ LOOKED_AT = 100
 def average_length(task: Task, tokenizer: Tokenizer, identity: str | None = None) -> float:
     """Mean tokens of input and first reference together, over at most `SAMPLE` instances.
 
-    `identity` is the tokenizer's digest (`hart.runtime.identity`), where a caller has it already. The result is kept in
+    `identity` is the tokenizer's digest (`hart.runtime.fingerprints`), where a caller has it already. The result is kept in
     `cache_folder` under a name made of the texts and the tokenizer, so it is never out of date.
     """
     sample = _spread(task, SAMPLE)

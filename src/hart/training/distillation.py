@@ -33,7 +33,8 @@ from hart.model.main_model import MainModel
 from hart.model.modes import evaluating
 from hart.peft.architectures import layers
 from hart.peft.injection import Binding, Site, binding
-from hart.runtime.identity import peft_digest, tokenizer_digest
+from hart.runtime.fingerprints import tokenizer_digest
+from hart.runtime.identity import peft_digest
 from hart.training.config import BASE_TEACHER, DistillationConfig, RunConfig
 from hart.training.losses import IGNORED, prediction_loss
 from hart.training.teacher_cache import Said, TeacherCache, key_of
