@@ -21,7 +21,7 @@ from hart.analysis.report_runs import (
 )
 from hart.analysis.report_statistics import Difference, Interval, mean_and_deviation, paired
 from hart.evaluation.words import CAUSES, IN_WORDS, METRIC_NAMES, TOLD, metrics_of
-from hart.training.sweep_plan import alike
+from hart.training.sweep_plan import PEAK, alike
 
 MISSING = "–"
 MANY = 10
@@ -252,7 +252,7 @@ _COSTS: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
     "trained parameters": (",.0f", lambda found: found.get("trained_parameters")),
     "training, minutes": (".1f", lambda found: _minutes(found.get("training_seconds"))),
     "s / step": (".3f", lambda found: found.get("seconds_per_step")),
-    "peak memory, GiB": (".2f", lambda found: found.get("peak_memory_gib")),
+    "peak memory, GiB": (".2f", lambda found: found.get(PEAK)),
     "loss, start": (".2f", lambda found: found.get("loss_start")),
     "loss, end": (".2f", lambda found: found.get("loss_end")),
 }

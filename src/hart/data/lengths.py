@@ -26,8 +26,8 @@ LOOKED_AT = 100
 def average_length(task: Task, tokenizer: Tokenizer, identity: str | None = None) -> float:
     """Mean tokens of input and first reference together, over at most `SAMPLE` instances.
 
-    `identity` is the tokenizer's digest (`hart.runtime.fingerprints`), where a caller has it already. The result is kept in
-    `cache_folder` under a name made of the texts and the tokenizer, so it is never out of date.
+    `identity` is the tokenizer's digest, where a caller has it already. The result is kept in `cache_folder` under a
+    name made of the texts and the tokenizer, so it is never out of date.
     """
     sample = _spread(task, SAMPLE)
     texts = [text for instance in sample for text in (instance.input, instance.references[0])]

@@ -15,7 +15,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from hart.data.input_format import InputFormat
 from hart.errors import HartError, first_line
@@ -62,7 +62,7 @@ SIZES = ("vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "num_layers")
 def model_type_of(name: str) -> str | None:
     """The `model_type` of a folder, a hub name or a bundled name; None where none is found, which the loader tells."""
     try:
-        config, _ = PretrainedConfig.get_config_dict(resolve_base(resolve_model(name)))
+        config, _ = PreTrainedConfig.get_config_dict(resolve_base(resolve_model(name)))
     except (OSError, ValueError):
         return None
     return config.get("model_type")

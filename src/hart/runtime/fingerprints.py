@@ -1,4 +1,4 @@
-"""What of a fingerprint of a base (`hart.runtime.identity`) needs no torch: the tokenizer's part, and the comparison."""
+"""What of a fingerprint of a base (`hart.runtime.identity`) needs no torch: the tokenizer's part, comparison."""
 
 import hashlib
 import json

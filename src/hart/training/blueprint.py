@@ -8,6 +8,7 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
     T5Config,
     T5ForConditionalGeneration,
@@ -190,10 +191,9 @@ def build(config: RunConfig) -> Parts:
     shape = MainShape.from_config(base)
     check_family(model, shape)
     check_trains(model, shape)
+    main = _without_weights(base)
+    check_positions(config, main)
     with torch.device("meta"):
-        builder: Any = T5ForConditionalGeneration if shape.has_encoder else AutoModelForCausalLM.from_config
-        main = builder(base)
-        check_positions(config, main)
         peft_source: PeftSource | None = None
         if model.weights == "generated":
             peft_source = HyperNetwork(_hypernetwork_config(model, shape))
@@ -218,9 +218,14 @@ def with_teacher(config: RunConfig, parts: Parts) -> Parts:
         base = base_config(checkpoint)
     except HartError as error:
         raise HartError(f"distillation.teacher: {error}") from None
+    return replace(parts, teacher=_without_weights(base), teacher_head=_untied_head(checkpoint, base))
+
+
+def _without_weights(base: PreTrainedConfig) -> PreTrainedModel:
+    """The network of a configuration, on the meta device."""
     builder: Any = T5ForConditionalGeneration if base.is_encoder_decoder else AutoModelForCausalLM.from_config
     with torch.device("meta"):
-        return replace(parts, teacher=builder(base), teacher_head=_untied_head(checkpoint, base))
+        return builder(base)
 
 
 def _untied_head(name: str, base: Any) -> int:

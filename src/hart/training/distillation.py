@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from hart.data.collate import Collator
+from hart.data.collate import IGNORED_LABEL, Collator
 from hart.data.input_format import InputFormat
 from hart.data.sampling import Examples
 from hart.errors import HartError
@@ -36,7 +36,7 @@ from hart.peft.injection import Binding, Site, binding
 from hart.runtime.fingerprints import tokenizer_digest
 from hart.runtime.identity import peft_digest
 from hart.training.config import BASE_TEACHER, DistillationConfig, RunConfig
-from hart.training.losses import IGNORED, prediction_loss
+from hart.training.losses import prediction_loss
 from hart.training.teacher_cache import Said, TeacherCache, key_of
 
 logger = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ class Distillation:
 
     def _remembered(self, cache: TeacherCache, ids: Tensor, mask: Tensor, labels: Tensor) -> Said:
         """What the cache has; the teacher is asked for the other rows alone."""
-        targets = labels != IGNORED
+        targets = labels != IGNORED_LABEL
         rows = zip(*(each.tolist() for each in (ids, mask.bool(), labels, targets)), strict=True)
         keys = [
             key_of(*([i for i, counts in zip(*each, strict=True) if counts] for each in ((row, kept), (own, wanted))))
@@ -177,7 +177,7 @@ class Distillation:
                 )
                 for at, logits in enumerate(said):
                     sums[at] += float(prediction_loss(logits, labels)[0])
-                tokens += int((labels != IGNORED).sum())
+                tokens += int((labels != IGNORED_LABEL).sum())
         teacher, base = (each / tokens for each in sums)
         if teacher > base:
             logger.warning(
@@ -270,7 +270,7 @@ def what_is_said(
         teacher: logits.
         labels: -100 where there is no target.
     """
-    log_p = (teacher[labels != IGNORED].float() / temperature).log_softmax(-1)
+    log_p = (teacher[labels != IGNORED_LABEL].float() / temperature).log_softmax(-1)
     if top_k is None or top_k >= log_p.shape[-1]:
         return Said(log_p, None)
     best = log_p.topk(top_k, dim=-1).indices
@@ -285,7 +285,7 @@ def divergence(
     Args:
         student: logits, into which the gradients go.
     """
-    log_p = (student[labels != IGNORED].float() / temperature).log_softmax(-1)
+    log_p = (student[labels != IGNORED_LABEL].float() / temperature).log_softmax(-1)
     if said.chosen is not None:
         log_p = _classes(log_p, said.chosen)
     return temperature**2 * F.kl_div(log_p, said.log_p, reduction="sum", log_target=True)
@@ -302,7 +302,7 @@ def hidden_loss(
 ) -> Tensor:
     """L1 distance of hidden states divided by the L1 norm of the teacher's, mean over layers, summed over the target
     tokens, in float32."""
-    targets = labels != IGNORED
+    targets = labels != IGNORED_LABEL
     ours, theirs = (each[:, targets].float() for each in (student, teacher))
     distance = (ours - theirs).abs().sum(-1) / theirs.abs().sum(-1)
     return distance.mean(0).sum()

@@ -28,7 +28,7 @@ from accelerate.utils import (
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from hart.data.collate import Collator
+from hart.data.collate import IGNORED_LABEL, Collator
 from hart.data.sampling import Examples
 from hart.data.tasks import Task
 from hart.errors import HartError
@@ -41,7 +41,7 @@ from hart.training.checkpoints import load_states, load_weights, save_checkpoint
 from hart.training.config import TrainingConfig
 from hart.training.consistency import make_consistency
 from hart.training.distillation import Distillation
-from hart.training.losses import IGNORED, prediction_loss
+from hart.training.losses import prediction_loss
 from hart.training.optimizer import make_optimizer, make_schedule, optimizer_used, schedule_of_deepspeed
 from hart.training.reporting import Report, check_trackers
 from hart.training.run_card import run_card
@@ -123,7 +123,7 @@ class Loop:
             with together():  # one process that cannot make its examples ends all, before they wait for each other
                 passes = send_to_device(list(islice(batches, self.passes)), accelerator.device)
             rate = self.optimizer.param_groups[0]["lr"]  # DeepSpeed may step its own schedule in the backward pass
-            tokens = accelerator.reduce(sum((each["labels"] != IGNORED).sum() for each in passes))
+            tokens = accelerator.reduce(sum((each["labels"] != IGNORED_LABEL).sum() for each in passes))
             for batch in passes:
                 with accelerator.accumulate(self.model):  # processes exchange gradients in the last pass alone
                     self.exchange()
