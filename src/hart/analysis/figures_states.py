@@ -19,7 +19,7 @@ from hart.analysis.figures_style import (
     SIGNED,
     Drawing,
     NotDrawable,
-    Table,
+    Numbers,
     heat_map,
     looks,
     panels,
@@ -112,8 +112,8 @@ def fig1_attention(groups: Sequence[Group], reader: Reader) -> Drawing:
     ]
     columns = ["run", "stack", "layer", "attended_layer", "attention", "uniform"]
     tables = {
-        "": Table(columns, cells),
-        "shares": Table(["run", "seeds", "stack", "attended", "share", "uniform_share"], numbers),
+        "": Numbers(columns, cells),
+        "shares": Numbers(["run", "seeds", "stack", "attended", "share", "uniform_share"], numbers),
     }
     return Drawing(figure, tables, remarks)
 
@@ -208,7 +208,7 @@ def states_cosine(groups: Sequence[Group], reader: Reader) -> Drawing:
         remarks.append("in scheme shared all layers have one state, so all cosines are 1")
     remarks = [f"mean over {tasks} tasks of the test split{several}", *remarks]
     columns = ["run", "seeds", "stack", "layer", "other_layer", "cosine"]
-    return Drawing(figure, {"": Table(columns, cells)}, remarks)
+    return Drawing(figure, {"": Numbers(columns, cells)}, remarks)
 
 
 def _matrices_and_lines(groups: int, stacks: int) -> tuple[Figure, np.ndarray, list[Axes]]:
@@ -284,8 +284,8 @@ def fig5_tsne(groups: Sequence[Group], reader: Reader) -> Drawing:
         *remarks,
     ]
     tables = {
-        "": Table(["run", "stack", "task", "demonstration_set", "layer", "x", "y"], points),
-        "silhouettes": Table(["run", "stack", "by", "space", "silhouette"], numbers),
+        "": Numbers(["run", "stack", "task", "demonstration_set", "layer", "x", "y"], points),
+        "silhouettes": Numbers(["run", "stack", "by", "space", "silhouette"], numbers),
     }
     return Drawing(figure, tables, remarks)
 

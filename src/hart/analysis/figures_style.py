@@ -59,7 +59,7 @@ class NotDrawable(Exception):
 
 
 @dataclass(frozen=True)
-class Table:
+class Numbers:
     """Numbers behind a figure.
 
     Attributes:
@@ -92,7 +92,7 @@ class Drawing:
     """
 
     figure: Figure
-    tables: Mapping[str, Table]
+    tables: Mapping[str, Numbers]
     remarks: Sequence[str] = ()
 
 
@@ -172,7 +172,7 @@ def save(drawing: Drawing, name: str, folder: Path, formats: Sequence[str]) -> l
     for key, table in drawing.tables.items():
         paths.append(folder / (f"{name}_{key}.csv" if key else f"{name}.csv"))
         about = [*table.about, *(f"{remark}." for remark in drawing.remarks)]
-        write_text(paths[-1], Table(table.columns, table.rows, about).to_csv())
+        write_text(paths[-1], Numbers(table.columns, table.rows, about).to_csv())
     return paths
 
 

@@ -21,13 +21,13 @@ try:
 except ImportError as error:
     raise HartError(f"the server needs {error.name}: pip install 'hart-hypernet[serve]'") from None
 
-from hart.model.export import bundle
 from hart.model.hart_model import HartModel
 from hart.serving import schemas
 from hart.serving.access import AccessLog, exchange
 from hart.serving.answer_routes import add_answers
 from hart.serving.answering import full_id, unknown, within
 from hart.serving.batching import Batcher
+from hart.serving.download import bundle
 from hart.serving.engine import Engine, StoreTrouble
 from hart.serving.guard import PAGE_FILES, Guard
 from hart.serving.health import add_health, add_metrics
