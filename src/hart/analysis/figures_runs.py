@@ -12,7 +12,7 @@ import numpy as np
 from hart.errors import HartError
 from hart.model.bundled import MODELS, resolve_model
 from hart.model.folder import read_config
-from hart.runtime.files import damage
+from hart.runtime.files import damage, read_text
 from hart.training.config import RunConfig, flattened, load
 from hart.training.run_folder import RunFolder, read_metrics
 from hart.training.sweep_plan import RUN_FOLDER, telling
@@ -203,7 +203,7 @@ def _newest_model(folder: RunFolder) -> Path | None:
 
 def _read_steps(path: Path) -> Curves | None:
     """The losses of each step; None where they do not begin with the first one (a crash has lost some)."""
-    header, *lines = _text(path).splitlines() or [""]
+    header, *lines = read_text(path, "the losses of a run").splitlines() or [""]
     names = header.split(",")
     if not {"step", *LOSSES} <= set(names):
         raise HartError(f"{path}: its first line is not the header step,loss,prediction_loss,consistency_loss")
@@ -237,13 +237,6 @@ def _curves(table: np.ndarray, names: Sequence[str], window: int) -> Curves:
 def _metrics(path: Path) -> list[Any]:
     try:
         return read_metrics(path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise HartError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})") from None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise HartError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})") from None
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from hart.analysis.paper import check_places, places_of
 from hart.analysis.report_statistics import Scores
 from hart.errors import HartError, first_line
+from hart.runtime.sections import read_yaml
 from hart.training.config import flattened
 from hart.training.run_folder import read_metrics
 from hart.training.sweep_plan import alike
@@ -290,8 +290,8 @@ def _normalised(results: dict[str, Any]) -> dict[str, Any]:
 
 def _read_config(path: Path) -> dict[str, Any] | None:
     try:
-        return flattened(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return flattened(read_yaml(path))
+    except HartError:
         return None
 
 

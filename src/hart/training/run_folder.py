@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-import yaml
 
 from hart.errors import HartError
 from hart.runtime.files import damage, write_json, write_text
+from hart.runtime.sections import read_yaml
 from hart.training.config import RunConfig, with_defaults
 from hart.training.run_record import NAMED, read_record
 
@@ -168,9 +168,9 @@ class RunFolder:
     @staticmethod
     def _check_same(saved: Path, config: RunConfig) -> None:
         try:
-            earlier = yaml.safe_load(saved.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise HartError(f"{saved}: cannot be read; choose another training.output_dir") from error
+            earlier = read_yaml(saved)
+        except HartError as error:
+            raise HartError(f"{error}; choose another training.output_dir") from error
         old, new = _flatten(with_defaults(earlier) or earlier), _flatten(config.to_dict())
         record = read_record(saved.parent)
         if record and new["training.optimizer"] == record["optimizer"]:

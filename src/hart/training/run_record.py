@@ -5,7 +5,6 @@ there or not; run.json is what such differences are found with.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from hart.data.segments import PATTERNS
 from hart.data.tasks import Instance, Task
 from hart.errors import HartError
-from hart.runtime.files import write_json
+from hart.runtime.files import read_json, write_json
 from hart.runtime.fingerprints import difference
 from hart.training.config import RunConfig
 
@@ -51,12 +50,12 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         HartError: it cannot be read.
     """
     path = folder / RECORD_FILE
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (OSError, ValueError) as error:
-        raise HartError(f"{path}: cannot be read ({error}); choose another training.output_dir") from None
+    try:
+        found = read_json(path, "the record of a run")
+    except HartError as error:
+        raise HartError(f"{error}; choose another training.output_dir") from None
     if not isinstance(found, dict) or not {"base", "optimizer", "data"} <= found.keys():
         raise HartError(f"{path}: is no record of a run; choose another training.output_dir")
     return found
