@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from hart.errors import HartError
-from hart.hypernetwork.config import T5_FIELDS, HyperNetworkConfig, check_beside, new_decoder, no_fusion
+from hart.hypernetwork.config import T5_FIELDS, HyperNetworkConfig, check_beside, new_decoder, no_fusion, no_t5
 from hart.hypernetwork.main_states import chosen_layers
 from hart.hypernetwork.network import HyperNetwork
 from hart.hypernetwork.schemes.base import uses_decoder
@@ -235,21 +235,17 @@ def _untied_head(name: str, base: Any) -> int:
 
 
 def check_family(model: ModelConfig, shape: MainShape) -> None:
-    """Raise `HartError` for what a base of this family has not, or a decoder-only one without what reads its tasks."""
+    """Raise `HartError` for what a base of this family has not."""
     if model.weights != "generated":
         return
-    check_beside(shape, memory_in_front=model.memory_in_front, main_states=model.encoder == "main_model")
-    if shape.has_encoder:
-        return
-    if model.fusion:
+    check_beside(
+        shape,
+        memory_in_front=model.memory_in_front,
+        main_states=model.encoder == "main_model",
+        tied_encoder=model.tied_encoder,
+    )
+    if model.fusion and not shape.has_encoder:
         raise HartError(no_fusion(model.base))
-    if model.tied_encoder:
-        raise HartError("model.tied_encoder: a decoder-only base has no encoder to share; set it to false")
-    if model.hypernetwork_init is None and model.encoder == "t5":
-        raise HartError(
-            f"model.hypernetwork_init: must name a T5 checkpoint, which the hypernetwork starts from; {model.base} is "
-            "decoder-only (or set model.encoder to main_model)"
-        )
 
 
 def _hypernetwork_config(model: ModelConfig, shape: MainShape) -> HyperNetworkConfig:
@@ -277,10 +273,7 @@ def _checkpoint_sizes(model: ModelConfig) -> dict[str, Any]:
     name = model.hypernetwork_init or model.base
     t5 = base_config(name)
     if not isinstance(t5, T5Config):
-        raise HartError(
-            "model.hypernetwork_init: must name a T5 checkpoint, which the hypernetwork starts from; "
-            f"{name} is of the architecture {t5.model_type}"
-        )
+        raise HartError(no_t5(name, t5.model_type))
     if model.decoder_layers > (t5.num_decoder_layers or t5.num_layers) and uses_decoder(model.scheme):
         raise HartError(f"model.decoder_layers is {model.decoder_layers}; {name} has fewer")
     return {field: getattr(t5, field) for field in T5_FIELDS}
