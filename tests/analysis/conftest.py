@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hart.data.p3.names import held_out
+from hart.data.p3.names import dataset_of, held_out
 from hart.model.hart_model import HartModel
 from hart.training.config import RunConfig
 from hart.training.run_folder import RunFolder
@@ -52,6 +52,15 @@ def task_scores(row: str, seed: int, collection: str, tasks: int = 12) -> dict[s
     }
 
 
+def p3_columns(accuracies: Mapping[str, float]) -> dict[str, float]:
+    """Mean accuracy of each column of the paper's table that has tasks."""
+    own = {
+        column: [value for name, value in accuracies.items() if dataset_of(name) in datasets]
+        for column, datasets in held_out().items()
+    }
+    return {column: float(np.mean(values)) for column, values in own.items() if values}
+
+
 def write_run(
     folder: Path,
     row: str,
@@ -73,7 +82,9 @@ def write_run(
     if finished:
         tasks = more.pop("tasks", None) or task_scores(row, seed, collection)
         names = ("accuracy",) if collection == "p3" else ("rouge_l", "exact_match")
-        means = {name: float(np.mean([each[name] for each in tasks.values()])) for name in names}
+        means: dict[str, Any] = {name: float(np.mean([each[name] for each in tasks.values()])) for name in names}
+        if collection == "p3":
+            means["columns"] = p3_columns({name: each["accuracy"] for name, each in tasks.items()})
         sizes = {"trained_parameters": 1_234_567, "seconds_per_step": 0.5, "peak_memory_gib": 1.5}
         results = {"config": config.to_dict(), **sizes, "loss_start": 4.0, "loss_end": 0.2, **means, "tasks": tasks}
         (own / "results.json").write_text(json.dumps(results | more))

@@ -11,7 +11,7 @@ from hart.analysis.figures import find_groups
 from hart.analysis.figures_curves import fig3_autoregression, fig4_consistency, fig5_consistency_loss
 from hart.analysis.figures_runs import Group
 from hart.analysis.figures_spikes import find_spikes, running_median
-from hart.analysis.figures_style import Drawing, NotDrawable, Table, save, styled
+from hart.analysis.figures_style import Drawing, NotDrawable, Numbers, save, styled
 
 SHARED = {"model": {"scheme": {"name": "shared"}}}
 
@@ -137,7 +137,7 @@ def test_files_have_the_numbers_and_what_they_are(make_run, falling, tmp_path: P
 
 
 def test_numbers_are_written_in_full() -> None:
-    table = Table(["a", "b"], [[np.float64(0.1) * 3, "x,y"], [np.int64(2), None]], ["long " * 40])
+    table = Numbers(["a", "b"], [[np.float64(0.1) * 3, "x,y"], [np.int64(2), None]], ["long " * 40])
     text = table.to_csv()
     assert text.endswith('a,b\n0.30000000000000004,"x,y"\n2,\n')
     assert all(line.startswith("# long") for line in text.splitlines()[:-3])

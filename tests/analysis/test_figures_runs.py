@@ -41,7 +41,7 @@ def test_a_line_that_is_being_written_is_left_out_and_a_wrong_one_refused(make_r
         find_sources([str(path)])
 
 
-def test_steps_of_a_run_that_an_earlier_version_began_are_not_used(make_run, falling) -> None:
+def test_steps_of_which_the_first_are_lost_are_not_used(make_run, falling) -> None:
     path = make_run("one", falling(40))
     header, *lines = (path / "steps.csv").read_text().splitlines()
     (path / "steps.csv").write_text("\n".join([header, *lines[20:]]) + "\n")

@@ -8,6 +8,7 @@ from hart.data import lengths
 from hart.data.lengths import average_length, without_long
 from hart.data.tasks import Instance, Task
 from hart.errors import HartError
+from hart.runtime.fingerprints import tokenizer_digest
 
 
 def task(name: str, texts: list[tuple[str, str]]) -> Task:
@@ -35,7 +36,7 @@ def test_it_is_the_mean_of_input_and_target_tokens(tiny_tokenizer):
 
 def test_it_is_measured_once(tiny_tokenizer, own_cache: Path, monkeypatch: pytest.MonkeyPatch):
     first = average_length(SHORT, tiny_tokenizer)
-    identity = lengths.tokenizer_identity(tiny_tokenizer)
+    identity = tokenizer_digest(tiny_tokenizer)
 
     def tokenizer(*_: object, **__: object) -> None:
         raise AssertionError("measured again")

@@ -194,7 +194,7 @@ def test_file_that_is_not_json_is_refused(tmp_path: Path, content: bytes, messag
 def test_missing_file_and_folder_instead_of_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(HartError, match="no such task file"):
         Task.from_file(tmp_path / "absent.json")
-    with pytest.raises(HartError, match="cannot read the task file"):
+    with pytest.raises(HartError, match="cannot be read"):
         Task.from_file(tmp_path)
 
 

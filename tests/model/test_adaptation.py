@@ -17,6 +17,7 @@ from hart.errors import HartError
 from hart.model.adaptation import FIELDS_FILE, TENSORS_FILE, Adaptation
 from hart.peft.base import MainShape, row_blocks
 from hart.peft.prefix import Prefix
+from hart.runtime.files import sha256
 
 SHAPE = MainShape(d_model=48, num_heads=3, d_kv=8, d_ff=64, encoder_layers=3, decoder_layers=2)
 KIND = Prefix(length=4)
@@ -263,28 +264,19 @@ def test_a_changed_byte_is_found(tmp_path: Path) -> None:
             Adaptation.from_pretrained(folder)
 
 
-def _without_checksum(folder: Path) -> None:
-    """As an earlier version saved it."""
+def _put_tensors(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Other tensors, with a checksum that fits them."""
+    save_file(tensors, folder / TENSORS_FILE)
     path = folder / FIELDS_FILE
     content = json.loads(path.read_text(encoding="utf-8"))
-    assert content.pop("tensors_sha256")
-    path.write_text(json.dumps(content))
-
-
-def test_adaptations_of_earlier_versions_have_no_checksum(tmp_path: Path) -> None:
-    saved = make("a")
-    saved.save_pretrained(tmp_path / "a")
-    _without_checksum(tmp_path / "a")
-    assert_same(Adaptation.from_pretrained(tmp_path / "a"), saved)
-    saved.save_pretrained(tmp_path / "a")  # still the same adaptation, so it is replaced
+    path.write_text(json.dumps(content | {"tensors_sha256": sha256(folder / TENSORS_FILE)}))
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("memory", torch.int64), ("memory_mask", torch.float32)])
 def test_numbers_of_the_wrong_type(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
     make("a").save_pretrained(tmp_path / "a")
-    _without_checksum(tmp_path / "a")
     tensors = load_file(tmp_path / "a" / TENSORS_FILE)
-    save_file(tensors | {name: tensors[name].to(dtype)}, tmp_path / "a" / TENSORS_FILE)
+    _put_tensors(tmp_path / "a", tensors | {name: tensors[name].to(dtype)})
     with pytest.raises(HartError, match=f"adaptation.safetensors: {name} has dtype {dtype}"):
         Adaptation.from_pretrained(tmp_path / "a")
 
@@ -336,7 +328,7 @@ def test_every_field_is_required(tmp_path: Path) -> None:
     make("a").save_pretrained(tmp_path / "a")
     path = tmp_path / "a" / FIELDS_FILE
     content = json.loads(path.read_text(encoding="utf-8"))
-    for field in content.keys() - {"tensors_sha256"}:
+    for field in content:
         path.write_text(json.dumps({k: v for k, v in content.items() if k != field}))
         with pytest.raises(HartError, match=f"adaptation.json: (field )?{field} is "):
             Adaptation.from_pretrained(tmp_path / "a")
@@ -344,11 +336,9 @@ def test_every_field_is_required(tmp_path: Path) -> None:
 
 def test_memory_without_its_mask(tmp_path: Path) -> None:
     make("a").save_pretrained(tmp_path / "a")
-    _without_checksum(tmp_path / "a")
-    path = tmp_path / "a" / TENSORS_FILE
-    tensors = load_file(path)
+    tensors = load_file(tmp_path / "a" / TENSORS_FILE)
     del tensors["memory_mask"]
-    save_file(tensors, path)
+    _put_tensors(tmp_path / "a", tensors)
     with pytest.raises(HartError, match="memory and memory_mask must be given together"):
         Adaptation.from_pretrained(tmp_path / "a")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, T5ForConditionalGeneration
 
 from hart import Adaptation, HartError, HartModel, Task
-from hart.model.export import EXPORT_FILE, bundle, merge, save_merged, save_peft, to_peft, unbundle, what_is_lost
+from hart.model.export import EXPORT_FILE, merge, save_merged, save_peft, to_peft, what_is_lost
 from hart.peft.injection import binding
 from hart.training.config import DataConfig, ModelConfig
 
@@ -211,14 +211,3 @@ def test_another_base_is_refused(adapted) -> None:
     adaptation.base_fingerprint = "0" * 64
     with pytest.raises(HartError, match="belongs to the base"):
         to_peft(adaptation, model.main)
-
-
-def test_one_file_holds_everything(adapted) -> None:
-    _, adaptation = adapted({"kind": "prefix", "length": 4}, fusion=True)
-    back = unbundle(bundle(adaptation))
-    assert back.tasks == adaptation.tasks and back.created == adaptation.created
-    for name, rows in adaptation._tensors().items():
-        assert torch.equal(back._tensors()[name], rows)
-    for damaged in (b"", b"PK", bundle(adaptation)[:-30]):
-        with pytest.raises(HartError, match="zip"):
-            unbundle(damaged)

@@ -1,6 +1,7 @@
 """A memory in front of a decoder-only model's tokens: against the stock model, cached, in batches, with prefixes."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -178,7 +179,7 @@ def test_no_window_leaves_it_behind(name: str, tiny_tokenizer: PreTrainedTokeniz
     # One layer, so that nothing comes to the end over tokens in between.
     main.model.model.layers = main.model.model.layers[:1]
     main.model.config.num_hidden_layers = 1
-    main.shape = type(main.shape)(**{**main.shape.to_config(), "decoder_layers": 1})
+    main.shape = replace(main.shape, decoder_layers=1)
     blocks = {key: values[:, :1].requires_grad_() for key, values in own.blocks.items()}
     memory = own.memory.requires_grad_()
     main(ids, torch.ones_like(ids), labels, blocks, own.kinds, memory, own.memory_mask).logits.square().sum().backward()

@@ -2,8 +2,10 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 from hart.errors import HartError
-from hart.runtime.launch import cpu_cores, free_port, run_hart, sensible_processes
+from hart.runtime.launch import cpu_cores, free_port, on_sigterm, run_hart, sensible_processes
 from hart.training.config import RunConfig
 from hart.training.run_folder import read_metrics
 from hart.training.train import train
@@ -20,6 +22,28 @@ from hart.training.train import train
 Build = Callable[..., RunConfig]
 
 needs_gloo = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo")
+
+
+def test_sigterm_is_handled_within_and_ends_the_process_again_after():
+    before, calls = signal.getsignal(signal.SIGTERM), []
+    with on_sigterm(lambda: calls.append("handled")) as told:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert calls == ["handled"] * 2 and told == [signal.SIGTERM] * 2
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_other_threads_leave_signals_alone():
+    before, found = signal.getsignal(signal.SIGTERM), []
+
+    def run() -> None:
+        with on_sigterm() as told:
+            found.append((told, signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert found == [([], before)]
 
 
 @needs_gloo

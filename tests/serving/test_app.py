@@ -14,10 +14,10 @@ from starlette.testclient import TestClient
 from tokenizers import Regex, normalizers
 
 from hart import HartModel, Task
-from hart.model.export import unbundle
 from hart.serving import engine as engine_module
 from hart.serving import running as running_module
 from hart.serving.app import create_app
+from hart.serving.download import unbundle
 from hart.serving.engine import model_fingerprint
 from hart.serving.store import Store, adaptation_id
 from hart.training.config import DataConfig, ModelConfig

@@ -15,7 +15,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from hart import Client
-from hart.model.export import unbundle
+from hart.serving.download import unbundle
 
 from .conftest import running
 

@@ -23,7 +23,7 @@ from hart.errors import HartError
 from hart.model.hart_model import HartModel
 from hart.model.main_model import MainModel
 from hart.training.config import RunConfig
-from hart.training.distillation import Distillation, distillation_loss, hidden_loss, make_distillation
+from hart.training.distillation import Distillation, divergence, hidden_loss, make_distillation, what_is_said
 from hart.training.loop import Loop
 from hart.training.run_folder import read_metrics
 from hart.training.sweep_plan import plan
@@ -32,6 +32,10 @@ from hart.training.train import train, training_examples
 Build = Callable[..., RunConfig]
 LABELS = torch.tensor([[4, 0, -100], [2, -100, -100]])
 TARGETS = [(0, 0), (0, 1), (1, 0)]
+
+
+def kd(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0, top_k: int | None = None):
+    return divergence(student, what_is_said(teacher, LABELS, temperature, top_k), LABELS, temperature)
 
 
 def configured(run_config: Build, name: str = "run", **settings: Any) -> RunConfig:
@@ -77,28 +81,28 @@ def test_divergence_is_that_of_a_loop(temperature: float, top_k: int | None) -> 
             rest = tuple(sum(each) for each in zip(*pairs[top_k:], strict=True))
             pairs = [*pairs[:top_k], rest]  # type: ignore[list-item]
         expected += temperature**2 * sum(a * math.log(a / b) for a, b in pairs)
-    found = distillation_loss(student, teacher, LABELS, temperature, top_k)
+    found = kd(student, teacher, temperature, top_k)
     assert found.item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_classes_never_add_to_the_divergence() -> None:
     student, teacher = torch.randn(2, 3, 7), torch.randn(2, 3, 7)
-    found = [distillation_loss(student, teacher, LABELS, 1.0, k).item() for k in range(1, 8)]
+    found = [kd(student, teacher, 1.0, k).item() for k in range(1, 8)]
     # One token left is a class of its own.
     assert found[:6] == sorted(found[:6]) and found[0] > 0 and found[5] == pytest.approx(found[6], rel=1e-5)
-    assert found[-1] == distillation_loss(student, teacher, LABELS).item()
+    assert found[-1] == kd(student, teacher).item()
 
 
 def test_gradient_is_the_difference_of_probabilities() -> None:
     """Times T, of the target tokens alone; the teacher has none. In float32 whatever the logits are."""
     student, teacher = torch.randn(2, 3, 7, requires_grad=True), torch.randn(2, 3, 7)
-    distillation_loss(student, teacher, LABELS, 2.0).backward()
+    kd(student, teacher, 2.0).backward()
     expected = 2.0 * ((student.detach() / 2).softmax(-1) - (teacher / 2).softmax(-1))
     assert student.grad is not None
     torch.testing.assert_close(student.grad, expected * (LABELS != -100)[..., None])
-    half = distillation_loss(student.bfloat16(), teacher.bfloat16(), LABELS)
+    half = kd(student.bfloat16(), teacher.bfloat16())
     assert half.dtype == torch.float32
-    assert distillation_loss(teacher, teacher, LABELS, 3.0, 2).item() == 0
+    assert kd(teacher, teacher, 3.0, 2).item() == 0
 
 
 def test_hidden_distance_is_that_of_a_loop() -> None:

@@ -59,7 +59,7 @@ def test_progress_bar_shows_the_losses(run_config: Build, capsys: pytest.Capture
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     train(run_config(), quiet=False)
     shown = capsys.readouterr().err
-    assert "L_pred=" in shown and "L_cst=" in shown and f"{STEPS}/{STEPS}" in shown
+    assert "L_pred " in shown and "L_cst " in shown and f"{STEPS}/{STEPS}" in shown
 
 
 def test_without_a_terminal_a_start_line_and_a_line_per_interval(run_config: Build, capsys: pytest.CaptureFixture[str]):

@@ -21,7 +21,7 @@ from hart.training.checkpoints import _rotate
 from hart.training.config import RunConfig
 from hart.training.loop import Loop
 from hart.training.run_folder import RunFolder, read_metrics
-from hart.training.stopping import Stopped, memory_error, stopping_cleanly
+from hart.training.stopping import Stopped, memory_error
 from hart.training.train import train
 
 Build = Callable[..., RunConfig]
@@ -118,21 +118,6 @@ def test_the_command_says_so(run_config: Build, tmp_path: Path, terminated_in_st
     run_config("cut", **SETTINGS).save(tmp_path / "config.yaml")
     assert main(["train", str(tmp_path / "config.yaml"), "--device", "cpu"]) == 143
     assert "stopped by a signal after step 2" in capsys.readouterr().err
-
-
-def test_other_threads_leave_signals_alone():
-    import threading
-
-    found: list[Any] = []
-
-    def run() -> None:
-        with stopping_cleanly() as stop:
-            found.append(stop.signalled)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    assert found == [False]
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from hart.analysis import figures_spikes
 from hart.analysis.figures_runs import CONSISTENCY_FIELDS, SCHEME_FIELDS, Curves, Group, differing
 from hart.analysis.figures_spikes import Spikes, find_spikes, running_median
-from hart.analysis.figures_style import COLUMN, PAGE, Drawing, NotDrawable, Table, log_axis, looks, panels
+from hart.analysis.figures_style import COLUMN, PAGE, Drawing, NotDrawable, Numbers, log_axis, looks, panels
 
 STEPS, NATS = "optimizer step", "prediction loss\n(nats per target token)"
 
@@ -215,7 +215,7 @@ def _smoothed(series: Series, positive: bool) -> tuple[np.ndarray, np.ndarray]:
     return values, running_median(values, series.drawn_over)
 
 
-def _table(made: Sequence[Series], loss: str, *, positive: bool = False) -> Table:
+def _table(made: Sequence[Series], loss: str, *, positive: bool = False) -> Numbers:
     """One row for each run and step that is drawn, with what is drawn there."""
     unit = "nats_per_token" if loss == "prediction_loss" else "mean_square"
     rows: list[list[Any]] = []
@@ -229,7 +229,7 @@ def _table(made: Sequence[Series], loss: str, *, positive: bool = False) -> Tabl
             ]
     widths = " or ".join(sorted({str(series.drawn_over) for series in made}))
     about = [f"{loss} of each run over optimizer steps; running_median: over {widths} values, centred."]
-    return Table(["run", "seed", "step", f"{loss}_{unit}", "running_median"], rows, about)
+    return Numbers(["run", "seed", "step", f"{loss}_{unit}", "running_median"], rows, about)
 
 
 def fig4_consistency(groups: Sequence[Group]) -> Drawing:
@@ -288,8 +288,8 @@ def fig4_consistency(groups: Sequence[Group]) -> Drawing:
         "relative_variance",
     ]
     tables = {
-        "": Table([*columns, "counted", "spike"], curves, figures_spikes.DEFINITIONS),
-        "spikes": Table(head, numbers, [*figures_spikes.DEFINITIONS, "relative_variance: of residual / trend."]),
+        "": Numbers([*columns, "counted", "spike"], curves, figures_spikes.DEFINITIONS),
+        "spikes": Numbers(head, numbers, [*figures_spikes.DEFINITIONS, "relative_variance: of residual / trend."]),
     }
     return Drawing(figure, tables, remarks)
 

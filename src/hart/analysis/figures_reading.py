@@ -66,7 +66,6 @@ class Reader:
         data: the tasks of models that come without a run; None: the bundled ones.
         data_dir: replaces `data.dir`; None: as the configurations say.
         base: where the base lies; None: where the model says.
-        on_task: called with the number of tasks that were read.
     """
 
     def __init__(
@@ -77,11 +76,11 @@ class Reader:
         data_dir: str | None = None,
         base: str | None = None,
         device: torch.device | None = None,
-        on_task: Callable[[int], None] = lambda number: None,
     ) -> None:
         self.max_tasks, self.data_dir, self.base, self.device = max_tasks, data_dir, base, device
         self._data = data or DataConfig(collection="procedural")
-        self.on_task = on_task
+        self.on_task: Callable[[int], None] = lambda number: None
+        """Called with the number of tasks that were read."""
         self._readings: dict[str, Reading] = {}
         self._tasks: dict[str, list[Task]] = {}
 

@@ -12,8 +12,8 @@ import numpy as np
 from hart.errors import HartError
 from hart.model.bundled import MODELS, resolve_model
 from hart.model.folder import read_config
-from hart.runtime.files import damage
-from hart.training.config import RunConfig, load
+from hart.runtime.files import damage, read_text
+from hart.training.config import RunConfig, flattened, load
 from hart.training.run_folder import RunFolder, read_metrics
 from hart.training.sweep_plan import RUN_FOLDER, telling
 
@@ -194,7 +194,7 @@ def _read_run(path: Path) -> Source:
 
 
 def _newest_model(folder: RunFolder) -> Path | None:
-    if (folder.final / "config.json").is_file():
+    if RunFolder.is_complete(folder.path):
         return folder.final
     saved = folder.saved()
     whole = (saved[step] for step in sorted(saved, reverse=True) if damage(saved[step]) is None)
@@ -202,8 +202,8 @@ def _newest_model(folder: RunFolder) -> Path | None:
 
 
 def _read_steps(path: Path) -> Curves | None:
-    """The losses of each step; None where they do not begin with the first one (a run of an earlier version)."""
-    header, *lines = _text(path).splitlines() or [""]
+    """The losses of each step; None where they do not begin with the first one (a crash has lost some)."""
+    header, *lines = read_text(path, "the losses of a run").splitlines() or [""]
     names = header.split(",")
     if not {"step", *LOSSES} <= set(names):
         raise HartError(f"{path}: its first line is not the header step,loss,prediction_loss,consistency_loss")
@@ -237,13 +237,6 @@ def _curves(table: np.ndarray, names: Sequence[str], window: int) -> Curves:
 def _metrics(path: Path) -> list[Any]:
     try:
         return read_metrics(path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise HartError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})") from None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise HartError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})") from None
 
@@ -314,9 +307,8 @@ def _short(value: Any) -> str:
 
 def _fields(config: RunConfig, but: Sequence[str] = ()) -> dict[str, Any]:
     """ "section.field" → value of all fields that make a difference, `but` left out."""
-    fields = {
-        f"{section}.{name}": value for section, values in config.to_dict().items() for name, value in values.items()
-    }
+    fields = flattened(config.to_dict())
+    assert fields is not None
     told = telling(fields, any_seed=True)  # a sweep's own pre-training and teachers are another with each seed
     return {name: value for name, value in told.items() if name not in _NO_DIFFERENCE and name not in but}
 

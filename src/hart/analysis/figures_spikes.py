@@ -67,20 +67,19 @@ class Spikes:
         return float(ratios.var()) if self.steps else float("nan")
 
 
-def find_spikes(losses: np.ndarray, *, window: int = WINDOW, skip: float = SKIPPED) -> Spikes:
+def find_spikes(losses: np.ndarray, *, window: int = WINDOW) -> Spikes:
     """Take a curve apart as the head of this module says.
 
     Args:
         losses: float64 `[x]`, one value for each step, or means over equally many steps.
         window: values of the running median, odd.
-        skip: share of the values at the start that is not counted.
     """
     finite = np.isfinite(losses)
     known = np.where(finite, losses, np.nan)
     trend = running_median(known, window)
     residual = known - trend
     deviation = NORMAL * running_median(np.abs(residual), SCALE * window)
-    counted = finite & (np.arange(len(losses)) >= skip * len(losses))
+    counted = finite & (np.arange(len(losses)) >= SKIPPED * len(losses))
     with np.errstate(invalid="ignore"):
         spikes = counted & (residual > THRESHOLD * deviation)
     return Spikes(trend, residual, deviation, counted, spikes)

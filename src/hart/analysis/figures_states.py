@@ -1,5 +1,6 @@
 """Pictures of a hypernetwork's inside: attention between layers (Fig. 1), where their states lie (Fig. 5, right)."""
 
+import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hart.analysis.figures_reading import Reader, Reading
+from hart.analysis.figures_reading import SCATTERED_SETS, SCATTERED_TASKS, Reader, Reading
 from hart.analysis.figures_runs import Group, Source
 from hart.analysis.figures_style import (
     COLUMN,
@@ -18,10 +19,9 @@ from hart.analysis.figures_style import (
     SIGNED,
     Drawing,
     NotDrawable,
-    Table,
+    Numbers,
     heat_map,
     looks,
-    need,
     panels,
 )  # fmt: skip
 from hart.errors import HartError
@@ -112,8 +112,8 @@ def fig1_attention(groups: Sequence[Group], reader: Reader) -> Drawing:
     ]
     columns = ["run", "stack", "layer", "attended_layer", "attention", "uniform"]
     tables = {
-        "": Table(columns, cells),
-        "shares": Table(["run", "seeds", "stack", "attended", "share", "uniform_share"], numbers),
+        "": Numbers(columns, cells),
+        "shares": Numbers(["run", "seeds", "stack", "attended", "share", "uniform_share"], numbers),
     }
     return Drawing(figure, tables, remarks)
 
@@ -208,7 +208,7 @@ def states_cosine(groups: Sequence[Group], reader: Reader) -> Drawing:
         remarks.append("in scheme shared all layers have one state, so all cosines are 1")
     remarks = [f"mean over {tasks} tasks of the test split{several}", *remarks]
     columns = ["run", "seeds", "stack", "layer", "other_layer", "cosine"]
-    return Drawing(figure, {"": Table(columns, cells)}, remarks)
+    return Drawing(figure, {"": Numbers(columns, cells)}, remarks)
 
 
 def _matrices_and_lines(groups: int, stacks: int) -> tuple[Figure, np.ndarray, list[Axes]]:
@@ -250,7 +250,8 @@ def fig5_tsne(groups: Sequence[Group], reader: Reader) -> Drawing:
         NotDrawable: no model has states that differ by layer.
         HartError: scikit-learn is not installed.
     """
-    need("sklearn")
+    if importlib.util.find_spec("sklearn") is None:
+        raise HartError("scikit-learn is not installed; pip install 'hart-hypernet[figures]'")
     found, remarks = _readings(groups, reader)
     shown = [(group, made[0]) for group, made in found if made[0].states is not None]
     if not shown:
@@ -283,8 +284,8 @@ def fig5_tsne(groups: Sequence[Group], reader: Reader) -> Drawing:
         *remarks,
     ]
     tables = {
-        "": Table(["run", "stack", "task", "demonstration_set", "layer", "x", "y"], points),
-        "silhouettes": Table(["run", "stack", "by", "space", "silhouette"], numbers),
+        "": Numbers(["run", "stack", "task", "demonstration_set", "layer", "x", "y"], points),
+        "silhouettes": Numbers(["run", "stack", "by", "space", "silhouette"], numbers),
     }
     return Drawing(figure, tables, remarks)
 
@@ -329,6 +330,4 @@ def _map(
 
 def passes(sources: Sequence[Source], reader: Reader) -> int:
     """Tasks that will be read, at most; for a progress bar."""
-    from hart.analysis.figures_reading import SCATTERED_SETS, SCATTERED_TASKS
-
     return sum(reader.max_tasks + SCATTERED_TASKS * SCATTERED_SETS for source in sources if source.model is not None)

@@ -19,7 +19,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from hart.errors import HartError
 from hart.runtime.files import write_bytes, write_text
 
 COLUMN, PAGE = 3.4, 7.0
@@ -60,7 +59,7 @@ class NotDrawable(Exception):
 
 
 @dataclass(frozen=True)
-class Table:
+class Numbers:
     """Numbers behind a figure.
 
     Attributes:
@@ -93,7 +92,7 @@ class Drawing:
     """
 
     figure: Figure
-    tables: Mapping[str, Table]
+    tables: Mapping[str, Numbers]
     remarks: Sequence[str] = ()
 
 
@@ -173,21 +172,8 @@ def save(drawing: Drawing, name: str, folder: Path, formats: Sequence[str]) -> l
     for key, table in drawing.tables.items():
         paths.append(folder / (f"{name}_{key}.csv" if key else f"{name}.csv"))
         about = [*table.about, *(f"{remark}." for remark in drawing.remarks)]
-        write_text(paths[-1], Table(table.columns, table.rows, about).to_csv())
+        write_text(paths[-1], Numbers(table.columns, table.rows, about).to_csv())
     return paths
-
-
-def need(module: str) -> None:
-    """Refuse a figure whose library is not installed.
-
-    Raises:
-        HartError: it is not.
-    """
-    import importlib.util
-
-    if importlib.util.find_spec(module.partition(".")[0]) is None:
-        name = {"sklearn": "scikit-learn"}.get(module, module)
-        raise HartError(f"{name} is not installed; pip install 'hart-hypernet[figures]'")
 
 
 def _plain(value: Any) -> Any:

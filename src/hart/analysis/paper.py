@@ -4,12 +4,11 @@ Numbers are percent: ROUGE-L on Super-NaturalInstructions, accuracy on P3. The a
 are not the means of their eight columns; they work out only with a ninth task, StoryCloze.
 """
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hart.errors import HartError
+from hart.errors import HartError, suggestion
 
 P3_COLUMNS = ("ANLI", "HSwag", "CB", "COPA", "RTE", "WiC", "WSC", "WGD")
 """Data sets of Tables 4 and 5 in their order, before the average."""
@@ -48,9 +47,7 @@ class PaperTable:
         """
         found = next((row for row in self.rows if row.label == label), None)
         if found is None:
-            labels = [row.label for row in self.rows]
-            near = difflib.get_close_matches(label, labels, n=1)
-            advice = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(labels)}"
+            advice = suggestion(label, [row.label for row in self.rows])
             raise HartError(f"Table {self.number} of the paper has no row {label}; {advice}")
         return found
 
@@ -199,7 +196,7 @@ def size_of(config: Mapping[str, Any]) -> str:
 
 def system_of(config: Mapping[str, Any]) -> str:
     """The paper's system that a configuration describes, empty if it is none: told by fields, never by names."""
-    if str(config["data.collection"]).endswith("_segments") or config.get("distillation.teacher"):
+    if str(config["data.collection"]).endswith("_segments") or config["distillation.teacher"]:
         return ""  # a first stage; the paper has no teacher
     kinds = [kind["kind"] for kind in config["model.peft"]]
     weights, reader = config["model.weights"], config["data.demonstrations_to"]

@@ -1,6 +1,5 @@
 """The report of a study: one HTML page and one CSV file from the folder of a sweep (`hart report`)."""
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from hart.analysis.report_tables import (
     of_paper,
     per_task,
 )
-from hart.errors import HartError
+from hart.errors import HartError, suggestion
 from hart.runtime.files import check_file_target, write_text
 
 
@@ -48,9 +47,9 @@ def report(folder: Path, *, output: Path | None = None, against: str | None = No
     study = read_runs(folder)
     scored = [row.name for collection in study.collections for row in study.of(collection)]
     if against is not None and against not in scored:
-        near = difflib.get_close_matches(against, scored, n=1)
-        advice = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(scored)}"
-        raise HartError(f"--against {against}: no row of that name has scores in {folder}; {advice}")
+        raise HartError(
+            f"--against {against}: no row of that name has scores in {folder}; {suggestion(against, scored)}"
+        )
     for target in (path, table):
         check_file_target(target)
     _note_single_seeds(study)

@@ -7,19 +7,16 @@ cannot be read is said and left out of the scores.
 import json
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
-import yaml
 
 from hart.analysis.paper import check_places, places_of
 from hart.analysis.report_statistics import Scores
-from hart.data.p3.names import dataset_of, held_out
-from hart.errors import HartError
+from hart.errors import HartError, first_line
+from hart.runtime.sections import read_yaml
 from hart.training.config import flattened
 from hart.training.run_folder import read_metrics
 from hart.training.sweep_plan import alike
@@ -124,18 +121,7 @@ def overall(run: Run, metric: str) -> float:
 def columns(run: Run) -> dict[str, float]:
     """Of a run on P3, the accuracy of each column of the paper's table, in its order; other data sets follow."""
     assert run.results is not None
-    given = run.results.get("columns")
-    if given:
-        return dict(given.get("mean", given))
-    found: dict[str, list[float]] = {}
-    for name, scores in run.results["tasks"].items():
-        found.setdefault(dataset_of(name), []).append(scores["accuracy"])
-    means = {dataset: fmean(values) for dataset, values in found.items()}
-    grouped = {
-        column: [means.pop(dataset) for dataset in datasets if dataset in means]
-        for column, datasets in held_out().items()
-    }
-    return {column: fmean(values) for column, values in grouped.items() if values} | means
+    return dict(run.results["columns"])
 
 
 def by_task(run: Run, metric: str) -> tuple[dict[str, float], dict[str, float]]:
@@ -219,16 +205,11 @@ def in_short(numbers: Sequence[int]) -> str:
 
 
 def _listing(folder: Path) -> dict[str, Any]:
-    """What the sweep wrote of its rows and their order; of one that wrote nothing, the rows of its table."""
-    with suppress(OSError, ValueError, AttributeError):
+    """What the sweep wrote of its rows and their order; empty where it wrote nothing."""
+    if rows := read_listing(folder):
         found = json.loads((folder / LISTING_FILE).read_text(encoding="utf-8"))
-        if rows := read_listing(folder):
-            return {"study": found.get("study"), "rows": rows}
-    try:
-        table = json.loads((folder / "table.json").read_text(encoding="utf-8"))
-        return {"rows": {row["system"]: {} for row in table}}
-    except (OSError, ValueError, LookupError, TypeError):
-        return {}
+        return {"study": found.get("study"), "rows": rows}
+    return {}
 
 
 def _places(folder: Path, name: str, said: Mapping[str, Any], runs: list[Run]) -> tuple[tuple[int, str], ...]:
@@ -273,7 +254,7 @@ def _read_run(folder: Path) -> Run | None:
     except FileNotFoundError:
         problem = "unfinished"
     except (OSError, ValueError, LookupError, TypeError) as error:
-        results, problem = None, f"results.json cannot be read ({str(error).splitlines()[0]})"
+        results, problem = None, f"results.json cannot be read ({first_line(error)})"
     config = flattened((results or {}).get("config"))
     for name in ("config.yaml", "run/config.yaml"):
         config = config or _read_config(folder / name)
@@ -301,13 +282,16 @@ def _normalised(results: dict[str, Any]) -> dict[str, Any]:
         first = next(iter(results["tasks"].values()))
         if not isinstance(first.get("accuracy", first.get("rouge_l")), int | float):
             raise ValueError("its tasks have no scores")
+        if "accuracy" in results:
+            columns = results["columns"]
+            results = {**results, "columns": columns.get("mean", columns)}
     return results
 
 
 def _read_config(path: Path) -> dict[str, Any] | None:
     try:
-        return flattened(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return flattened(read_yaml(path))
+    except HartError:
         return None
 
 

@@ -4,7 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -21,7 +21,7 @@ from hart.analysis.report_runs import (
 )
 from hart.analysis.report_statistics import Difference, Interval, mean_and_deviation, paired
 from hart.evaluation.words import CAUSES, IN_WORDS, METRIC_NAMES, TOLD, metrics_of
-from hart.training.sweep_plan import alike
+from hart.training.sweep_plan import PEAK, alike
 
 MISSING = "–"
 MANY = 10
@@ -78,7 +78,6 @@ class CollectionReport:
     scores: Table
     differences: dict[str, Difference]
     compared: Table | None
-    tasks: Table = field(default_factory=lambda: Table("", "", (), ()))
 
 
 def p_value(p: float) -> str:
@@ -119,7 +118,7 @@ def of_collection(study: Runs, collection: str, against: StudyRow) -> Collection
         row.name: paired(*both) for row in rows if row is not against and (both := aligned(row, against, first))
     }
     return CollectionReport(
-        collection, first, tuple(rows), against, scores, differences, _compared(study, collection, against, differences)
+        collection, first, tuple(rows), against, scores, differences, _compared(collection, against, differences)
     )
 
 
@@ -137,7 +136,7 @@ def _chosen(row: StudyRow) -> str:
     return f"{fields}: best of {len(found[0]['candidates'])} on {found[0]['on']}"
 
 
-def _compared(study: Runs, collection: str, against: StudyRow, differences: dict[str, Difference]) -> Table | None:
+def _compared(collection: str, against: StudyRow, differences: dict[str, Difference]) -> Table | None:
     if not differences:
         return None
     metric = METRIC_NAMES[metrics_of(collection)[0]]
@@ -253,7 +252,7 @@ _COSTS: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
     "trained parameters": (",.0f", lambda found: found.get("trained_parameters")),
     "training, minutes": (".1f", lambda found: _minutes(found.get("training_seconds"))),
     "s / step": (".3f", lambda found: found.get("seconds_per_step")),
-    "peak memory, GiB": (".2f", lambda found: found.get("peak_memory_gib")),
+    "peak memory, GiB": (".2f", lambda found: found.get(PEAK)),
     "loss, start": (".2f", lambda found: found.get("loss_start")),
     "loss, end": (".2f", lambda found: found.get("loss_end")),
 }

@@ -6,7 +6,7 @@ what does not grow is still a part of them; the pictures show both.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from statistics import median
+from statistics import linear_regression, median
 
 import torch
 
@@ -77,7 +77,4 @@ def _axes(settings: Settings) -> dict[str, tuple[Sequence[int], Callable[[int], 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
     """k of the power law c · size^k that fits the values best, in logarithms."""
-    xs, ys = [math.log(each) for each in sizes], [math.log(each) for each in values]
-    x_mean, y_mean = sum(xs) / len(xs), sum(ys) / len(ys)
-    covariance = sum((x - x_mean) * (y - y_mean) for x, y in zip(xs, ys, strict=True))
-    return covariance / sum((x - x_mean) ** 2 for x in xs)
+    return linear_regression([*map(math.log, sizes)], [*map(math.log, values)]).slope

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -88,8 +89,8 @@ def twin(model: T5ForConditionalGeneration) -> T5ForConditionalGeneration:
     return other.eval().requires_grad_(False)
 
 
-def main_model(model: T5ForConditionalGeneration, name: str = "random") -> MainModel:
-    main = EncoderDecoder(twin(model), Numbers(), name=name)  # type: ignore[arg-type]
+def main_model(model: T5ForConditionalGeneration) -> MainModel:
+    main = EncoderDecoder(twin(model), Numbers(), name="random")  # type: ignore[arg-type]
     main.freeze()
     return main
 
@@ -113,7 +114,7 @@ def hypernetwork(
         decoder_layers=min(decoder_layers, config.num_layers),
         scheme={"name": scheme},
         peft=[dict(kind) for kind in peft],
-        main=(main or MainShape.from_config(config)).to_config(),
+        main=asdict(main or MainShape.from_config(config)),
     )
     with torch.device("meta"):
         network = HyperNetwork(network_config)

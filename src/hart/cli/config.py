@@ -16,7 +16,7 @@ def add_parser(subparsers: Any) -> None:
         "config",
         help="show a configuration with all its fields, or the schema that editors read",
         description="""\
-Show what a configuration comes to, or write the JSON schema of its three sections: an editor that reads it
+Show what a configuration comes to, or write the JSON schema of its four sections: an editor that reads it
 completes and checks the fields. A file names it in a comment, "# yaml-language-server: $schema=FILE".""",
         epilog="""\
 examples:

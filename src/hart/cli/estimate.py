@@ -80,8 +80,7 @@ def run(args: argparse.Namespace) -> int:
         bfloat16 = args.gpu is None or named_gpu(args.gpu).bfloat16 is not None
         found = with_advice(config, found, has_bfloat16=bfloat16)
     if args.json:
-        content = json.loads(found.to_json())
-        say(json.dumps(content | ({"time": time} if time else {}), indent=2))
+        say(json.dumps(found.to_dict() | ({"time": time} if time else {}), indent=2))
     else:
         _show(found, limit, time, config.training.max_steps)
     return 0 if fits else 1

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import signal
 import socket
 import stat
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 from hart.cli.options import MODEL_HELP, add_base, add_device, add_dtype, positive, select_device, text
 from hart.cli.printing import say, tell
 from hart.errors import HartError
+from hart.runtime.launch import on_sigterm
 
 TEXTS = {"--token": 1}
 """Options whose values are texts (`hart.cli.options.keep_texts`)."""
@@ -174,11 +174,8 @@ def _serve(app: Any, listener: socket.socket, time_limit: float, root_path: str)
         server_header=False,
     )
     # uvicorn raises the signal again when all is finished; a server that ended as it was told has not failed.
-    before = signal.signal(signal.SIGTERM, lambda *_: None)
-    try:
+    with on_sigterm():
         uvicorn.Server(config).run(sockets=[listener])
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _port(text: str) -> int:

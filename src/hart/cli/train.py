@@ -17,10 +17,10 @@ def add_parser(subparsers: Any) -> None:
         "train",
         help="train a hypernetwork from a YAML configuration",
         description="""\
-Train a hypernetwork for a frozen base as a YAML file says. Any field of its sections model, data
-and training can be given behind it as --section.field VALUE. The run's folder gets config.yaml,
-metrics.jsonl, checkpoints and final/, the model that the other commands take. An interrupted run
-goes on from its last checkpoint when the same command is given again.""",
+Train a hypernetwork for a frozen base as a YAML file says. Any field of its sections model, data,
+training and distillation can be given behind it as --section.field VALUE. The run's folder gets
+config.yaml, metrics.jsonl, checkpoints and final/, the model that the other commands take. An
+interrupted run goes on from its last checkpoint when the same command is given again.""",
         epilog="""\
 examples:
   hart train configs/mini/hart_sni.yaml --data.dir natural-instructions --training.max_steps 2000

@@ -7,10 +7,9 @@ from pydantic import Field, model_validator
 from hart.data.base import Collection
 from hart.data.collections import COLLECTIONS, CollectionName
 from hart.data.prompts import PromptFormat
-from hart.runtime.sections import LIMIT, NaturalInt, PositiveInt, Section
+from hart.runtime.sections import LIMIT, Fraction, NaturalInt, PositiveInt, Section
 
 Length = Annotated[int, Field(ge=2, lt=LIMIT)]
-Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class DataConfig(Section):
@@ -55,9 +54,9 @@ class DataConfig(Section):
     """Groups of `num_demonstrations` that the hypernetwork reads at most, each behind the definition and with
     `max_demonstrations_length` of its own. They are encoded one by one and attended to together (ours, after
     fusion-in-decoder), so that many demonstrations cost in proportion to their number."""
-    omit_definition: Share = 0.0
+    omit_definition: Fraction = 0.0
     """Share of the training's tasks that are told without their definition (ours), so that demonstrations must do."""
-    omit_demonstrations: Share = 0.0
+    omit_demonstrations: Fraction = 0.0
     """Share of the training's tasks that are told without demonstrations (ours), so that the definition must do."""
     fewest_demonstrations: PositiveInt | None = None
     """Each step tells a task with a number of demonstrations drawn between this one and all that it would show (ours),
@@ -65,7 +64,7 @@ class DataConfig(Section):
     distractors: str | None = None
     """File of queries that have nothing to do with any task (ours), a query a line (.txt) or JSON lines with `input`
     (.jsonl). A tenth of them is never trained on, but asked by robustness."""
-    distractor_share: Share = 0.0
+    distractor_share: Fraction = 0.0
     """Share of the training's queries in whose place a distractor stands, with the un-adapted base's answer as its
     target (ours), so that an adaptation leaves other queries alone."""
     explanations: bool = False

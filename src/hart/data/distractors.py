@@ -7,10 +7,9 @@ training's queries that are none of the task's, with the un-adapted base's answe
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from hart.data.reading import check_file, read_lines
 from hart.data.sampling import Example, Examples
+from hart.data.streams import numbered_stream
 from hart.errors import HartError
 from hart.runtime.files import parse_json
 
@@ -47,8 +46,7 @@ class WithDistractors(Examples):
     def __getitem__(self, index: int) -> Example:
         example = self._examples[index]
         # A counter of its own: no stream of the examples begins with this word.
-        key = np.array([self._seed, index], dtype=np.uint64)
-        stream = np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, 1, 0], dtype=np.uint64)))
+        stream = numbered_stream(self._seed, index, (0, 0, 1, 0))
         if stream.random() >= self._share:
             return example
         query, target = self._pool[int(stream.integers(len(self._pool)))]

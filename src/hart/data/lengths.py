@@ -13,6 +13,7 @@ from hart.data.prompts import Tokenizer
 from hart.data.tasks import Instance, Task
 from hart.errors import HartError
 from hart.runtime.files import cache_folder, write_json
+from hart.runtime.fingerprints import tokenizer_digest
 
 logger = logging.getLogger(__name__)
 
@@ -25,12 +26,12 @@ LOOKED_AT = 100
 def average_length(task: Task, tokenizer: Tokenizer, identity: str | None = None) -> float:
     """Mean tokens of input and first reference together, over at most `SAMPLE` instances.
 
-    `identity` is that of the tokenizer, where a caller has it already. The result is kept in `cache_folder` under a
+    `identity` is the tokenizer's digest, where a caller has it already. The result is kept in `cache_folder` under a
     name made of the texts and the tokenizer, so it is never out of date.
     """
     sample = _spread(task, SAMPLE)
     texts = [text for instance in sample for text in (instance.input, instance.references[0])]
-    key = hashlib.sha256((identity or tokenizer_identity(tokenizer)).encode())
+    key = hashlib.sha256((identity or tokenizer_digest(tokenizer)).encode())
     for text in texts:
         key.update(b"\0" + text.encode())
     path = cache_folder() / "lengths" / f"{key.hexdigest()}.json"
@@ -94,7 +95,7 @@ def without_long(
     Raises:
         HartError: none is left.
     """
-    identity = tokenizer_identity(tokenizer)
+    identity = tokenizer_digest(tokenizer)
     averages = {task.name: average_length(task, tokenizer, identity) for task in tasks}
     kept = [task for task in tasks if averages[task.name] <= max_average_length]
     if tasks and not kept:
@@ -103,10 +104,3 @@ def without_long(
             "raise it"
         )
     return kept, {name: average for name, average in averages.items() if average > max_average_length}
-
-
-def tokenizer_identity(tokenizer: Any) -> str:
-    """A hash of all that decides how the tokenizer cuts a text."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    text = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
-    return hashlib.sha256(text.encode()).hexdigest()

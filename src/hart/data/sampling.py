@@ -15,6 +15,7 @@ import numpy as np
 from hart.data.input_format import InputFormat
 from hart.data.lengths import tell_long
 from hart.data.prompts import Cuts, Tokenizer
+from hart.data.streams import in_first_worker, numbered_stream
 from hart.data.tasks import Demonstration, Instance, Task
 from hart.errors import HartError
 
@@ -176,10 +177,7 @@ class TrainingDataset(Examples):
             if own:
                 kind = f"the teacher's input does not fit into {self._teacher.max_demonstrations_length} tokens"
                 cuts.note(kind, name)
-        from torch.utils.data import get_worker_info
-
-        worker = get_worker_info()
-        if worker is None or worker.id == 0:  # not each of them
+        if in_first_worker():  # not each of them
             cuts.tell_first(logger, self._said)
         return example
 
@@ -221,9 +219,7 @@ class TrainingDataset(Examples):
         return replace(task, definition=definition, demonstrations=shown, instances=())
 
     def _stream(self, group: int, part: int) -> np.random.Generator:
-        key = np.array([self._seed, group], dtype=np.uint64)
-        counter = np.array([0, 0, 0, part], dtype=np.uint64)
-        return np.random.Generator(np.random.Philox(key=key, counter=counter))
+        return numbered_stream(self._seed, group, (0, 0, 0, part))
 
     def _draw(self, rng: np.random.Generator) -> tuple[int, int]:
         """A task and one of its instances, by their positions."""

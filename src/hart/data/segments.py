@@ -19,6 +19,7 @@ from hart.data.documents import Documents, hub_files, local_files
 from hart.data.input_format import InputFormat
 from hart.data.prompts import Tokenizer
 from hart.data.sampling import Example, Examples
+from hart.data.streams import in_first_worker, numbered_stream
 from hart.data.tasks import Task
 from hart.data.tokens import begin_of
 from hart.errors import HartError
@@ -175,8 +176,7 @@ class SegmentDataset(Examples):
         tokens = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         # A tokenizer may drop words of control characters alone: too rare a document to read on for.
         tokens = tokens + end * (LEAST_WORDS - len(tokens))
-        key = np.array([self._seed, index], dtype=np.uint64)
-        rng = np.random.Generator(np.random.Philox(key=key))
+        rng = numbered_stream(self._seed, index)
         read, query, target, after = self._cut(tokens, self._window, self._form, rng)
         begin = self._begin
         example = Example(
@@ -199,10 +199,7 @@ class SegmentDataset(Examples):
             raise HartError(
                 f"{self.source}: none of its {self.skipped} documents has {LEAST_WORDS} words; give longer texts"
             )
-        from torch.utils.data import get_worker_info
-
-        worker = get_worker_info()
-        if not self._again and (worker is None or worker.id == 0):
+        if not self._again and in_first_worker():
             self._again = True
             used = f"all {count} usable documents were read ({self.skipped} others were left out)"
             logger.warning("%s: %s, starting again", self.source, used)

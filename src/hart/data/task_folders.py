@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from hart.data.reading import check_file
 from hart.data.streams import named_stream
-from hart.errors import HartError
+from hart.runtime.files import read_text
 
 TASKS = "tasks"
 SPLITS = Path("splits", "default")
@@ -26,12 +25,7 @@ def read_list(path: Path) -> list[str]:
     Raises:
         HartError: it cannot be read.
     """
-    try:
-        check_file(path)
-        lines = path.read_text(encoding="utf-8-sig").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise HartError(f"{path}: cannot read the list of tasks ({error})") from None
-    return list(dict.fromkeys(lines))
+    return list(dict.fromkeys(read_text(path, "a list of tasks").split()))
 
 
 def draw_names(names: Sequence[str], number: int, seed: int, purpose: str) -> set[str]:

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from hart.data.reading import check_text
 from hart.errors import HartError
-from hart.runtime.files import parse_json, write_json
+from hart.runtime.files import parse_json, read_text, write_json
 
 
 @dataclass(frozen=True, repr=False)
@@ -152,12 +152,7 @@ class Task:
             HartError: the file cannot be read, is not JSON, or is not a task (see `from_dict`).
         """
         path = Path(path)
-        try:
-            text = path.read_bytes()
-        except FileNotFoundError:
-            raise HartError(f"{path}: no such task file") from None
-        except OSError as error:
-            raise HartError(f"{path}: cannot read the task file ({error.strerror})") from None
+        text = read_text(path, "a task file", missing=f"{path}: no such task file")
         content = parse_json(text, str(path), "a task file", whole=False)
         return cls.from_dict(content, source=str(path), name=path.stem)
 
@@ -220,9 +215,9 @@ class Task:
         write_json(path, self.to_dict(), indent=1)
 
 
-def _short(text: str, most: int = 40) -> str:
+def _short(text: str) -> str:
     """How a text is shown in one line."""
-    return repr(text if len(text) <= most else f"{text[:most]}…")
+    return repr(text if len(text) <= 40 else f"{text[:40]}…")
 
 
 def _definition(content: Mapping[str, Any], source: str) -> str:

@@ -122,7 +122,6 @@ def diagnose(
     model: HartModel,
     tasks: Sequence[Task],
     *,
-    sets: int = SETS,
     seed: int = 0,
     scores: bool = True,
     own: Mapping[str, float] | None = None,
@@ -136,9 +135,7 @@ def diagnose(
     Args:
         model: with a hypernetwork.
         tasks: with instances; at least two.
-        sets: demonstration sets per task. The first is the one that is shown; the others are drawn from all
-            demonstrations and instances, which matters to no score.
-        seed: of these draws, and of those of the scores.
+        seed: of the draws of demonstration sets, and of those of the scores.
         scores: whether to answer the tasks too, which takes most of the time.
         own: the scores of the tasks' own adaptations, where they are known.
         bar: progress over the answered tasks, e.g. `hart.cli.options.progress_bar`.
@@ -150,12 +147,12 @@ def diagnose(
     check_comparable(model, tasks, "diagnosis")
     network = model.hypernetwork
     assert network is not None
-    draws = [_sets(model, task, sets, seed) for task in tasks]
-    states, blocks = _read(model, network, [each for of_task in draws for each in of_task], sets)
+    draws = [_sets(model, task, seed) for task in tasks]
+    states, blocks = _read(model, network, [each for of_task in draws for each in of_task])
     form = model.input_format
     return Diagnostics(
         scheme="none" if network.scheme is None else network.scheme.name,
-        **_measures(states, model.main.shape, sets, network.one_state),
+        **_measures(states, model.main.shape, network.one_state),
         parameter_cosines=_parameter_cosines(blocks),
         scores=scores_under(
             model, tasks, other_adaptations(model, tasks, seed), own, bar, "tasks under other adaptations", options
@@ -167,7 +164,7 @@ def diagnose(
     )
 
 
-def _measures(states: Tensor, shape: MainShape, sets: int, one_state: bool) -> dict[str, Any]:
+def _measures(states: Tensor, shape: MainShape, one_state: bool) -> dict[str, Any]:
     """Those of the states (L = 1 where one state serves all layers), by their names in `Diagnostics`."""
     layers: Sequence[int] = shape.depths
     found: dict[str, Any] = {
@@ -184,7 +181,7 @@ def _measures(states: Tensor, shape: MainShape, sets: int, one_state: bool) -> d
         found |= {"layer_cosines": dict(zip(shape.stacks, cosines, strict=True)), "layer_cosine": upper_half(cosines)}
     return found | {
         "stack_cosines": stack_cosines(states, layers),
-        "variance": variance_shares(states.unflatten(0, (-1, sets)), layers),
+        "variance": variance_shares(states.unflatten(0, (-1, SETS)), layers),
         "effective_rank": effective_rank(states, layers),
     }
 
@@ -194,19 +191,20 @@ def _parameter_cosines(blocks: dict[str, Tensor]) -> dict[str, float | None]:
     return {**found, "all": pairwise_cosine(*blocks.values())} if blocks else {}
 
 
-def _sets(model: HartModel, task: Task, sets: int, seed: int) -> list[Task]:
-    """The task under several demonstration sets, the shown one first."""
+def _sets(model: HartModel, task: Task, seed: int) -> list[Task]:
+    """The task under `SETS` demonstration sets: the shown one, and others drawn from all demonstrations and instances.
+
+    That instances are among them matters to no score.
+    """
     shown = model.input_format.shown(task)
     draw = Random(f"{seed} {task.name}")
     pool = [*task.demonstrations, *(Demonstration(i.input, i.references[0]) for i in task.instances if i.input.strip())]
     count = min(len(shown.demonstrations), len(pool))
-    return [shown, *(replace(shown, demonstrations=tuple(draw.sample(pool, count))) for _ in range(sets - 1))]
+    return [shown, *(replace(shown, demonstrations=tuple(draw.sample(pool, count))) for _ in range(SETS - 1))]
 
 
 @torch.no_grad()
-def _read(
-    model: HartModel, network: HyperNetwork, draws: Sequence[Task], sets: int
-) -> tuple[Tensor, dict[str, Tensor]]:
+def _read(model: HartModel, network: HyperNetwork, draws: Sequence[Task]) -> tuple[Tensor, dict[str, Tensor]]:
     """Layer states of every draw and the blocks of every task's first, on the CPU.
 
     A state that serves all layers is there once. Blocks without numbers are left out.
@@ -215,6 +213,6 @@ def _read(
     for start in range(0, len(draws), PASS):
         made = model.read(draws[start : start + PASS], Cuts())
         states.append((made.states[:, :, :1] if network.one_state else made.states).float().cpu())
-        first = -start % sets
-        blocks.append({name: rows[first::sets].float().cpu() for name, rows in made.blocks.items() if rows.numel()})
+        first = -start % SETS
+        blocks.append({name: rows[first::SETS].float().cpu() for name, rows in made.blocks.items() if rows.numel()})
     return torch.cat(states), {name: torch.cat([each[name] for each in blocks]) for name in blocks[0]}

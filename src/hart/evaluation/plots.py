@@ -1,5 +1,6 @@
 """The two pictures of a run (the losses over time, the score of each task), and that of the growth of costs."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ matplotlib.use("Agg")  # a file is written; no screen is needed
 
 from matplotlib import pyplot as plt  # noqa: E402
 
-from hart.errors import HartError  # noqa: E402
 from hart.evaluation.answers import AnswerResults  # noqa: E402
+from hart.runtime.files import write_bytes  # noqa: E402
 
 
 def plot_losses(rows: Sequence[dict[str, Any]], path: Path, *, alpha: float) -> None:
@@ -71,10 +72,7 @@ def plot_growth(measured: Mapping[str, Mapping[str, Sequence[float]]], path: Pat
 
 
 def _save(figure: Any, path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
-    except OSError as error:
-        raise HartError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        plt.close(figure)
+    content = io.BytesIO()
+    figure.savefig(content, format=path.suffix.removeprefix("."), dpi=110)
+    plt.close(figure)
+    write_bytes(path, content.getvalue())

@@ -45,9 +45,11 @@ def new_decoder(width: int, layers: int) -> dict[str, Any]:
     }
 
 
-def check_beside(shape: MainShape, *, memory_in_front: bool, main_states: bool) -> None:
-    """Raise `HartError` for a T5 that is to have what only decoder-only main models have."""
+def check_beside(shape: MainShape, *, memory_in_front: bool, main_states: bool, tied_encoder: bool) -> None:
+    """Raise `HartError` for a T5 that is to have what only decoder-only main models have, or the other way round."""
     if not shape.has_encoder:
+        if tied_encoder:
+            raise HartError("model.tied_encoder: a decoder-only base has no encoder to share; set it to false")
         return
     if memory_in_front:
         raise HartError(
@@ -59,6 +61,14 @@ def check_beside(shape: MainShape, *, memory_in_front: bool, main_states: bool) 
             "model.encoder: main_model is for decoder-only bases, this one is a T5, which has an encoder; "
             "set it to t5 (model.tied_encoder shares the base's own)"
         )
+
+
+def no_t5(name: str, architecture: str) -> str:
+    """What is said where a hypernetwork is to start from a checkpoint of another architecture than T5."""
+    return (
+        "model.hypernetwork_init: must name a T5 checkpoint, which the hypernetwork starts from (or set model.encoder "
+        f"to main_model); {name} is of the architecture {architecture}"
+    )
 
 
 def no_fusion(name: str) -> str:

@@ -10,7 +10,7 @@ Of decoder-only main models (not in the paper): the frozen main model's own stat
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, T5ForConditionalGeneration
 
 from hart.errors import HartError
-from hart.hypernetwork.config import T5_FIELDS, HyperNetworkConfig, check_beside, new_decoder
+from hart.hypernetwork.config import T5_FIELDS, HyperNetworkConfig, check_beside, new_decoder, no_t5
 from hart.hypernetwork.heads import BlockHead, RowBlockHeads
 from hart.hypernetwork.main_states import MainStates, StatesToMemory, WidthMap, chosen_layers
 from hart.hypernetwork.schemes.base import GenerationScheme, build_scheme, uses_decoder
@@ -139,23 +139,17 @@ class HyperNetwork(PreTrainedModel):
                 unknown kind or scheme.
         """
         shape = MainShape.from_config(base.config)
-        check_beside(shape, memory_in_front=memory_in_front, main_states=False)
-        if tied_encoder and not shape.has_encoder:
-            raise HartError("model.tied_encoder: a decoder-only base has no encoder to share; set it to false")
+        check_beside(shape, memory_in_front=memory_in_front, main_states=False, tied_encoder=tied_encoder)
         source = base if source is None else source
         if not isinstance(source, T5ForConditionalGeneration):
-            raise HartError(
-                "model.hypernetwork_init: must name a T5 checkpoint, which the hypernetwork starts from "
-                "(or set model.encoder to main_model); "
-                f"{source.name_or_path or 'the base'} is of the architecture {source.config.model_type}"
-            )
+            raise HartError(no_t5(source.name_or_path or "the base", source.config.model_type))
         _check_source(source, base.config if shape.has_encoder else None, decoder_layers if uses_decoder(scheme) else 1)
         config = HyperNetworkConfig(
             t5={name: getattr(source.config, name) for name in T5_FIELDS},
             decoder_layers=decoder_layers,
             scheme=dict(scheme),
             peft=[kind.to_config() for kind in build_kinds(peft)],
-            main=shape.to_config(),
+            main=asdict(shape),
             dropout=dropout,
             tied_encoder=tied_encoder,
             memory_in_front=memory_in_front,
@@ -210,14 +204,14 @@ class HyperNetwork(PreTrainedModel):
             HartError: `base` is a T5, or has no such layers; unknown kind or scheme.
         """
         shape = MainShape.from_config(base.config)
-        check_beside(shape, memory_in_front=memory_in_front, main_states=True)
+        check_beside(shape, memory_in_front=memory_in_front, main_states=True, tied_encoder=False)
         network = cls(
             HyperNetworkConfig(
                 t5=new_decoder(width or shape.d_model, decoder_layers),
                 decoder_layers=decoder_layers,
                 scheme=dict(scheme),
                 peft=[kind.to_config() for kind in build_kinds(peft)],
-                main=shape.to_config(),
+                main=asdict(shape),
                 dropout=dropout,
                 encoder_layers=chosen_layers(layers, shape.decoder_layers),
                 memory_in_front=memory_in_front,

@@ -23,7 +23,6 @@ from hart.errors import HartError
 from hart.model.weights import read_tensors
 from hart.peft.base import Blocks, PeftKind, build_kinds
 from hart.runtime.files import content_of, new_directory, read_json, sha256, write_json
-from hart.runtime.fingerprints import same_base
 
 FIELDS_FILE = "adaptation.json"
 TENSORS_FILE = "adaptation.safetensors"
@@ -160,7 +159,7 @@ class Adaptation:
         if place is not None:
             adaptations = [each.to(place.device) for each in adaptations]
         for other in adaptations[1:]:
-            if not same_base(other.base_fingerprint, first.base_fingerprint):
+            if other.base_fingerprint != first.base_fingerprint:
                 raise HartError(
                     f"adaptation: cannot stack adaptations of different bases, {first.base} and {other.base}"
                 )
@@ -225,10 +224,10 @@ class Adaptation:
             HartError: a missing, truncated, damaged or foreign file, a missing field, an unknown PEFT kind.
         """
         folder = Path(folder)
-        fields, checksum = _read_fields(folder)
+        fields = _read_fields(folder)
         path = folder / TENSORS_FILE
         tensors = read_tensors(path, again="save the adaptation again")
-        if checksum is not None and sha256(path) != checksum:
+        if sha256(path) != fields.pop(_CHECKSUM):
             raise HartError(f"{path}: damaged, its checksum is not that of {FIELDS_FILE}; save the adaptation again")
         for name, tensor in tensors.items():
             if tensor.is_floating_point() == (name == "memory_mask"):
@@ -254,8 +253,7 @@ class Adaptation:
 
     def _fields(self) -> dict[str, Any]:
         values = {**vars(self), **vars(self.input_format), **self._reads()}
-        later = {name: values[name] for name, default in _LATER.items() if values[name] != default}
-        return {"format": FORMAT, **{name: values[name] for name in _FIELD_TYPES}, **later}
+        return {"format": FORMAT, **{name: values[name] for name in _FIELD_TYPES if name != _CHECKSUM}}
 
     def _limits(self) -> tuple[int, int]:
         """Of queries and answers, in tokens."""
@@ -302,11 +300,14 @@ _FIELD_TYPES: dict[str, type | tuple[type, ...]] = {
     "input_eos": bool,
     "max_query_length": int,
     "max_target_length": int,
+    "chat_template": bool,
+    "demonstration_groups": int,
     "created": str,
+    _CHECKSUM: str,
 }
-_LATER: dict[str, Any] = {"chat_template": False, "demonstration_groups": 1}
-"""Fields that files of earlier versions lack, and files of later ones where they are at this default."""
-_FORMAT_FIELDS = ("in_context", "input_eos", "max_query_length", "max_target_length", *_LATER)
+_FORMAT_FIELDS = (
+    "in_context", "input_eos", "max_query_length", "max_target_length", "chat_template", "demonstration_groups"
+)  # fmt: skip
 _IN_CONTEXT = {
     "num_demonstrations": "num_demonstrations",
     "explanations": "explanations",
@@ -317,8 +318,8 @@ _IN_CONTEXT = {
 """Name in `in_context` → field of `InputFormat`."""
 
 
-def _read_fields(folder: Path) -> tuple[dict[str, Any], str | None]:
-    """The checked content of `adaptation.json`, and the checksum of the tensors, which old files lack."""
+def _read_fields(folder: Path) -> dict[str, Any]:
+    """The checked content of `adaptation.json`, without its format."""
     path = folder / FIELDS_FILE
     missing = f"{folder}: no adaptation here ({FIELDS_FILE} is missing)"
     if (folder / "config.json").is_file():
@@ -333,14 +334,10 @@ def _read_fields(folder: Path) -> tuple[dict[str, Any], str | None]:
         if not isinstance(content[name], types):
             raise HartError(f"{path}: field {name} has the wrong type; save the adaptation again")
         fields[name] = content[name]
-    for name, default in _LATER.items():
-        fields[name] = content.get(name, default)
-        if type(fields[name]) is not type(default):
-            raise HartError(f"{path}: field {name} has the wrong type; save the adaptation again")
     for name in ("peft", "tasks"):
         if not all(isinstance(item, dict) for item in fields[name]):
             raise HartError(f"{path}: field {name} must be a list of objects")
-    return fields, content.get(_CHECKSUM)
+    return fields
 
 
 def _input_format(fields: dict[str, Any]) -> InputFormat:
@@ -366,8 +363,8 @@ def _refuse_other(folder: Path, fields: dict[str, Any], overwrite: bool) -> None
         return
     refusal = HartError(f"{folder}: holds another adaptation; give a new folder, or --overwrite (overwrite=True)")
     try:
-        found, _ = _read_fields(folder)
+        found = _read_fields(folder)
     except HartError:
         raise refusal from None
-    if any(found[name] != {**_LATER, **fields}[name] for name in found if name != "created"):
+    if any(found[name] != fields[name] for name in fields.keys() - {"format", "created"}):
         raise refusal

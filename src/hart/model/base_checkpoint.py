@@ -59,7 +59,7 @@ def load_base(name: str, *, revision: str | None = None, dtype: torch.dtype | st
     source = resolve_base(name)
     if Path(source).is_dir():
         check_model_files(Path(source))
-    at_revision: dict[str, Any] = {} if revision is None or Path(source).is_dir() else {"revision": revision}
+    at_revision = _at_revision(source, revision)
     with loading:
         try:
             config = read_base_config(source, **at_revision)
@@ -124,7 +124,12 @@ def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedToken
     """
     source = resolve_base(name)
     with loading:
-        return _tokenizer(name, source, {} if revision is None or Path(source).is_dir() else {"revision": revision})
+        return _tokenizer(name, source, _at_revision(source, revision))
+
+
+def _at_revision(source: str, revision: str | None) -> dict[str, Any]:
+    """What transformers is told of a revision; a folder has none."""
+    return {} if revision is None or Path(source).is_dir() else {"revision": revision}
 
 
 def _tokenizer(name: str, source: str, at_revision: dict[str, Any]) -> PreTrainedTokenizerBase:

@@ -21,7 +21,7 @@ def model_card(config: Mapping[str, Any], about: str = "") -> str:
         about: Markdown to end with.
     """
     system = config["system"]
-    weights, trained = system.get("weights", "generated"), system.get("train_main", False)
+    weights, trained = system["weights"], system["train_main"]
     kinds = ", ".join(kind["kind"] for kind in config["peft"]) or "none"
     rows = [
         (

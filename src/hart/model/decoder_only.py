@@ -26,7 +26,7 @@ from hart.model.main_model import MainModel
 from hart.peft.architectures import architecture, at, layers
 from hart.peft.base import Blocks, PeftKind
 from hart.peft.injection import Binding, ExtraKeyValues, Site, binding, learned_positions, mapped, sites
-from hart.peft.prefix import Prefix
+from hart.peft.prefix import prefix_length
 from hart.runtime.third_party.transformers import CACHE
 
 
@@ -155,7 +155,7 @@ class DecoderOnly(MainModel):
     def room(self, kinds: Sequence[PeftKind]) -> int | None:
         """As `MainModel.room`: GPT-2 has learned positions, of which a prefix takes its length."""
         most = learned_positions(self.model)
-        return None if most is None else most - sum(kind.length for kind in kinds if isinstance(kind, Prefix))
+        return None if most is None else most - prefix_length(kinds)
 
     def _check_length(self, mask: Shaped[Tensor, "b t"], kinds: Sequence[PeftKind], *, more: int = 0) -> None:
         """Raise `HartError` where a row's tokens and `more`, behind a prefix, do not fit learned positions."""

@@ -12,10 +12,7 @@ ours side by side, and zeros where one has nothing to do with an output.
 
 import copy
 import hashlib
-import io
 import json
-import tempfile
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +25,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hart.errors import HartError
-from hart.model.adaptation import FIELDS_FILE, TENSORS_FILE, Adaptation
+from hart.model.adaptation import Adaptation
 from hart.model.main_model import MainModel
 from hart.model.memory_prefix import as_prefixes, why_not
 from hart.peft import injection
@@ -290,35 +287,6 @@ def _wide(each: "_Rows", module: nn.Module) -> Tensor:
         return each.rows
     outputs = injection.weight_of(module).shape[0]
     return each.site.put(each.rows.new_zeros(len(each.rows), outputs), each.rows)
-
-
-def bundle(adaptation: Adaptation) -> bytes:
-    """What `Adaptation.save_pretrained` writes, as one zip file."""
-    packed = io.BytesIO()
-    with tempfile.TemporaryDirectory() as temporary, zipfile.ZipFile(packed, "w") as archive:
-        folder = Path(temporary) / "adaptation"
-        adaptation.save_pretrained(folder)
-        for name in (FIELDS_FILE, TENSORS_FILE):
-            archive.write(folder / name, name)
-    return packed.getvalue()
-
-
-def unbundle(packed: bytes) -> Adaptation:
-    """The adaptation in a zip file of `bundle`.
-
-    Raises:
-        HartError: it is no such file, or damaged.
-    """
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        try:
-            with zipfile.ZipFile(io.BytesIO(packed)) as archive:
-                # Read by name, so that no name in the file decides where anything is written.
-                for name in (FIELDS_FILE, TENSORS_FILE):
-                    (folder / name).write_bytes(archive.read(name))
-        except (zipfile.BadZipFile, KeyError) as error:
-            raise HartError(f"not a zip file of an adaptation ({error})") from error
-        return Adaptation.from_pretrained(folder)
 
 
 def import_peft() -> None:

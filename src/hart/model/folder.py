@@ -15,13 +15,12 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from hart.data.input_format import InputFormat
 from hart.errors import HartError, first_line
 from hart.hypernetwork.config import HyperNetworkConfig
 from hart.hypernetwork.network import HyperNetwork
-from hart.hypernetwork.schemes.base import with_defaults
 from hart.model.base_checkpoint import NoCheckpointError, loading
 from hart.model.bundled import BASES, MODELS, resolve_base, resolve_model
 from hart.model.card import model_card
@@ -30,7 +29,7 @@ from hart.model.peft_source import CONFIG_FILE, WEIGHTS_FILE, PeftSource, load_p
 from hart.peft.base import PeftKind
 from hart.peft.learned import LearnedWeights
 from hart.runtime.files import read_json
-from hart.runtime.fingerprints import difference, same_base
+from hart.runtime.fingerprints import difference
 
 MAIN_FOLDER, READER_FOLDER = "main", "tokenizer"
 PLAIN_MODEL_TYPE = "hart-system"
@@ -39,7 +38,7 @@ PLAIN_MODEL_TYPE = "hart-system"
 MODEL_TYPES = (HyperNetworkConfig.model_type, PLAIN_MODEL_TYPE)
 """model_type of a saved system, by which it is told from a plain checkpoint."""
 
-FIELDS = ("base", "base_revision", "base_fingerprint", "fusion", "input_format")
+FIELDS = ("base", "base_revision", "base_fingerprint", "weights", "fusion", "train_main", "input_format")
 """What config.json must say under `system`."""
 
 MAKE = (
@@ -63,7 +62,7 @@ SIZES = ("vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "num_layers")
 def model_type_of(name: str) -> str | None:
     """The `model_type` of a folder, a hub name or a bundled name; None where none is found, which the loader tells."""
     try:
-        config, _ = PretrainedConfig.get_config_dict(resolve_base(resolve_model(name)))
+        config, _ = PreTrainedConfig.get_config_dict(resolve_base(resolve_model(name)))
     except (OSError, ValueError):
         return None
     return config.get("model_type")
@@ -101,7 +100,7 @@ def load_system(
     folder = fetch(name, revision)
     config = read_config(folder)
     info = config["system"]
-    train_main = info.get("train_main", False)
+    train_main = info["train_main"]
     if train_main and base is not None:
         raise HartError(f"{name}: brings its own main model, which was trained; leave out the base {base}")
     try:
@@ -115,7 +114,7 @@ def load_system(
         if train_main or base:
             raise
         raise HartError(f"{error}; it is the base of {name}, say where it lies: base=… (--base)") from error
-    if not train_main and not same_base(info["base_fingerprint"], main.fingerprint):
+    if not train_main and info["base_fingerprint"] != main.fingerprint:
         raise HartError(
             f"{folder}: was trained for another {info['base']} than the one found in {main.name}, whose "
             f"{difference(info['base_fingerprint'], main.fingerprint)}; give the right one as base"
@@ -206,8 +205,6 @@ def check_make(name: str, saved: Mapping[str, Any], own: Mapping[str, Any]) -> N
         own: what the system that takes over its weights would write there.
     """
     said, own = {**saved.get("t5", {}), **saved, **saved["system"]}, {**own.get("t5", {}), **own}
-    if "scheme" in said:
-        said["scheme"] = with_defaults(said["scheme"])
     for key in (*MAKE, *SIZES):
         if key in said and key in own and said[key] != own[key]:
             raise HartError(f"model.init_from: {name} has {key} {said[key]}, this run {own[key]}; they must be equal")
@@ -271,6 +268,5 @@ def upload(folder: Path, repo_id: str, *, private: bool, revision: str | None) -
         api.create_repo(repo_id, private=private, exist_ok=True)
         commit = api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision)
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise HartError(f"{repo_id}: upload failed ({reason})") from error
+        raise HartError(f"{repo_id}: upload failed ({first_line(error)})") from error
     return str(commit)

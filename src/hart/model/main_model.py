@@ -41,7 +41,7 @@ from hart.model.modes import evaluating
 from hart.peft.architectures import architecture, dropouts
 from hart.peft.base import Blocks, MainShape, PeftKind, check_blocks
 from hart.peft.injection import Binding, Site, attach, binding, checkpoint_contexts
-from hart.runtime.fingerprints import difference, same_base
+from hart.runtime.fingerprints import difference
 from hart.runtime.identity import fingerprint, trace
 
 logger = logging.getLogger(__name__)
@@ -336,7 +336,7 @@ class MainModel(nn.Module, ABC):
 
     def check_adaptation(self, adaptation: Adaptation) -> None:
         """Raise `HartError` unless `adaptation` was generated for exactly these weights and this tokenizer."""
-        if not same_base(adaptation.base_fingerprint, self.fingerprint):
+        if adaptation.base_fingerprint != self.fingerprint:
             raise HartError(
                 f"this adaptation belongs to the base {adaptation.base} (revision {adaptation.base_revision}), whose "
                 f"{difference(adaptation.base_fingerprint, self.fingerprint)} from {self.name}; "

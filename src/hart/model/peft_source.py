@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from hart.errors import HartError
+from hart.errors import HartError, first_line
 from hart.hypernetwork.config import HyperNetworkConfig, no_fusion
 from hart.hypernetwork.network import HyperNetwork
 from hart.model.base_checkpoint import load_base, loading
@@ -78,7 +78,7 @@ def load_peft_source(
     Raises:
         HartError: files are missing or damaged, or do not fit each other.
     """
-    weights = config["system"].get("weights", "generated")
+    weights = config["system"]["weights"]
     if weights == "none":
         return None
     if weights == "learned":
@@ -93,8 +93,7 @@ def load_peft_source(
         with loading:
             return HyperNetwork.from_pretrained(folder, config=made, dtype=dtype)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise HartError(f"{folder}: cannot be loaded ({reason}); is the download complete?") from error
+        raise HartError(f"{folder}: cannot be loaded ({first_line(error)}); is the download complete?") from error
 
 
 def load_weights(module: nn.Module, folder: Path) -> None:

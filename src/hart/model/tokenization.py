@@ -32,7 +32,7 @@ def tokenization_of_model(name: str) -> Tokenization:
     folder = fetch(name, None)
     config = read_config(folder)
     info = config["system"]
-    trained = info.get("train_main", False)
+    trained = info["train_main"]
     revision = None if trained else info["base_revision"]
     tokenizer = load_tokenizer(str(folder / MAIN_FOLDER) if trained else info["base"], revision=revision)
     # A system without a hypernetwork has no reader, and does not say what its base is.

@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hart.errors import HartError
+from hart.errors import HartError, first_line
 from hart.runtime.files import read_json, refuse_lfs_pointer
 
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
@@ -71,5 +71,4 @@ def _opened(path: Path, again: str) -> Iterator[safe_open]:
     except FileNotFoundError as error:
         raise HartError(f"{path}: no such file; {again}") from error
     except (SafetensorError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise HartError(f"{path}: truncated or not a safetensors file ({reason}); {again}") from error
+        raise HartError(f"{path}: truncated or not a safetensors file ({first_line(error)}); {again}") from error

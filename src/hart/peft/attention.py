@@ -108,7 +108,9 @@ def _two_products(
 ) -> Float[Tensor, "b t heads d_kv"]:
     """Attention to what is in front and to tokens, in one softmax over both."""
     batch = query.shape[0]
-    n = _sets(extra, batch)
+    n = extra.key.shape[0]
+    if batch % n:
+        raise ValueError(f"{n} sets of parameters cannot serve a batch of {batch} rows")
     extra_keys, extra_values = extra.key.to(query.dtype), extra.value.to(query.dtype)
     # The queries of all rows of the batch that share a set lie together: one product reads the set once.
     to_extra = _grouped(query, n) @ extra_keys.transpose(-1, -2)
@@ -139,13 +141,6 @@ def _ungrouped(values: Float[Tensor, "n heads t_of_set x"], batch: int) -> Float
     if n == batch:
         return values
     return values.unflatten(2, (batch // n, -1)).transpose(1, 2).flatten(0, 1)
-
-
-def _sets(extra: ExtraKeyValues, batch: int) -> int:
-    """How many sets there are for a batch."""
-    if batch % extra.key.shape[0]:
-        raise ValueError(f"{extra.key.shape[0]} sets of parameters cannot serve a batch of {batch} rows")
-    return extra.key.shape[0]
 
 
 def _tokens_bias(module: Any, position_bias: Tensor, mask: Tensor, query: Tensor, key: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ configuration, decorated with `register` and imported in `__init__.py`.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self, TypeVar
 
 from jaxtyping import Float
@@ -88,10 +88,6 @@ class MainShape:
             "wo": (self.d_ff, self.d_model),
         }
         return sizes[site.removeprefix("cross_")]
-
-    def to_config(self) -> dict[str, Any]:
-        """The fields, without those at their defaults that came later than saved models did."""
-        return {name: value for name, value in asdict(self).items() if name != "kv_heads" or value is not None}
 
     @classmethod
     def of(cls, main: PreTrainedModel) -> Self:

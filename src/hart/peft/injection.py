@@ -28,8 +28,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hart.errors import HartError
-from hart.peft.architectures import Stack as Stack
-from hart.peft.architectures import architecture, at, layers
+from hart.peft.architectures import Stack, architecture, at, layers
 from hart.runtime.third_party.torch import forget_compiled
 
 ATTENTION = {"sdpa": "hart_sdpa", "eager": "hart_eager"}

@@ -7,7 +7,7 @@ self-attention of the encoder and of the decoder, not to cross-attention.
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -121,3 +121,8 @@ def _gains(norm: nn.Module, more: float) -> Float[Tensor, " d"]:
     """What a norm scales by; some add `more` to their weights."""
     weight: Tensor = norm.weight  # type: ignore[assignment]
     return weight.detach().float() + more
+
+
+def prefix_length(kinds: Iterable[PeftKind]) -> int:
+    """Tokens that the prefixes among `kinds` stand for."""
+    return sum(kind.length for kind in kinds if isinstance(kind, Prefix))

@@ -1,10 +1,25 @@
-"""Fingerprints of bases (`hart.runtime.identity`) compared as texts, without torch."""
+"""What of a fingerprint of a base (`hart.runtime.identity`) needs no torch: the tokenizer's part, comparison."""
+
+import hashlib
+import json
+from typing import Any
+
+_TEXTS = (
+    "Definition: In this task, you're given 2 sentences.\n\nInput: The cat sat on the mat.",
+    "  two  spaces,\ta tab; UPPER lower – “quotes” café naïve 12,345.67 <extra_id_0> </s>",
+    "日本語 Привет مرحبا हिन्दी 🙂",
+)
 
 
-def same_base(one: str, other: str) -> bool:
-    """Whether two fingerprints stand for the same weights and the same tokenizer, as far as both say."""
-    mine, theirs = one.split("-"), other.split("-")
-    return all(a == b for a, b in zip(mine, theirs, strict=False))
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Hex digest of how a tokenizer cuts texts: vocabulary, special tokens, and the tokens of a few texts.
+
+    By what it does and not by its file, which versions of the libraries write differently.
+    """
+    special = [tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id]
+    tokens = [tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"] for text in _TEXTS]
+    content = json.dumps([sorted(tokenizer.get_vocab().items()), special, tokens])
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def difference(one: str, other: str) -> str:

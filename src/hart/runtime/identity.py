@@ -1,7 +1,6 @@
 """What tells one base from another: its weights and its tokenizer. One definition for models, adaptations and servers.
 
-A fingerprint is `WEIGHTS-TOKENIZER`, two hex digests. Models and adaptations of earlier versions have the first part
-alone, and are compared by it (`hart.runtime.fingerprints`).
+A fingerprint is `WEIGHTS-TOKENIZER`, two hex digests.
 """
 
 import hashlib
@@ -13,17 +12,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from hart.runtime.fingerprints import tokenizer_digest
 from hart.runtime.third_party.torch import version_of
 
 SAMPLES = 4096
 """Numbers of each tensor that the digest of the weights covers."""
 
 _QUICK_SAMPLES = 8
-_TEXTS = (
-    "Definition: In this task, you're given 2 sentences.\n\nInput: The cat sat on the mat.",
-    "  two  spaces,\ta tab; UPPER lower – “quotes” café naïve 12,345.67 <extra_id_0> </s>",
-    "日本語 Привет مرحبا हिन्दी 🙂",
-)
 
 
 def fingerprint(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -33,17 +28,6 @@ def fingerprint(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> str:
     checkpoint has the same fingerprint whether it is loaded as float32 or as bfloat16.
     """
     return f"{_weights_digest(model)}-{tokenizer_digest(tokenizer)[:16]}"
-
-
-def tokenizer_digest(tokenizer: Any) -> str:
-    """Hex digest of how a tokenizer cuts texts: vocabulary, special tokens, and the tokens of a few texts.
-
-    By what it does and not by its file, which versions of the libraries write differently.
-    """
-    special = [tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id]
-    tokens = [tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"] for text in _TEXTS]
-    content = json.dumps([sorted(tokenizer.get_vocab().items()), special, tokens])
-    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def peft_digest(module: nn.Module | None, *settings: Any) -> str:

@@ -10,9 +10,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from hart.errors import HartError
@@ -57,6 +58,30 @@ def _threads() -> int:
     return int(said) if said.isdecimal() else cpu_cores()
 
 
+@contextmanager
+def on_sigterm(handle: Callable[[], Any] = lambda: None) -> Iterator[list[int]]:
+    """Within, SIGTERM calls `handle` instead of ending the process, and stands in the list that is yielded.
+
+    Schedulers send it before they take a machine away. In another thread than the main one, which alone may handle
+    signals, nothing is changed.
+    """
+    told: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield told
+        return
+
+    # A list, not a threading.Event: a second signal within the setting of one would wait for the first for ever.
+    def note(number: int, _: Any) -> None:
+        told.append(number)
+        handle()
+
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        yield told
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def run_hart(words: Sequence[str], processes: int) -> None:
     """Run the command `hart WORDS` in `processes` processes that know each other (torch's env:// convention).
 
@@ -84,28 +109,27 @@ def run_hart(words: Sequence[str], processes: int) -> None:
         for rank in range(processes)
     ]
 
-    def hand_on(*_: Any) -> None:
+    def hand_on() -> None:
         for member in members:
             member.terminate()
 
-    before = signal.signal(signal.SIGTERM, hand_on)
-    try:
-        while any(member.poll() is None for member in members):
-            if any(member.poll() not in (None, 0, TERMINATED) for member in members):
-                break  # the others would wait for it for ever
-            time.sleep(POLL_SECONDS)
-    except KeyboardInterrupt:
-        # The terminal has interrupted them too; they get a moment to say so.
-        for member in members:
-            with suppress(subprocess.TimeoutExpired):
-                member.wait(timeout=5)
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        for member in members:
-            if member.poll() is None:
-                member.kill()
-            member.wait()
+    with on_sigterm(hand_on):
+        try:
+            while any(member.poll() is None for member in members):
+                if any(member.poll() not in (None, 0, TERMINATED) for member in members):
+                    break  # the others would wait for it for ever
+                time.sleep(POLL_SECONDS)
+        except KeyboardInterrupt:
+            # The terminal has interrupted them too; they get a moment to say so.
+            for member in members:
+                with suppress(subprocess.TimeoutExpired):
+                    member.wait(timeout=5)
+            raise
+        finally:
+            for member in members:
+                if member.poll() is None:
+                    member.kill()
+                member.wait()
     if all(member.returncode == TERMINATED for member in members):
         sys.exit(TERMINATED)
     if any(member.returncode for member in members):

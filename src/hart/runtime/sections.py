@@ -16,8 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import ErrorDetails
 
 from hart.errors import HartError
-from hart.runtime.files.reading import LFS_POINTER, half_character, lfs_message
-from hart.runtime.files.writing import reason
+from hart.runtime.files.reading import half_character, read_text
 
 LIMIT = 10**18  # still a size or a seed for every library underneath
 PositiveInt = Annotated[int, Field(ge=1, lt=LIMIT)]
@@ -190,17 +189,7 @@ def read_yaml(path: Path, what: str = "configuration file") -> Any:
     Raises:
         HartError: it cannot be read, or is not YAML (a key given twice is none).
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise HartError(f"{path}: no such {what}") from None
-    except UnicodeDecodeError:
-        raise HartError(f"{path}: not a {what}, the text is not UTF-8") from None
-    except (OSError, ValueError) as error:
-        raise HartError(f"{path}: cannot be read ({reason(error)})") from None
-    if text.startswith(LFS_POINTER.decode()):
-        raise HartError(lfs_message(str(path)))
-    return _parse(text, f"{path}:")
+    return _parse(read_text(path, f"a {what}", missing=f"{path}: no such {what}"), f"{path}:")
 
 
 Sections = Mapping[str, type[Section]]

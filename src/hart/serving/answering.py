@@ -15,7 +15,7 @@ from hart.serving.engine import Engine
 from hart.serving.refusals import Refused
 from hart.serving.running import Options, Query
 
-Adapted = tuple[str | None, Adaptation | None]
+Resolved = tuple[str | None, Adaptation | None]
 """The id of an adaptation and itself; neither for the bare base."""
 
 STREAMS: dict[int | str, dict[str, Any]] = {
@@ -24,7 +24,7 @@ STREAMS: dict[int | str, dict[str, Any]] = {
 }
 
 
-async def resolve(engine: Engine, given: str | schemas.TaskIn | None, where: str) -> Adapted:
+async def resolve(engine: Engine, given: str | schemas.TaskIn | None, where: str) -> Resolved:
     """The adaptation of an id or of a task, and its id; neither for the bare base."""
     if given is None:
         return None, None
@@ -97,7 +97,7 @@ async def check_choices(engine: Engine, body: schemas.ClassifyIn) -> tuple[list[
     return await engine.checks.aside(check)
 
 
-async def resolve_each(engine: Engine, given: Any, count: int) -> list[Adapted]:
+async def resolve_each(engine: Engine, given: Any, count: int) -> list[Resolved]:
     """The adaptation of each of so many inputs, of one given for all or one for each."""
     # Side by side, so that new tasks share a pass of the hypernetwork.
     each = given if isinstance(given, list) else [given]
@@ -109,7 +109,7 @@ async def resolve_each(engine: Engine, given: Any, count: int) -> list[Adapted]:
 
 
 async def generate_all(
-    engine: Engine, texts: Sequence[str | list[int]], adapted: Sequence[Adapted], how: Options, n: int = 1
+    engine: Engine, texts: Sequence[str | list[int]], adapted: Sequence[Resolved], how: Options, n: int = 1
 ) -> list[Answer]:
     """The answers to all queries, n of each, which then lie together."""
     jobs = [

@@ -21,15 +21,15 @@ try:
 except ImportError as error:
     raise HartError(f"the server needs {error.name}: pip install 'hart-hypernet[serve]'") from None
 
-from hart.model.export import bundle
 from hart.model.hart_model import HartModel
 from hart.serving import schemas
 from hart.serving.access import AccessLog, exchange
 from hart.serving.answer_routes import add_answers
 from hart.serving.answering import full_id, unknown, within
 from hart.serving.batching import Batcher
+from hart.serving.download import bundle
 from hart.serving.engine import Engine, StoreTrouble
-from hart.serving.guard import Guard
+from hart.serving.guard import PAGE_FILES, Guard
 from hart.serving.health import add_health, add_metrics
 from hart.serving.metrics import Metrics
 from hart.serving.openai_routes import add_openai
@@ -126,11 +126,8 @@ def _add_page(app: FastAPI) -> None:
         async def page() -> Response:
             return FileResponse(_PAGE / name, media_type=media, headers={"Content-Security-Policy": _PAGE_POLICY})
 
-    serve("/", "index.html", "text/html")
-    serve("/base.css", "base.css", "text/css")
-    serve("/page.css", "page.css", "text/css")
-    serve("/page.js", "page.js", "text/javascript")
-    serve("/examples.js", "examples.js", "text/javascript")
+    for path, (name, media) in PAGE_FILES.items():
+        serve(path, name, media)
 
     @app.get("/docs", include_in_schema=False)
     async def described() -> Response:

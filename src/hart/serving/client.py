@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from hart.data.tasks import Task
 from hart.errors import HartError
 from hart.model.classification import Classification
-from hart.serving.protocol import Adapted, Call, Protocol, RemoteAdaptation, httpx2
+from hart.serving.protocol import AdaptedBy, Call, Protocol, RemoteAdaptation, httpx2
 
 if TYPE_CHECKING:
     from hart.model.adaptation import Adaptation
@@ -60,7 +60,7 @@ class Client:
         return self._do(self._protocol.adapt(task))
 
     def generate(
-        self, queries: str | Sequence[str], adaptation: Adapted | Sequence[Adapted] | None = None, **options: Any
+        self, queries: str | Sequence[str], adaptation: AdaptedBy | Sequence[AdaptedBy] | None = None, **options: Any
     ) -> list[str]:
         """Answers to the queries, as `HartModel.generate`.
 
@@ -72,7 +72,7 @@ class Client:
         """
         return self._do(self._protocol.generate(queries, adaptation, options))
 
-    def stream(self, query: str, adaptation: Adapted | None = None, **options: Any) -> Iterator[str]:
+    def stream(self, query: str, adaptation: AdaptedBy | None = None, **options: Any) -> Iterator[str]:
         """The answer to one query, piece by piece as it is generated; options as for `generate`, but for beams."""
         call = self._protocol.stream(query, adaptation, options)
         attempts = self._protocol.attempts(call)
@@ -94,7 +94,7 @@ class Client:
             time.sleep(wait or 0.0)
 
     def score(
-        self, query: str, choices: Sequence[str], adaptation: Adapted | None = None, *, normalisation: str = "sum"
+        self, query: str, choices: Sequence[str], adaptation: AdaptedBy | None = None, *, normalisation: str = "sum"
     ) -> list[float]:
         """Log-probability of each choice as the answer, in nats."""
         return self._do(self._protocol.score(query, choices, adaptation, normalisation))
@@ -103,7 +103,7 @@ class Client:
         self,
         queries: str | Sequence[str],
         choices: Sequence[str] | Sequence[Sequence[str]],
-        adaptation: Adapted | Sequence[Adapted] | None = None,
+        adaptation: AdaptedBy | Sequence[AdaptedBy] | None = None,
         **options: Any,
     ) -> list[Classification]:
         """The best of the choices for each query, and the probability of each, as `HartModel.classify`.
@@ -169,12 +169,12 @@ class AsyncClient:
         return await self._do(self._protocol.adapt(task))
 
     async def generate(
-        self, queries: str | Sequence[str], adaptation: Adapted | Sequence[Adapted] | None = None, **options: Any
+        self, queries: str | Sequence[str], adaptation: AdaptedBy | Sequence[AdaptedBy] | None = None, **options: Any
     ) -> list[str]:
         """As `Client.generate`."""
         return await self._do(self._protocol.generate(queries, adaptation, options))
 
-    async def stream(self, query: str, adaptation: Adapted | None = None, **options: Any) -> AsyncIterator[str]:
+    async def stream(self, query: str, adaptation: AdaptedBy | None = None, **options: Any) -> AsyncIterator[str]:
         """As `Client.stream`; who leaves early closes it, as `contextlib.aclosing` does."""
         call = self._protocol.stream(query, adaptation, options)
         attempts = self._protocol.attempts(call)
@@ -196,7 +196,7 @@ class AsyncClient:
             await asyncio.sleep(wait or 0.0)
 
     async def score(
-        self, query: str, choices: Sequence[str], adaptation: Adapted | None = None, *, normalisation: str = "sum"
+        self, query: str, choices: Sequence[str], adaptation: AdaptedBy | None = None, *, normalisation: str = "sum"
     ) -> list[float]:
         """As `Client.score`."""
         return await self._do(self._protocol.score(query, choices, adaptation, normalisation))
@@ -205,7 +205,7 @@ class AsyncClient:
         self,
         queries: str | Sequence[str],
         choices: Sequence[str] | Sequence[Sequence[str]],
-        adaptation: Adapted | Sequence[Adapted] | None = None,
+        adaptation: AdaptedBy | Sequence[AdaptedBy] | None = None,
         **options: Any,
     ) -> list[Classification]:
         """As `Client.classify`."""

@@ -18,7 +18,8 @@ from hart.errors import HartError
 from hart.model.adaptation import Adaptation
 from hart.model.answering import Answer
 from hart.model.hart_model import HartModel
-from hart.runtime.identity import peft_digest, tokenizer_digest
+from hart.runtime.fingerprints import tokenizer_digest
+from hart.runtime.identity import peft_digest
 from hart.serving.access import exchange
 from hart.serving.batching import Batcher, Job, Stopped
 from hart.serving.checks import Checks

@@ -12,19 +12,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from hart.serving.metrics import Metrics
 from hart.serving.settings import BODY_SECONDS, MAX_BODY_BYTES, Settings
 
+PAGE_FILES = {
+    "/": ("index.html", "text/html"),
+    "/base.css": ("base.css", "text/css"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+    "/examples.js": ("examples.js", "text/javascript"),
+}
+"""Path → the page or a part of it in the folder `page`, and its media type."""
+
 # What tells nothing of tasks: the page, its parts, the description of the interface, and whether the server is well.
-OPEN = (
-    "/",
-    "/base.css",
-    "/page.css",
-    "/page.js",
-    "/examples.js",
-    "/health",
-    "/livez",
-    "/readyz",
-    "/docs",
-    "/openapi.json",
-)
+OPEN = (*PAGE_FILES, "/health", "/livez", "/readyz", "/docs", "/openapi.json")
 OPEN_BELOW = "/static-offline-docs/"
 
 _THIS_MACHINE = {"localhost", "127.0.0.1", "[::1]", "::1"}

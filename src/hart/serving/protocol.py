@@ -57,7 +57,8 @@ class RemoteAdaptation:
     demonstrations_read: int
 
 
-Adapted: TypeAlias = RemoteAdaptation | Task | str
+AdaptedBy: TypeAlias = RemoteAdaptation | Task | str
+"""An adaptation, a task that the server adapts to, or the id of an adaptation."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Protocol:
         return Call("POST", "/v1/adaptations", read, _task(task))
 
     def generate(
-        self, queries: str | Sequence[str], adaptation: Adapted | Sequence[Adapted] | None, options: dict[str, Any]
+        self, queries: str | Sequence[str], adaptation: AdaptedBy | Sequence[AdaptedBy] | None, options: dict[str, Any]
     ) -> Call[list[str]]:
         if options.get("stream"):
             raise HartError("generate gives whole answers; for pieces as they come use stream")
@@ -140,7 +141,7 @@ class Protocol:
 
         return Call("POST", "/v1/generate", read, body, known=None if texts else [])
 
-    def stream(self, query: str, adaptation: Adapted | None, options: dict[str, Any]) -> Call[None]:
+    def stream(self, query: str, adaptation: AdaptedBy | None, options: dict[str, Any]) -> Call[None]:
         """A call whose reply is events, which `piece` reads one by one."""
         body = {"inputs": [query], "adaptation": _reference(adaptation), "stream": True, **options}
         return Call("POST", "/v1/generate", lambda _: None, body)
@@ -162,7 +163,7 @@ class Protocol:
         return HartError(f"{self.url}: the answer broke off; ask again")
 
     def score(
-        self, query: str, choices: Sequence[str], adaptation: Adapted | None, normalisation: str
+        self, query: str, choices: Sequence[str], adaptation: AdaptedBy | None, normalisation: str
     ) -> Call[list[float]]:
         body = {"input": query, "choices": _choices(choices), "adaptation": _reference(adaptation)}
         return Call("POST", "/v1/score", self._reading("scores"), body | {"normalisation": normalisation})
@@ -171,7 +172,7 @@ class Protocol:
         self,
         queries: str | Sequence[str],
         choices: Sequence[str] | Sequence[Sequence[str]],
-        adaptation: Adapted | Sequence[Adapted] | None,
+        adaptation: AdaptedBy | Sequence[AdaptedBy] | None,
         options: dict[str, Any],
     ) -> Call[list[Classification]]:
         def read(content: bytes) -> list[Classification]:
@@ -186,7 +187,7 @@ class Protocol:
 
     def download(self, adaptation: RemoteAdaptation | str) -> "Call[Adaptation]":
         def read(content: bytes) -> "Adaptation":
-            from hart.model.export import unbundle
+            from hart.serving.download import unbundle
 
             return unbundle(content)
 
@@ -334,7 +335,7 @@ def _id(adaptation: RemoteAdaptation | str) -> str:
     return quote(id, safe="")
 
 
-def _reference(adaptation: Adapted | Sequence[Adapted] | None) -> Any:
+def _reference(adaptation: AdaptedBy | Sequence[AdaptedBy] | None) -> Any:
     match adaptation:
         case None | str():
             return adaptation

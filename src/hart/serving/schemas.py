@@ -116,8 +116,10 @@ def _form(given: Any) -> str:
 
 _Id: TypeAlias = Annotated[Id, Tag(TAGS[0])]
 _Task: TypeAlias = Annotated[TaskIn, Tag(TAGS[1])]
-Adapted: TypeAlias = Annotated[_Id | _Task, Discriminator(_form), Field(description="an id, or a task given in full")]
-_Each: TypeAlias = Annotated[list[Adapted], Tag(TAGS[2]), Field(min_length=1, max_length=MAX_INPUTS)]
+AdaptationIn: TypeAlias = Annotated[
+    _Id | _Task, Discriminator(_form), Field(description="an id, or a task given in full")
+]
+_Each: TypeAlias = Annotated[list[AdaptationIn], Tag(TAGS[2]), Field(min_length=1, max_length=MAX_INPUTS)]
 EachAdapted: TypeAlias = Annotated[
     Annotated[_Id | _Task | _Each, Discriminator(_form)] | None,
     Field(description="one for all inputs, or one for each; null asks the un-adapted base"),
@@ -233,7 +235,7 @@ class ClassifyIn(Request):
 class ScoreIn(Request):
     input: Text
     choices: list[Text] = Field(min_length=1, max_length=MAX_CHOICES)
-    adaptation: Adapted | None = Field(None, description="null asks the un-adapted base")
+    adaptation: AdaptationIn | None = Field(None, description="null asks the un-adapted base")
     normalisation: Normalisation = Field("sum", description="of the log-probabilities of a choice's tokens")
 
 

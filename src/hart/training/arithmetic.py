@@ -21,7 +21,8 @@ from transformers import T5Config
 from hart.hypernetwork.decoding import MANY
 from hart.hypernetwork.network import HyperNetwork
 from hart.peft.architectures import architecture
-from hart.peft.base import MainShape
+from hart.peft.base import MainShape, build_kinds
+from hart.peft.prefix import prefix_length
 from hart.training.blueprint import Parts
 from hart.training.config import RunConfig
 
@@ -311,7 +312,7 @@ def _in_front(config: RunConfig) -> int:
 
 
 def _prefix(config: RunConfig) -> int:
-    return sum(kind.get("length", 32) for kind in config.model.peft if kind["kind"] == "prefix")
+    return prefix_length(build_kinds(config.model.peft))
 
 
 def _generated(parts: Parts) -> bool:

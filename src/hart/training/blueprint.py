@@ -1,6 +1,6 @@
 """The networks of a configuration without weights: shapes on the meta device, built without data or downloads."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +8,14 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
     T5Config,
     T5ForConditionalGeneration,
 )
 
 from hart.errors import HartError
-from hart.hypernetwork.config import T5_FIELDS, HyperNetworkConfig, check_beside, new_decoder, no_fusion
+from hart.hypernetwork.config import T5_FIELDS, HyperNetworkConfig, check_beside, new_decoder, no_fusion, no_t5
 from hart.hypernetwork.main_states import chosen_layers
 from hart.hypernetwork.network import HyperNetwork
 from hart.hypernetwork.schemes.base import uses_decoder
@@ -27,7 +28,7 @@ from hart.peft.architectures import architecture
 from hart.peft.base import MainShape, build_kinds, row_blocks
 from hart.peft.injection import learned_positions
 from hart.peft.learned import LearnedWeights
-from hart.peft.prefix import Prefix
+from hart.peft.prefix import prefix_length
 from hart.training.config import BASE_TEACHER, ModelConfig, RunConfig
 
 # d_model, d_ff, layers of a stack, heads; d_kv is 64 throughout. T5 1.1, LM-adapted or instruction-tuned, as published.
@@ -170,7 +171,7 @@ def check_positions(config: RunConfig, main: PreTrainedModel) -> None:
             f"encodes tasks, has {most} positions; lower it"
         )
     limit = "max_demonstrations_length" if data.demonstrations_to == "main" else "max_query_length"
-    prefix = sum(kind.length for kind in build_kinds(config.model.peft) if isinstance(kind, Prefix))
+    prefix = prefix_length(build_kinds(config.model.peft))
     # The last token of an answer is predicted and not read.
     tokens = prefix + getattr(data, limit) + data.max_target_length - 1
     if tokens > most:
@@ -190,10 +191,9 @@ def build(config: RunConfig) -> Parts:
     shape = MainShape.from_config(base)
     check_family(model, shape)
     check_trains(model, shape)
+    main = _without_weights(base)
+    check_positions(config, main)
     with torch.device("meta"):
-        builder: Any = T5ForConditionalGeneration if shape.has_encoder else AutoModelForCausalLM.from_config
-        main = builder(base)
-        check_positions(config, main)
         peft_source: PeftSource | None = None
         if model.weights == "generated":
             peft_source = HyperNetwork(_hypernetwork_config(model, shape))
@@ -218,9 +218,14 @@ def with_teacher(config: RunConfig, parts: Parts) -> Parts:
         base = base_config(checkpoint)
     except HartError as error:
         raise HartError(f"distillation.teacher: {error}") from None
+    return replace(parts, teacher=_without_weights(base), teacher_head=_untied_head(checkpoint, base))
+
+
+def _without_weights(base: PreTrainedConfig) -> PreTrainedModel:
+    """The network of a configuration, on the meta device."""
     builder: Any = T5ForConditionalGeneration if base.is_encoder_decoder else AutoModelForCausalLM.from_config
     with torch.device("meta"):
-        return replace(parts, teacher=builder(base), teacher_head=_untied_head(checkpoint, base))
+        return builder(base)
 
 
 def _untied_head(name: str, base: Any) -> int:
@@ -230,21 +235,17 @@ def _untied_head(name: str, base: Any) -> int:
 
 
 def check_family(model: ModelConfig, shape: MainShape) -> None:
-    """Raise `HartError` for what a base of this family has not, or a decoder-only one without what reads its tasks."""
+    """Raise `HartError` for what a base of this family has not."""
     if model.weights != "generated":
         return
-    check_beside(shape, memory_in_front=model.memory_in_front, main_states=model.encoder == "main_model")
-    if shape.has_encoder:
-        return
-    if model.fusion:
+    check_beside(
+        shape,
+        memory_in_front=model.memory_in_front,
+        main_states=model.encoder == "main_model",
+        tied_encoder=model.tied_encoder,
+    )
+    if model.fusion and not shape.has_encoder:
         raise HartError(no_fusion(model.base))
-    if model.tied_encoder:
-        raise HartError("model.tied_encoder: a decoder-only base has no encoder to share; set it to false")
-    if model.hypernetwork_init is None and model.encoder == "t5":
-        raise HartError(
-            f"model.hypernetwork_init: must name a T5 checkpoint, which the hypernetwork starts from; {model.base} is "
-            "decoder-only (or set model.encoder to main_model)"
-        )
 
 
 def _hypernetwork_config(model: ModelConfig, shape: MainShape) -> HyperNetworkConfig:
@@ -257,7 +258,7 @@ def _hypernetwork_config(model: ModelConfig, shape: MainShape) -> HyperNetworkCo
         decoder_layers=model.decoder_layers,
         scheme=dict(model.scheme),
         peft=[kind.to_config() for kind in build_kinds(model.peft)],
-        main=shape.to_config(),
+        main=asdict(shape),
         tied_encoder=model.tied_encoder,
         encoder_layers=(
             chosen_layers(model.encoder_layers, shape.decoder_layers) if model.encoder == "main_model" else None
@@ -272,10 +273,7 @@ def _checkpoint_sizes(model: ModelConfig) -> dict[str, Any]:
     name = model.hypernetwork_init or model.base
     t5 = base_config(name)
     if not isinstance(t5, T5Config):
-        raise HartError(
-            "model.hypernetwork_init: must name a T5 checkpoint, which the hypernetwork starts from; "
-            f"{name} is of the architecture {t5.model_type}"
-        )
+        raise HartError(no_t5(name, t5.model_type))
     if model.decoder_layers > (t5.num_decoder_layers or t5.num_layers) and uses_decoder(model.scheme):
         raise HartError(f"model.decoder_layers is {model.decoder_layers}; {name} has fewer")
     return {field: getattr(t5, field) for field in T5_FIELDS}

@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from hart.data.collate import Collator
+from hart.data.collate import IGNORED_LABEL, Collator
 from hart.data.input_format import InputFormat
 from hart.data.sampling import Examples
 from hart.errors import HartError
@@ -33,9 +33,10 @@ from hart.model.main_model import MainModel
 from hart.model.modes import evaluating
 from hart.peft.architectures import layers
 from hart.peft.injection import Binding, Site, binding
-from hart.runtime.identity import peft_digest, tokenizer_digest
+from hart.runtime.fingerprints import tokenizer_digest
+from hart.runtime.identity import peft_digest
 from hart.training.config import BASE_TEACHER, DistillationConfig, RunConfig
-from hart.training.losses import IGNORED, prediction_loss
+from hart.training.losses import prediction_loss
 from hart.training.teacher_cache import Said, TeacherCache, key_of
 
 logger = logging.getLogger(__name__)
@@ -124,7 +125,7 @@ class Distillation:
 
     def _remembered(self, cache: TeacherCache, ids: Tensor, mask: Tensor, labels: Tensor) -> Said:
         """What the cache has; the teacher is asked for the other rows alone."""
-        targets = labels != IGNORED
+        targets = labels != IGNORED_LABEL
         rows = zip(*(each.tolist() for each in (ids, mask.bool(), labels, targets)), strict=True)
         keys = [
             key_of(*([i for i, counts in zip(*each, strict=True) if counts] for each in ((row, kept), (own, wanted))))
@@ -176,7 +177,7 @@ class Distillation:
                 )
                 for at, logits in enumerate(said):
                     sums[at] += float(prediction_loss(logits, labels)[0])
-                tokens += int((labels != IGNORED).sum())
+                tokens += int((labels != IGNORED_LABEL).sum())
         teacher, base = (each / tokens for each in sums)
         if teacher > base:
             logger.warning(
@@ -257,30 +258,19 @@ def _load(name: str, in_context: InputFormat, **options: Any) -> HartModel:
     return HartModel.from_pretrained(name, **options)
 
 
-def distillation_loss(
-    student: Float[Tensor, "b u v"],
-    teacher: Float[Tensor, "b u v"],
-    labels: Int[Tensor, "b u"],
-    temperature: float = 1.0,
-    top_k: int | None = None,
-) -> Tensor:
-    """T² · KL(teacher ‖ student) of the next token, summed over the target tokens, in float32.
-
-    With `top_k` the distributions are those over k + 1 classes: the teacher's k likeliest tokens, and all others
-    together. That is never more than the divergence over all tokens, which it is for k of the vocabulary's size.
-
-    Args:
-        student, teacher: logits; gradients go into the student's.
-        labels: -100 where there is no target.
-    """
-    return divergence(student, what_is_said(teacher, labels, temperature, top_k), labels, temperature)
-
-
 def what_is_said(
     teacher: Float[Tensor, "b u v"], labels: Int[Tensor, "b u"], temperature: float = 1.0, top_k: int | None = None
 ) -> Said:
-    """Of the target tokens, in the order of `labels`."""
-    log_p = (teacher[labels != IGNORED].float() / temperature).log_softmax(-1)
+    """Of the target tokens, in the order of `labels`.
+
+    With `top_k` the distributions are those over k + 1 classes: the teacher's k likeliest tokens, and all others
+    together. Their divergence is never more than that over all tokens, which it is for k of the vocabulary's size.
+
+    Args:
+        teacher: logits.
+        labels: -100 where there is no target.
+    """
+    log_p = (teacher[labels != IGNORED_LABEL].float() / temperature).log_softmax(-1)
     if top_k is None or top_k >= log_p.shape[-1]:
         return Said(log_p, None)
     best = log_p.topk(top_k, dim=-1).indices
@@ -290,8 +280,12 @@ def what_is_said(
 def divergence(
     student: Float[Tensor, "b u v"], said: Said, labels: Int[Tensor, "b u"], temperature: float = 1.0
 ) -> Tensor:
-    """T² · KL(what is said ‖ student), summed over the target tokens, in float32."""
-    log_p = (student[labels != IGNORED].float() / temperature).log_softmax(-1)
+    """T² · KL(what is said ‖ student) of the next token, summed over the target tokens, in float32.
+
+    Args:
+        student: logits, into which the gradients go.
+    """
+    log_p = (student[labels != IGNORED_LABEL].float() / temperature).log_softmax(-1)
     if said.chosen is not None:
         log_p = _classes(log_p, said.chosen)
     return temperature**2 * F.kl_div(log_p, said.log_p, reduction="sum", log_target=True)
@@ -308,7 +302,7 @@ def hidden_loss(
 ) -> Tensor:
     """L1 distance of hidden states divided by the L1 norm of the teacher's, mean over layers, summed over the target
     tokens, in float32."""
-    targets = labels != IGNORED
+    targets = labels != IGNORED_LABEL
     ours, theirs = (each[:, targets].float() for each in (student, teacher))
     distance = (ours - theirs).abs().sum(-1) / theirs.abs().sum(-1)
     return distance.mean(0).sum()

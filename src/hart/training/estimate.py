@@ -10,7 +10,6 @@ stage on that shards it (1: optimizer states, 2: gradients, 3: weights), DeepSpe
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,8 +63,8 @@ class Estimate:
         """GiB on one device."""
         return sum(self.memory.values())
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self) | {"total_memory": self.total_memory}, indent=2)
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"total_memory": self.total_memory}
 
 
 def estimate(config: RunConfig, *, devices: int = 1, zero_stage: int = 0) -> Estimate:

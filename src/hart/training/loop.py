@@ -28,7 +28,7 @@ from accelerate.utils import (
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from hart.data.collate import Collator
+from hart.data.collate import IGNORED_LABEL, Collator
 from hart.data.sampling import Examples
 from hart.data.tasks import Task
 from hart.errors import HartError
@@ -41,13 +41,12 @@ from hart.training.checkpoints import load_states, load_weights, save_checkpoint
 from hart.training.config import TrainingConfig
 from hart.training.consistency import make_consistency
 from hart.training.distillation import Distillation
-from hart.training.losses import IGNORED, prediction_loss
+from hart.training.losses import prediction_loss
 from hart.training.optimizer import make_optimizer, make_schedule, optimizer_used, schedule_of_deepspeed
 from hart.training.reporting import Report, check_trackers
 from hart.training.run_card import run_card
 from hart.training.run_folder import RunFolder
 from hart.training.sharding import FSDP, REPLICATED, ZERO, layout_of, shard, trained_weights, undivided, wants_fsdp
-from hart.training.stopping import StopSignal
 from hart.training.zero import agree, deepspeed_plugin, refusals
 
 
@@ -111,15 +110,20 @@ class Loop:
         self._seen: list[Tensor] = []
         self._states: Tensor | None = None
 
-    def fit(self, checkpoint: Path | None, stop: StopSignal) -> None:
-        """Train to the end or to a signal, from a checkpoint that `check_layout` lets pass or from the start."""
+    def fit(self, checkpoint: Path | None, told: Sequence[int]) -> None:
+        """Train to the end or to a signal, from a checkpoint that `check_layout` lets pass or from the start.
+
+        Args:
+            told: the signals that have come so far (`hart.runtime.launch.on_sigterm`): after the first, the step in
+                progress is finished, saved, and the last.
+        """
         config, accelerator = self.config, self.accelerator
         batches = self.prepare(checkpoint)
         while self.step < config.max_steps:
             with together():  # one process that cannot make its examples ends all, before they wait for each other
                 passes = send_to_device(list(islice(batches, self.passes)), accelerator.device)
             rate = self.optimizer.param_groups[0]["lr"]  # DeepSpeed may step its own schedule in the backward pass
-            tokens = accelerator.reduce(sum((each["labels"] != IGNORED).sum() for each in passes))
+            tokens = accelerator.reduce(sum((each["labels"] != IGNORED_LABEL).sum() for each in passes))
             for batch in passes:
                 with accelerator.accumulate(self.model):  # processes exchange gradients in the last pass alone
                     self.exchange()
@@ -133,7 +137,7 @@ class Loop:
 
             # Of several processes one may have been told to stop and another not yet: they stop together. Read once,
             # as a signal may come at any moment; one that comes later ends the next step.
-            stopping = anywhere(stop.signalled)
+            stopping = anywhere(bool(told))
             if self.step == 1 or self.step % config.log_every == 0:
                 self.report.losses(self.step, grad_norm=norm, learning_rate=rate, **self.measures())
             if self.validation and self.due(config.eval_every):
@@ -142,7 +146,6 @@ class Loop:
                 save_checkpoint(self)
                 self.report.start_clock()
             if stopping:
-                stop.signalled = True
                 return
 
     def due(self, every: int) -> bool:

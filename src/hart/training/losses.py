@@ -3,8 +3,7 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-IGNORED = -100
-"""The label of padding."""
+from hart.data.collate import IGNORED_LABEL
 
 
 def prediction_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -20,5 +19,5 @@ def prediction_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         The sum in nats (float32 scalar) and the number of target tokens (int64 scalar).
     """
-    total = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
-    return total, (labels != IGNORED).sum()
+    total = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum")
+    return total, (labels != IGNORED_LABEL).sum()

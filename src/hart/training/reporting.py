@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor
-from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from hart.errors import HartError
 from hart.runtime.ranks import rank, together
@@ -64,7 +65,7 @@ class Report:
     def __init__(self, accelerator: Accelerator, config: TrainingConfig, run: RunFolder, *, quiet: bool) -> None:
         self.accelerator, self.config, self.run = accelerator, config, run
         self._shown = not quiet and rank() == 0
-        self._bar: Any = None
+        self._bar: tuple[Progress, TaskID] | None = None
         self._pending: dict[str, list[Any]] = {}  # steps that are not in steps.csv yet
         self._losses: dict[str, list[float]] = {}  # all steps since the last row
         self._passes = self._steps = 0
@@ -76,8 +77,12 @@ class Report:
         name = self.run.path.name
         own = {"wandb": {"name": name, "dir": str(self.run.path)}, "trackio": {"name": name}}
         self.accelerator.init_trackers(PROJECT, init_kwargs={**own, "mlflow": {"run_name": name}})
-        if self._shown and sys.stderr.isatty():
-            self._bar = tqdm(total=self.config.max_steps, initial=step, dynamic_ncols=True)
+        console = Console(stderr=True)
+        if self._shown and sys.stderr.isatty() and not console.is_dumb_terminal:
+            columns = (BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+            progress = Progress(*columns, console=console, expand=True)
+            self._bar = progress, progress.add_task("", total=self.config.max_steps, completed=step)
+            progress.start()
         else:
             self._say(line)
         self.start_clock()
@@ -86,7 +91,7 @@ class Report:
         for tracker in self.accelerator.trackers:
             tracker.finish()
         if self._bar is not None:
-            self._bar.close()
+            self._bar[0].stop()
 
     def start_clock(self) -> None:
         """Time spent before the first step, or in evaluation and saving, belongs to no step."""
@@ -113,7 +118,8 @@ class Report:
         self._steps += 1
         self._tokens = self._tokens + tokens
         if self._bar is not None:
-            self._bar.update()
+            progress, task = self._bar
+            progress.advance(task)
 
     def losses(self, step: int, **last: float) -> None:
         """Say the means since the last call, and values of the last step."""
@@ -144,7 +150,9 @@ class Report:
         group = {name: ("eval/" if name.startswith("eval_") else "train/") + name.removeprefix("eval_") for name in row}
         self.accelerator.log({group[name]: value for name, value in row.items()}, step=step)
         if self._bar is not None:
-            self._bar.set_postfix({SHORT[name]: f"{value:.3f}" for name, value in row.items() if name in SHORT})
+            progress, task = self._bar
+            shown = ", ".join(f"{SHORT[name]} {value:.3f}" for name, value in row.items() if name in SHORT)
+            progress.update(task, description=shown)
             return
         said = (
             f"{SHORT.get(name, name)} {value:.4g}" for name, value in row.items() if name not in ("steps", "tokens")

@@ -30,7 +30,7 @@ def run_card(config: RunConfig, tasks: Sequence[Task], metrics: Path, step: int,
     """
     data, training = config.data, config.training
     rows = read_metrics(metrics) if metrics.exists() else []
-    seconds = sum(row["seconds_per_step"] * row.get("steps", 1) for row in rows if "seconds_per_step" in row)
+    seconds = sum(row["seconds_per_step"] * row["steps"] for row in rows if "seconds_per_step" in row)
     losses = [row["prediction_loss"] for row in rows if "prediction_loss" in row]
     scored = [{k[5:]: v for k, v in row.items() if k.startswith("eval_")} for row in rows if row["step"] == step]
     validation = [f"{name} {value:.2f}" for each in scored for name, value in each.items()]

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-import yaml
 
 from hart.errors import HartError
 from hart.runtime.files import damage, write_json, write_text
+from hart.runtime.sections import read_yaml
 from hart.training.config import RunConfig, with_defaults
 from hart.training.run_record import NAMED, read_record
 
@@ -33,9 +33,6 @@ FREE_FIELDS = frozenset(
 ) | {
     "model.attention", "model.gradient_checkpointing", "distillation.cache", *MOVABLE,
 }  # fmt: skip
-
-_GONE = {"training.consistency_pairing": ("slots",), "training.tensorboard": (True, False)}
-"""Fields that earlier versions had, and the values whose numbers this version computes."""
 
 LOCK_FILE = ".lock"
 
@@ -149,11 +146,6 @@ class RunFolder:
         saved = self.path / "config.yaml"
         if occupied:
             self._check_same(saved, config)
-        else:
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise HartError(f"{self.path}: cannot be created ({error.strerror})") from error
         config.save(saved)
 
     @staticmethod
@@ -176,14 +168,13 @@ class RunFolder:
     @staticmethod
     def _check_same(saved: Path, config: RunConfig) -> None:
         try:
-            earlier = yaml.safe_load(saved.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise HartError(f"{saved}: cannot be read; choose another training.output_dir") from error
+            earlier = read_yaml(saved)
+        except HartError as error:
+            raise HartError(f"{error}; choose another training.output_dir") from error
         old, new = _flatten(with_defaults(earlier) or earlier), _flatten(config.to_dict())
         record = read_record(saved.parent)
         if record and new["training.optimizer"] == record["optimizer"]:
             old["training.optimizer"] = record["optimizer"]  # what it fell back to may be asked for by name
-        old = {key: value for key, value in old.items() if value not in _GONE.get(key, ())}
         changed = [
             f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
             for key in sorted(old.keys() | new.keys())

@@ -5,7 +5,6 @@ there or not; run.json is what such differences are found with.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from typing import Any
 from hart.data.segments import PATTERNS
 from hart.data.tasks import Instance, Task
 from hart.errors import HartError
-from hart.runtime.files import write_json
-from hart.runtime.fingerprints import difference, same_base
+from hart.runtime.files import read_json, write_json
+from hart.runtime.fingerprints import difference
 from hart.training.config import RunConfig
 
 RECORD_FILE = "run.json"
@@ -45,18 +44,18 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """What `write_record` wrote; None in a folder of an earlier version.
+    """What `write_record` wrote; None where it has written nothing.
 
     Raises:
         HartError: it cannot be read.
     """
     path = folder / RECORD_FILE
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (OSError, ValueError) as error:
-        raise HartError(f"{path}: cannot be read ({error}); choose another training.output_dir") from None
+    try:
+        found = read_json(path, "the record of a run")
+    except HartError as error:
+        raise HartError(f"{error}; choose another training.output_dir") from None
     if not isinstance(found, dict) or not {"base", "optimizer", "data"} <= found.keys():
         raise HartError(f"{path}: is no record of a run; choose another training.output_dir")
     return found
@@ -70,7 +69,7 @@ def check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> Non
     """
     instead = "restore it, or start anew in another training.output_dir"
     old, new = (record["base"]["base_fingerprint"] for record in (before, now))
-    if not same_base(old, new):
+    if old != new:
         raise HartError(
             f"{folder}: the run was begun with another base than {now['base']['base']} is now (model.base), whose "
             f"{difference(old, new)}; {instead}"

@@ -1,12 +1,5 @@
 """Ends of a training run that are nobody's mistake: a pre-empted machine, and a memory that is too small."""
 
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 
 from hart.errors import HartError
@@ -15,35 +8,6 @@ from hart.training.config import RunConfig
 
 class Stopped(Exception):
     """Training ended early because it was asked to; all of it is saved."""
-
-
-@dataclass
-class StopSignal:
-    """After SIGTERM, the step in progress is finished, saved, and the last.
-
-    Attributes:
-        signalled: whether the signal has come.
-    """
-
-    signalled: bool = False
-
-
-@contextmanager
-def stopping_cleanly() -> Iterator[StopSignal]:
-    """Within, SIGTERM (as schedulers send it before they take a machine away) is left to what is yielded."""
-    stop = StopSignal()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # only the main thread may handle signals
-        return
-
-    def handle(*_: Any) -> None:
-        stop.signalled = True
-
-    before = signal.signal(signal.SIGTERM, handle)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 _SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")

@@ -5,18 +5,15 @@ not done again: a sweep that was interrupted goes on with the same command, and 
 with other rows or seeds.
 """
 
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hart.errors import HartError
 from hart.runtime.files import write_json
-from hart.runtime.launch import POLL_SECONDS, TERMINATED
+from hart.runtime.launch import POLL_SECONDS, TERMINATED, on_sigterm
 from hart.training.run_folder import LOCK_FILE, HeldError
 from hart.training.sweep_jobs import Job, check_room, remaining, take_over
 from hart.training.sweep_plan import RESULTS_FILE, SweepRun
@@ -118,7 +115,7 @@ class _AtWork:
         self.missed: list[SweepRun] = []
 
     def work(self) -> None:
-        with _handing_on(self.active) as told:
+        with on_sigterm(self.hand_on) as told:
             try:
                 while self.waiting or self.active:
                     if not told:
@@ -134,6 +131,11 @@ class _AtWork:
                 raise
         if told:
             sys.exit(TERMINATED)
+
+    def hand_on(self) -> None:
+        """Tell the jobs to save and end."""
+        for job in self.active:
+            job.terminate()
 
     def start(self) -> None:
         """Start what can be started; settle what need not or cannot be done."""
@@ -183,26 +185,6 @@ class _AtWork:
         self.waiting.remove(unit)
         self.settled[unit.folder] = done
         self.say(f"[{len(self.settled)}/{self.total}] {unit.label}: {why}")
-
-
-@contextmanager
-def _handing_on(active: Sequence[Job]) -> Iterator[list[int]]:
-    """Within, SIGTERM goes on to the jobs, which save and end; the list holds it then."""
-    told: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield told  # only the main thread may handle signals
-        return
-
-    def hand_on(number: int, _: Any) -> None:
-        told.append(number)
-        for job in active:
-            job.terminate()
-
-    before = signal.signal(signal.SIGTERM, hand_on)
-    try:
-        yield told
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _stop(active: Sequence[Job]) -> None:

@@ -132,7 +132,7 @@ def looked_into(model: "HartModel", config: RunConfig) -> dict[str, Any]:
 def _from_metrics(path: Path) -> dict[str, Any]:
     rows = read_metrics(path)
     losses = [row["prediction_loss"] for row in rows if "prediction_loss" in row]
-    times = [(row["seconds_per_step"], row.get("steps", 1)) for row in rows if "seconds_per_step" in row]
+    times = [(row["seconds_per_step"], row["steps"]) for row in rows if "seconds_per_step" in row]
     return {
         "seconds_per_step": median([seconds for seconds, _ in times][1:] or [seconds for seconds, _ in times]),
         "training_seconds": sum(seconds * steps for seconds, steps in times),

@@ -11,14 +11,13 @@
 docs/studies.md has all of it. What is not understood is refused with one line that names file, row and field.
 """
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hart.errors import HartError
+from hart.errors import HartError, suggestion
 from hart.runtime.sections import read_yaml, shortened
 from hart.training.sweep_plan import Row, SweepRun, as_words, plan_rows
 
@@ -96,7 +95,7 @@ def plan_study(
     known = {row.name: row for row in study.rows}
     for name in names or ():
         if name not in known:
-            raise HartError(f"--row {name}: {study.path} has no such row; {_suggestion(name, known)}")
+            raise HartError(f"--row {name}: {study.path} has no such row; {suggestion(name, known)}")
     wanted = set(known) if names is None else set(names)
     waiting = list(wanted)
     while waiting:
@@ -129,7 +128,7 @@ def _row(path: Path, study: Mapping[str, Any], name: Any, values: Any, rows: Map
     for field in ("init_from", "teacher"):
         other = values.get(field)
         if other is not None and (not isinstance(other, str) or other not in rows or other == name):
-            raise HartError(f"{where}: {field}: {other} is no other row of the study; {_suggestion(other, rows)}")
+            raise HartError(f"{where}: {field}: {other} is no other row of the study; {suggestion(other, rows)}")
     grid = _dotted(values.get("grid", study.get("grid")), f"{where}: grid")
     for field, choices in grid.items():
         if not (isinstance(choices, list) and choices):
@@ -177,9 +176,4 @@ def _dotted(value: Any, where: str) -> dict[str, Any]:
 def _known(keys: Iterable[Any], known: Sequence[str], where: str) -> None:
     for key in keys:
         if key not in known:
-            raise HartError(f"{where}: unknown field {key}; {_suggestion(key, known)}")
-
-
-def _suggestion(wrong: Any, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(str(wrong), list(known), n=1)
-    return f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
+            raise HartError(f"{where}: unknown field {key}; {suggestion(str(key), known)}")

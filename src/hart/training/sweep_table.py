@@ -10,7 +10,7 @@ from typing import Any
 from hart.evaluation.words import METRIC_NAMES, metrics_of
 from hart.runtime.files import write_json, write_text
 from hart.training.config import flattened
-from hart.training.sweep_plan import RESULTS_FILE, SweepRun, alike
+from hart.training.sweep_plan import PEAK, RESULTS_FILE, SweepRun, alike
 
 TABLE_FILES = ("table.md", "table.json")
 LISTING_FILE = "study.json"
@@ -79,7 +79,7 @@ def most_common(made: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 def _row(name: str, done: list[dict[str, Any]], found: Results, first: str) -> dict[str, Any]:
     row: dict[str, Any] = {"system": name, "runs": len(done)}
-    for key in ("trained_parameters", "seconds_per_step", "peak_memory_gib", "loss_start", "loss_end"):
+    for key in ("trained_parameters", "seconds_per_step", PEAK, "loss_start", "loss_end"):
         values = [result[key] for result in done if result.get(key) is not None]
         row[key] = fmean(values) if values else None
     for key in ("rouge_l", "exact_match", "accuracy"):
@@ -106,7 +106,7 @@ _COLUMNS: dict[str, tuple[str, str]] = {
     "runs": ("runs", "d"),
     "trained_parameters": ("trained parameters", ",.0f"),
     "seconds_per_step": ("s / step", ".2f"),
-    "peak_memory_gib": ("peak memory (GiB)", ".2f"),
+    PEAK: ("peak memory (GiB)", ".2f"),
     "loss_start": ("loss, start", ".2f"),
     "loss_end": ("loss, end", ".2f"),
     "rouge_l": ("ROUGE-L", ".2f"),

@@ -21,6 +21,7 @@ from hart.data.sampling import Examples
 from hart.data.tasks import Task
 from hart.errors import HartError
 from hart.model.hart_model import HartModel
+from hart.runtime.launch import on_sigterm
 from hart.runtime.ranks import from_first, join_to_train, rank, together
 from hart.training.blueprint import check_positions, check_trains
 from hart.training.config import RunConfig
@@ -30,7 +31,7 @@ from hart.training.loop import Loop
 from hart.training.run_folder import RunFolder, holding, undone_on_error
 from hart.training.run_record import check_same, read_record, record_of, write_record
 from hart.training.sharding import check_layout
-from hart.training.stopping import Stopped, memory_error, stopping_cleanly
+from hart.training.stopping import Stopped, memory_error
 
 logger = logging.getLogger(__name__)
 
@@ -75,9 +76,9 @@ def _train(config: RunConfig, tasks: Sequence[Task] | None, *, owner: bool, quie
         checkpoint = from_first(lambda: _to_go_on_from(run, loop))
         if config.data.distractor_share:
             loop.dataset = _with_distractors(config, loop, folder)
-    with stopping_cleanly() as stop, closing(loop.report):
+    with on_sigterm() as told, closing(loop.report):
         try:
-            loop.fit(checkpoint, stop)
+            loop.fit(checkpoint, told)
         except HartError as error:
             # From a data worker it comes wrapped in the worker's traceback.
             raise HartError(

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from hart.data.own_tasks.sources import Source
-from hart.data.reading import check_file
 from hart.data.streams import named_stream
 from hart.data.tables import Row, RowError
 from hart.data.tasks import Instance, Task
 from hart.errors import HartError
+from hart.runtime.files import read_text
 
 NAME = 60
 """Characters of a task's name: with four bytes each a file system still takes it."""
@@ -116,11 +116,7 @@ def _definition_beside(source: Source) -> str:
             f"{source.label}: no definition; say what its rows ask for with --definition TEXT or "
             f"--definition-field COLUMN{beside}"
         )
-    check_file(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise HartError(f"{path}: cannot be read ({error})") from None
+    text = read_text(path, "the text of a definition").strip()
     if not text:
         raise HartError(f"{path}: is empty; say there what the rows of {source.label} ask for")
     return text

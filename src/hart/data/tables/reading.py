@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from hart.data.reading import check_file, open_bytes
 from hart.data.tables.formats import LONGEST, MAX_ROW_BYTES, Format, RowError
-from hart.errors import HartError
+from hart.errors import HartError, first_line
 from hart.runtime.files import parse_json
 
 Item = TypeVar("Item")
@@ -242,8 +242,9 @@ class Table:
                         number += 1
                         yield Row(f"{self.name}, row {number}", content)
         except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
-            reason = str(error).splitlines()[0]
-            raise HartError(f"{self.name}: not a Parquet file, or damaged after row {number} ({reason})") from error
+            raise HartError(
+                f"{self.name}: not a Parquet file, or damaged after row {number} ({first_line(error)})"
+            ) from error
 
 
 def _contents(batch: Any) -> list[dict[str, Any]]:

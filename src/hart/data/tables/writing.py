@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from hart.data.tables.formats import Format, RowError
 from hart.data.tables.reading import DELIMITERS, Row, Table, chunks
-from hart.errors import HartError
+from hart.errors import HartError, first_line
 from hart.runtime.files import open_target
 
 WHOLE = ("json", "parquet")
@@ -250,8 +250,7 @@ def _write_parquet(path: Path, journal: Table) -> None:
                     row |= {name: _cell(row[name]) for name in as_text if row.get(name) is not None}
                 writer.write_table(pyarrow.Table.from_pylist(part, schema=schema))
     except (pyarrow.ArrowException, OSError, TypeError, OverflowError) as error:
-        reason = str(error).splitlines()[0]
-        raise HartError(f"{path}: cannot be written ({reason}); the rows are in {journal.name}") from error
+        raise HartError(f"{path}: cannot be written ({first_line(error)}); the rows are in {journal.name}") from error
 
 
 def _types(journal: Table) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def uses_decoder(config: Mapping[str, Any]) -> bool:
 
 
 def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A scheme's configuration, with the options that came later than it did."""
+    """A scheme's configuration, with the defaults of the options that it leaves out."""
     scheme = SCHEMES.get(config.get("name", ""))
     return {**(scheme.options() if scheme is not None else {}), **config}
 

@@ -16,7 +16,7 @@ from hart.runtime.files.folders import (
     sha256,
 )
 from hart.runtime.files.places import cache_folder, ensure_home
-from hart.runtime.files.reading import parse_json, read_json, refuse_lfs_pointer
+from hart.runtime.files.reading import parse_json, read_json, read_text, refuse_lfs_pointer
 from hart.runtime.files.writing import check_file_target, open_target, write_bytes, write_json, write_text
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "ordinary_modes",
     "parse_json",
     "read_json",
+    "read_text",
     "refuse_lfs_pointer",
     "seal",
     "sha256",

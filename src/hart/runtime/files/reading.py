@@ -1,4 +1,4 @@
-"""Reading JSON, and telling what is no content at all."""
+"""Reading text and JSON, and telling what is no content at all."""
 
 import json
 import sys
@@ -12,23 +12,39 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """How a file begins that Git LFS put in the place of another."""
 
 
-def read_json(path: str | Path, what: str, *, missing: str | None = None) -> Any:
-    """The value in a JSON file, with or without a byte order mark.
+def read_text(path: str | Path, what: str, *, missing: str | None = None) -> str:
+    """The text of a file in UTF-8, with or without a byte order mark.
 
     Args:
         what: the file should be, for messages: "a task file".
         missing: the message where there is no such file; None says that.
 
     Raises:
-        HartError: as `parse_json`, or the file is missing or cannot be read.
+        HartError: the file is missing, cannot be read, is no text, or is what Git LFS puts in its place.
     """
     try:
-        content = Path(path).read_bytes()
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (FileNotFoundError, NotADirectoryError):
         raise HartError(missing or f"{path}: no such file; give {what}") from None
+    except UnicodeDecodeError:
+        raise HartError(f"{path}: not {what}, the text is not UTF-8") from None
     except (OSError, ValueError) as error:  # ValueError: no file can have such a name
         raise HartError(f"{path}: cannot be read ({reason(error)}); give {what}") from None
-    return parse_json(content, str(path), what)
+    if text.startswith(LFS_POINTER.decode()):
+        raise HartError(lfs_message(str(path)))
+    return text
+
+
+def read_json(path: str | Path, what: str, *, missing: str | None = None) -> Any:
+    """The value in a JSON file, with or without a byte order mark.
+
+    Args:
+        what, missing: as in `read_text`.
+
+    Raises:
+        HartError: as `read_text` and `parse_json`.
+    """
+    return parse_json(read_text(path, what, missing=missing), str(path), what)
 
 
 def parse_json(content: bytes | str, source: str, what: str, *, whole: bool = True) -> Any:
