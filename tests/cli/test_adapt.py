@@ -203,7 +203,7 @@ def test_a_model_of_prompts_needs_no_definition(p3_model: Path, tmp_path: Path, 
     assert len(answers) == 1
 
 
-@pytest.mark.parametrize("dash", ["-x", "--task", "-", "--", "-h", "--output-dir=there", "-0.5"])
+@pytest.mark.parametrize("dash", ["-x", "--tusk", "-", "--", "-h", "--output-dir=there", "-0.5"])
 def test_texts_may_begin_with_a_dash(dash: str, model_dir: Path, tmp_path: Path, ok) -> None:
     for words in (("--definition", dash), (f"--definition={dash}",)):
         folder = tmp_path / words[-1].replace("/", "")

@@ -101,6 +101,21 @@ def test_choice_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
         select_device("cuda:2")
 
 
+def test_an_option_is_no_text_and_a_misspelt_one_is_named(refused, model_dir: Path, tmp_path: Path) -> None:
+    adapt = ("adapt", model_dir, "--definition", "Do.", "--output-dir", tmp_path / "a")
+    assert "--demonstration takes 2 texts, and after 1 of them comes the option --overwrite" in refused(
+        *adapt, "--demonstration", "apple saw", "--overwrite"
+    )
+    assert "--definition takes a text, and after 0 of them comes the option --task" in refused(
+        "adapt", model_dir, "--definition", "--task", "t.json", "--output-dir", tmp_path / "a"
+    )
+    assert "unrecognized arguments: --overwite; did you mean --overwrite? (see hart adapt --help)" in refused(
+        *adapt, "--overwite"
+    )
+    assert "unrecognized arguments: words (see hart adapt --help)" in refused(*adapt, "words")
+    assert not (tmp_path / "a").exists()
+
+
 def test_interruption(hart, config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

@@ -11,7 +11,7 @@ from hart.training.config import load
 from hart.training.train import train
 
 TABLE = "text,label\n" + "".join(f"ticket {i},{'abc'[i % 3]}\n" for i in range(12))
-OPTIONS = ("--input-field", "text", "--output-field", "label", "--definition", "- Name the letter.")
+OPTIONS = ("--input-field", "text", "--output-field", "label", "--definition", "- Name the letter: a, b or c.")
 
 
 @pytest.fixture
@@ -23,10 +23,19 @@ def table(tmp_path: Path) -> Path:
 
 def test_from_a_table_to_an_adaptation(table: Path, model_dir: Path, tmp_path: Path, ok) -> None:
     out = ok("tasks", "make", table, *OPTIONS, "--output-dir", tmp_path / "own")
-    assert "10 instances; demonstrations (the first row of each of 3 labels in turn)" in out
+    assert "10 instances; demonstrations (the first row of each of 2 of 3 labels)" in out
     file = tmp_path / "own" / "tasks" / "tickets.json"
-    assert Task.from_file(file).definition == "- Name the letter."
+    assert Task.from_file(file).definition == "- Name the letter: a, b or c."
     ok("adapt", model_dir, "--task", file, "--output-dir", tmp_path / "a")
+
+
+def test_labels_that_nothing_names(table: Path, tmp_path: Path, hart, ok) -> None:
+    options = ("--input-field", "text", "--output-field", "label", "--definition", "Do it.")
+    told = hart("tasks", "make", table, *options, "--output-dir", tmp_path / "own")
+    assert told.status == 0 and "neither the definition nor a demonstration names the labels 'c'" in told.err
+    assert "first row of each of 3 labels in turn" in ok(
+        "tasks", "make", table, *options, "--demonstrations", "3", "--output-dir", tmp_path / "three"
+    )
 
 
 def test_existing_tasks_are_refused_without_overwrite(table: Path, tmp_path: Path, ok, refused) -> None:

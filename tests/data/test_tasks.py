@@ -194,8 +194,12 @@ def test_file_that_is_not_json_is_refused(tmp_path: Path, content: bytes, messag
 def test_missing_file_and_folder_instead_of_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(HartError, match="no such task file"):
         Task.from_file(tmp_path / "absent.json")
-    with pytest.raises(HartError, match="cannot be read"):
+    with pytest.raises(HartError, match="a folder; give one of its task files"):
         Task.from_file(tmp_path)
+    with pytest.raises(
+        HartError, match=r"tickets.csv: a table and no task file; hart tasks make .*tickets.csv --output"
+    ):
+        Task.from_file(tmp_path / "tickets.csv")
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,10 @@ def test_fields_that_change_no_number_may_change(run_config: Build):
         num_workers=1,
         num_threads=1,
     )
-    assert load(RunFolder(changed).path / "config.yaml") == changed
+    again = RunFolder(changed)
+    assert load(again.path / "config.yaml") == run_config(), "until it is known that the run goes on"
+    again.save_config()
+    assert load(again.path / "config.yaml") == changed
 
 
 def test_resume_false_refuses_a_run(run_config: Build):

@@ -43,6 +43,26 @@ def change(path: Path, key: str, value: Any) -> None:
     path.write_text(json.dumps(content))
 
 
+def test_a_complete_run_is_none_on_other_data(run_config: Build, data: Path, tmp_path: Path):
+    config = run_config(data={"dir": str(data)})
+    final = train(config, quiet=True)
+    written = (final.parent / "config.yaml").read_bytes()
+    moved = data.rename(tmp_path / "elsewhere")
+    assert train(run_config(data={"dir": str(moved)}), quiet=True) == final, "the same tasks at another place"
+    with pytest.raises(HartError, match="data: no such folder"):
+        train(config, quiet=True)
+    other = shutil.copytree(moved, data)
+    change(other / "tasks" / "twice.json", "Definition", ["Write nothing."])
+    with pytest.raises(
+        HartError, match="data are not those that the run was begun with .*task twice has another d"
+    ):
+        train(config, quiet=True)
+    mine = [Task("Write the first word.", [("a b", "a")], instances=[Instance("c d", ["c"])], name="mine")]
+    with pytest.raises(HartError, match="task mine is new"):
+        train(config, tasks=mine, quiet=True)
+    assert (final.parent / "config.yaml").read_bytes() == written, "a complete run is left as it is"
+
+
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [

@@ -28,26 +28,27 @@ Build = Callable[..., RunConfig]
 SETTINGS: dict[str, Any] = {"max_steps": 5, "save_every": 4, "alpha": 1.0, "num_threads": 1}
 
 
-@pytest.fixture
-def terminated_in_step_2(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=[signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def terminated_in_step_2(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> signal.Signals:
     compute = Loop.loss
 
     def terminate(self: Loop, *args: Any) -> Any:
         if self.step == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), request.param)
         return compute(self, *args)
 
     monkeypatch.setattr(Loop, "loss", terminate)
+    return request.param
 
 
-def test_sigterm_saves_and_the_run_goes_on_bit_for_bit(
-    run_config: Build, tmp_path: Path, terminated_in_step_2: None, monkeypatch: pytest.MonkeyPatch
+def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(
+    run_config: Build, tmp_path: Path, terminated_in_step_2: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ):
-    handler = signal.getsignal(signal.SIGTERM)
+    handler = signal.getsignal(terminated_in_step_2)
     config = run_config("cut", **SETTINGS)
     with pytest.raises(Stopped, match="after step 2"):
         train(config, quiet=True)
-    assert signal.getsignal(signal.SIGTERM) is handler
+    assert signal.getsignal(terminated_in_step_2) is handler
     assert (tmp_path / "cut" / "checkpoints" / "checkpoint-2").is_dir() and not (tmp_path / "cut" / "final").exists()
     monkeypatch.undo()
     resumed, whole = train(config, quiet=True), train(run_config("whole", **SETTINGS), quiet=True)
@@ -57,6 +58,19 @@ def test_sigterm_saves_and_the_run_goes_on_bit_for_bit(
         [row["loss"] for row in read_metrics(f.parent / "metrics.jsonl") if "loss" in row] for f in (resumed, whole)
     ]
     assert losses[0] == losses[1]
+
+
+def test_a_second_interruption_ends_at_once(run_config: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def interrupt(*_: Any) -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+
+    monkeypatch.setattr(Loop, "loss", interrupt)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(run_config("cut", **SETTINGS), quiet=True)
+    assert signal.getsignal(signal.SIGINT) is handler and not list((tmp_path / "cut").glob("checkpoints/*"))
 
 
 def test_a_signal_to_the_whole_group_leaves_data_workers_at_work(
@@ -114,9 +128,9 @@ def test_rotation_keeps_what_was_just_written(run_config: Build):
     assert sorted(path.name[11:] for path in run.checkpoints.iterdir()) == ["120.bak", "150", "200", "best-900"]
 
 
-def test_the_command_says_so(run_config: Build, tmp_path: Path, terminated_in_step_2: None, capsys):
+def test_the_command_says_so(run_config: Build, tmp_path: Path, terminated_in_step_2: signal.Signals, capsys):
     run_config("cut", **SETTINGS).save(tmp_path / "config.yaml")
-    assert main(["train", str(tmp_path / "config.yaml"), "--device", "cpu"]) == 143
+    assert main(["train", str(tmp_path / "config.yaml"), "--device", "cpu"]) == 128 + terminated_in_step_2
     assert "stopped by a signal after step 2" in capsys.readouterr().err
 
 

@@ -12,6 +12,7 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import NoReturn
 
 from hart.cli import (
@@ -104,11 +105,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     overrides: list[str] = []
+    parser = _parser()
+    options = _options(parser, words[0]) if words else []
     if words and words[0] in CONFIGURED:
         words, overrides = split_overrides(words, CONFIGURED[words[0]])
     if words and words[0] in TEXTS:
-        words = keep_texts(words, TEXTS[words[0]])
-    args = _parser().parse_args(words)
+        words = keep_texts(words, TEXTS[words[0]], options)
+    args, unknown = parser.parse_known_args(words)
+    if unknown:
+        meant = [near for word in unknown for near in get_close_matches(word.partition("=")[0], options, n=1)]
+        advice = f"; did you mean {' and '.join(meant)}?" if meant else ""
+        raise HartError(f"unrecognized arguments: {' '.join(unknown)}{advice} (see hart {args.command} --help)")
     args.overrides = overrides
     with _own_messages():
         ensure_home()
@@ -138,6 +145,16 @@ def _parser() -> argparse.ArgumentParser:
     for command in COMMANDS:
         command.add_parser(subparsers)
     return parser
+
+
+def _options(parser: argparse.ArgumentParser, command: str | None = None) -> list[str]:
+    """The options of a command and of what is below it."""
+    found = [] if command else [each for each in parser._option_string_actions if each.startswith("--")]
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            below = action.choices.items()
+            found += [each for name, parts in below if command in (None, name) for each in _options(parts)]
+    return found
 
 
 def _version() -> str:

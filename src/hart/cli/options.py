@@ -1,7 +1,7 @@
 """What several commands share: options and a progress bar."""
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,7 @@ def read_configuration(args: argparse.Namespace) -> None:
     args.configuration = load(args.config, args.overrides)
 
 
-def keep_texts(words: Sequence[str], options: Mapping[str, int]) -> list[str]:
+def keep_texts(words: Sequence[str], options: Mapping[str, int], all_options: Collection[str] = ()) -> list[str]:
     """The words of a command, in which the values of `options` are texts whatever they begin with.
 
     argparse alone would take a text that begins with a dash for an option. It is marked here, and `text`, the type of
@@ -57,18 +57,25 @@ def keep_texts(words: Sequence[str], options: Mapping[str, int]) -> list[str]:
 
     Args:
         options: those whose values are texts, and how many each takes.
+        all_options: of the command; none of them is a text.
+
+    Raises:
+        HartError: an option stands where a text is missing.
     """
     kept: list[str] = []
-    values = 0
+    values, of = 0, ""
     for word in words:
         option, given, value = word.partition("=")
+        if values and word in all_options:
+            count = "a text" if options[of] == 1 else f"{options[of]} texts"
+            raise HartError(f"{of} takes {count}, and after {options[of] - values} of them comes the option {word}")
         if values:
             values -= 1
             kept.append(f"{_TEXT}{word}")
         elif given and option in options:
             kept.append(f"{option}={_TEXT}{value}")
         else:
-            values = options.get(word, 0)
+            values, of = options.get(word, 0), word
             kept.append(word)
     return kept
 

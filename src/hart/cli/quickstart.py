@@ -5,7 +5,6 @@ from typing import Any
 
 from hart.cli.options import positive
 from hart.cli.printing import console, tell
-from hart.runtime.launch import TERMINATED
 
 
 def add_parser(subparsers: Any) -> None:
@@ -43,5 +42,5 @@ def run(args: argparse.Namespace) -> int:
         quickstart(config, console(), processes=args.processes or sensible_processes(groups))
     except Stopped as stop:
         tell(f"hart: {stop}; the same command goes on from there")
-        return TERMINATED
+        return stop.status
     return 0

@@ -1,6 +1,7 @@
 """hart serve: a model as an HTTP server on this machine."""
 
 import argparse
+import errno
 import os
 import socket
 import stat
@@ -155,6 +156,10 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listener
     except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise HartError(
+                f"--port {port}: is in use by another program; give another port, or 0 for a free one"
+            ) from error
         raise HartError(f"--host {host} --port {port}: cannot listen there ({error.strerror or error})") from error
 
 

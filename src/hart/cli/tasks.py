@@ -144,6 +144,14 @@ def run_make(args: argparse.Namespace) -> None:
     for each in made:
         if not each.task.instances:
             logger.warning("task %s: all rows are demonstrations; it can be adapted to, not trained on", each.task.name)
+        if each.untold:
+            untold = ", ".join(map(repr, each.untold[:SHOWN])) + (", …" if len(each.untold) > SHOWN else "")
+            logger.warning(
+                "task %s: neither the definition nor a demonstration names the labels %s, so no model can know them; "
+                "name them in the definition, or raise --demonstrations",
+                each.task.name,
+                untold,
+            )
     _tell(made, args.output_dir, testing, drawn=args.seed is not None)
 
 
@@ -163,10 +171,15 @@ SHOWN = 5
 def _tell(made: "list[Made]", folder: Path, testing: set[str], *, drawn: bool) -> None:
     for each in made[:SHOWN]:
         one, some = ("a random row", "random rows") if drawn else ("the first row", "the first rows")
-        how = f"{one} of each of {each.labels} labels in turn" if each.labels else some
+        how = some
+        if each.labels:
+            shown = min(each.labels, len(each.shown))
+            how = f"{one} of each of {each.labels} labels in turn"
+            if shown < each.labels:
+                how = f"{one} of each of {shown} of {each.labels} labels"
         left = f"; {each.left_out} rows with their inputs left out" if each.left_out else ""
-        shown = "; ".join(each.shown)
-        say(f"{each.task.name}: {len(each.task.instances)} instances; demonstrations ({how}): {shown}{left}")
+        places = "; ".join(each.shown)
+        say(f"{each.task.name}: {len(each.task.instances)} instances; demonstrations ({how}): {places}{left}")
     if len(made) > SHOWN:
         say(f"… and {len(made) - SHOWN} more tasks")
     say(f"{len(made)} tasks ({len(testing)} to test on): {folder}")

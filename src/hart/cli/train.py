@@ -6,7 +6,7 @@ from typing import Any
 
 from hart.cli.options import positive, read_configuration, select_device
 from hart.cli.printing import say, tell
-from hart.runtime.launch import TERMINATED, is_first, is_one_of_several, run_hart
+from hart.runtime.launch import is_first, is_one_of_several, run_hart
 
 OWN_OPTIONS = ("--help", "--device", "--processes")
 """What is no field of a configuration (`hart.cli.options.split_overrides`)."""
@@ -20,7 +20,8 @@ def add_parser(subparsers: Any) -> None:
 Train a hypernetwork for a frozen base as a YAML file says. Any field of its sections model, data,
 training and distillation can be given behind it as --section.field VALUE. The run's folder gets
 config.yaml, metrics.jsonl, checkpoints and final/, the model that the other commands take. An
-interrupted run goes on from its last checkpoint when the same command is given again.""",
+interrupted run goes on from its last checkpoint when the same command is given again; Ctrl-C and
+SIGTERM let it finish a step and save, a second Ctrl-C ends it at once.""",
         epilog="""\
 examples:
   hart train configs/mini/hart_sni.yaml --data.dir natural-instructions --training.max_steps 2000
@@ -61,11 +62,11 @@ def run(args: argparse.Namespace) -> int:
             return 0
         final = train(args.configuration)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("the same command goes on from the last checkpoint") from None
+        raise KeyboardInterrupt("the same command goes on from the last checkpoint, if there is one yet") from None
     except Stopped as stop:
         if is_first():
             tell(f"hart: {stop}; the same command goes on from there")
-        return TERMINATED
+        return stop.status
     if is_first():
         say(f"trained model: {final}")
     return 0

@@ -9,6 +9,9 @@ from typing import BinaryIO, NamedTuple, cast
 from hart.errors import HartError
 from hart.runtime.files import refuse_lfs_pointer
 
+CONVERT = 'convert the file (iconv -f WINDOWS-1252 -t UTF-8 FILE; Excel saves "CSV UTF-8")'
+"""The way out where a text is not UTF-8."""
+
 
 def check_text(text: str, where: str) -> str:
     """The text itself.
@@ -67,7 +70,7 @@ def read_lines(path: Path) -> Iterator[Line]:
                     yield Line(number, offset, text)
                 offset += len(line)
     except UnicodeDecodeError:
-        raise HartError(f"{path}, line {number}: not UTF-8; convert the file") from None
+        raise HartError(f"{path}, line {number}: not UTF-8; {CONVERT}") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise HartError(f"{path}: damaged after line {number} ({error}); download it again") from error
     except OSError as error:

@@ -139,6 +139,11 @@ class _Folder:
             (folder / TASKS, "folder"),
             (split_list, "file"),
         ):
+            if needed == split_list and official == "test" and (folder / TASKS).is_dir() and not needed.exists():
+                raise HartError(
+                    f"{needed}: no such file, so no task is set aside to test on; hart tasks make --test-tasks does, "
+                    "or write one task name a line"
+                )
             if not needed.exists():
                 raise HartError(
                     f"{needed}: no such {what}; the data folder must be laid out as a clone of "
@@ -146,7 +151,10 @@ class _Folder:
                 )
         self.names = read_list(split_list)
         if not self.names:
-            raise HartError(f"{split_list}: names no task; write one task name a line")
+            raise HartError(
+                f"{split_list}: names no task; write one task name a line"
+                f"{' (hart tasks make --test-tasks sets some aside)' if official == 'test' else ''}"
+            )
         # All names before any file: a long load should not end in a message about its last task.
         self._files = {name: task_file(folder, name) for name in self.names}
         for name, file in self._files.items():

@@ -152,6 +152,12 @@ class Task:
             HartError: the file cannot be read, is not JSON, or is not a task (see `from_dict`).
         """
         path = Path(path)
+        if path.is_dir():
+            raise HartError(f"{path}: a folder; give one of its task files (tasks/NAME.json of a folder of tasks)")
+        if path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".parquet"):
+            raise HartError(
+                f"{path}: a table and no task file; hart tasks make {path} --output-dir DIR makes tasks of it"
+            )
         text = read_text(path, "a task file", missing=f"{path}: no such task file")
         content = parse_json(text, str(path), "a task file", whole=False)
         return cls.from_dict(content, source=str(path), name=path.stem)

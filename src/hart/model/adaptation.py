@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from hart.data.input_format import InputFormat
 from hart.data.tasks import Task
 from hart.errors import HartError
+from hart.model.bundled import MODELS
 from hart.model.weights import read_tensors
 from hart.peft.base import Blocks, PeftKind, build_kinds
 from hart.runtime.files import content_of, new_directory, read_json, sha256, write_json
@@ -322,7 +323,7 @@ def _read_fields(folder: Path) -> dict[str, Any]:
     """The checked content of `adaptation.json`, without its format."""
     path = folder / FIELDS_FILE
     missing = f"{folder}: no adaptation here ({FIELDS_FILE} is missing)"
-    if (folder / "config.json").is_file():
+    if str(folder) in MODELS or (folder / "config.json").is_file():
         missing = f"{folder}: a model, not an adaptation; hart adapt {folder} --output-dir A makes one"
     content = read_json(path, "the file of an adaptation", missing=missing)
     if not isinstance(content, dict) or content.get("format") != FORMAT:

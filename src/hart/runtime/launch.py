@@ -21,6 +21,8 @@ from hart.errors import HartError
 POLL_SECONDS = 0.1
 TERMINATED = 128 + signal.SIGTERM
 """Exit status of a command that SIGTERM has ended, as the shell has it."""
+INTERRUPTED = 128 + signal.SIGINT
+"""The same of Ctrl-C."""
 
 
 def cpu_cores() -> int:
@@ -59,11 +61,14 @@ def _threads() -> int:
 
 
 @contextmanager
-def on_sigterm(handle: Callable[[], Any] = lambda: None) -> Iterator[list[int]]:
+def on_sigterm(handle: Callable[[], Any] = lambda: None, *, interrupts: bool = False) -> Iterator[list[int]]:
     """Within, SIGTERM calls `handle` instead of ending the process, and stands in the list that is yielded.
 
     Schedulers send it before they take a machine away. In another thread than the main one, which alone may handle
     signals, nothing is changed.
+
+    Args:
+        interrupts: whether Ctrl-C (SIGINT) does so as well; at the second one the process is interrupted as ever.
     """
     told: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -73,13 +78,21 @@ def on_sigterm(handle: Callable[[], Any] = lambda: None) -> Iterator[list[int]]:
     # A list, not a threading.Event: a second signal within the setting of one would wait for the first for ever.
     def note(number: int, _: Any) -> None:
         told.append(number)
+        if number == signal.SIGINT:
+            signal.signal(number, before[number])
         handle()
 
-    before = signal.signal(signal.SIGTERM, note)
+    numbers = [signal.SIGTERM]
+    if interrupts and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as of a job in the background
+        numbers.append(signal.SIGINT)
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        signal.signal(number, note)
     try:
         yield told
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number in numbers:
+            signal.signal(number, before[number])
 
 
 def run_hart(words: Sequence[str], processes: int) -> None:
@@ -116,21 +129,21 @@ def run_hart(words: Sequence[str], processes: int) -> None:
     with on_sigterm(hand_on):
         try:
             while any(member.poll() is None for member in members):
-                if any(member.poll() not in (None, 0, TERMINATED) for member in members):
+                if any(member.poll() not in (None, 0, TERMINATED, INTERRUPTED) for member in members):
                     break  # the others would wait for it for ever
                 time.sleep(POLL_SECONDS)
         except KeyboardInterrupt:
-            # The terminal has interrupted them too; they get a moment to say so.
+            # The terminal has interrupted them too: they finish a step and save. At the second Ctrl-C all end at once.
+            hand_on()
             for member in members:
-                with suppress(subprocess.TimeoutExpired):
-                    member.wait(timeout=5)
+                member.wait()
             raise
         finally:
             for member in members:
                 if member.poll() is None:
                     member.kill()
                 member.wait()
-    if all(member.returncode == TERMINATED for member in members):
+    if all(member.returncode in (TERMINATED, INTERRUPTED) for member in members):
         sys.exit(TERMINATED)
     if any(member.returncode for member in members):
         raise HartError("training stopped in one of its processes; the reason stands above")

@@ -14,7 +14,7 @@ from hart.errors import HartError
 from hart.runtime.files import damage, write_json, write_text
 from hart.runtime.sections import read_yaml
 from hart.training.config import RunConfig, with_defaults
-from hart.training.run_record import NAMED, read_record
+from hart.training.run_record import EXCLUDED_FILE, NAMED, read_record
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ class RunFolder:
         record: what the run is made of, as `hart.training.run_record` keeps it.
 
     Args:
-        config: is written there.
+        config: is written there, where there is no run yet.
         owner: False in all processes of a run but the first: they look at nothing and write nothing.
 
     Raises:
@@ -143,10 +143,15 @@ class RunFolder:
                 f"{self.path}: holds a run already and training.resume is false; "
                 "choose another training.output_dir or delete the folder"
             )
-        saved = self.path / "config.yaml"
         if occupied:
-            self._check_same(saved, config)
-        config.save(saved)
+            # What is there stays until it is known that the run goes on (`save_config`): data may be others.
+            self._check_same(self.path / "config.yaml", config)
+        else:
+            self.save_config()
+
+    def save_config(self) -> None:
+        """Write config.yaml, as the run goes on with it."""
+        self.config.save(self.path / "config.yaml")
 
     @staticmethod
     def check_free(path: Path) -> bool:
@@ -213,9 +218,9 @@ class RunFolder:
             "%d tasks of more than %d tokens on average are left out, see %s",
             len(excluded),
             max_average_length,
-            self.path / "excluded.json",
+            self.path / EXCLUDED_FILE,
         )
-        write_json(self.path / "excluded.json", {"max_average_length": max_average_length, "tasks": dict(excluded)})
+        write_json(self.path / EXCLUDED_FILE, {"max_average_length": max_average_length, "tasks": dict(excluded)})
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl.

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hart.data.collections import load_tasks
 from hart.data.segments import PATTERNS
 from hart.data.tasks import Instance, Task
 from hart.errors import HartError
@@ -21,6 +22,9 @@ SAMPLED_INSTANCES = 64
 """Instances that stand for all of a task whose instances stay on the disk."""
 NAMED = 3
 """Differences that a message names."""
+INSTEAD = "restore it, or start anew in another training.output_dir"
+EXCLUDED_FILE = "excluded.json"
+"""Tasks that are too long to be trained on."""
 
 
 def record_of(
@@ -67,22 +71,46 @@ def check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> Non
     Raises:
         HartError: what differs, named.
     """
-    instead = "restore it, or start anew in another training.output_dir"
     old, new = (record["base"]["base_fingerprint"] for record in (before, now))
     if old != new:
         raise HartError(
             f"{folder}: the run was begun with another base than {now['base']['base']} is now (model.base), whose "
-            f"{difference(old, new)}; {instead}"
+            f"{difference(old, new)}; {INSTEAD}"
         )
     if before.get("teacher") != now.get("teacher"):
-        raise HartError(f"{folder}: the run was begun with another teacher than distillation.teacher is now; {instead}")
+        raise HartError(f"{folder}: the run was begun with another teacher than distillation.teacher is now; {INSTEAD}")
     # The optimizer belongs to the states of a checkpoint (`hart.training.sharding.check_layout`).
     changed = [line for part in ("text", "tasks", "validation") for line in _differences(part, before, now)]
+    _refuse(folder, changed)
+
+
+def check_same_tasks(config: RunConfig, tasks: Sequence[Task] | None, folder: Path) -> None:
+    """Refuse to take a complete run for one on other training data.
+
+    Args:
+        tasks: instead of those that `config.data` names.
+
+    Raises:
+        HartError: what differs, named; or the data cannot be read.
+    """
+    before = read_record(folder)
+    if before is None:
+        return
+    if tasks is None and config.data.segments:
+        now: dict[str, Any] = {"text": text_digests(config)}
+    else:
+        left_out = read_json(folder / EXCLUDED_FILE, "a list of tasks") if (folder / EXCLUDED_FILE).exists() else {}
+        found = load_tasks(config.data, "train") if tasks is None else tasks
+        now = {"tasks": task_digests([each for each in found if each.name not in left_out.get("tasks", ())])}
+    _refuse(folder, [line for part in now for line in _differences(part, before, {"data": now})])
+
+
+def _refuse(folder: Path, changed: Sequence[str]) -> None:
     if changed:
         more = f" and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
         raise HartError(
             f"{folder}: the data are not those that the run was begun with (data.dir or data.hub_name): "
-            f"{'; '.join(changed[:NAMED])}{more}; {instead}"
+            f"{'; '.join(changed[:NAMED])}{more}; {INSTEAD}"
         )
 
 

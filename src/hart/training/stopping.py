@@ -1,5 +1,7 @@
 """Ends of a training run that are nobody's mistake: a pre-empted machine, and a memory that is too small."""
 
+import signal
+
 import torch
 
 from hart.errors import HartError
@@ -7,7 +9,15 @@ from hart.training.config import RunConfig
 
 
 class Stopped(Exception):
-    """Training ended early because it was asked to; all of it is saved."""
+    """Training ended early because it was asked to; all of it is saved.
+
+    Attributes:
+        status: exit status of a command that the signal ends, as the shell has it.
+    """
+
+    def __init__(self, message: str, number: int = signal.SIGTERM) -> None:
+        super().__init__(message)
+        self.status = 128 + number
 
 
 _SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")

@@ -29,7 +29,7 @@ from hart.training.distillation import make_distillation
 from hart.training.distractors import base_answers, check_begun_with, encoded
 from hart.training.loop import Loop
 from hart.training.run_folder import RunFolder, holding, undone_on_error
-from hart.training.run_record import check_same, read_record, record_of, write_record
+from hart.training.run_record import check_same, check_same_tasks, read_record, record_of, write_record
 from hart.training.sharding import check_layout
 from hart.training.stopping import Stopped, memory_error
 
@@ -47,7 +47,8 @@ def train(config: RunConfig, *, tasks: Sequence[Task] | None = None, quiet: bool
 
     Raises:
         HartError: bad input (tasks, base, configuration, folder), a loss that is not finite, too little memory.
-        hart.training.stopping.Stopped: SIGTERM came; a checkpoint was written and the same call goes on from it.
+        hart.training.stopping.Stopped: SIGTERM or Ctrl-C came; a checkpoint was written and the same call goes on from
+            it. At a second Ctrl-C it is a KeyboardInterrupt, at once.
     """
     # Of several processes (torchrun), the first one alone writes to the folder; what one of them cannot do ends all.
     join_to_train()
@@ -69,6 +70,9 @@ def _train(config: RunConfig, tasks: Sequence[Task] | None, *, owner: bool, quie
             if config.data.distractor_share:
                 with together():
                     check_begun_with(config.data, folder)
+            with together():
+                if owner:
+                    check_same_tasks(config, tasks, folder)
             logger.info("%s: the run is complete", run.path)
             return run.final
         with together():
@@ -76,7 +80,7 @@ def _train(config: RunConfig, tasks: Sequence[Task] | None, *, owner: bool, quie
         checkpoint = from_first(lambda: _to_go_on_from(run, loop))
         if config.data.distractor_share:
             loop.dataset = _with_distractors(config, loop, folder)
-    with on_sigterm() as told, closing(loop.report):
+    with on_sigterm(interrupts=True) as told, closing(loop.report):
         try:
             loop.fit(checkpoint, told)
         except HartError as error:
@@ -87,7 +91,8 @@ def _train(config: RunConfig, tasks: Sequence[Task] | None, *, owner: bool, quie
         except (RuntimeError, MemoryError) as error:
             raise memory_error(error, config) or error from error
     if loop.step < config.training.max_steps:
-        raise Stopped(f"stopped by a signal after step {loop.step}, which is saved in {run.checkpoints}")
+        message = f"stopped by a signal after step {loop.step}, which is saved in {run.checkpoints}"
+        raise Stopped(message, *told[:1])
     loop.keep_teacher()
     loop.save_to(run.final)
     for collapse in loop.collapses:
@@ -146,6 +151,7 @@ def _to_go_on_from(run: RunFolder, loop: Loop) -> Path | None:
         loss = check_layout(checkpoint, loop.layout, loop.optimizer_used)
         if loss is not None:
             logger.info("%s: %s", checkpoint, loss)
+    run.save_config()
     write_record(run.path, run.record)
     run.rewind_metrics(int(checkpoint.name[11:]) if checkpoint else -1)
     return checkpoint

@@ -13,6 +13,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from hart.data.reading import CONVERT
 from hart.data.tables import FORMATS, RowError, Table, format_of, formats, reading
 from hart.errors import HartError
 
@@ -116,7 +117,7 @@ def test_parquet_that_is_none(tmp_path: Path):
 def test_a_line_in_another_encoding_is_one_wrong_row(form: str, tmp_path: Path):
     found = read(table(tmp_path, form, TEXTS[form].encode().replace(b"one", "Größe".encode("latin-1"))))
     number = {"jsonl": 1, "txt": 1}.get(form, 2)
-    assert found[0] == ("wrong", f"a.{form}, line {number}: not UTF-8; convert the file")
+    assert found[0] == ("wrong", f"a.{form}, line {number}: not UTF-8; {CONVERT}") and "iconv -f" in CONVERT
     assert [text for text, _ in found[1:]] == [row["text"] for row in ROWS[1:]]
 
 

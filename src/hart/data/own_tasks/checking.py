@@ -196,7 +196,7 @@ def _list(folder: Path, official: str, report: Report) -> list[str]:
         wanted = "names no task to train on" if path.exists() else "no such file"
         report.refused.append(f"{path}: {wanted}; write one task name a line")
     elif not names:  # only an evaluation reads it, and there may be none
-        report.warn("names no task, and hart evaluate --data sni reads it", str(path))
+        report.warn("no task is set aside to test on, as hart evaluate --data sni does; that is the list", str(path))
     return names
 
 

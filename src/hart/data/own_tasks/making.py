@@ -46,6 +46,7 @@ class Made:
     Attributes:
         shown: places of the rows that became demonstrations.
         labels: number of different outputs, where they count as labels.
+        untold: labels, as they are spelt first, that neither a demonstration nor the definition holds.
         left_out: rows that have the input of a demonstration, whose answer a model would be shown.
     """
 
@@ -53,6 +54,7 @@ class Made:
     shown: tuple[str, ...]
     labels: int
     left_out: int
+    untold: tuple[str, ...] = ()
 
 
 @dataclass
@@ -245,7 +247,16 @@ def _task(name: str, group: _Group, demonstrations: int, seed: int | None, *, na
         instances=[Instance(rows[index][1], rows[index][2], f"{name}-{index + 1:0{width}}") for index in kept],
     )
     places = tuple(rows[index][0] for index in chosen)
-    return Made(task, places, labels, len(rows) - len(kept) - len(chosen))
+    told = {_plain(each.output) for each in task.demonstrations}
+    spelt = {_plain(output): output for output in reversed(outputs)} if labels else {}
+    definition = _plain(group.definition)
+    untold = tuple(output for label, output in spelt.items() if label not in told and label not in definition)
+    return Made(task, places, labels, len(rows) - len(kept) - len(chosen), untold[::-1])
+
+
+def _plain(text: str) -> str:
+    """Without capitals and spellings of white space, as labels are compared."""
+    return " ".join(text.casefold().split())
 
 
 def choose(outputs: Sequence[str], number: int, seed: int | None, name: str) -> tuple[list[int], int]:
@@ -261,7 +272,7 @@ def choose(outputs: Sequence[str], number: int, seed: int | None, name: str) -> 
         order = named_stream(seed, "demonstrations", name).permutation(len(outputs)).tolist()
     found: dict[str, list[int]] = {}
     for index in order:
-        found.setdefault(" ".join(outputs[index].casefold().split()), []).append(index)
+        found.setdefault(_plain(outputs[index]), []).append(index)
     if len(found) < 2 or len(found) > MOST_LABELS or len(found) * ROWS_PER_LABEL > len(outputs):
         return order[:number], 0
     turns = [own[turn] for turn in range(max(map(len, found.values()))) for own in found.values() if turn < len(own)]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
-from hart.data.reading import check_file, open_bytes
+from hart.data.reading import CONVERT, check_file, open_bytes
 from hart.data.tables.formats import LONGEST, MAX_ROW_BYTES, Format, RowError
 from hart.errors import HartError, first_line
 from hart.runtime.files import parse_json
@@ -191,7 +191,8 @@ class Table:
         if other is not None:
             raise HartError(
                 f"{where}: the header is one field with {other!r} in it; "
-                f"separate fields by {DELIMITERS[self.format]!r}, or name the format (tsv for tabs)"
+                f"separate fields by {DELIMITERS[self.format]!r} (save it anew with that separator), or name the "
+                "format (tsv for tabs)"
             )
         return names
 
@@ -330,9 +331,9 @@ class _Lines:
         try:
             text = line.decode("utf-8-sig" if self.number == 1 else "utf-8")
         except UnicodeDecodeError:
-            raise RowError(f"{where}: not UTF-8; convert the file") from None
+            raise RowError(f"{where}: not UTF-8; {CONVERT}") from None
         if "\0" in text:
-            raise RowError(f"{where}: holds zero bytes, so it is no text in UTF-8; convert the file")
+            raise RowError(f"{where}: holds zero bytes, so it is no text in UTF-8; {CONVERT}")
         return text
 
 
@@ -403,7 +404,7 @@ class _Text:
             try:
                 text = self._decoder.decode(read, final=self._over)
             except UnicodeDecodeError:
-                raise HartError(f"{self._name}: the text is not UTF-8; convert the file") from None
+                raise HartError(f"{self._name}: the text is not UTF-8; {CONVERT}") from None
             if text:
                 self._piece, self.at = self._piece[self.at :] + text, 0
                 return True
