@@ -110,6 +110,9 @@ def test_the_merged_model_writes_the_same_text(adapted, tmp_path: Path) -> None:
     model, adaptation = adapted(EXACT[0])
     save_merged(adaptation, model.main, tmp_path / "merged")
     save_peft(adaptation, model.main, tmp_path / "peft")
+    for library, folder in (("transformers", "merged"), ("peft", "peft")):
+        card = (tmp_path / folder / "README.md").read_text(encoding="utf-8")
+        assert f"library_name: {library}" in card and "the end of sequence behind it" in card
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
     merged = T5ForConditionalGeneration.from_pretrained(tmp_path / "merged")
     for theirs in (merged, loaded(model, tmp_path / "peft"), loaded(model, tmp_path / "peft").merge_and_unload()):

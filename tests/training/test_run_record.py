@@ -53,9 +53,7 @@ def test_a_complete_run_is_none_on_other_data(run_config: Build, data: Path, tmp
         train(config, quiet=True)
     other = shutil.copytree(moved, data)
     change(other / "tasks" / "twice.json", "Definition", ["Write nothing."])
-    with pytest.raises(
-        HartError, match="data are not those that the run was begun with .*task twice has another d"
-    ):
+    with pytest.raises(HartError, match="data are not those that the run was begun with .*task twice has another d"):
         train(config, quiet=True)
     mine = [Task("Write the first word.", [("a b", "a")], instances=[Instance("c d", ["c"])], name="mine")]
     with pytest.raises(HartError, match="task mine is new"):

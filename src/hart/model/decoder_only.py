@@ -1,4 +1,5 @@
-"""Decoder-only main models: Llama, Qwen, Mistral, Gemma, Phi-3, GPT-2, GPT-NeoX (`hart.peft.architectures`).
+"""Decoder-only main models: Llama, Qwen, Mistral, Gemma, SmolLM 3, Granite, Phi-3, GPT-2, GPT-NeoX
+(`hart.peft.architectures`).
 
 A query and its answer are one sequence. Queries are padded on the left and answers on the right, so the answers of a
 batch begin in one column: the stock model computes logits from there on alone, in training as in generation, and a

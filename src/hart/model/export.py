@@ -135,7 +135,7 @@ def save_peft(
     model = _wrapped(adaptation, main, lossy)
     with _new_export(adaptation, folder, "peft", overwrite) as partial:
         model.save_pretrained(str(partial))
-        (partial / "README.md").write_text(_peft_card(adaptation, main), encoding="utf-8")
+        (partial / "README.md").write_text(_card(adaptation, main, "peft"), encoding="utf-8")
 
 
 def save_merged(
@@ -155,6 +155,7 @@ def save_merged(
     with _new_export(adaptation, folder, "merged", overwrite) as partial:
         model.save_pretrained(partial)
         main.tokenizer.save_pretrained(partial)
+        (partial / "README.md").write_text(_card(adaptation, main, "transformers"), encoding="utf-8")
 
 
 def _savable(config: GenerationConfig) -> GenerationConfig:
@@ -359,10 +360,10 @@ def _stock(main: MainModel) -> PreTrainedModel:
     return plain
 
 
-def _peft_card(adaptation: Adaptation, main: MainModel) -> str:
+def _card(adaptation: Adaptation, main: MainModel, library: str) -> str:
     lost = what_is_lost(adaptation, main) or ["nothing; logits are those of the adaptation up to rounding"]
     task = "text2text-generation" if main.shape.has_encoder else "text-generation"
-    header = ModelCardData(base_model=adaptation.base, library_name="peft", pipeline_tag=task)
+    header = ModelCardData(base_model=adaptation.base, library_name=library, pipeline_tag=task)
     return "\n".join(
         [
             f"---\n{header}\n---",
