@@ -44,6 +44,24 @@ def test_hart_adapts_to_each_task(model_dir: Path, sni_dir: Path, tmp_path: Path
     assert set(content["categories"]) == {"Odd", "Even"}
 
 
+def test_the_base_beside_the_adapted_model(model_dir: Path, sni_dir: Path, tmp_path: Path, ok, refused) -> None:
+    """One table and one file, with the scores that each system has by itself."""
+    words, results = (model_dir, *SNI, sni_dir), tmp_path / "results.json"
+    out = ok("evaluate", *words, "--against", "base", "--against", "base-in-context", "--output", results)
+    content = json.loads(results.read_text(encoding="utf-8"))
+    assert "the adapted model and its base" in out and list(content["details"]["against"]) == [
+        "base",
+        "base-in-context",
+    ]
+    for system, scores in content["details"]["against"].items():
+        ok("evaluate", *words, "--system", system, "--output", tmp_path / "alone.json")
+        alone = json.loads((tmp_path / "alone.json").read_text(encoding="utf-8"))["overall"]
+        assert scores == {name: alone[name] for name in scores}
+    assert "--against looks into an adapted model, and --system is base" in refused(
+        "evaluate", *words, "--system", "base", "--against", "base"
+    )
+
+
 def test_half_precision_is_asked_for_and_noted(model_dir: Path, sni_dir: Path, tmp_path: Path, ok, monkeypatch) -> None:
     found = []
     monkeypatch.setattr(

@@ -71,6 +71,7 @@ def test_a_task_without_name_and_category_is_listed() -> None:
     results = evaluate(System("model", copy_demonstration), [BARE], ANSWERS)
     assert list(results.categories) == [UNCATEGORIZED]
     assert results.tasks[0].name == BARE.label
+    assert len(results.tables()) == 1, "a table of one category would repeat that of the tasks"
 
 
 def test_each_task_is_reported_as_soon_as_it_is_done() -> None:

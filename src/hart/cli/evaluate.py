@@ -3,6 +3,7 @@
 import argparse
 import os
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -23,10 +24,14 @@ from hart.cli.printing import say, show
 from hart.errors import HartError
 
 if TYPE_CHECKING:
-    from hart.evaluation.base import Results
+    from rich.table import Table
+
+    from hart.data.tasks import Task
+    from hart.evaluation.base import Metric, Results, System
 
 TASK_TEXTS = ("both", "definition", "demonstrations")
 WITH_MODEL = ("hart", "base", "base-in-context")
+BASES = WITH_MODEL[1:]
 WITHOUT_MODEL = ("copy-input", "copy-demonstration", "majority", "chance")
 
 
@@ -52,7 +57,7 @@ examples:
   hart evaluate runs/p3/final --data p3 --data-dir P3 --subsets 'super_glue_boolq_*'
   hart evaluate mini --task task.json --task other.json
   hart evaluate mini --data procedural --max-instances 10 --diagnostics
-  hart evaluate mini --data procedural --system base-in-context
+  hart evaluate mini --data procedural --against base --against base-in-context
   hart evaluate mini --data procedural --task-text definition
   hart evaluate --data procedural --system copy-demonstration""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -101,6 +106,13 @@ examples:
         parser.add_argument(option, metavar="N", type=kind, default=default, help=what + shown)
     parser.add_argument(
         "--system", choices=(*WITH_MODEL, *WITHOUT_MODEL), default="hart", help="what is scored (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--against",
+        choices=BASES,
+        action="append",
+        default=[],
+        help="score the un-adapted base too, on the same tasks, and print both; can be given again",
     )
     parser.add_argument(
         "--task-text",
@@ -156,7 +168,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _run(args: argparse.Namespace, *, first: bool) -> None:
-    for option in ("diagnostics", "robustness"):
+    for option in ("diagnostics", "robustness", "against"):
         if getattr(args, option) and args.system != "hart":
             raise HartError(f"--{option} looks into an adapted model, and --system is {args.system}; leave one out")
     if args.distractors is not None and not args.robustness:
@@ -210,6 +222,11 @@ def _run(args: argparse.Namespace, *, first: bool) -> None:
     how = {name: getattr(args, name) for name in ("batch_size", "normalisation")}
     how |= {"seed": args.data_seed, "own": results.summary, "bar": progress_bar}
     found = robust = None
+    others = [_of_base(name, system, tasks, metric, args) for name in dict.fromkeys(args.against)]
+    if others:
+        results.details["against"] = {each.system: each.brief() for each in others}
+        if first and args.output is not None:
+            results.save(args.output)
     if args.diagnostics:
         from hart.evaluation.diagnostics import diagnose
 
@@ -230,6 +247,8 @@ def _run(args: argparse.Namespace, *, first: bool) -> None:
     show(*results.tables())
     for line in results.lines:
         say(line)
+    if others:
+        show(_side_by_side([results, *others]))
     if found is not None:
         show(*found.tables())
         if found.warning:
@@ -240,6 +259,35 @@ def _run(args: argparse.Namespace, *, first: bool) -> None:
         say(f"results: {args.output}")
         if first and args.system == "hart" and _beside(args.output, Path(args.model)):
             _note_in_card(args, results)
+
+
+def _of_base(
+    name: str, system: "System", tasks: Sequence["Task"], metric: "Metric[Any]", args: argparse.Namespace
+) -> "Results":
+    """The results of the base of an adapted model, on the same tasks."""
+    from hart.evaluation.run import evaluate, warn
+    from hart.evaluation.systems import base_system
+
+    options = {each: getattr(args, each) for each in ("batch_size", "normalisation")}
+    base = base_system(
+        system.model.main, system.model.input_format, in_context=name == "base-in-context", name=name, **options
+    )
+    with progress_bar(f"tasks, {name}", len(tasks)) as advance:
+        results: Results = evaluate(base, tasks, metric, on_task=lambda _: advance(1))
+    warn(base, results)
+    return results
+
+
+def _side_by_side(systems: Sequence["Results"]) -> "Table":
+    """A row for each system: its means over all instances."""
+    from rich.table import Table
+
+    table = Table("system", title="the adapted model and its base, all instances")
+    for name in systems[0].summary:
+        table.add_column(name.replace("_", " ").replace("rouge l", "ROUGE-L"), justify="right")
+    for each in systems:
+        table.add_row(each.system, *(f"{value:.2f}" for value in each.summary.values()))
+    return table
 
 
 def _beside(output: Path, model: Path) -> bool:

@@ -104,7 +104,8 @@ class AnswerResults(Results):
         return {"overall": vars(self.overall), "categories": categories}
 
     def tables(self) -> list[Table]:
-        return [self.task_table(), self.category_table()]
+        # Of tasks without categories the second would repeat the first.
+        return [self.task_table(), *([self.category_table()] if set(self.categories) != {UNCATEGORIZED} else [])]
 
     def task_table(self) -> Table:
         """One row per task in the order given, then the mean."""

@@ -64,7 +64,10 @@ def load_base(name: str, *, revision: str | None = None, dtype: torch.dtype | st
         try:
             config = read_base_config(source, **at_revision)
         except (OSError, ValueError) as error:
-            raise NoCheckpointError(f"{name}: no checkpoint there ({first_line(error)})") from error
+            raise NoCheckpointError(
+                f"{name}: no checkpoint there ({first_line(error)}); give a folder that holds it, or a hub name, "
+                "from a machine with a network"
+            ) from error
         if getattr(config, "quantization_config", None) is not None:
             raise HartError(
                 f"{name}: its weights are quantised, and generated parameters start at the size of the base's own; "

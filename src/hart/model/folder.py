@@ -79,12 +79,16 @@ def fetch(name: str, revision: str | None) -> Path:
     if folder.is_dir():
         return folder
     if name in BASES:
-        raise HartError(f"{name}: a base, without a hypernetwork; give a HART model, such as {' or '.join(MODELS)}")
+        raise HartError(
+            f"{name}: a base, without a hypernetwork; give a HART model, such as {' or '.join(MODELS)} (or, to hart "
+            "evaluate, --system base or base-in-context)"
+        )
     try:
         return Path(snapshot_download(name, revision=revision))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise HartError(
-            f"{name}: neither a folder nor a model that the hub has or that lies in its cache; "
+            f"{name}: neither a folder nor a model that the hub has or that lies in its cache (of a machine without a "
+            "network, download it elsewhere and give its folder); "
             f"give a folder, a hub name, {' or '.join(MODELS)}"
         ) from error
 
