@@ -167,6 +167,9 @@ def test_what_is_not_finished_is_said_and_left_out(sweep_folder: Write) -> None:
     made = report(folder)
     told = " ".join(made.study.notes)
     assert "Not begun: hart (seed 7); lora, prefix_tuning (seeds 0, 1); hint (seeds 0–3)." in told
+    listing["rows"] |= {f"other_{number}": {"seeds": [0]} for number in range(10)}
+    (folder / "study.json").write_text(json.dumps(listing))
+    assert "other_7 and 2 more rows (seed 0)." in " ".join(report(folder).study.notes)
     assert "causal, seed 2: unfinished, step 50 of 100; it is not in the scores." in told
     assert "hart, seed 1: results.json cannot be read" in told
     assert "One seed only, so no deviation and no interval over seeds: hart." in told

@@ -49,7 +49,7 @@ def test_the_base_beside_the_adapted_model(model_dir: Path, sni_dir: Path, tmp_p
     words, results = (model_dir, *SNI, sni_dir), tmp_path / "results.json"
     out = ok("evaluate", *words, "--against", "base", "--against", "base-in-context", "--output", results)
     content = json.loads(results.read_text(encoding="utf-8"))
-    assert "the adapted model and its base" in out and list(content["details"]["against"]) == [
+    assert "against its base" in out and list(content["details"]["against"]) == [
         "base",
         "base-in-context",
     ]

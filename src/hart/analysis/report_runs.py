@@ -187,15 +187,24 @@ def read_runs(folder: Path) -> Runs:
     return study
 
 
+MOST_NAMED = 8
+"""Rows that a remark names."""
+
+
 def _by_seeds(rows: Mapping[str, tuple[int, ...]]) -> str:
-    """Rows with the same seeds together: `a, b (seeds 0–4); c (seed 2)`."""
+    """Rows with the same seeds together: `a, b (seeds 0–4); c (seed 2)`; of many rows the first and their number."""
     together: dict[tuple[int, ...], list[str]] = {}
     for name, seeds in rows.items():
         together.setdefault(seeds, []).append(name)
     return "; ".join(
-        f"{', '.join(names)} (seed{'s' if len(seeds) > 1 else ''} {in_short(seeds)})"
-        for seeds, names in together.items()
+        f"{_some(names)} (seed{'s' if len(seeds) > 1 else ''} {in_short(seeds)})" for seeds, names in together.items()
     )
+
+
+def _some(names: Sequence[str]) -> str:
+    if len(names) <= MOST_NAMED:
+        return ", ".join(names)
+    return f"{', '.join(names[:MOST_NAMED])} and {len(names) - MOST_NAMED} more rows"
 
 
 def in_short(numbers: Sequence[int]) -> str:

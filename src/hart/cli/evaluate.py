@@ -282,7 +282,7 @@ def _side_by_side(systems: Sequence["Results"]) -> "Table":
     """A row for each system: its means over all instances."""
     from rich.table import Table
 
-    table = Table("system", title="the adapted model and its base, all instances")
+    table = Table("system", title="against its base")
     for name in systems[0].summary:
         table.add_column(name.replace("_", " ").replace("rouge l", "ROUGE-L"), justify="right")
     for each in systems:
