@@ -112,6 +112,8 @@ def test_an_option_is_no_text_and_a_misspelt_one_is_named(refused, model_dir: Pa
     assert "unrecognized arguments: --overwite; did you mean --overwrite? (see hart adapt --help)" in refused(
         *adapt, "--overwite"
     )
+    told = refused("tasks", "check", tmp_path, "--definition", "x")
+    assert "unrecognized arguments: --definition" in told and "did you mean" not in told
     assert "unrecognized arguments: words (see hart adapt --help)" in refused(*adapt, "words")
     assert not (tmp_path / "a").exists()
 

@@ -64,6 +64,22 @@ def test_what_fills_a_row_behind_a_stop_string_is_no_token_of_its_answer(main: M
         assert answer.text == tokenizer.decode(answer.ids, skip_special_tokens=True)
 
 
+@pytest.mark.parametrize("padding", [None, "the end"])
+def test_beams_end_at_a_stop_string(main: MainModel, padding: str | None) -> None:
+    if padding is not None:
+        main.model.generation_config.pad_token_id = main.tokenizer.eos_token_id
+    alone = main.answers(QUERIES, max_new_tokens=12, num_beams=3)
+    words = [word for each in alone for word in each.text.split()[:2]]
+    stop = next(word for word in words if 0 < sum(word in each.text for each in alone) < len(alone))
+    stopped = main.answers(QUERIES, max_new_tokens=12, num_beams=3, stop_strings=[stop])
+    assert any(stop in each.text for each in stopped) and len({each.tokens for each in stopped}) > 1
+    for each in stopped:
+        text = main.tokenizer.decode(each.ids, skip_special_tokens=True)
+        assert (text, each.tokens) == (each.text, len(each.ids)) and main.tokenizer.pad_token_id not in each.ids
+        if stop in each.text:
+            assert not each.finished and stop not in main.tokenizer.decode(each.ids[:-1], skip_special_tokens=True)
+
+
 def test_an_answer_without_a_token_is_empty(main: MainModel) -> None:
     tokens = torch.tensor([[main.tokenizer.eos_token_id, 5]])
     (answer,) = Generating(main.tokenizer, [main.tokenizer.eos_token_id], {}).answers(
@@ -150,6 +166,8 @@ def test_no_limit_of_the_libraries_own_on_sampling() -> None:
         ({"min_p": 0.1}, "min_p acts on sampling"),
         ({"return_dict_in_generate": True}, "return_dict_in_generate: answers are texts and tokens"),
         ({"max_new_tokns": 3}, "options that generate does not know: 'max_new_tokns'; are they misspelled"),
+        ({"generation_config": None}, "generation_config: give its fields as options"),
+        ({"logprobs": 1, "forced_eos_token_id": 0}, "logprobs: .*leave forced_eos_token_id out"),
         ({"logprobs": 1, "repetition_penalty": 1.5}, "logprobs: are what the model itself says .*repetition_penalty"),
         ({"logprobs": 1, "prompt_lookup_num_tokens": 2}, "logprobs: .*leave prompt_lookup_num_tokens out"),
     ],
@@ -188,3 +206,10 @@ def test_stacks_of_different_depth_answer(layers: tuple[int, int], num_beams: in
         {}, memory, torch.ones(1, 5, dtype=torch.long), [], "deep", None, deep.fingerprint, [{"name": "t"}]
     )
     assert deep.generate(QUERIES, fused, **options) == deep.generate(QUERIES, fused, **options, use_cache=False)
+
+
+def test_values_that_do_nothing_are_taken(main: MainModel) -> None:
+    neutral = {"top_k": 0, "typical_p": 1.0, "repetition_penalty": 1.0, "bad_words_ids": None}
+    assert main.answers(QUERIES, max_new_tokens=4, logprobs=1, **neutral) == main.answers(
+        QUERIES, max_new_tokens=4, logprobs=1
+    )

@@ -60,6 +60,18 @@ def test_tokens_of_images_beyond_the_embeddings(copied: Path) -> None:
         main.generate(["the <image>"], max_new_tokens=2)
 
 
+def test_padding_beyond_the_embeddings_is_refused(copied: Path) -> None:
+    """As of a fine-tuned model whose embeddings were not made larger for it."""
+    tokenizer = AutoTokenizer.from_pretrained(copied)
+    rows = T5ForConditionalGeneration.from_pretrained(copied).config.vocab_size
+    more = [f"<unused{number}>" for number in range(rows - len(tokenizer))]
+    tokenizer.add_tokens([*more, "[PAD]"], special_tokens=True)
+    tokenizer.pad_token = "[PAD]"
+    tokenizer.save_pretrained(copied)
+    with pytest.raises(HartError, match=f"its tokenizer counts to {rows} and the model has {rows} embeddings"):
+        load_base(str(copied))
+
+
 def test_quantised_weights_are_refused(copied: Path) -> None:
     content = json.loads((copied / "config.json").read_text())
     content["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}

@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -145,10 +146,18 @@ def test_score_has_the_limits_of_the_input_format(system: HartModel):
     assert expected != score_choices(system.main, [query], [choices], adaptation, max_query_length=384)[0]
 
 
+def test_columns_and_generators_are_lists(system: HartModel):
+    adaptations = system.adapt(task for task in TASKS)
+    assert len(adaptations) == len(TASKS)
+    expected = system.generate(QUERIES, adaptations[0])
+    assert system.generate(np.array(QUERIES), adaptations[0]) == expected
+    assert system.generate((query for query in QUERIES), adaptations[0]) == expected
+
+
 def test_no_task_is_refused(system: HartModel):
     with pytest.raises(HartError, match="at least one task"):
         system.adapt([])
-    for wrong in ("Write the first word.", {"Definition": "Write."}, [("a", "b")], iter(TASKS)):
+    for wrong in ("Write the first word.", {"Definition": "Write."}, [("a", "b")], 3):
         with pytest.raises(HartError, match=r"adapt needs a hart.Task, or a list of them: Task\(definition"):
             system.adapt(wrong)
 

@@ -90,6 +90,38 @@ def test_they_share_the_threads_of_this_one(monkeypatch: pytest.MonkeyPatch, sai
     assert given == [each, each]
 
 
+@pytest.mark.parametrize("other", [2, -9])
+def test_after_an_interruption_no_process_waits_for_one_that_has_failed(monkeypatch: pytest.MonkeyPatch, other: int):
+    """The first is interrupted and cannot save, as memory is short; the second would wait for it for ever."""
+    killed: list[int] = []
+
+    class Member:
+        started = 0
+
+        def __init__(self, *_: object, **__: object) -> None:
+            self.rank, self.polls, self.returncode = Member.started, 0, None
+            Member.started += 1
+
+        def poll(self) -> int | None:
+            self.polls += 1
+            if self.rank == 0 and self.polls == 1:
+                raise KeyboardInterrupt
+            return other if self.rank == 0 else self.returncode
+
+        def terminate(self) -> None: ...
+
+        def kill(self) -> None:
+            killed.append(self.rank)
+            self.returncode = -9
+
+        def wait(self) -> None: ...
+
+    monkeypatch.setattr("hart.runtime.launch.subprocess.Popen", Member)
+    with pytest.raises(KeyboardInterrupt):
+        run_hart(["train"], 2)
+    assert killed == [1]
+
+
 def test_how_many_are_sensible(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("hart.runtime.launch.cpu_cores", lambda: 4)

@@ -67,6 +67,15 @@ def test_pieces_of_a_stream_are_the_text_of_its_tokens(name: str) -> None:
         assert "".join(told) == tokenizer.decode(ids, skip_special_tokens=True)
 
 
+def test_what_ends_an_answer_is_no_piece_of_its_stream(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
+    ids, told = tiny_tokenizer("the cat sat mat", add_special_tokens=False)["input_ids"], []
+    streamer = PieceStreamer(tiny_tokenizer, HoldBack((), told.append), ends=[1, ids[-1]])
+    for value in (0, *ids):
+        streamer.put(torch.tensor([value]))
+    streamer.end()
+    assert "".join(told) == tiny_tokenizer.decode(ids[:-1])
+
+
 @pytest.mark.parametrize("stop", STOPS)
 def test_tokens_of_a_cut_answer_are_those_up_to_the_end_of_the_sequence(
     stop: tuple[str, ...], tiny_tokenizer: PreTrainedTokenizerBase

@@ -37,6 +37,19 @@ def _answer(combination: Combination, text: str) -> str | None:
         return None  # the combination is for inputs of another kind
 
 
+def test_processes_of_a_folder_that_has_moved_train_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[str] = []
+
+    def note(words: list[str], _: int) -> None:
+        given.append(load(words[1]).training.output_dir)
+
+    monkeypatch.setattr(module, "run_hart", note)
+    for name in ("first", "moved"):
+        module._train(quickstart_config(str(tmp_path / name)), 2)
+        (tmp_path / "first").rename(tmp_path / "moved") if name == "first" else None
+    assert given == [str(tmp_path / "first"), str(tmp_path / "moved")]
+
+
 def test_it_trains_evaluates_plots_and_adapts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load_all = module.load_tasks
 

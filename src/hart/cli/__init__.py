@@ -113,7 +113,9 @@ def _run(words: list[str]) -> int:
         words = keep_texts(words, TEXTS[words[0]], options)
     args, unknown = parser.parse_known_args(words)
     if unknown:
-        meant = [near for word in unknown for near in get_close_matches(word.partition("=")[0], options, n=1)]
+        named = [word.partition("=")[0] for word in unknown if word.startswith("--")]
+        # One that another part of the command has is not misspelt.
+        meant = [near for word in named if word not in options for near in get_close_matches(word, options, n=1)]
         advice = f"; did you mean {' and '.join(meant)}?" if meant else ""
         raise HartError(f"unrecognized arguments: {' '.join(unknown)}{advice} (see hart {args.command} --help)")
     args.overrides = overrides

@@ -290,7 +290,10 @@ class InputFormat:
         """
         text = check_text(text.strip(), name or "the answer")
         # Tokenizers that put a space before every text would make two of a leading one.
-        read = tokens_of(tokenizer, f": {text}")[len(tokens_of(tokenizer, ":")) :] if text else []
+        before, read = tokens_of(tokenizer, ":"), tokens_of(tokenizer, f": {text}") if text else []
+        read = (
+            read[len(before) :] if read[: len(before)] == before else tokens_of(tokenizer, f" {text}" if text else "")
+        )
         note_length(read, self.max_target_length, False, "target", cuts, name)
         return cut_to(read, self.max_target_length, tokenizer, eos=False)
 

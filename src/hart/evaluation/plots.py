@@ -73,6 +73,8 @@ def plot_growth(measured: Mapping[str, Mapping[str, Sequence[float]]], path: Pat
 
 def _save(figure: Any, path: Path) -> None:
     content = io.BytesIO()
-    figure.savefig(content, format=path.suffix.removeprefix("."), dpi=110)
-    plt.close(figure)
+    try:
+        figure.savefig(content, format=path.suffix.removeprefix("."), dpi=110)
+    finally:
+        plt.close(figure)
     write_bytes(path, content.getvalue())

@@ -2,8 +2,9 @@
 
 import logging
 import math
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,11 @@ _LEAST = {"max_new_tokens": 1, "max_query_length": 2, "max_target_length": 2}
 """An input or a target has room for a token beside the end of sequence; an answer may be one token."""
 
 _OF_SAMPLING = ("top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_NEUTRAL: dict[str, float] = {
+    "top_k": 0, "min_p": 0, "typical_p": 1, "epsilon_cutoff": 0, "eta_cutoff": 0, "repetition_penalty": 1,
+    "no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0, "guidance_scale": 1,
+}  # fmt: skip
+"""Values with which an option does nothing."""
 _RULES = (
     "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "min_length", "min_new_tokens", "sequence_bias",
     "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "guidance_scale",
@@ -132,27 +138,40 @@ class Generating:
         if strings := self.options.pop("stop_strings", None):
             self.options.pop("tokenizer", None)
             criteria.append(StopStringCriteria(tokenizer, strings))
-        # A beam's rows change places.
+        self._strings: Sequence[str] = ()
         if criteria and self.options.get("num_beams", 1) == 1:
             self._stops = RowEnds(criteria)
             criteria = [self._stops]
+        elif strings:  # rows of beams change places, so where one ended is looked for in its text
+            self._strings = [strings] if isinstance(strings, str) else list(strings)
         if criteria:
             self.options["stopping_criteria"] = criteria
 
     def answers(self, tokens: Int[Tensor, "b u"], mask: Int[Tensor, "b t"]) -> list[Answer]:
         """What was generated for each query, whose tokens are where `mask` is 1."""
         rows, width = tokens.tolist(), tokens.shape[1]
-        stops = [width] * len(rows) if self._stops is None else self._stops.lengths(width)
+        stops = [self._stop(row) for row in rows] if self._stops is None else self._stops.lengths(width)
         scores = [None] * len(rows) if self._scores is None else self._scores.read(tokens)
         answers = []
         for row, stop, read, own in zip(rows, stops, mask.sum(dim=1).tolist(), scores, strict=True):
             # Behind its stop a row is padding, as others of the batch went on; that may be the token of an end.
             count = next((at for at, token in enumerate(row[:stop], start=1) if token in self._ends), stop)
             finished = count > 0 and row[count - 1] in self._ends
+            while self._stops is None and not finished and count and row[count - 1] == self._tokenizer.pad_token_id:
+                count -= 1
             text = self._tokenizer.decode(row[: count - 1] if finished else row[:count], skip_special_tokens=True)
             said = None if own is None else tuple(own[:count])
             answers.append(Answer(str(text), tuple(row[:count]), finished, read, said))
         return answers
+
+    def _stop(self, row: list[int]) -> int:
+        """How many tokens of an answer of beams there are up to its first stop string."""
+
+        def stopped(count: int) -> bool:
+            text = str(self._tokenizer.decode(row[:count], skip_special_tokens=True))
+            return any(string in text for string in self._strings)
+
+        return bisect_left(range(len(row)), True, key=stopped) if self._strings else len(row)
 
 
 class RowEnds(StoppingCriteria):
@@ -189,12 +208,17 @@ def naming_unknown_options() -> Iterator[None]:
         raise HartError(f"options that generate does not know: {names}; are they misspelled?") from None
 
 
-def check_queries(queries: object) -> None:
-    """Raise `HartError` for what is no list of queries at all."""
+def listed(queries: Any) -> list[Any]:
+    """The queries as a list; a column of a table will do, or what yields them.
+
+    Raises:
+        HartError: it is one text, or nothing like a list.
+    """
     if isinstance(queries, str):
         raise HartError("queries is one text; give a list of texts")
-    if not isinstance(queries, Sequence):
+    if isinstance(queries, Mapping | bytes) or not isinstance(queries, Iterable):
         raise HartError(f"queries must be a list of texts, not {type(queries).__name__}")
+    return list(queries)
 
 
 def parts_of(adaptation: Adaptation | None, queries: Sequence[int], total: int) -> tuple[list[int], Adaptation | None]:
@@ -232,7 +256,9 @@ def decoding_options(num_beams: int, temperature: float, top_p: float, more: Map
     if temperature > 0 and more.get("do_sample") is False:
         raise HartError(f"do_sample is False and temperature is {temperature}; leave one of the two out")
     sampled = temperature > 0 or bool(more.get("do_sample"))
-    idle = ["top_p"] * (top_p < 1) + [name for name in _OF_SAMPLING if more.get(name)]
+    if "generation_config" in more:
+        raise HartError("generation_config: give its fields as options, such as temperature=0.7")
+    idle = ["top_p"] * (top_p < 1) + [name for name in _OF_SAMPLING if _acts(name, more.get(name))]
     if idle and not sampled:
         raise HartError(f"{idle[0]} acts on sampling, and temperature is 0; set a temperature, or leave {idle[0]} out")
     if num_beams > 1 and sampled:
@@ -253,8 +279,13 @@ def check_logprobs(logprobs: Any, options: Mapping[str, Any]) -> None:
         raise HartError(f"logprobs must be a whole number of at least 0, not {logprobs!r}")
     if options["num_beams"] > 1:
         raise HartError("logprobs: are those of one token after the other, and not of beams; set num_beams to 1")
-    if wrong := next((name for name in (*_RULES, *_SEVERAL_AT_ONCE) if options.get(name)), None):
+    if wrong := next((name for name in (*_RULES, *_SEVERAL_AT_ONCE) if _acts(name, options.get(name))), None):
         raise HartError(f"logprobs: are what the model itself says of one token after the other; leave {wrong} out")
+
+
+def _acts(name: str, value: Any) -> bool:
+    """Whether an option of `generate` does anything with this value."""
+    return value is not None and not (isinstance(value, int | float) and value == _NEUTRAL.get(name))
 
 
 def limit(name: str, value: int | None, default: int) -> int:

@@ -180,7 +180,8 @@ def _check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, model: PreTr
     count = embeddings.weight.shape[0]
     # Some have tokens of images added, beyond the embeddings of a model that reads text alone (Gemma 3).
     vocabulary, added = tokenizer.get_vocab(), tokenizer.get_added_vocab()
-    largest = max(number for piece, number in vocabulary.items() if piece not in added)
+    needed = {str(token) for token in (tokenizer.pad_token, tokenizer.eos_token, tokenizer.bos_token)}
+    largest = max(number for piece, number in vocabulary.items() if piece not in added or piece in needed)
     if largest >= count:
         raise HartError(
             f"{name}: its tokenizer counts to {largest} and the model has {count} embeddings; "

@@ -7,7 +7,7 @@ its input, an encoder that both networks share. `adapt` turns a task into an `Ad
 """
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -362,8 +362,9 @@ class HartModel(nn.Module):
             HartError: no task, or what is none, a task without definition or demonstrations, groups that nobody reads,
                 or weights that are not finite.
         """
-        tasks = [task] if isinstance(task, Task) else task
-        if not isinstance(tasks, Sequence) or not all(isinstance(each, Task) for each in tasks):
+        given = isinstance(task, Iterable) and not isinstance(task, str | Mapping)
+        tasks = [task] if isinstance(task, Task) else list(task) if given else None
+        if tasks is None or not all(isinstance(each, Task) for each in tasks):
             raise HartError("adapt needs a hart.Task, or a list of them: Task(definition, demonstrations)")
         if not tasks:
             raise HartError("adapt needs at least one task")

@@ -28,10 +28,10 @@ from hart.model.answering import (
     Generating,
     check_batch_size,
     check_logprobs,
-    check_queries,
     decoding_options,
     encode_queries,
     limit,
+    listed,
     naming_unknown_options,
     parts_of,
     query_limit,
@@ -195,6 +195,12 @@ class MainModel(nn.Module, ABC):
         ends = list(dict.fromkeys([self.tokenizer.eos_token_id, *more]))
         return GenerationConfig(pad_token_id=self.tokenizer.pad_token_id, eos_token_id=ends)
 
+    @property
+    def ends(self) -> list[int]:
+        """Tokens that end an answer."""
+        found: list[int] = self.model.generation_config.eos_token_id
+        return found
+
     def format_of(self, adaptation: Adaptation | None) -> InputFormat:
         """How a query becomes tokens: as the adaptation says, or as the bare base reads it."""
         return self.plain_format if adaptation is None else adaptation.input_format
@@ -303,7 +309,7 @@ class MainModel(nn.Module, ABC):
             HartError: an empty query, an adaptation of another base or number of entries, or an option that is out of
                 range, that nothing listens to or that `generate` does not know.
         """
-        check_queries(queries)
+        queries = listed(queries)
         options = decoding_options(num_beams, temperature, top_p, generate_kwargs)
         check_batch_size(batch_size)
         if logprobs is not None:
@@ -313,8 +319,8 @@ class MainModel(nn.Module, ABC):
         new_tokens = limit("max_new_tokens", max_new_tokens, form.max_target_length)
         form = replace(form, max_query_length=query_limit(max_query_length, form))
         encoded = encode_queries(self.tokenizer, queries, adaptation, form, cuts)
-        said = generate_kwargs.get("eos_token_id", self.model.generation_config.eos_token_id)
-        ends = [said] if isinstance(said, int) else said or []
+        said = generate_kwargs.get("eos_token_id", self.ends)
+        ends = [said] if isinstance(said, int) else [int(each) for each in said if each is not None]
         answers: list[Any] = [None] * len(queries)
         longest_first = sorted(range(len(queries)), key=lambda i: -len(encoded[i]))
         with evaluating(self):

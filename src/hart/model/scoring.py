@@ -18,7 +18,7 @@ from torch import Tensor
 from hart.data.prompts import Cuts
 from hart.errors import HartError
 from hart.model.adaptation import Adaptation
-from hart.model.answering import check_batch_size, check_queries, encode_queries, limit, parts_of, query_limit
+from hart.model.answering import check_batch_size, encode_queries, limit, listed, parts_of, query_limit
 from hart.model.main_model import MainModel
 from hart.model.modes import evaluating
 
@@ -60,7 +60,7 @@ def score_choices(
         HartError: an empty query, a query without choices, choices that are one text, an adaptation of another base or
             number of entries, or an option out of range.
     """
-    check_queries(queries)
+    queries = listed(queries)
     if normalisation not in get_args(Normalisation):
         raise HartError(f"normalisation must be one of {', '.join(get_args(Normalisation))}, not {normalisation!r}")
     if len(choices) != len(queries):

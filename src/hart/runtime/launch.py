@@ -126,17 +126,19 @@ def run_hart(words: Sequence[str], processes: int) -> None:
         for member in members:
             member.terminate()
 
+    def wait() -> None:
+        while any(member.poll() is None for member in members):
+            if any(member.poll() not in (None, 0, TERMINATED, INTERRUPTED) for member in members):
+                break  # the others would wait for it for ever
+            time.sleep(POLL_SECONDS)
+
     with on_sigterm(hand_on):
         try:
-            while any(member.poll() is None for member in members):
-                if any(member.poll() not in (None, 0, TERMINATED, INTERRUPTED) for member in members):
-                    break  # the others would wait for it for ever
-                time.sleep(POLL_SECONDS)
+            wait()
         except KeyboardInterrupt:
             # The terminal has interrupted them too: they finish a step and save. At the second Ctrl-C all end at once.
             hand_on()
-            for member in members:
-                member.wait()
+            wait()
             raise
         finally:
             for member in members:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -90,7 +90,7 @@ class Runner:
         if stop and options.num_beams == 1:
             more["stopping_criteria"].append(StopRows(main.tokenizer, stop))
         if queries[0].emit is not None:
-            more["streamer"] = PieceStreamer(main.tokenizer, HoldBack(stop, queries[0].emit))
+            more["streamer"] = PieceStreamer(main.tokenizer, HoldBack(stop, queries[0].emit), main.ends)
         with _seeded(seed, main.device):
             answers = main.answers(read, adaptation, cuts=Cuts(), **more)
         return [cut_at_stop(answer, main.tokenizer, stop) for answer in answers]
@@ -121,8 +121,8 @@ class PieceStreamer(BaseStreamer):
     whole text is made each time, and white space waits for what follows it, which may take it away.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, emit: HoldBack) -> None:
-        self._tokenizer, self._emit = tokenizer, emit
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, emit: HoldBack, ends: Collection[int] = ()) -> None:
+        self._tokenizer, self._emit, self._ends = tokenizer, emit, frozenset(ends)
         self._ids: list[int] | None = None
         self._sent = 0
 
@@ -144,7 +144,10 @@ class PieceStreamer(BaseStreamer):
         self._emit(self._text()[self._sent :], True)
 
     def _text(self) -> str:
-        return str(self._tokenizer.decode(self._ids or [], skip_special_tokens=True))
+        ids = self._ids or []
+        # What ends an answer is no part of its text, a special token or not.
+        said = ids[:-1] if ids and ids[-1] in self._ends else ids
+        return str(self._tokenizer.decode(said, skip_special_tokens=True))
 
 
 @contextmanager

@@ -147,6 +147,8 @@ def _train(config: RunConfig, processes: int) -> Path:
     RunFolder.check_free(folder)
     with holding(folder):  # one line before any process starts; the first of them then holds it
         run = RunFolder(config)
+        if not RunFolder.is_complete(run.path):
+            run.save_config()  # which the processes read: the folder may have moved
     if not RunFolder.is_complete(run.path):
         run_hart(["train", str(run.path / "config.yaml")], processes)
     return run.final

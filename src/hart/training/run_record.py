@@ -109,7 +109,8 @@ def _refuse(folder: Path, changed: Sequence[str]) -> None:
     if changed:
         more = f" and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
         raise HartError(
-            f"{folder}: the data are not those that the run was begun with (data.dir or data.hub_name): "
+            f"{folder}: the data are not those that the run was begun with (data.dir, data.hub_name, or "
+            "the tasks given): "
             f"{'; '.join(changed[:NAMED])}{more}; {INSTEAD}"
         )
 

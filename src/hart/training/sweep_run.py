@@ -57,7 +57,9 @@ def run_one(
         trained_before = RunFolder.is_complete(Path(config.training.output_dir))
         if int(processes) > 1:
             run_hart(["train", config_path, *_on_cpu()], int(processes))
-        final = train(config, quiet=True)
+            final = Path(config.training.output_dir) / "final"
+        else:
+            final = train(config, quiet=True)
         peak = None if trained_before else _peak_memory(children=int(processes) > 1)
         model = HartModel.from_pretrained(final, device=select_device())
         source = model.peft_source

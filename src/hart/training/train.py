@@ -39,7 +39,8 @@ logger = logging.getLogger(__name__)
 def train(config: RunConfig, *, tasks: Sequence[Task] | None = None, quiet: bool = False) -> Path:
     """Train a system and return the folder of the saved model (`final/` in the run's folder).
 
-    A run that was interrupted goes on from its newest checkpoint; one that is complete is left as it is.
+    A run that was interrupted goes on from its newest checkpoint. One that is complete is left as it is, if its tasks
+    are still those that it was trained on; they are read to tell.
 
     Args:
         tasks: training tasks, instead of those that `config.data` names.
@@ -73,6 +74,7 @@ def _train(config: RunConfig, tasks: Sequence[Task] | None, *, owner: bool, quie
             with together():
                 if owner:
                     check_same_tasks(config, tasks, folder)
+                    run.save_config()  # where the same data lie now
             logger.info("%s: the run is complete", run.path)
             return run.final
         with together():

@@ -250,8 +250,13 @@ def _task(name: str, group: _Group, demonstrations: int, seed: int | None, *, na
     told = {_plain(each.output) for each in task.demonstrations}
     spelt = {_plain(output): output for output in reversed(outputs)} if labels else {}
     definition = _plain(group.definition)
-    untold = tuple(output for label, output in spelt.items() if label not in told and label not in definition)
+    untold = tuple(output for label, output in spelt.items() if label not in told and not _names_it(definition, label))
     return Made(task, places, labels, len(rows) - len(kept) - len(chosen), untold[::-1])
+
+
+def _names_it(text: str, label: str) -> bool:
+    """Whether a label stands in a text as a word of its own."""
+    return re.search(rf"(?<!\w){re.escape(label)}(?!\w)", text) is not None
 
 
 def _plain(text: str) -> str:
