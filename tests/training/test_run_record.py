@@ -57,7 +57,7 @@ def test_a_complete_run_is_none_on_other_data(run_config: Build, data: Path, tmp
     with pytest.raises(HartError, match="data are not those that the run was begun with .*task twice has another d"):
         train(config, quiet=True)
     mine = [Task("Write the first word.", [("a b", "a")], instances=[Instance("c d", ["c"])], name="mine")]
-    with pytest.raises(HartError, match="task mine is new"):
+    with pytest.raises(HartError, match="task reverse is missing; task first is missing"):
         train(config, tasks=mine, quiet=True)
     assert (final.parent / "config.yaml").read_bytes() == written, "a complete run is left as it is"
 
