@@ -154,7 +154,7 @@ def test_mistakes_on_the_command_line(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        assert "cannot listen" in refuse(capsys, "mini", "--port", port)
+        assert "is in use by another program" in refuse(capsys, "mini", "--port", port)
     assert "--port" in refuse(capsys, "mini", "--port", "70000")
     assert "--max-wait" in refuse(capsys, "mini", "--max-wait", "soon")
     (tmp_path / "file").touch()

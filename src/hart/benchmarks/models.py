@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import GenerationConfig, T5Config, T5ForConditionalGeneration
 
 from hart.data.input_format import InputFormat
@@ -49,8 +49,8 @@ class Numbers:
     def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
         return {"input_ids": [int(word) if word.isdecimal() else self.unk_token_id for word in text.split()]}
 
-    def batch_decode(self, rows: Tensor, **_: object) -> list[str]:
-        return [" ".join(map(str, row)) for row in rows.tolist()]
+    def decode(self, ids: list[int], **_: object) -> str:
+        return " ".join(map(str, ids))
 
 
 def t5_config(shape: str, vocabulary: int = VOCABULARY, **sizes: int) -> T5Config:

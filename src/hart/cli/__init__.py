@@ -9,11 +9,12 @@ read what was printed; 2 after `hart: error: <one line>` for a mistake of the us
 
 import argparse
 import logging
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from hart.cli import (
     adapt,
@@ -106,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     overrides: list[str] = []
     parser = _parser()
-    options = _options(parser, words[0]) if words else []
+    options = _options(words[0]) if words else []
     if words and words[0] in CONFIGURED:
         words, overrides = split_overrides(words, CONFIGURED[words[0]])
     if words and words[0] in TEXTS:
@@ -129,7 +130,17 @@ def _run(words: list[str]) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports mistakes like every other mistake, in one line."""
+    """Reports mistakes like every other mistake, in one line.
+
+    Attributes:
+        made: parsers of commands by what they are called with.
+    """
+
+    made: ClassVar[dict[str, "_Parser"]] = {}
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.made[self.prog] = self
 
     def error(self, message: str) -> NoReturn:
         raise HartError(f"{message} (see {self.prog} --help)")
@@ -149,14 +160,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _options(parser: argparse.ArgumentParser, command: str | None = None) -> list[str]:
-    """The options of a command and of what is below it."""
-    found = [] if command else [each for each in parser._option_string_actions if each.startswith("--")]
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            below = action.choices.items()
-            found += [each for name, parts in below if command in (None, name) for each in _options(parts)]
-    return found
+def _options(command: str) -> list[str]:
+    """The options of a command and of what is below it, as their usage shows them."""
+    usages = [each.format_usage() for prog, each in _Parser.made.items() if f"{prog} ".startswith(f"hart {command} ")]
+    return sorted({option for usage in usages for option in re.findall(r"(?<!\w)--[a-z][a-z-]*", usage)})
 
 
 def _version() -> str:

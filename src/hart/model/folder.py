@@ -21,6 +21,7 @@ from hart.data.input_format import InputFormat
 from hart.errors import HartError, first_line
 from hart.hypernetwork.config import HyperNetworkConfig
 from hart.hypernetwork.network import HyperNetwork
+from hart.hypernetwork.schemes.base import with_defaults
 from hart.model.base_checkpoint import NoCheckpointError, loading
 from hart.model.bundled import BASES, MODELS, resolve_base, resolve_model
 from hart.model.card import model_card
@@ -209,6 +210,8 @@ def check_make(name: str, saved: Mapping[str, Any], own: Mapping[str, Any]) -> N
         own: what the system that takes over its weights would write there.
     """
     said, own = {**saved.get("t5", {}), **saved, **saved["system"]}, {**own.get("t5", {}), **own}
+    if "scheme" in said:
+        said["scheme"] = with_defaults(said["scheme"])  # saved before an option of it came
     for key in (*MAKE, *SIZES):
         if key in said and key in own and said[key] != own[key]:
             raise HartError(f"model.init_from: {name} has {key} {said[key]}, this run {own[key]}; they must be equal")
