@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from decoder_models import decoder_model
+from forked import run_forked
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer
@@ -85,7 +86,7 @@ def whole(build_config: Build, tmp_path_factory: pytest.TempPathFactory) -> Path
 def run_two(config: RunConfig) -> Path:
     run = Path(config.training.output_dir)
     config.save(run.with_suffix(".yaml"))
-    run_hart(["train", str(run.with_suffix(".yaml")), "--device", "cpu"], 2)
+    run_forked(["train", str(run.with_suffix(".yaml")), "--device", "cpu"], 2)
     return run
 
 
