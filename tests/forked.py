@@ -1,6 +1,6 @@
 """Processes of `run_hart` that are forked from one which has imported everything, so they begin at once.
 
-Half of the time of two processes that train a tiny model for a few steps is what they import.
+Most of the time of two processes that train a tiny model for a few steps is what they import.
 """
 
 import multiprocessing
