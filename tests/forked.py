@@ -1,11 +1,13 @@
-"""Processes of `run_hart` that are forked from one which has imported everything, so they begin at once.
+"""Processes that are forked from one which has imported everything, so they begin at once.
 
 Most of the time of two processes that train a tiny model for a few steps is what they import.
 """
 
 import multiprocessing
 import os
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -16,10 +18,14 @@ CONTEXT.set_forkserver_preload(["hart.cli", "hart.training.train", "hart.evaluat
 
 
 class Forked:
-    """What `run_hart` uses of a `subprocess.Popen` of `python -m hart WORDS`. What it prints is not captured."""
+    """What is used of a `subprocess.Popen` of `python -m hart WORDS` or `python -c CODE WORDS`.
 
-    def __init__(self, command: Sequence[str], env: Mapping[str, str]) -> None:
-        self._process = CONTEXT.Process(target=_run, args=(list(command[3:]), dict(env)))
+    Args:
+        errors: file for what it writes to standard error; nothing that it prints is captured.
+    """
+
+    def __init__(self, command: Sequence[str], env: Mapping[str, str], errors: Path | None = None) -> None:
+        self._process = CONTEXT.Process(target=_run, args=(list(command[1:]), dict(env), errors))
         self._process.start()
         self.terminate, self.kill, self.wait = self._process.terminate, self._process.kill, self._process.join
 
@@ -38,9 +44,16 @@ def run_forked(words: Sequence[str], processes: int) -> None:
         launch.run_hart(words, processes)
 
 
-def _run(words: list[str], environment: dict[str, str]) -> None:
+def _run(command: list[str], environment: dict[str, str], errors: Path | None) -> None:
     os.environ.clear()
     os.environ.update(environment)
+    if errors is not None:
+        os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), sys.stderr.fileno())
+    how, what, *words = command
+    if how == "-c":
+        sys.argv = [how, *words]
+        exec(what, {"__name__": "__main__"})
+        return
     from hart.cli import main
 
     launch.end_with(lambda: main(words))

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import Forked
 
 from hart.errors import HartError
 from hart.runtime.launch import cpu_cores, free_port, on_sigterm, run_hart, sensible_processes
@@ -285,20 +286,22 @@ def test_a_failure_of_one_process_ends_all_with_its_message(run_config: Build, t
         (tmp_path / "two").mkdir()
         (tmp_path / "two" / "thesis.tex").touch()
     port = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    errors = [tmp_path / f"errors-{rank}" for rank in range(2)]
     members = [
-        subprocess.Popen(
+        Forked(
             [sys.executable, "-c", FAILING, where, str(who), str(tmp_path / "two.yaml")],
-            env={**os.environ, **port, "WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
+            {**os.environ, **port, "WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            errors[rank],
         )
         for rank in range(2)
     ]
     try:
-        ended = [member.communicate(timeout=120)[1] for member in members]
+        for member in members:
+            member.wait(timeout=120)
     finally:
         for member in members:
             member.kill()
+    ended = [path.read_text(encoding="utf-8") for path in errors]
     assert [member.returncode for member in members] == [2, 2], ended
     for text in ended:
         assert "Traceback" not in text
