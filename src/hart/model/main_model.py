@@ -197,9 +197,9 @@ class MainModel(nn.Module, ABC):
 
     @property
     def ends(self) -> list[int]:
-        """Tokens that end an answer."""
-        found: list[int] = self.model.generation_config.eos_token_id
-        return found
+        """Tokens that end an answer, as the model's generation configuration says now."""
+        said = self.model.generation_config.eos_token_id
+        return [] if said is None else [said] if isinstance(said, int) else list(said)
 
     def format_of(self, adaptation: Adaptation | None) -> InputFormat:
         """How a query becomes tokens: as the adaptation says, or as the bare base reads it."""
@@ -320,7 +320,7 @@ class MainModel(nn.Module, ABC):
         form = replace(form, max_query_length=query_limit(max_query_length, form))
         encoded = encode_queries(self.tokenizer, queries, adaptation, form, cuts)
         said = generate_kwargs.get("eos_token_id", self.ends)
-        ends = [said] if isinstance(said, int) else [int(each) for each in said if each is not None]
+        ends = [said] if isinstance(said, int) else [int(each) for each in said or ()]
         answers: list[Any] = [None] * len(queries)
         longest_first = sorted(range(len(queries)), key=lambda i: -len(encoded[i]))
         with evaluating(self):
