@@ -6,22 +6,30 @@ from transformers import AutoModelForCausalLM as Models
 from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
+    GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
     GraniteConfig,
     LlamaConfig,
+    Ministral3Config,
     MistralConfig,
+    MixtralConfig,
+    Olmo2Config,
+    Olmo3Config,
     Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
     SmolLM3Config,
 )
 
 from hart.model.decoder_only import DecoderOnly
 from hart.model.main_model import MainModel
+from hart.peft.base import MainShape
+from hart.peft.lora import FEED_FORWARD
 
 SIZES = {
     "hidden_size": 32,
@@ -38,12 +46,30 @@ GROUPED = {**SIZES, "num_key_value_heads": 2}
 # Wider heads than hidden_size / heads, as Qwen 3 and Gemma have them.
 WIDE = {**GROUPED, "head_dim": 16}
 WINDOW = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+EXPERTS = {"num_experts_per_tok": 2}
+# Long contexts, and queries that grow with their position, behind the sixteenth.
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 32.0,
+    "original_max_position_embeddings": 16,
+    "max_position_embeddings": 512,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
 
 CONFIGS: dict[str, tuple[type[PreTrainedConfig], dict]] = {
     "llama": (LlamaConfig, GROUPED),
     "mistral": (MistralConfig, {**GROUPED, "sliding_window": 8}),
+    "ministral3": (Ministral3Config, {**WIDE, "rope_parameters": YARN}),
+    "mixtral": (MixtralConfig, {**GROUPED, **EXPERTS, "num_local_experts": 4}),
     "qwen2": (Qwen2Config, GROUPED),
     "qwen3": (Qwen3Config, WIDE),
+    "qwen3_moe": (Qwen3MoeConfig, {**WIDE, **EXPERTS, "num_experts": 4, "moe_intermediate_size": 24}),
+    "gemma": (GemmaConfig, WIDE),
     "gemma2": (Gemma2Config, {**WIDE, **WINDOW, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0}),
     "gemma3_text": (Gemma3TextConfig, {**WIDE, **WINDOW, "query_pre_attn_scalar": 16}),
     "smollm3": (SmolLM3Config, {**GROUPED, "no_rope_layer_interval": 3}),
@@ -57,6 +83,8 @@ CONFIGS: dict[str, tuple[type[PreTrainedConfig], dict]] = {
             "logits_scaling": 2.0,
         },
     ),
+    "olmo2": (Olmo2Config, GROUPED),
+    "olmo3": (Olmo3Config, {**GROUPED, **WINDOW}),
     "phi3": (Phi3Config, {**GROUPED, "sliding_window": 8}),
     "gpt2": (
         GPT2Config,
@@ -78,12 +106,24 @@ def decoder_model(name: str, vocabulary: int = 64) -> PreTrainedModel:
                     parameter.normal_(std=0.2)
                 elif parameter.dim() == 1:
                     parameter.add_(torch.empty_like(parameter).uniform_(-0.4, 0.4))
-                elif parameter.dim() == 2:
+                elif parameter.dim() >= 2:
                     # Five times the usual size, so that attention is not flat.
                     parameter.normal_(
                         std=0.1 if isinstance(model.get_submodule(path.rpartition(".")[0]), nn.Embedding) else 0.2
                     )
     return model.eval()
+
+
+def fitting(peft: list[dict], shape: MainShape) -> list[dict]:
+    """Without LoRA at maps that a mixture of experts has not."""
+    if not shape.experts:
+        return peft
+    return [
+        {**kind, "targets": [each for each in kind["targets"] if each not in FEED_FORWARD]}
+        if "targets" in kind
+        else kind
+        for kind in peft
+    ]
 
 
 def frozen(name: str, tokenizer: PreTrainedTokenizerFast) -> MainModel:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from decoder_models import CONFIGS, decoder_model, frozen
+from decoder_models import CONFIGS, decoder_model, fitting, frozen
 from transformers import PreTrainedTokenizerFast
 
 from hart.data.input_format import InputFormat
@@ -32,6 +32,7 @@ def main(request: pytest.FixtureRequest, tiny_tokenizer: PreTrainedTokenizerFast
 
 def adaptation(main: MainModel, peft: list[dict], n: int = len(QUERIES)) -> Adaptation:
     generator = torch.Generator().manual_seed(1)
+    peft = fitting(peft, main.shape)
     blocks: Blocks = {
         block.name: 0.4 * torch.randn(n, block.layers, block.rows, block.width, generator=generator)
         for block in row_blocks(build_kinds(peft), main.shape)

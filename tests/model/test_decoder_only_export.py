@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from decoder_models import CONFIGS, decoder_model, frozen
+from decoder_models import CONFIGS, decoder_model, fitting, frozen
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -42,7 +42,7 @@ def main(request: pytest.FixtureRequest, tiny_tokenizer: PreTrainedTokenizerFast
 
 
 def adapted(main: MainModel, *kind: dict[str, Any]) -> Adaptation:
-    kinds = build_kinds(list(kind))
+    kinds = build_kinds(fitting(list(kind), main.shape))
     blocks = {
         block.name: 0.3 * torch.randn(1, block.layers, block.rows, block.width)
         for block in row_blocks(kinds, main.shape)
@@ -95,7 +95,7 @@ def test_an_export_is_exact(main: MainModel, name: str, tmp_path: Path) -> None:
     assert isinstance(main, DecoderOnly)
 
 
-WITH_A_MEMORY = ("llama", "qwen2", "qwen3", "gpt_neox")
+WITH_A_MEMORY = ("llama", "qwen2", "qwen3", "qwen3_moe", "olmo2", "gpt_neox")
 """Rotary positions and no sliding window."""
 
 
@@ -168,6 +168,7 @@ def test_scaled_rotary_positions(rope: dict, tiny_tokenizer: PreTrainedTokenizer
     ("main", "kind", "reason"),
     [
         ("gpt2", "prefix", "the base's are learned"),
+        ("ministral3", "prefix", "or scale its queries"),
         ("mistral", "prefix", "sliding window"),
         ("gemma3_text", "prefix", "it takes up no positions|sliding window"),
         ("llama", "lora", "one kind of parameters"),

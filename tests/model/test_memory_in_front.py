@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from decoder_models import CONFIGS, decoder_model, frozen
+from decoder_models import CONFIGS, decoder_model, fitting, frozen
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedTokenizerFast
 
@@ -34,6 +34,7 @@ def main(request: pytest.FixtureRequest, tiny_tokenizer: PreTrainedTokenizerFast
 
 def adaptations(main: MainModel, peft: list[dict]) -> list[Adaptation]:
     """One for each query, with memories of different lengths."""
+    peft = fitting(peft, main.shape)
     generator = torch.Generator().manual_seed(1)
     task = {"name": "t", "Definition": ["d"], "Positive Examples": [{"input": "a", "output": "b"}]}
     configs = [kind.to_config() for kind in build_kinds(peft)]

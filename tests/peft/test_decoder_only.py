@@ -6,7 +6,7 @@ from typing import Any
 import jaxtyping
 import pytest
 import torch
-from decoder_models import CONFIGS, decoder_model
+from decoder_models import CONFIGS, decoder_model, fitting
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
@@ -50,14 +50,16 @@ def seamed(stock: PreTrainedModel) -> PreTrainedModel:
 
 def draw(model: PreTrainedModel, peft: list[dict], n: int = 1, scale: float = 0.5) -> Blocks:
     generator = torch.Generator().manual_seed(5)
+    shape = MainShape.of(model)
     return {
         block.name: scale * torch.randn(n, block.layers, block.rows, block.width, generator=generator)
-        for block in row_blocks(build_kinds(peft), MainShape.of(model))
+        for block in row_blocks(build_kinds(fitting(peft, shape)), shape)
     }
 
 
 def run(model: PreTrainedModel, peft: list[dict], blocks: Blocks, ids: Tensor = IDS, **given: Any) -> Tensor:
-    with binding(*(kind.bindings(model, blocks) for kind in build_kinds(peft))):
+    kinds = build_kinds(fitting(peft, MainShape.of(model)))
+    with binding(*(kind.bindings(model, blocks) for kind in kinds)):
         return model(ids, **given).logits
 
 
@@ -147,7 +149,7 @@ def test_every_row_of_every_layer_acts_and_gets_gradient(seamed: PreTrainedModel
 @torch.no_grad()
 def test_new_parameters_change_nothing_where_their_kind_promises_it(seamed: PreTrainedModel) -> None:
     before, shape = seamed(IDS).logits, MainShape.of(seamed)
-    for kind in build_kinds(KINDS["all"]):
+    for kind in build_kinds(fitting(KINDS["all"], shape)):
         stds = kind.init_std(seamed, shape)
         blocks = {
             block.name: torch.randn(1, block.layers, block.rows, block.width) * stds[block.name][:, None, None]
@@ -191,6 +193,10 @@ def test_what_a_decoder_only_model_has_not_is_refused() -> None:
             row_blocks(build_kinds([kind]), shape)
     with pytest.raises(HartError, match="'opt' have no row in hart's table of sites; it has t5, llama"):
         architecture(type("Config", (), {"model_type": "opt"}))
+    mixture = MainShape.of(decoder_model("mixtral"))
+    with pytest.raises(HartError, match=r"peft.lora.targets: wi and wo are no maps of a mixture of experts"):
+        row_blocks(build_kinds([LORA]), mixture)
+    assert "ia3.decoder.ff" not in {block.name for block in row_blocks(build_kinds([{"kind": "ia3"}]), mixture)}
     with pytest.raises(HartError, match="gpt2.* have no wi_0"):
         injection.sites(decoder_model("gpt2"), "decoder", "wi_0")
     odd = decoder_model("llama")

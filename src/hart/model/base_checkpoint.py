@@ -21,10 +21,13 @@ from transformers import (
 from hart.errors import HartError, first_line
 from hart.model.bundled import resolve_base
 from hart.model.weights import check_model_files
-from hart.peft.architectures import architecture
+from hart.peft.architectures import ARCHITECTURES, architecture
 
 LEAST_VOCABULARY = 3
 """Pieces beside special tokens. Without its files transformers builds a tokenizer that knows one, the space."""
+
+TEXT_PART = {r"^(model\.)?language_model\.(model\.)?(?!lm_head)": "model.", r"^language_model\.lm_head": "lm_head"}
+"""Names of weights in the checkpoint of a model of images and text → in the model of text that is part of it."""
 
 
 class NoCheckpointError(HartError):
@@ -83,7 +86,12 @@ def load_base(name: str, *, revision: str | None = None, dtype: torch.dtype | st
         try:
             loader: Any = T5ForConditionalGeneration if is_t5 else AutoModelForCausalLM
             loaded: Any = loader.from_pretrained(
-                source, config=config, dtype=wanted or "auto", output_loading_info=True, **at_revision
+                source,
+                config=config,
+                dtype=wanted or "auto",
+                key_mapping=TEXT_PART,
+                output_loading_info=True,
+                **at_revision,
             )
         except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
             raise HartError(f"{name}: cannot be loaded ({first_line(error)})") from error
@@ -108,15 +116,25 @@ def load_base(name: str, *, revision: str | None = None, dtype: torch.dtype | st
 def read_base_config(source: str | Path, **at_revision: Any) -> PreTrainedConfig:
     """The configuration of a checkpoint; that of an mT5 as the T5 1.1 which it is, with a vocabulary of its own.
 
+    Of one that reads images beside text (Gemma 3 from 4B on) it is that of the part that reads text.
+
     Raises:
         OSError, ValueError: transformers finds none there.
     """
     config: Any = AutoConfig.from_pretrained(source, **at_revision)
     if config.model_type != "mt5":
-        return config
+        text: PreTrainedConfig = config.get_text_config(decoder=True)
+        return text if config.model_type not in ARCHITECTURES and text.model_type in ARCHITECTURES else config
     # Their heads are not the embeddings, whatever the file says, so a T5 must not scale what they read.
     changed = {"model_type": "t5", "architectures": None, "tie_word_embeddings": False}
     return T5Config(**{**config.to_dict(), **changed})
+
+
+def is_text_part(name: str, model_type: str, revision: str | None = None) -> bool:
+    """Whether a main model of `model_type` is the part of a checkpoint that reads text, beside one for images."""
+    source = resolve_base(name)
+    config: Any = AutoConfig.from_pretrained(source, **_at_revision(source, revision))
+    return config.model_type != model_type and config.get_text_config(decoder=True).model_type == model_type
 
 
 def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:

@@ -1,4 +1,4 @@
-"""Decoder-only main models: Llama, Qwen, Mistral, Gemma, SmolLM 3, Granite, Phi-3, GPT-2, GPT-NeoX
+"""Decoder-only main models: Llama, Qwen, Mistral, Gemma, SmolLM 3, Granite, OLMo, Phi-3, GPT-2, GPT-NeoX
 (`hart.peft.architectures`).
 
 A query and its answer are one sequence. Queries are padded on the left and answers on the right, so the answers of a
@@ -78,15 +78,16 @@ class DecoderOnly(MainModel):
     ) -> tuple[Float[Tensor, "L n heads s d_kv"], Float[Tensor, "L n heads s d_kv"]]:
         """With the norm that each layer's input passes, and the one that its keys pass; LoRA at k and v acts here."""
         table, memory = architecture(self.model.config), memory.to(self.model.dtype)
+        heads, width = self.shape.heads_in_front, self.shape.kv_inner
         made: list[tuple[Tensor, Tensor]] = []
         maps = zip(*(sites(self.model, "decoder", part) for part in "kv"), strict=True)
         for layer, key_value in zip(layers(self.model, "decoder"), maps, strict=True):
-            keys, values = (
-                part.unflatten(-1, (self.shape.heads_in_front, -1))
-                for part in mapped(key_value, at(layer, table.norm)(memory))
-            )
+            read = memory if table.norm is None else at(layer, table.norm)(memory)
+            keys, values = mapped(key_value, read)
             if table.key_norm is not None:
-                keys = at(layer, table.key_norm)(keys)
+                norm: Any = at(layer, table.key_norm)
+                keys = norm(keys.unflatten(-1, (width // norm.weight.shape[0], -1))).flatten(-2)
+            keys, values = (part.unflatten(-1, (heads, -1)) for part in (keys, values))
             made.append((keys.transpose(1, 2), values.transpose(1, 2)))
         keys, values = (torch.stack(part) for part in zip(*made, strict=True))
         return keys, values

@@ -29,8 +29,11 @@ def why_not(adaptation: Adaptation, main: MainModel) -> str | None:
         return "an adapter of PEFT holds one kind of parameters, and these are not prefixes"
     table, config = architecture(main.model.config), main.model.config
     positions = at(main.model, table.positions) if table.positions else None
-    if getattr(positions, "rope_type", None) not in _FIXED:
-        return "it takes up no positions, and rows of a prefix would: the base's are learned, or change with the length"
+    if getattr(positions, "rope_type", None) not in _FIXED or table.positions_in_attention:
+        return (
+            "it takes up no positions, and rows of a prefix would: the base's are learned, change with the length, or "
+            "scale its queries"
+        )
     if getattr(config, "sliding_window", None) is not None:
         return "the base's sliding window would leave it behind"
     return None

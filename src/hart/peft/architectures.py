@@ -41,22 +41,30 @@ class Architecture:
     Attributes:
         stacks: stack → path of the list of its layers; a decoder-only model has a `decoder` alone.
         sites: name of a site → path of its module below a layer, or where it lies in a fused one.
-        norm: path, below a layer, of the norm that the input of self-attention has passed.
+        norm: path, below a layer, of the norm that the input of self-attention has passed; None: it has passed none.
+        added: where it has passed none, paths of the norms behind attention and feed-forward, of whose outputs and the
+            embeddings it is the sum (OLMo 2).
         gain: what is added to the weights of norms before they scale (Gemma's are differences from 1).
-        key_norm: path of the norm that keys pass behind their map.
+        key_norm: path of the norm that keys pass behind their map, each head by itself or all of them together.
         positions: path of the module that is told the position of each token.
+        positions_in_attention: whether attention is told it as well (Ministral 3 scales queries by it).
         dropout: name of the attribute of attention modules that holds their dropout rate, where it is not a module.
         eager: whether attention does what fused kernels cannot (Gemma 2 caps scores).
+        expert_width: name of the configuration's field that is the width of an expert, where the feed-forward is a
+            mixture of experts; these are no sites.
     """
 
     stacks: Mapping[Stack, str]
     sites: Mapping[str, str | Fused]
-    norm: str
+    norm: str | None
+    added: tuple[str, ...] = ()
     gain: float = 0.0
     key_norm: str | None = None
     positions: str | None = None
+    positions_in_attention: bool = False
     dropout: str | None = "attention_dropout"
     eager: bool = False
+    expert_width: str | None = None
 
     @property
     def has_encoder(self) -> bool:
@@ -67,6 +75,8 @@ class Architecture:
         heads = config.num_attention_heads
         kv_heads = getattr(config, "num_key_value_heads", None) or heads
         d_ff = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
+        if self.expert_width is not None:
+            d_ff = config.num_experts_per_tok * getattr(config, self.expert_width)
         return {
             "d_model": config.hidden_size,
             "num_heads": heads,
@@ -74,7 +84,8 @@ class Architecture:
             "d_ff": d_ff,
             "encoder_layers": 0,
             "decoder_layers": config.num_hidden_layers,
-            "gated": "wi_0" in self.sites,
+            "gated": "wi" not in self.sites,
+            "experts": self.expert_width is not None,
             "kv_heads": None if kv_heads == heads else kv_heads,
         }
 
@@ -112,6 +123,17 @@ _LLAMA = Architecture(
 _QKV = ("q", "k", "v")
 _PHI3_QKV, _PHI3_WI = Fused("self_attn.qkv_proj", _QKV), Fused("mlp.gate_up_proj", ("wi_0", "wi_1"))
 _PHI3 = replace(_LLAMA, sites={**_LLAMA.sites, **dict.fromkeys(_QKV, _PHI3_QKV), "wi_0": _PHI3_WI, "wi_1": _PHI3_WI})
+_MIXTURE = replace(
+    _LLAMA,
+    sites={name: place for name, place in _LLAMA.sites.items() if name not in ("wi_0", "wi_1", "wo")},
+    expert_width="intermediate_size",
+)
+_OLMO2 = replace(
+    _LLAMA,
+    norm=None,
+    added=("post_attention_layernorm", "post_feedforward_layernorm"),
+    key_norm="self_attn.k_norm",
+)
 _GPT2 = Architecture(
     stacks={"decoder": "transformer.h"},
     sites={
@@ -144,12 +166,18 @@ ARCHITECTURES: dict[str, Architecture] = {
     "t5": _T5,
     "llama": _LLAMA,
     "mistral": _LLAMA,
+    "ministral3": replace(_LLAMA, positions_in_attention=True),
+    "mixtral": _MIXTURE,
     "qwen2": _LLAMA,
     "qwen3": replace(_LLAMA, key_norm="self_attn.k_norm"),
+    "qwen3_moe": replace(_MIXTURE, key_norm="self_attn.k_norm", expert_width="moe_intermediate_size"),
+    "gemma": replace(_LLAMA, gain=1.0),
     "gemma2": replace(_LLAMA, gain=1.0, eager=True),
     "gemma3_text": replace(_LLAMA, gain=1.0, key_norm="self_attn.k_norm"),
     "smollm3": _LLAMA,  # of its layers every fourth has no positions
     "granite": _LLAMA,
+    "olmo2": _OLMO2,
+    "olmo3": _OLMO2,
     "phi3": _PHI3,
     "gpt2": _GPT2,
     "gpt_neox": _NEOX,

@@ -46,6 +46,9 @@ class MainShape:
     """Whether the feed-forward has two input maps, wi_0 and wi_1 (T5 v1.1, Llama), or one, wi."""
     kv_heads: int | None = None
     """Heads of keys and values, where several heads of queries share one; None: as many as there are of queries."""
+    experts: bool = False
+    """Whether the feed-forward is a mixture of experts, in whose maps nothing acts; `d_ff` is the width of those that a
+    token passes, together."""
 
     @property
     def inner(self) -> int:
@@ -98,7 +101,8 @@ class MainShape:
         """
         shape = cls.from_config(main.config)
         for stack in shape.stacks:
-            for name in ("q", "k", "v", "o", "wo", *(("wi_0", "wi_1") if shape.gated else ("wi",))):
+            feed_forward = () if shape.experts else ("wo", *(("wi_0", "wi_1") if shape.gated else ("wi",)))
+            for name in ("q", "k", "v", "o", *feed_forward):
                 for layer, site in enumerate(sites(main, stack, name)):
                     found, wanted = tuple(weight_of(site).shape), shape.widths(name)[::-1]
                     if found != wanted:
@@ -187,6 +191,11 @@ class PeftKind(ABC):
         """Raise `HartError` unless the main model has the cross-attention that a field asks for."""
         if not shape.has_encoder:
             raise HartError(f"peft.{self.name}.{field} is for cross-attention, which a decoder-only base has not")
+
+    def _needs_dense(self, shape: MainShape, field: str) -> None:
+        """Raise `HartError` where a field asks for maps of the feed-forward and the main model has experts there."""
+        if shape.experts:
+            raise HartError(f"peft.{self.name}.{field}: wi and wo are no maps of a mixture of experts; leave them out")
 
     def _whole_number(self, field: str) -> None:
         """Raise `HartError` unless the field of that name is a whole number ≥ 1."""

@@ -24,7 +24,7 @@ _MODULES = {"key": "k", "value": "v", "ff": "feed_forward_inner", "cross_key": "
 class Ia3(PeftKind):
     """Blocks `ia3.{stack}.{key,value}` `[batch, layers, 1, kv_inner]` and `.ff` `[batch, layers, 1, d_ff]`.
 
-    All of them start at 0: no change.
+    All of them start at 0: no change. A mixture of experts has no `.ff`.
 
     Fields:
         cross: whether the decoder's cross-attention has its vectors too (`ia3.decoder.cross_key`, `.cross_value`).
@@ -65,6 +65,8 @@ class Ia3(PeftKind):
         """Stack and part of every vector."""
         for stack in shape.stacks:
             for part in _MODULES:
+                if part == "ff" and shape.experts:
+                    continue
                 if not part.startswith("cross_") or (self.cross and stack == "decoder"):
                     yield stack, part
 

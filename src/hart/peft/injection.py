@@ -206,16 +206,19 @@ def sites(main: PreTrainedModel, stack: Stack, target: str) -> list[Site]:
     return [Slice(module, groups, start, stop) for module in modules]
 
 
-def positions(main: PreTrainedModel) -> Input | None:
+def positions(main: PreTrainedModel) -> list[Input]:
     """Where a decoder-only model is told the positions of its tokens; a T5 is not."""
-    path = architecture(main.config).positions
-    return None if path is None else Input(at(main, path), whole_numbers=True)
+    table = architecture(main.config)
+    told = [] if table.positions is None else [at(main, table.positions)]
+    if table.positions_in_attention:
+        told += [module_of(each) for each in sites(main, "decoder", "self_attention")]
+    return [Input(module, whole_numbers=True) for module in told]
 
 
 def learned_positions(main: PreTrainedModel) -> int | None:
     """How many positions a model has, where each is learned (GPT-2); None: positions are not what limits it."""
     told = positions(main)
-    return told.module.num_embeddings if told is not None and isinstance(told.module, nn.Embedding) else None
+    return told[0].module.num_embeddings if told and isinstance(told[0].module, nn.Embedding) else None
 
 
 def module_of(site: Site) -> nn.Module:
@@ -307,7 +310,10 @@ def _changed_input(place: Input, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     # By position or by name, as the model happens to call the module.
     given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
     for name, value in given.items():
-        if isinstance(value, Tensor) and value.is_floating_point() != place.whole_numbers:
+        # Masks, which are neither, are left alone.
+        if isinstance(value, Tensor) and (
+            value.dtype == torch.long if place.whole_numbers else value.is_floating_point()
+        ):
             for change in changes:
                 value = change(value)
             given[name] = value

@@ -35,7 +35,7 @@ class Lora(PeftKind):
         alpha: numerator of the scale; the paper gives neither (open; HINT scales by alpha / rank).
         targets: which maps of each layer: q, k, v, o of self-attention; cross_q, … of the decoder's cross-attention;
             wi (both input maps where the feed-forward is gated; Llama's gate and up) and wo
-            (Llama's down). HINT takes q and v.
+            (Llama's down), which a mixture of experts has not. HINT takes q and v.
     """
 
     name: ClassVar[str] = "lora"
@@ -58,6 +58,8 @@ class Lora(PeftKind):
     def row_blocks(self, shape: MainShape) -> tuple[RowBlock, ...]:
         if set(self.targets) & set(CROSS):
             self._needs_cross_attention(shape, "targets")
+        if set(self.targets) & set(FEED_FORWARD):
+            self._needs_dense(shape, "targets")
         return tuple(
             RowBlock(f"lora.{stack}.{site}.{part}", stack, shape.layers(stack), self.rank, width)
             for stack, site in self._sites(shape)

@@ -9,7 +9,7 @@ import functools
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -68,7 +68,8 @@ class Prefix(PeftKind):
         The input x̂ of the projections has unit root mean square before the norm's gain g, so with
         uncorrelated features Var[(W(g∘x̂))_i] = Σ_j W_ij² g_j², averaged over i per layer. T5 is
         initialised with Var[W_ij] = 1/d and g = 1, hence standard deviation 1 without weights. Keys that pass a norm
-        of their own (Qwen 3, Gemma 3) have its gains for deviations.
+        of their own (Qwen 3, Gemma 3) have its gains for deviations. Without a norm (OLMo 2) x is the sum of an
+        embedding and of what the layers below have added, each of which has passed a norm: g² is the sum of theirs.
         """
         if main is None:
             return {block.name: torch.full((block.layers,), self.init_scale) for block in self.row_blocks(shape)}
@@ -77,19 +78,19 @@ class Prefix(PeftKind):
         for stack, site, names in self._sites(shape):
             # Self-attention reads what its own layer has normed, cross-attention the encoder's output.
             if site == "self_attention":
-                norms = [at(layer, table.norm) for layer in layers(main, stack)]
+                sizes = _sizes(main, stack)
             else:
-                norms = [at(main, "encoder.final_layer_norm")] * shape.layers(stack)
+                sizes = [_gains(at(main, "encoder.final_layer_norm"), table.gain)] * shape.layers(stack)
             for part, projection in zip(names, "kv", strict=True):
                 target = projection if site == "self_attention" else f"cross_{projection}"
                 maps = injection.sites(main, stack, target)
                 per_layer = []
-                for layer, (place, norm) in enumerate(zip(maps, norms, strict=True)):
+                for layer, (place, size) in enumerate(zip(maps, sizes, strict=True)):
                     if projection == "k" and table.key_norm is not None:
                         gains = _gains(at(layers(main, stack)[layer], table.key_norm), table.gain)
                         per_layer.append(gains.square().mean().sqrt())
                         continue
-                    product = injection.weight_of(place).detach().float() * _gains(norm, table.gain)
+                    product = injection.weight_of(place).detach().float() * size.to(injection.weight_of(place).device)
                     per_layer.append(product.square().sum(dim=1).mean().sqrt())
                 stds[f"prefix.{stack}.{part}"] = self.init_scale * torch.stack(per_layer).cpu()
         return stds
@@ -103,8 +104,7 @@ class Prefix(PeftKind):
                 extra[attention] = injection.ExtraKeyValues.from_blocks(
                     keys[:, layer], values[:, layer], shape.heads_in_front
                 )
-        told = injection.positions(main)
-        if told is not None:
+        for told in injection.positions(main):
             # A prefix is a past of as many tokens (PEFT's convention), so the first token is at position p.
             extra[told] = functools.partial(torch.add, other=self.length)
         return extra
@@ -115,6 +115,21 @@ class Prefix(PeftKind):
             yield stack, "self_attention", ("key", "value")
         if self.cross:
             yield "decoder", "cross_attention", ("cross_key", "cross_value")
+
+
+def _sizes(main: PreTrainedModel, stack: Stack) -> list[Float[Tensor, " d"]]:
+    """Root mean square of each feature of what self-attention reads, in every layer."""
+    table = architecture(main.config)
+    if table.norm is not None:
+        return [_gains(at(layer, table.norm), table.gain) for layer in layers(main, stack)]
+    embeddings: Any = main.get_input_embeddings()
+    squares: Tensor = embeddings.weight.detach().float().square().mean(dim=0)
+    sizes = []
+    for layer in layers(main, stack):
+        sizes.append(squares.sqrt())
+        for path in table.added:
+            squares = squares + _gains(at(layer, path), table.gain).square().to(squares.device)
+    return sizes
 
 
 def _gains(norm: nn.Module, more: float) -> Float[Tensor, " d"]:

@@ -1,0 +1,111 @@
+"""Main models that are the part of a checkpoint of images and text which reads text (Gemma 3, Mistral Small 3)."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
+    Ministral3Config,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    MistralConfig,
+    PixtralVisionConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    SiglipVisionConfig,
+)
+
+from hart import HartModel, Task
+from hart.model.export import save_peft
+from hart.model.main_model import MainModel
+from hart.training.config import DataConfig, ModelConfig, RunConfig
+from hart.training.estimate import estimate
+
+TASK = Task("Swap the words.", [("one two", "two one"), ("three four", "four three")])
+LORA = {"kind": "lora", "rank": 2, "targets": ["q", "v"]}
+TEXT: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 40,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+}
+IMAGES: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "image_size": 28,
+    "patch_size": 14,
+}
+
+
+def made(name: str, vocabulary: int) -> PreTrainedModel:
+    text = {**TEXT, "vocab_size": vocabulary}
+    if name == "gemma3":
+        gemma = Gemma3TextConfig(**text, query_pre_attn_scalar=8)
+        config = Gemma3Config(text_config=gemma, vision_config=SiglipVisionConfig(**IMAGES), mm_tokens_per_image=4)
+        return Gemma3ForConditionalGeneration(config)
+    mistral = MistralConfig(**text) if name == "mistral" else Ministral3Config(**text)
+    return Mistral3ForConditionalGeneration(
+        Mistral3Config(text_config=mistral, vision_config=PixtralVisionConfig(**IMAGES), tie_word_embeddings=False)
+    )
+
+
+@pytest.fixture(params=["gemma3", "mistral", "ministral3"])
+def whole(request: pytest.FixtureRequest, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> PreTrainedModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        model = made(request.param, len(tiny_tokenizer)).eval()
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(tmp_path / "base")
+    tiny_tokenizer.save_pretrained(tmp_path / "base")
+    return model
+
+
+@torch.no_grad()
+def test_its_numbers_are_those_of_the_whole_model(whole: PreTrainedModel, tmp_path: Path) -> None:
+    main = MainModel.from_pretrained(str(tmp_path / "base"), dtype="float32")
+    ids = torch.randint(3, 60, (2, 9))
+    torch.testing.assert_close(main.model(ids).logits, whole(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
+    assert not any("vision" in name for name, _ in main.model.named_modules())
+
+
+def test_an_adapter_of_it_is_loaded_as_its_card_says(whole: PreTrainedModel, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    base = str(tmp_path / "base")
+    settings = ModelConfig(
+        base=base, encoder="main_model", decoder_layers=1, fusion=False, peft=[LORA], scheme={"name": "causal"}
+    )
+    model = HartModel.from_config(settings, DataConfig())
+    with torch.no_grad():
+        for head in model.hypernetwork.heads.heads():  # type: ignore[union-attr]
+            nn.init.normal_(head.second, std=0.1)
+    adaptation = model.adapt(TASK)
+    save_peft(adaptation, model.main, tmp_path / "peft")
+    card = (tmp_path / "peft" / "README.md").read_text(encoding="utf-8")
+    code = card.partition("```python\n")[2].partition("```")[0].replace("THIS FOLDER", str(tmp_path / "peft"))
+    names: dict[str, Any] = {}
+    exec(code, names)
+    ids = torch.randint(3, 60, (1, 9))
+    with torch.no_grad():
+        theirs = names["model"](ids).logits
+        with model.main.adapted(adaptation, batch=1):
+            torch.testing.assert_close(theirs, model.main.model(ids).logits, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(theirs, model.main.model(ids).logits, atol=1e-3)
+
+
+def test_its_memory_is_estimated(whole: PreTrainedModel, tmp_path: Path) -> None:
+    base = str(tmp_path / "base")
+    model = ModelConfig(base=base, encoder="main_model", decoder_layers=1, fusion=False, peft=[LORA])
+    assert estimate(RunConfig(model=model)).parameters
