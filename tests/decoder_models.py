@@ -21,8 +21,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen3_5MoeTextConfig,
+    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3MoeConfig,
+    Qwen3NextConfig,
     SmolLM3Config,
 )
 
@@ -46,6 +49,13 @@ GROUPED = {**SIZES, "num_key_value_heads": 2}
 # Wider heads than hidden_size / heads, as Qwen 3 and Gemma have them.
 WIDE = {**GROUPED, "head_dim": 16}
 WINDOW = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+RECURRENT = {
+    "layer_types": ["full_attention", "linear_attention", "full_attention"],
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
 EXPERTS = {"num_experts_per_tok": 2}
 # Long contexts, and queries that grow with their position, behind the sixteenth.
 YARN = {
@@ -69,6 +79,29 @@ CONFIGS: dict[str, tuple[type[PreTrainedConfig], dict]] = {
     "qwen2": (Qwen2Config, GROUPED),
     "qwen3": (Qwen3Config, WIDE),
     "qwen3_moe": (Qwen3MoeConfig, {**WIDE, **EXPERTS, "num_experts": 4, "moe_intermediate_size": 24}),
+    "qwen3_5_text": (Qwen3_5TextConfig, {**WIDE, **RECURRENT}),
+    "qwen3_5_moe_text": (
+        Qwen3_5MoeTextConfig,
+        {
+            **WIDE,
+            **RECURRENT,
+            **EXPERTS,
+            "num_experts": 4,
+            "moe_intermediate_size": 24,
+            "shared_expert_intermediate_size": 16,
+        },
+    ),
+    "qwen3_next": (
+        Qwen3NextConfig,
+        {
+            **WIDE,
+            **RECURRENT,
+            **EXPERTS,
+            "num_experts": 4,
+            "moe_intermediate_size": 24,
+            "shared_expert_intermediate_size": 16,
+        },
+    ),
     "gemma": (GemmaConfig, WIDE),
     "gemma2": (Gemma2Config, {**WIDE, **WINDOW, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0}),
     "gemma3_text": (Gemma3TextConfig, {**WIDE, **WINDOW, "query_pre_attn_scalar": 16}),

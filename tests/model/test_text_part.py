@@ -1,4 +1,4 @@
-"""Main models that are the part of a checkpoint of images and text which reads text (Gemma 3, Mistral Small 3)."""
+"""Main models that are the text part of a checkpoint of images and text (Gemma 3, Mistral Small 3, Qwen 3.5)."""
 
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from transformers import (
     PixtralVisionConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
     SiglipVisionConfig,
 )
 
@@ -54,13 +56,21 @@ def made(name: str, vocabulary: int) -> PreTrainedModel:
         gemma = Gemma3TextConfig(**text, query_pre_attn_scalar=8)
         config = Gemma3Config(text_config=gemma, vision_config=SiglipVisionConfig(**IMAGES), mm_tokens_per_image=4)
         return Gemma3ForConditionalGeneration(config)
+    if name == "qwen3_5":
+        layers = {"layer_types": ["linear_attention", "full_attention"]}
+        heads = {"linear_key_head_dim": 8, "linear_value_head_dim": 8}
+        counts = {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+        images = {"hidden_size": 16, "depth": 1, "num_heads": 2, "intermediate_size": 16, "out_hidden_size": 32}
+        return Qwen3_5ForConditionalGeneration(
+            Qwen3_5Config(text_config={**text, **layers, **heads, **counts}, vision_config=images)
+        )
     mistral = MistralConfig(**text) if name == "mistral" else Ministral3Config(**text)
     return Mistral3ForConditionalGeneration(
         Mistral3Config(text_config=mistral, vision_config=PixtralVisionConfig(**IMAGES), tie_word_embeddings=False)
     )
 
 
-@pytest.fixture(params=["gemma3", "mistral", "ministral3"])
+@pytest.fixture(params=["gemma3", "mistral", "ministral3", "qwen3_5"])
 def whole(request: pytest.FixtureRequest, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)

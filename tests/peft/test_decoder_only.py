@@ -82,10 +82,10 @@ def test_without_blocks_it_is_the_stock_model_to_the_last_bit(stock: PreTrainedM
 @torch.no_grad()
 def test_a_prefix_is_a_past_of_as_many_tokens(stock: PreTrainedModel, seamed: PreTrainedModel) -> None:
     shape, blocks = MainShape.of(stock), draw(stock, PREFIX, n=2)
-    past = DynamicCache()
-    for layer in range(shape.decoder_layers):
+    past = DynamicCache() if shape.attention is None else DynamicCache(config=stock.config)
+    for index, layer in enumerate(shape.attention or range(shape.decoder_layers)):
         keys, values = (
-            blocks[f"prefix.decoder.{part}"][:, layer].unflatten(-1, (shape.heads_in_front, -1)).transpose(1, 2)
+            blocks[f"prefix.decoder.{part}"][:, index].unflatten(-1, (shape.heads_in_front, -1)).transpose(1, 2)
             for part in ("key", "value")
         )
         past.update(keys, values, layer)
@@ -93,7 +93,7 @@ def test_a_prefix_is_a_past_of_as_many_tokens(stock: PreTrainedModel, seamed: Pr
     expected = stock(IDS, **{CACHE: past}, attention_mask=torch.ones(2, 17, dtype=torch.long)).logits
     for attention in ("sdpa", "eager"):
         attach(seamed, attention)
-        torch.testing.assert_close(run(seamed, PREFIX, blocks), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(run(seamed, PREFIX, blocks), expected, rtol=1e-4, atol=5e-5)
 
 
 @pytest.mark.parametrize("kinds", KINDS)
@@ -107,7 +107,7 @@ def test_each_row_has_its_own_and_padding_changes_nothing(seamed: PreTrainedMode
     for row, start in ((0, 0), (1, 5)):
         own = {key: values[row : row + 1] for key, values in blocks.items()}
         alone = run(seamed, peft, own, IDS[row : row + 1, start:])
-        torch.testing.assert_close(together[row, start:], alone[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(together[row, start:], alone[0], rtol=1e-4, atol=5e-5)
         assert not torch.allclose(alone, seamed(IDS[row : row + 1, start:]).logits, atol=1e-2)
 
 
@@ -119,7 +119,7 @@ def test_cached_steps_give_what_one_pass_gives(seamed: PreTrainedModel, kinds: s
     cache = DynamicCache(config=seamed.config)
     parts = [IDS[:, :6], *IDS[:, 6:].split(1, dim=1)]
     steps = [run(seamed, peft, blocks, part, **{CACHE: cache}, use_cache=True) for part in parts]
-    torch.testing.assert_close(torch.cat(steps, dim=1), whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.cat(steps, dim=1), whole, rtol=1e-4, atol=5e-5)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"], indirect=True)
@@ -164,10 +164,12 @@ def test_prefixes_start_at_a_fraction_of_the_size_of_the_models_own_keys_and_val
     """Measured on tokens; the formula takes their features to be uncorrelated, so it is right up to a factor."""
     (kind,) = build_kinds([{"kind": "prefix", "length": 3, "init_scale": 1.0}])
     stds = kind.init_std(seamed, MainShape.of(seamed))
-    cache = DynamicCache()
+    shape = MainShape.of(seamed)
+    cache = DynamicCache() if shape.attention is None else DynamicCache(config=seamed.config)
     seamed(torch.randint(2, 60, (4, 30)), **{CACHE: cache}, use_cache=True)
     for part, own in (("key", "keys"), ("value", "values")):
-        for layer, std in enumerate(stds[f"prefix.decoder.{part}"].tolist()):
+        of = shape.attention or range(shape.decoder_layers)
+        for layer, std in zip(of, stds[f"prefix.decoder.{part}"].tolist(), strict=True):
             found = getattr(cache.layers[layer], own)
             measured = (found - found.mean(dim=(0, 2), keepdim=True)).square().mean().sqrt().item()
             assert 0.4 < measured / std < 2.5, (part, layer)

@@ -79,10 +79,11 @@ class BlockHead(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, states: Float[Tensor, "n _L m d"]) -> Float[Tensor, "n L p width"]:
-        """The family's rows, of which each layer's slice is contiguous; of more states than L the first are taken."""
+        """The family's rows, of which each layer's slice is contiguous; of more states than L those of its layers."""
         # Layers first, so that the second maps are one batched product; matmul with the batch first
         # would copy the maps for every row of it.
-        states = states[:, : self.block.layers].transpose(0, 1)
+        own = self.block.of
+        states = (states[:, : self.block.layers] if own is None else states[:, list(own)]).transpose(0, 1)
         layers, batch, _, d_model = states.shape
         activations = torch.tanh(self.first(self.norm(states))).view(layers, batch * self.block.rows, d_model)
         made = torch.bmm(activations, self.second)

@@ -1,5 +1,4 @@
-"""Decoder-only main models: Llama, Qwen, Mistral, Gemma, SmolLM 3, Granite, OLMo, Phi-3, GPT-2, GPT-NeoX
-(`hart.peft.architectures`).
+"""Decoder-only main models, from GPT-2 to Qwen 3.5 (`hart.peft.architectures`).
 
 A query and its answer are one sequence. Queries are padded on the left and answers on the right, so the answers of a
 batch begin in one column: the stock model computes logits from there on alone, in training as in generation, and a
@@ -24,7 +23,7 @@ from hart.data.input_format import InputFormat
 from hart.errors import HartError
 from hart.model.adaptation import Adaptation
 from hart.model.main_model import MainModel
-from hart.peft.architectures import architecture, at, layers
+from hart.peft.architectures import architecture, at, layers_with
 from hart.peft.base import Blocks, PeftKind
 from hart.peft.injection import Binding, ExtraKeyValues, Site, binding, learned_positions, mapped, sites
 from hart.peft.prefix import prefix_length
@@ -81,7 +80,7 @@ class DecoderOnly(MainModel):
         heads, width = self.shape.heads_in_front, self.shape.kv_inner
         made: list[tuple[Tensor, Tensor]] = []
         maps = zip(*(sites(self.model, "decoder", part) for part in "kv"), strict=True)
-        for layer, key_value in zip(layers(self.model, "decoder"), maps, strict=True):
+        for layer, key_value in zip(layers_with(self.model, "decoder", "self_attention"), maps, strict=True):
             read = memory if table.norm is None else at(layer, table.norm)(memory)
             keys, values = mapped(key_value, read)
             if table.key_norm is not None:
@@ -131,7 +130,7 @@ class DecoderOnly(MainModel):
             ).logits[owner]
         if labels.shape[1] == 1:
             return first
-        cache.batch_select_indices(owner)
+        cache.reorder_cache(owner)
         with self.adapted(part_of_answers, batch=owner.shape[0]):
             rest: Tensor = self.model(
                 input_ids=labels[:, :-1],

@@ -225,6 +225,10 @@ def peft_config(adaptation: Adaptation, main: MainModel) -> "PeftConfig":
 
     adaptation = _without_memory(adaptation, main)
     kind, shape = _exportable(adaptation), main.shape
+    if isinstance(kind, Prefix) and shape.attention is not None:
+        raise HartError(
+            "PEFT has no prefixes for a base of whose layers some have no attention; use --format safetensors"
+        )
     common: dict[str, Any] = {
         "task_type": "SEQ_2_SEQ_LM" if shape.has_encoder else "CAUSAL_LM",
         "base_model_name_or_path": adaptation.base,

@@ -28,6 +28,8 @@ def why_not(adaptation: Adaptation, main: MainModel) -> str | None:
     if any(not isinstance(kind, Prefix) for kind in adaptation.kinds):
         return "an adapter of PEFT holds one kind of parameters, and these are not prefixes"
     table, config = architecture(main.model.config), main.model.config
+    if main.shape.attention is not None:
+        return "of the base's layers some have no attention, and PEFT's prefixes are for all"
     positions = at(main.model, table.positions) if table.positions else None
     if getattr(positions, "rope_type", None) not in _FIXED or table.positions_in_attention:
         return (

@@ -44,7 +44,7 @@ class Adapter(PeftKind):
         if self.biases:
             sizes |= {"down_bias": (1, self.bottleneck), "up_bias": (1, shape.d_model)}
         return tuple(
-            RowBlock(f"adapter.{stack}.{part}", stack, shape.layers(stack), rows, width)
+            shape.block(f"adapter.{stack}.{part}", stack, "feed_forward", rows, width)
             for stack in shape.stacks
             for part, (rows, width) in sizes.items()
         )

@@ -50,6 +50,8 @@ class Architecture:
         positions_in_attention: whether attention is told it as well (Ministral 3 scales queries by it).
         dropout: name of the attribute of attention modules that holds their dropout rate, where it is not a module.
         eager: whether attention does what fused kernels cannot (Gemma 2 caps scores).
+        hybrid: whether only layers of the configuration's type `full_attention` have attention; others mix tokens by a
+            recurrence, where no site is (Qwen 3.5).
         expert_width: name of the configuration's field that is the width of an expert, where the feed-forward is a
             mixture of experts; these are no sites.
     """
@@ -64,11 +66,22 @@ class Architecture:
     positions_in_attention: bool = False
     dropout: str | None = "attention_dropout"
     eager: bool = False
+    hybrid: bool = False
     expert_width: str | None = None
 
     @property
     def has_encoder(self) -> bool:
         return "encoder" in self.stacks
+
+    def attention_layers(self, config: Any) -> tuple[int, ...] | None:
+        """The layers of a decoder-only model that have attention, where others have none; None: all have."""
+        if not self.hybrid:
+            return None
+        return tuple(layer for layer, kind in enumerate(config.layer_types) if kind == "full_attention")
+
+    def in_attention(self, target: str) -> bool:
+        """Whether a site is self-attention, or a map of it."""
+        return target == "self_attention" or target in ATTENTION
 
     def sizes(self, config: Any) -> dict[str, Any]:
         """The fields of `MainShape` for a decoder-only model's configuration."""
@@ -86,6 +99,7 @@ class Architecture:
             "decoder_layers": config.num_hidden_layers,
             "gated": "wi" not in self.sites,
             "experts": self.expert_width is not None,
+            "attention": self.attention_layers(config),
             "kv_heads": None if kv_heads == heads else kv_heads,
         }
 
@@ -128,6 +142,10 @@ _MIXTURE = replace(
     sites={name: place for name, place in _LLAMA.sites.items() if name not in ("wi_0", "wi_1", "wo")},
     expert_width="intermediate_size",
 )
+# Each head's query lies beside its gate, a map that is no site.
+_GATED_Q = Fused("self_attn.q_proj", ("q", "gate"), per_head=True)
+_QWEN35 = replace(_LLAMA, sites={**_LLAMA.sites, "q": _GATED_Q}, gain=1.0, key_norm="self_attn.k_norm", hybrid=True)
+_QWEN35_MOE = replace(_QWEN35, sites={**_MIXTURE.sites, "q": _GATED_Q}, expert_width="moe_intermediate_size")
 _OLMO2 = replace(
     _LLAMA,
     norm=None,
@@ -171,6 +189,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen2": _LLAMA,
     "qwen3": replace(_LLAMA, key_norm="self_attn.k_norm"),
     "qwen3_moe": replace(_MIXTURE, key_norm="self_attn.k_norm", expert_width="moe_intermediate_size"),
+    "qwen3_5_text": _QWEN35,
+    "qwen3_5_moe_text": _QWEN35_MOE,
+    "qwen3_next": _QWEN35_MOE,
     "gemma": replace(_LLAMA, gain=1.0),
     "gemma2": replace(_LLAMA, gain=1.0, eager=True),
     "gemma3_text": replace(_LLAMA, gain=1.0, key_norm="self_attn.k_norm"),
@@ -213,11 +234,20 @@ def layers(main: nn.Module, stack: Stack) -> list[nn.Module]:
     return list(found)
 
 
+def layers_with(main: nn.Module, stack: Stack, target: str) -> list[nn.Module]:
+    """Those of them that have a site."""
+    table, found = architecture(main.config), layers(main, stack)
+    chosen = table.attention_layers(main.config) if table.in_attention(target) else None
+    return found if chosen is None else [found[layer] for layer in chosen]
+
+
 def dropouts(main: Any) -> Iterator[tuple[str, nn.Module, str]]:
     """Name of a module, the module and its attribute that is a dropout rate, of each that acts in training."""
     table = architecture(main.config)
     attentions = {
-        at(layer, str(table.sites["self_attention"])) for stack in table.stacks for layer in layers(main, stack)
+        at(layer, str(table.sites["self_attention"]))
+        for stack in table.stacks
+        for layer in layers_with(main, stack, "self_attention")
     }
     if table.has_encoder:
         attentions |= {at(layer, str(table.sites["cross_attention"])) for layer in layers(main, "decoder")}

@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, T5Config
 
 from hart.errors import HartError
+from hart.peft.architectures import ATTENTION, architecture
 from hart.peft.architectures import Stack as Stack
-from hart.peft.architectures import architecture
 from hart.peft.injection import Binding, Site, sites, weight_of
 
 STACKS: tuple[Stack, ...] = ("encoder", "decoder")
@@ -49,6 +49,12 @@ class MainShape:
     experts: bool = False
     """Whether the feed-forward is a mixture of experts, in whose maps nothing acts; `d_ff` is the width of those that a
     token passes, together."""
+    attention: tuple[int, ...] | None = None
+    """The layers of a decoder-only model that have attention, where others mix tokens by a recurrence; None: all."""
+
+    def __post_init__(self) -> None:
+        if self.attention is not None:  # a list, where it comes from a file
+            object.__setattr__(self, "attention", tuple(self.attention))
 
     @property
     def inner(self) -> int:
@@ -80,6 +86,11 @@ class MainShape:
 
     def layers(self, stack: Stack) -> int:
         return self.encoder_layers if stack == "encoder" else self.decoder_layers
+
+    def block(self, name: str, stack: Stack, site: str, rows: int, width: int) -> "RowBlock":
+        """A family of rows for each layer of a stack that has a site."""
+        chosen = self.attention if site == "self_attention" or site in ATTENTION else None
+        return RowBlock(name, stack, self.layers(stack) if chosen is None else len(chosen), rows, width, chosen)
 
     def widths(self, site: str) -> tuple[int, int]:
         """Of the input and the output of a linear map, by the name of its site."""
@@ -138,7 +149,7 @@ class RowBlock:
     """One family of generated rows: `rows` rows of `width` numbers per layer of one stack.
 
     `name` is `<kind>.<stack>.<part>`, e.g. `prefix.encoder.key`, and is the key of the family in
-    `Blocks`.
+    `Blocks`. `of` are the layers where not all have such rows.
     """
 
     name: str
@@ -146,6 +157,7 @@ class RowBlock:
     layers: int
     rows: int
     width: int
+    of: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -43,9 +43,7 @@ class Ia3(PeftKind):
         if self.cross:
             self._needs_cross_attention(shape, "cross")
         return tuple(
-            RowBlock(
-                f"ia3.{stack}.{part}", stack, shape.layers(stack), 1, shape.d_ff if part == "ff" else shape.kv_inner
-            )
+            shape.block(f"ia3.{stack}.{part}", stack, _MODULES[part], 1, shape.d_ff if part == "ff" else shape.kv_inner)
             for stack, part in self._parts(shape)
         )
 

@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hart.errors import HartError
-from hart.peft.architectures import Stack, architecture, at, layers
+from hart.peft.architectures import Stack, architecture, at, layers_with
 from hart.runtime.third_party.torch import forget_compiled
 
 ATTENTION = {"sdpa": "hart_sdpa", "eager": "hart_eager"}
@@ -181,7 +181,7 @@ def _restored(values: Mapping[nn.Module | Input, Any]) -> Iterator[None]:
 
 
 def sites(main: PreTrainedModel, stack: Stack, target: str) -> list[Site]:
-    """The site called `target` in every layer of one stack.
+    """The site called `target` in every layer of one stack that has it.
 
     Raises:
         HartError: this architecture has no such site.
@@ -192,13 +192,14 @@ def sites(main: PreTrainedModel, stack: Stack, target: str) -> list[Site]:
     if place is None:
         raise HartError(f"peft: main models of the architecture {main.config.model_type!r} have no {target}")
     path = place if isinstance(place, str) else place.path
-    modules = [at(layer, path) for layer in layers(main, stack)]
+    modules = [at(layer, path) for layer in layers_with(main, stack, target)]
     if inner:
         return [Input(module) for module in modules]
     if isinstance(place, str):
         return list(modules)
     sizes = table.sizes(main.config)
-    heads = {"q": sizes["num_heads"], **dict.fromkeys("kv", sizes["kv_heads"] or sizes["num_heads"])}
+    kv_heads = sizes["kv_heads"] or sizes["num_heads"]
+    heads = {"q": sizes["num_heads"], "gate": sizes["num_heads"], "k": kv_heads, "v": kv_heads}
     widths = [heads[part] * sizes["d_kv"] if part in heads else sizes["d_ff"] for part in place.parts]
     groups = sizes["num_heads"] if place.per_head else 1
     before = place.parts.index(target)

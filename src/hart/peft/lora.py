@@ -61,7 +61,7 @@ class Lora(PeftKind):
         if set(self.targets) & set(FEED_FORWARD):
             self._needs_dense(shape, "targets")
         return tuple(
-            RowBlock(f"lora.{stack}.{site}.{part}", stack, shape.layers(stack), self.rank, width)
+            shape.block(f"lora.{stack}.{site}.{part}", stack, site, self.rank, width)
             for stack, site in self._sites(shape)
             for part, width in zip("ab", shape.widths(site), strict=True)
         )

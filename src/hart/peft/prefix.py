@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from hart.errors import HartError
 from hart.peft import injection
-from hart.peft.architectures import architecture, at, layers
+from hart.peft.architectures import architecture, at, layers, layers_with
 from hart.peft.base import Blocks, MainShape, PeftKind, RowBlock, Stack, register
 
 
@@ -57,7 +57,7 @@ class Prefix(PeftKind):
         if self.cross:
             self._needs_cross_attention(shape, "cross")
         return tuple(
-            RowBlock(f"prefix.{stack}.{part}", stack, shape.layers(stack), self.length, shape.kv_inner)
+            shape.block(f"prefix.{stack}.{part}", stack, site, self.length, shape.kv_inner)
             for stack, site, names in self._sites(shape)
             for part in names
         )
@@ -87,7 +87,7 @@ class Prefix(PeftKind):
                 per_layer = []
                 for layer, (place, size) in enumerate(zip(maps, sizes, strict=True)):
                     if projection == "k" and table.key_norm is not None:
-                        gains = _gains(at(layers(main, stack)[layer], table.key_norm), table.gain)
+                        gains = _gains(at(layers_with(main, stack, site)[layer], table.key_norm), table.gain)
                         per_layer.append(gains.square().mean().sqrt())
                         continue
                     product = injection.weight_of(place).detach().float() * size.to(injection.weight_of(place).device)
@@ -121,7 +121,7 @@ def _sizes(main: PreTrainedModel, stack: Stack) -> list[Float[Tensor, " d"]]:
     """Root mean square of each feature of what self-attention reads, in every layer."""
     table = architecture(main.config)
     if table.norm is not None:
-        return [_gains(at(layer, table.norm), table.gain) for layer in layers(main, stack)]
+        return [_gains(at(layer, table.norm), table.gain) for layer in layers_with(main, stack, "self_attention")]
     embeddings: Any = main.get_input_embeddings()
     squares: Tensor = embeddings.weight.detach().float().square().mean(dim=0)
     sizes = []
