@@ -212,7 +212,8 @@ def test_three_hundred_tickets(tmp_path: Path, ok, hart) -> None:
     texts = [f'Ticket {i}: the "{labels[i % 3]}" page,\nas shown,\ndoes not load' for i in range(300)]
     source, target = write_table(tmp_path / "tickets.csv", texts), tmp_path / "labelled.csv"
     words = ("--definition", "Say what the ticket is about.", "--demonstration", "I paid twice", "billing")
-    ok("adapt", "mini", *words, "--output-dir", tmp_path / "tickets")
+    done = hart("adapt", "mini", *words, "--output-dir", tmp_path / "tickets")
+    assert done.status == 0 and "its demonstrations never occur in the training of mini" in done.err
     words = ("predict", tmp_path / "tickets", "--input-file", source, "--input-field", "text")
     done = hart(*words, "--choices", ",".join(labels), "--calibrate", "--output-file", target)
     (line,) = done.err.splitlines()

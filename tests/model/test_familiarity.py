@@ -46,6 +46,16 @@ def test_unseen_tasks_are_familiar_and_english_is_not(model: HartModel) -> None:
     assert min(share(model, query) for query in ENGLISH) > MOST
 
 
+def test_tasks_are_told_of_by_their_demonstrations(model: HartModel, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        for task in load_procedural("test", max_instances=1):
+            model.adapt(Task(task.definition, task.demonstrations[:2], name=task.name))
+        assert caplog.messages == []
+        model.adapt(Task("Judge the sentence.", [Demonstration(each, "good") for each in ENGLISH[:2]], name="english"))
+    (said,) = caplog.messages
+    assert f"of its demonstrations never occur in the training of {model.name}" in said and "english" in said
+
+
 def test_python_and_the_command_line_warn_once(
     model: HartModel, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,7 @@ from hart.data.tasks import Demonstration, Task
 from hart.errors import HartError
 from hart.hypernetwork.network import HyperNetwork, HyperOutput
 from hart.model.adaptation import Adaptation
+from hart.model.familiarity import note_unfamiliar_task
 from hart.model.modes import evaluating
 from hart.peft.base import Blocks
 
@@ -32,6 +33,9 @@ def adapt(model: "HartModel", tasks: Sequence[Task], form: InputFormat, cuts: Cu
     for each in tasks:
         form.check_readable(each)
         form.note_unread(each, told)
+        shown = " ".join(example.input for example in each.demonstrations)
+        tokens = model.main.tokenizer(shown, add_special_tokens=False, verbose=False)["input_ids"]
+        note_unfamiliar_task(model.name, tokens, told, f"task {each.label}")
     made = read(model, tasks, form, told) if model.hypernetwork is not None else None
     if cuts is None:
         told.tell(logger)

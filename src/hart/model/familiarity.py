@@ -44,6 +44,17 @@ def note_unfamiliar(model: str, tokens: Sequence[int], cuts: Cuts, name: str) ->
         )
 
 
+def note_unfamiliar_task(model: str, tokens: Sequence[int], cuts: Cuts, name: str) -> None:
+    """The same of a task, by the inputs of its demonstrations."""
+    if is_far(model, tokens):
+        told = f"{unseen_share(model, tokens):.0%} of the tokens of its demonstrations never occur in the training of"
+        cuts.note(
+            f"is far from what {model} was trained on, its adaptation says little",
+            name,
+            f"{told} {model}; its adaptation says little",
+        )
+
+
 @cache
 def _seen(model: str) -> frozenset[int] | None:
     if model not in MODELS:
