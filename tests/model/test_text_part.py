@@ -1,5 +1,6 @@
 """Main models that are the text part of a checkpoint of images and text (Gemma 3, Mistral Small 3, Qwen 3.5)."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from hart import HartModel, Task
+from hart import HartError, HartModel, Task
 from hart.model.export import save_peft
 from hart.model.main_model import MainModel
 from hart.training.config import DataConfig, ModelConfig, RunConfig
@@ -89,6 +90,14 @@ def test_its_numbers_are_those_of_the_whole_model(whole: PreTrainedModel, tmp_pa
     ids = torch.randint(3, 60, (2, 9))
     torch.testing.assert_close(main.model(ids).logits, whole(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
     assert not any("vision" in name for name, _ in main.model.named_modules())
+
+
+def test_quantised_weights_are_refused(whole: PreTrainedModel, tmp_path: Path) -> None:
+    file = tmp_path / "base" / "config.json"
+    content = {**json.loads(file.read_text()), "quantization_config": {"quant_method": "fp8"}}
+    file.write_text(json.dumps(content))
+    with pytest.raises(HartError, match="its weights are quantised"):
+        MainModel.from_pretrained(str(tmp_path / "base"))
 
 
 def test_an_adapter_of_it_is_loaded_as_its_card_says(whole: PreTrainedModel, tmp_path: Path) -> None:

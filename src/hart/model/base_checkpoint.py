@@ -123,8 +123,12 @@ def read_base_config(source: str | Path, **at_revision: Any) -> PreTrainedConfig
     """
     config: Any = AutoConfig.from_pretrained(source, **at_revision)
     if config.model_type != "mt5":
-        text: PreTrainedConfig = config.get_text_config(decoder=True)
-        return text if config.model_type not in ARCHITECTURES and text.model_type in ARCHITECTURES else config
+        text: Any = config.get_text_config(decoder=True)
+        if config.model_type in ARCHITECTURES or text.model_type not in ARCHITECTURES:
+            return config
+        if getattr(config, "quantization_config", None) is not None:
+            text.quantization_config = config.quantization_config  # which is said of the whole
+        return text
     # Their heads are not the embeddings, whatever the file says, so a T5 must not scale what they read.
     changed = {"model_type": "t5", "architectures": None, "tie_word_embeddings": False}
     return T5Config(**{**config.to_dict(), **changed})
