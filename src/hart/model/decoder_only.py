@@ -130,7 +130,7 @@ class DecoderOnly(MainModel):
             ).logits[owner]
         if labels.shape[1] == 1:
             return first
-        cache.reorder_cache(owner)
+        cache.reorder_cache(owner)  # type: ignore[arg-type]
         with self.adapted(part_of_answers, batch=owner.shape[0]):
             rest: Tensor = self.model(
                 input_ids=labels[:, :-1],
