@@ -79,10 +79,6 @@ class Architecture:
             return None
         return tuple(layer for layer, kind in enumerate(config.layer_types) if kind == "full_attention")
 
-    def in_attention(self, target: str) -> bool:
-        """Whether a site is self-attention, or a map of it."""
-        return target == "self_attention" or target in ATTENTION
-
     def sizes(self, config: Any) -> dict[str, Any]:
         """The fields of `MainShape` for a decoder-only model's configuration."""
         heads = config.num_attention_heads
@@ -221,6 +217,11 @@ def architecture(config: Any) -> Architecture:
     return found
 
 
+def in_attention(target: str) -> bool:
+    """Whether a site is self-attention, or a map of it."""
+    return target == "self_attention" or target in ATTENTION
+
+
 def at(module: Any, path: str) -> nn.Module:
     """The module at a dotted path below another one; a list's last element is -1."""
     for name in path.split("."):
@@ -237,7 +238,7 @@ def layers(main: nn.Module, stack: Stack) -> list[nn.Module]:
 def layers_with(main: nn.Module, stack: Stack, target: str) -> list[nn.Module]:
     """Those of them that have a site."""
     table, found = architecture(main.config), layers(main, stack)
-    chosen = table.attention_layers(main.config) if table.in_attention(target) else None
+    chosen = table.attention_layers(main.config) if in_attention(target) else None
     return found if chosen is None else [found[layer] for layer in chosen]
 
 

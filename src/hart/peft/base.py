@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, T5Config
 
 from hart.errors import HartError
-from hart.peft.architectures import ATTENTION, architecture
 from hart.peft.architectures import Stack as Stack
+from hart.peft.architectures import architecture, in_attention
 from hart.peft.injection import Binding, Site, sites, weight_of
 
 STACKS: tuple[Stack, ...] = ("encoder", "decoder")
@@ -89,7 +89,7 @@ class MainShape:
 
     def block(self, name: str, stack: Stack, site: str, rows: int, width: int) -> "RowBlock":
         """A family of rows for each layer of a stack that has a site."""
-        chosen = self.attention if site == "self_attention" or site in ATTENTION else None
+        chosen = self.attention if in_attention(site) else None
         return RowBlock(name, stack, self.layers(stack) if chosen is None else len(chosen), rows, width, chosen)
 
     def widths(self, site: str) -> tuple[int, int]:
