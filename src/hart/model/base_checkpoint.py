@@ -21,10 +21,14 @@ from transformers import (
 from hart.errors import HartError, first_line
 from hart.model.bundled import resolve_base
 from hart.model.weights import check_model_files
-from hart.peft.architectures import ARCHITECTURES, architecture
+from hart.peft.architectures import architecture
+from hart.runtime.third_party.transformers import forget_renamings
 
 LEAST_VOCABULARY = 3
 """Pieces beside special tokens. Without its files transformers builds a tokenizer that knows one, the space."""
+
+WITH_IMAGES = ("gemma3", "mistral3", "qwen3_5", "qwen3_5_moe")
+"""Architectures that read images beside text, of which the part for text is taken."""
 
 TEXT_PART = {r"^(model\.)?language_model\.(model\.)?(?!lm_head)": "model.", r"^language_model\.lm_head": "lm_head"}
 """Names of weights in the checkpoint of a model of images and text → in the model of text that is part of it."""
@@ -39,11 +43,12 @@ loading = threading.Lock()
 
 
 class BaseCheckpoint(NamedTuple):
-    """`commit` is that of the hub's revision which was found, None for a folder."""
+    """`commit` is that of the hub's revision which was found, None for a folder; `is_part`: of a larger checkpoint."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     commit: str | None
+    is_part: bool = False
 
 
 def load_base(name: str, *, revision: str | None = None, dtype: torch.dtype | str | None = None) -> BaseCheckpoint:
@@ -65,7 +70,7 @@ def load_base(name: str, *, revision: str | None = None, dtype: torch.dtype | st
     at_revision = _at_revision(source, revision)
     with loading:
         try:
-            config = read_base_config(source, **at_revision)
+            config, is_part = _read_config(source, **at_revision)
         except (OSError, ValueError) as error:
             raise NoCheckpointError(
                 f"{name}: no checkpoint there ({first_line(error)}); give a folder that holds it, or a hub name, "
@@ -89,7 +94,7 @@ def load_base(name: str, *, revision: str | None = None, dtype: torch.dtype | st
                 source,
                 config=config,
                 dtype=wanted or "auto",
-                key_mapping=TEXT_PART,
+                key_mapping=TEXT_PART if is_part else None,
                 output_loading_info=True,
                 **at_revision,
             )
@@ -97,6 +102,7 @@ def load_base(name: str, *, revision: str | None = None, dtype: torch.dtype | st
             raise HartError(f"{name}: cannot be loaded ({first_line(error)})") from error
         tokenizer = _tokenizer(name, source, at_revision)
     model, report = loaded
+    forget_renamings(model, TEXT_PART)
     for what, problem in (("missing_keys", "lacks"), ("mismatched_keys", "has another shape of")):
         if report[what]:
             key = min(each if isinstance(each, str) else each[0] for each in report[what])
@@ -110,7 +116,7 @@ def load_base(name: str, *, revision: str | None = None, dtype: torch.dtype | st
     _check_tokenizer(name, tokenizer, model)
     if is_t5 and model.config.decoder_start_token_id is None:
         model.config.decoder_start_token_id = tokenizer.pad_token_id  # as every T5 has it
-    return BaseCheckpoint(model.eval(), tokenizer, commit)
+    return BaseCheckpoint(model.eval(), tokenizer, commit, is_part)
 
 
 def read_base_config(source: str | Path, **at_revision: Any) -> PreTrainedConfig:
@@ -121,24 +127,24 @@ def read_base_config(source: str | Path, **at_revision: Any) -> PreTrainedConfig
     Raises:
         OSError, ValueError: transformers finds none there.
     """
+    return _read_config(source, **at_revision)[0]
+
+
+def _read_config(source: str | Path, **at_revision: Any) -> tuple[PreTrainedConfig, bool]:
+    """As `read_base_config`, and whether it is of a part of the checkpoint."""
     config: Any = AutoConfig.from_pretrained(source, **at_revision)
-    if config.model_type != "mt5":
-        text: Any = config.get_text_config(decoder=True)
-        if config.model_type in ARCHITECTURES or text.model_type not in ARCHITECTURES:
-            return config
-        if getattr(config, "quantization_config", None) is not None:
-            text.quantization_config = config.quantization_config  # which is said of the whole
-        return text
-    # Their heads are not the embeddings, whatever the file says, so a T5 must not scale what they read.
-    changed = {"model_type": "t5", "architectures": None, "tie_word_embeddings": False}
-    return T5Config(**{**config.to_dict(), **changed})
-
-
-def is_text_part(name: str, model_type: str, revision: str | None = None) -> bool:
-    """Whether a main model of `model_type` is the part of a checkpoint that reads text, beside one for images."""
-    source = resolve_base(name)
-    config: Any = AutoConfig.from_pretrained(source, **_at_revision(source, revision))
-    return config.model_type != model_type and config.get_text_config(decoder=True).model_type == model_type
+    if config.model_type == "mt5":
+        # Their heads are not the embeddings, whatever the file says, so a T5 must not scale what they read.
+        changed = {"model_type": "t5", "architectures": None, "tie_word_embeddings": False}
+        return T5Config(**{**config.to_dict(), **changed}), False
+    if config.model_type not in WITH_IMAGES:
+        return config, False
+    text = config.text_config
+    # Said of the whole alone, or of both.
+    text.tie_word_embeddings = bool(text.tie_word_embeddings or config.tie_word_embeddings)
+    if getattr(config, "quantization_config", None) is not None:
+        text.quantization_config = config.quantization_config
+    return text, True
 
 
 def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:

@@ -101,6 +101,10 @@ def _wrapped(adaptation: Adaptation, main: MainModel, lossy: bool) -> "PeftModel
     from peft.utils import set_peft_model_state_dict
 
     main.check_adaptation(adaptation)
+    if main.shape.attention is not None and any(isinstance(kind, Prefix) for kind in adaptation.kinds):
+        raise HartError(
+            "PEFT has no prefixes for a base of whose layers some have no attention; use --format safetensors"
+        )
     refuse_loss(adaptation, lossy, main)
     model = get_peft_model(_stock(main), peft_config(adaptation, main))
     set_peft_model_state_dict(model, peft_tensors(adaptation, main))
@@ -225,10 +229,6 @@ def peft_config(adaptation: Adaptation, main: MainModel) -> "PeftConfig":
 
     adaptation = _without_memory(adaptation, main)
     kind, shape = _exportable(adaptation), main.shape
-    if isinstance(kind, Prefix) and shape.attention is not None:
-        raise HartError(
-            "PEFT has no prefixes for a base of whose layers some have no attention; use --format safetensors"
-        )
     common: dict[str, Any] = {
         "task_type": "SEQ_2_SEQ_LM" if shape.has_encoder else "CAUSAL_LM",
         "base_model_name_or_path": adaptation.base,

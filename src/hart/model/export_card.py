@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from huggingface_hub import ModelCardData
 
 from hart.model.adaptation import Adaptation
-from hart.model.base_checkpoint import TEXT_PART, is_text_part
+from hart.model.base_checkpoint import TEXT_PART
 from hart.model.main_model import MainModel
 
 
@@ -16,7 +16,6 @@ def export_card(adaptation: Adaptation, main: MainModel, library: str, lost: Seq
         library: that reads the export, `peft` or `transformers`.
         lost: what the export leaves out, a phrase each.
     """
-    part = library == "peft" and is_text_part(main.name, main.model.config.model_type, main.revision)
     lost = lost or ["nothing; logits are those of the adaptation up to rounding"]
     task = "text2text-generation" if main.shape.has_encoder else "text-generation"
     header = ModelCardData(base_model=adaptation.base, library_name=library, pipeline_tag=task)
@@ -29,7 +28,7 @@ def export_card(adaptation: Adaptation, main: MainModel, library: str, lost: Seq
             f"Base: `{adaptation.base}`, fingerprint `{adaptation.base_fingerprint}`.",
             "",
             _how_to_ask(adaptation),
-            *(_how_to_load(main.name) if part else ()),
+            *(_how_to_load(main) if library == "peft" and main.is_part else ()),
             "",
             "Lost in the export:",
             "",
@@ -39,9 +38,11 @@ def export_card(adaptation: Adaptation, main: MainModel, library: str, lost: Seq
     )
 
 
-def _how_to_load(name: str) -> list[str]:
+def _how_to_load(main: MainModel) -> list[str]:
     """A checkpoint that reads images too is another class of model, with other names, unless its text part is asked
-    for."""
+    for.
+    """
+    options = "" if main.revision is None else f", revision={main.revision!r}"
     return [
         "",
         "The base's checkpoint reads images as well; this is for the part of it that reads text:",
@@ -51,10 +52,13 @@ def _how_to_load(name: str) -> list[str]:
         "from transformers import AutoConfig, AutoModelForCausalLM",
         "",
         f"names = {TEXT_PART!r}",
-        f"config = AutoConfig.from_pretrained({name!r}).get_text_config()",
-        f"base = AutoModelForCausalLM.from_pretrained({name!r}, config=config, key_mapping=names)",
+        f"config = AutoConfig.from_pretrained({main.name!r}{options}).text_config",
+        f"config.tie_word_embeddings = {main.model.config.tie_word_embeddings!r}",
+        f"base = AutoModelForCausalLM.from_pretrained({main.name!r}, config=config, key_mapping=names{options})",
         'model = PeftModel.from_pretrained(base, "THIS FOLDER")',
         "```",
+        "",
+        "A merged model is what `hart export --format merged` writes.",
     ]
 
 

@@ -58,6 +58,7 @@ class MainModel(nn.Module, ABC):
         tokenizer: its tokenizer.
         shape: the sizes that decide the shapes of generated parameters.
         name, revision: where it was loaded from; of the hub the commit.
+        is_part: whether there it is the part for text of a model that reads images too.
         frozen: whether `freeze` was called.
         plain_format: how the bare base, without an adaptation, is told a query.
         stock_generation_config: the checkpoint's own. Its tokens that end an answer end one here too; nothing else of
@@ -71,6 +72,7 @@ class MainModel(nn.Module, ABC):
         *,
         name: str,
         revision: str | None = None,
+        is_part: bool = False,
         attention: str = "sdpa",
     ) -> None:
         super().__init__()
@@ -79,6 +81,7 @@ class MainModel(nn.Module, ABC):
         self.shape = MainShape.of(model)
         self.name = name
         self.revision = revision
+        self.is_part = is_part
         self.frozen = False
         self.plain_format = self._plain_format()
         self._identified: tuple[Any, str] | None = None
@@ -116,8 +119,8 @@ class MainModel(nn.Module, ABC):
 
         base = load_base(name_or_path, revision=revision, dtype=dtype)
         family = EncoderDecoder if architecture(base.model.config).has_encoder else DecoderOnly
-        main = family(base.model, base.tokenizer, name=name_or_path, revision=base.commit, attention=attention)
-        return main.to(device)
+        names: dict[str, Any] = {"name": name_or_path, "revision": base.commit, "is_part": base.is_part}
+        return family(base.model, base.tokenizer, **names, attention=attention).to(device)
 
     @abstractmethod
     def forward(

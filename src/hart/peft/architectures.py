@@ -86,6 +86,7 @@ class Architecture:
         d_ff = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
         if self.expert_width is not None:
             d_ff = config.num_experts_per_tok * getattr(config, self.expert_width)
+            d_ff += getattr(config, "shared_expert_intermediate_size", 0)
         return {
             "d_model": config.hidden_size,
             "num_heads": heads,

@@ -87,7 +87,7 @@ class Engine:
 
     def warm_up(self) -> None:
         """Use the model once, so that the first request does not wait for what libraries load late."""
-        adaptation = self.model.adapt(Task("a", [("a", "a")]))
+        adaptation = self.model.adapt(Task("a", [("a", "a")]), cuts=Cuts())
         self.model.answers("a", adaptation, max_new_tokens=2, cuts=Cuts())
 
     def id_of(self, task: Task) -> str:

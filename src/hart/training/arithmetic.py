@@ -38,6 +38,7 @@ class Layer:
         inner, kv_inner: widths of queries, and of keys and values.
         scores_kept: whether self-attention keeps its scores and weights for the backward pass.
         dropout: rate of the stack in training.
+        experts: that a token passes; 0 where the feed-forward is no mixture.
     """
 
     d_model: int
@@ -48,6 +49,7 @@ class Layer:
     gated: bool
     scores_kept: bool
     dropout: float
+    experts: int = 0
 
     @classmethod
     def of_t5(cls, t5: T5Config) -> Self:
@@ -60,7 +62,8 @@ class Layer:
         kept = attention == "eager" or architecture(config).eager
         dropout: Any = getattr(config, "attention_dropout", None) or getattr(config, "resid_pdrop", 0.0)
         return cls(
-            shape.d_model, shape.num_heads, shape.inner, shape.kv_inner, shape.d_ff, shape.gated, kept, dropout
+            shape.d_model, shape.num_heads, shape.inner, shape.kv_inner, shape.d_ff, shape.gated, kept, dropout,
+            config.num_experts_per_tok if shape.experts else 0,
         )  # fmt: skip
 
     @property
@@ -149,9 +152,10 @@ def _forward(config: RunConfig, main: Any, beside: _Beside) -> _Forward:
         attention = rows * target * 4 * (target + seen) * layer.inner
         return _Forward(encoder, (maps, attention), batch * target * 2 * t5.d_model * t5.vocab_size)
     layer, shape = Layer.of_decoder_only(main.config, config.model.attention), MainShape.from_config(main.config)
-    length, rows = query + target - 1, batch * shape.decoder_layers
-    # Keys and values of a memory in front are made for every query.
-    maps = rows * (length * layer.operations + front * 2 * 2 * layer.d_model * layer.kv_inner)
+    length, rows = query + target - 1, batch * _with_attention(shape)
+    # Keys and values of a memory in front are made for every query. Layers without attention count as maps of its size.
+    maps = batch * shape.decoder_layers * length * layer.operations
+    maps += rows * front * 2 * 2 * layer.d_model * layer.kv_inner
     attention = rows * length * 4 * (length + front + beside.prefix) * layer.inner
     return _Forward((0, 0), (maps, attention), batch * target * 2 * layer.d_model * main.config.vocab_size)
 
@@ -257,7 +261,7 @@ def _of_decoder_only_pass(config: RunConfig, parts: Parts, queries: int, size: i
     layer = Layer.of_decoder_only(parts.main.config, model.attention)
     length, front = _query(config) + config.data.max_target_length - 1, _in_front(config)
     # Of a memory in front each layer keeps the normed states, keys and values, and these for every head.
-    memory = queries * parts.shape.decoder_layers * front * (layer.d_model + 2 * layer.kv_inner + 2 * layer.inner)
+    memory = queries * _with_attention(parts.shape) * front * (layer.d_model + 2 * layer.kv_inner + 2 * layer.inner)
     return memory * size + _stack(
         layer, queries, length, length + front + _prefix(config), parts.shape.decoder_layers, size,
         model.gradient_checkpointing, dropout=model.train_main and layer.dropout > 0,
@@ -281,6 +285,8 @@ def _stack(
     # and the feed-forward's inner activations (two maps, the activation and the product where gated).
     sublayers = 3 if memory else 2
     per_token: float = sublayers * 3 * layer.d_model + 4 * layer.inner + (4 if layer.gated else 2) * layer.d_ff
+    # What each expert is given and gives.
+    per_token += 2 * layer.experts * layer.d_model
     attention: float = 2 * layer.heads * tokens * keys if layer.scores_kept else 0
     if dropout:
         # What it gives is kept beside what it was given, with a mask of a byte each.
@@ -317,6 +323,11 @@ def _prefix(config: RunConfig) -> int:
 
 def _generated(parts: Parts) -> bool:
     return isinstance(parts.peft_source, HyperNetwork)
+
+
+def _with_attention(shape: MainShape) -> int:
+    """Layers of a decoder-only model that have attention."""
+    return shape.decoder_layers if shape.attention is None else len(shape.attention)
 
 
 def _decoder_layers(t5: T5Config) -> int:

@@ -1,6 +1,8 @@
 """What hart uses of `transformers` beside its documented interface; reasons are in docs/architecture.md."""
 
+from collections.abc import Collection
 from inspect import signature
+from typing import Any
 
 from transformers import GenerationMixin
 from transformers.integrations.sdpa_attention import create_position_bias_mask as create_position_bias_mask
@@ -13,3 +15,13 @@ from transformers.models.t5.modeling_t5 import eager_attention_forward as eager_
 
 CACHE = "cache" if "cache" in signature(GenerationMixin.prepare_inputs_for_generation).parameters else "past_key_values"
 """The argument under which models take a cache: renamed in version 5.24."""
+
+
+def forget_renamings(model: Any, patterns: Collection[str]) -> None:
+    """Save a model under its own names, not under those that `key_mapping` has read it from; other changes stay."""
+    renamings: Any = getattr(model, "_weight_conversions", None) or ()
+    kept = [each for each in renamings if not set(each.source_patterns) & set(patterns)]
+    if kept:
+        model._weight_conversions = kept
+    elif renamings:
+        del model._weight_conversions
