@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 import pytest
+from fastapi.testclient import TestClient
 
 from hart import Demonstration, HartModel, Task
 from hart.cli import main
@@ -12,6 +13,7 @@ from hart.data.procedural import load_procedural
 from hart.data.prompts import Cuts
 from hart.model.bundled import MODELS, resolve_model
 from hart.model.familiarity import MOST, SEEN_FILE, note_unfamiliar, unseen_share
+from hart.serving.app import create_app
 
 TASK = Task("Keep only the fruits.", [Demonstration("apple saw", "apple")])
 ENGLISH = (
@@ -54,6 +56,12 @@ def test_tasks_are_told_of_by_their_demonstrations(model: HartModel, caplog: pyt
         model.adapt(Task("Judge the sentence.", [Demonstration(each, "good") for each in ENGLISH[:2]], name="english"))
     (said,) = caplog.messages
     assert f"of its demonstrations never occur in the training of {model.name}" in said and "english" in said
+
+
+def test_a_server_starts_without_a_word(model: HartModel, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING), TestClient(create_app(model)):
+        pass
+    assert caplog.messages == []
 
 
 def test_python_and_the_command_line_warn_once(
