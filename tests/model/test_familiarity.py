@@ -5,7 +5,6 @@ import logging
 from pathlib import Path
 
 import pytest
-from fastapi.testclient import TestClient
 
 from hart import Demonstration, HartModel, Task
 from hart.cli import main
@@ -13,7 +12,6 @@ from hart.data.procedural import load_procedural
 from hart.data.prompts import Cuts
 from hart.model.bundled import MODELS, resolve_model
 from hart.model.familiarity import MOST, SEEN_FILE, note_unfamiliar, unseen_share
-from hart.serving.app import create_app
 
 TASK = Task("Keep only the fruits.", [Demonstration("apple saw", "apple")])
 ENGLISH = (
@@ -59,6 +57,11 @@ def test_tasks_are_told_of_by_their_demonstrations(model: HartModel, caplog: pyt
 
 
 def test_a_server_starts_without_a_word(model: HartModel, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("fastapi", reason="needs the extra serve")
+    from fastapi.testclient import TestClient
+
+    from hart.serving.app import create_app
+
     with caplog.at_level(logging.WARNING), TestClient(create_app(model)):
         pass
     assert caplog.messages == []
