@@ -45,7 +45,7 @@ class Consistency(ABC):
         """L_cst of one micro-batch, and remember its states for later steps.
 
         Args:
-            states: layer states `[b, ...]` (`[b, 2, L, m, d]`), with gradient.
+            states: layer states `[b, ...]` (`[b, S, L, m, d]`), with gradient.
             slots: int64 `[b]`, the position of each row in the global batch, each once a step.
             tasks: int64 `[b]`, the number of each row's task.
             kept: the states to remember instead, e.g. those of a pass without dropout.
