@@ -44,29 +44,30 @@ class DataConfig(Section):
     max_test_instances: PositiveInt | None = 100
     """First instances kept per test task (the S-NI benchmark); commands have --max-instances."""
     training_tasks: PositiveInt | None = None
-    """Tasks that are trained on (ours), drawn by `seed` so that few are among many; null: all. Of P3 whole data sets,
-    of the procedural collection combinations in all their wordings. Tells how scores grow with tasks."""
+    """Number of tasks to train on (ours), drawn by `seed` so that smaller draws are subsets of larger ones; null: all.
+    Counts whole data sets of P3, and combinations of the procedural collection in all their wordings. Shows how scores
+    grow with the number of tasks."""
     validation_tasks: NaturalInt = 0
     """Training tasks set aside to choose hyper-parameters on (open); of P3 whole data sets, in all their templates."""
     num_demonstrations: NaturalInt = 2
     """Demonstrations behind the definition: "two fixed positive demonstrations" (§4.1); P3: 16 (§4.2)."""
     demonstration_groups: PositiveInt = 1
-    """Groups of `num_demonstrations` that the hypernetwork reads at most, each behind the definition and with
-    `max_demonstrations_length` of its own. They are encoded one by one and attended to together (ours, after
-    fusion-in-decoder), so that many demonstrations cost in proportion to their number."""
+    """The most groups of `num_demonstrations` that the hypernetwork reads, each behind the definition and with its own
+    `max_demonstrations_length`. They are encoded one by one and attended to together (ours, after
+    fusion-in-decoder), so that the cost is proportional to the number of demonstrations."""
     omit_definition: Fraction = 0.0
-    """Share of the training's tasks that are told without their definition (ours), so that demonstrations must do."""
+    """Share of training tasks shown without their definition (ours), so that demonstrations alone must suffice."""
     omit_demonstrations: Fraction = 0.0
-    """Share of the training's tasks that are told without demonstrations (ours), so that the definition must do."""
+    """Share of training tasks shown without demonstrations (ours), so that the definition alone must suffice."""
     fewest_demonstrations: PositiveInt | None = None
-    """Each step tells a task with a number of demonstrations drawn between this one and all that it would show (ours),
-    so that few do as well as many; null: all of them, always."""
+    """Least number of demonstrations per task: each step draws a number between this and all that the task would show
+    (ours), so that few demonstrations work as well as many; null: always all of them."""
     distractors: str | None = None
-    """File of queries that have nothing to do with any task (ours), a query a line (.txt) or JSON lines with `input`
-    (.jsonl). A tenth of them is never trained on, but asked by robustness."""
+    """File of queries unrelated to any task (ours), one per line (.txt) or JSON lines with `input` (.jsonl). A tenth
+    of them is never trained on and is kept for the robustness evaluation."""
     distractor_share: Fraction = 0.0
-    """Share of the training's queries in whose place a distractor stands, with the un-adapted base's answer as its
-    target (ours), so that an adaptation leaves other queries alone."""
+    """Share of training queries replaced by a distractor, with the un-adapted base's answer as its target (ours), so
+    that an adaptation leaves unrelated queries alone."""
     explanations: bool = False
     """Follow each demonstration by its explanation, as Tk-Instruct does (§4.1)."""
     demonstrations: Literal["fixed", "sampled"] = "fixed"
@@ -86,8 +87,8 @@ class DataConfig(Section):
     max_target_length: Length = 128
     """Tokens of a target: "... and target sequence length as ... 128" (§8.1.3)."""
     seed: NaturalInt = 0
-    """Which S-NI instances are kept, which tasks are set aside and which `training_tasks` are drawn; training.seed
-    draws the examples."""
+    """Seed that decides which S-NI instances are kept, which tasks are set aside and which `training_tasks` are drawn;
+    training.seed draws the examples."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -19,10 +19,10 @@ from hart.runtime.files import parse_json, read_text, write_json
 
 @dataclass(frozen=True, repr=False)
 class Demonstration:
-    """One solved example of a task; ``explanation`` says why the output is right, if anyone did.
+    """One solved example of a task; ``explanation``, if there is one, tells why the output is right.
 
     Raises:
-        HartError: a field is no text.
+        HartError: a field is not a text.
     """
 
     input: str
@@ -70,13 +70,13 @@ DemonstrationLike: TypeAlias = Demonstration | Sequence[str] | Mapping[str, str]
 
 @dataclass(frozen=True, init=False, repr=False)
 class Task:
-    """What the hypernetwork adapts the main model to.
+    """A task that the hypernetwork adapts the main model to.
 
     ``demonstrations`` may be given as `Demonstration`, as ``(input, output)`` or
     ``(input, output, explanation)``, or as mappings with those keys; they are stored as
-    `Demonstration`. Tasks are immutable and hashable. ``definition`` is empty where the demonstrations
-    say all there is (P3), ``demonstrations`` where the definition does. ``instances`` may be any sequence
-    that is never changed, such as rows that stay on the disk; a list is stored as a tuple.
+    `Demonstration`. Tasks are immutable and hashable. ``definition`` is empty where demonstrations alone
+    describe the task (P3), and ``demonstrations`` where the definition alone does. ``instances`` may be any
+    sequence that never changes, such as rows that stay on disk; a list is stored as a tuple.
 
     Raises:
         HartError: there is neither a definition nor a demonstration, or one is malformed.
@@ -193,7 +193,7 @@ class Task:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The task under the official S-NI keys; the inverse of `from_dict` but for the name."""
+        """The task under the official S-NI keys; the inverse of `from_dict`, except that the name is lost."""
         return {
             "Categories": list(self.categories),
             "Definition": [self.definition] if self.definition else [],

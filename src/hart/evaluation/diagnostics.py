@@ -128,9 +128,9 @@ def diagnose(
     bar: Bar | None = None,
     **options: Any,
 ) -> Diagnostics:
-    """Measure the layer states on some tasks, and score the tasks under other adaptations than their own.
+    """Measure the layer states on some tasks, and score the tasks under adaptations other than their own.
 
-    Of several processes all must call this; each answers its share of the tasks.
+    With several processes, all must call this function; each answers its share of the tasks.
 
     Args:
         model: with a hypernetwork.

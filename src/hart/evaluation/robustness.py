@@ -79,9 +79,9 @@ def measure_robustness(
     bar: Bar | None = None,
     **options: Any,
 ) -> Robustness:
-    """Score some tasks told in other ways, and ask each adapted model queries of another task and distractors.
+    """Score tasks told in other ways, and ask each adapted model queries of another task and distractors.
 
-    Of several processes all must call this; each answers its share of the tasks.
+    With several processes, all must call this function; each answers its share of the tasks.
 
     Args:
         model: with a hypernetwork.

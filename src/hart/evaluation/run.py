@@ -30,19 +30,19 @@ def evaluate(
     on_task: Callable[[Any], None] | None = None,
     beside: bool = False,
 ) -> R:
-    """Let a system answer all instances of each task, and judge the answers.
+    """Have a system answer all instances of each task, and judge the answers.
 
-    Of several processes, each works on its share of the tasks, and all get all scores.
+    With several processes, each works on its share of the tasks, and all get all scores.
 
     Args:
-        details: provenance to keep in the file, beside the system's own.
-        on_task: called with each task's result, to move a progress bar or a log on.
+        details: provenance to keep in the file, in addition to the system's own.
+        on_task: called with each task's result, to advance a progress bar or a log.
         beside: evaluate the metric's own baselines, too.
 
     Raises:
-        HartError: no tasks, or tasks that the system cannot read or answer, or the metric cannot judge; before the
-            first is answered.
-        ValueError: the system gave another number of outputs than there are instances.
+        HartError: there are no tasks, or some that the system cannot read or answer or the metric cannot judge; raised
+            before the first answer.
+        ValueError: the number of the system's outputs differs from the number of instances.
     """
     if not tasks:
         raise HartError("there are no tasks to evaluate on")

@@ -33,7 +33,8 @@ def hart_system(
     """The adapted model: one adaptation per task, used for all its instances (§4.1, Inference; §4.2).
 
     Args:
-        adapt: the adaptation of a task; None lets the model read it, of its demonstrations those that its format shows.
+        adapt: returns the adaptation to a task; None: the model reads the task with the demonstrations that its format
+            shows.
         options: those of `_system`.
     """
     form, cuts = model.input_format, Cuts()

@@ -1,7 +1,7 @@
-"""What one forward pass of a hypernetwork leaves behind for a task, and its file format.
+"""The result of a hypernetwork's forward pass over a task, and its file format.
 
 An `Adaptation` holds the generated row blocks (§3.1), the memory that the main model also attends to if there is one
-(fusion-in-decoder, §4.1, or in front of a decoder-only model's tokens), and where they come from. It has one entry per
+(fusion-in-decoder, §4.1, or in front of a decoder-only model's tokens), and their provenance. It has one entry per
 task, so adaptations stack into batches that mix tasks.
 """
 
@@ -38,28 +38,28 @@ def _now() -> str:
 
 @dataclass(eq=False, repr=False)
 class Adaptation:
-    """What adapts a main model to n tasks: parameters that were generated, or learned, and a memory.
+    """What adapts a main model to n tasks: generated or learned parameters, and a memory.
 
-    Two are equal if they are for the same base, tasks, model and inputs and have equal tensors, wherever these are;
-    when they were made does not count. An adaptation can be changed, so it has no hash.
+    Two adaptations are equal if they have the same base, tasks, model and input format and equal tensors, on whatever
+    device; the time of generation does not count. An adaptation is mutable, so it has no hash.
 
     Attributes:
         blocks: block name → `[n, L, p, width]`; empty where there are no PEFT parameters.
-        memory: what an encoder-decoder main model's decoder attends to before the query's encoding, or a decoder-only
-            one in front of the query, in the main model's width; or None.
+        memory: `[n, s, d]` in the main model's width: the decoder of an encoder-decoder attends to it before the
+            query's encoding, a decoder-only model in front of the query; or None.
         memory_mask: 1 for tokens and 0 for padding on the right; None without memory.
-        peft: configuration of each PEFT kind, as `PeftKind.to_config` gives it.
+        peft: configuration of each PEFT kind, as `PeftKind.to_config` returns it.
         base: name of the main model, as it was given to `MainModel.from_pretrained`.
         base_revision: its revision on the hub, if it has one.
         base_fingerprint: `MainModel.fingerprint`; a main model with other weights or another tokenizer refuses the
             adaptation.
-        tasks: for each entry the task it was generated from, JSON-ready.
-        input_format: how queries become tokens, as `MainModel.answers` does it. Saved of it is what queries need; how
-            the hypernetwork reads tasks is left out.
+        tasks: the task from which each entry was generated, JSON-ready.
+        input_format: how `MainModel.answers` turns queries into tokens. Only the part that queries need is saved, not
+            how the hypernetwork reads tasks.
         model: name of the `HartModel` that made it.
         created: time of generation, ISO 8601.
-        kept: keys and values of the memory in every layer of the main model's decoder, if `MainModel.keep_memory` has
-            put them there; never saved.
+        kept: keys and values of the memory in every layer of the main model's decoder, if `MainModel.keep_memory`
+            computed them; never saved.
 
     Raises:
         HartError: the parts disagree about n, or `peft` names an unknown kind.
@@ -112,23 +112,23 @@ class Adaptation:
     __hash__ = None  # type: ignore[assignment]
 
     def read_tasks(self) -> list[Task]:
-        """The tasks it was generated from, without instances.
+        """The tasks from which it was generated, without instances.
 
         Raises:
-            HartError: an entry's task is no task.
+            HartError: what an entry has as its task is malformed.
         """
         return [Task.from_dict(task, source="adaptation", name=str(task.get("name", ""))) for task in self.tasks]
 
     def __getitem__(self, entry: int | slice) -> Self:
-        """The adaptation of one task, or of some; negative numbers count from the end."""
+        """The adaptation of one task (an index; negative ones count from the end) or of several (a slice)."""
         chosen = range(len(self))[entry]
         return self.select([chosen] if isinstance(chosen, int) else list(chosen))
 
     def select(self, entries: Sequence[int]) -> Self:
-        """The given entries in the given order, repeated where one is named again.
+        """The given entries in the given order; an entry that is named twice is repeated.
 
         Memory columns that are padding in every selected entry are dropped, so that an entry taken out
-        of a stack equals what was put into it.
+        of a stack equals the one that was put in.
         """
         memory, mask, kept = self.memory, self.memory_mask, self.kept
         if memory is not None and mask is not None:
@@ -148,10 +148,10 @@ class Adaptation:
 
     @classmethod
     def stack(cls, adaptations: Sequence[Self]) -> Self:
-        """All entries of `adaptations`, in order, where the first one is; memory is padded on the right to the longest.
+        """All entries in order, on the device of the first adaptation; memory is padded on the right to the longest.
 
         Raises:
-            HartError: nothing to stack, or they differ in base, PEFT kinds, fusion, or what main models read.
+            HartError: the list is empty, or they differ in base, PEFT kinds, memory, limits, or what main models read.
         """
         if not adaptations:
             raise HartError("adaptation: nothing to stack")
@@ -204,7 +204,7 @@ class Adaptation:
         is replaced.
 
         Args:
-            overwrite: whether any other adaptation is, too; a folder with anything else never.
+            overwrite: whether any other adaptation is replaced too; a folder with other content never is.
 
         Raises:
             HartError: `folder` exists with other content, or cannot be written.
@@ -219,10 +219,10 @@ class Adaptation:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
-        """Read what `save_pretrained` wrote; tensors are on the CPU.
+        """Load an adaptation that `save_pretrained` wrote; its tensors are on the CPU.
 
         Raises:
-            HartError: a missing, truncated, damaged or foreign file, a missing field, an unknown PEFT kind.
+            HartError: a file is missing, truncated, damaged or foreign, a field is missing, or a PEFT kind is unknown.
         """
         folder = Path(folder)
         fields = _read_fields(folder)

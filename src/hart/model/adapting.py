@@ -1,4 +1,4 @@
-"""Tasks to adaptations: the hypernetwork's pass (§2.2), and tasks whose demonstrations come bit by bit."""
+"""From tasks to adaptations: the hypernetwork's pass (§2.2), and tasks whose demonstrations arrive bit by bit."""
 
 import logging
 from collections.abc import Sequence
@@ -54,23 +54,23 @@ def read(model: "HartModel", tasks: Sequence[Task], form: InputFormat, cuts: Cut
 
 
 class IncrementalTask:
-    """A task whose demonstrations come bit by bit: what was read is not read again.
+    """A task whose demonstrations arrive bit by bit; nothing is read twice.
 
-    Demonstrations are read in groups of as many as the model was trained to show, each group behind the definition, and
-    generation attends to all groups, in no order. So the encoder's work in `add` depends on what is added alone, and
-    that of `adaptation` on how much was read. A group is closed with the call that began it. A definition alone is read
-    by itself only where nothing was added to it.
+    Demonstrations are read in groups of the size used in training, each behind the definition, and generation attends
+    to all groups regardless of their order. So the cost of `add` depends only on what is added, and the cost of
+    `adaptation` on how much was read so far. A later call never extends a group that an earlier one began. The
+    definition is read on its own only as long as there are no demonstrations.
 
         growing = model.incremental(task)
         growing.add([("plum lion", "plum")]).adaptation()
 
     Args:
-        model: with a hypernetwork that reads demonstrations.
-        task: what is read first.
+        model: a model with a hypernetwork that reads demonstrations.
+        task: the task as it is known at the start; its demonstrations are read at once.
 
     Raises:
-        HartError: a model without a hypernetwork, or one that reads no demonstrations, or a task without what the
-            model reads.
+        HartError: the model has no hypernetwork or reads no demonstrations, or the task has nothing that the model
+            reads.
     """
 
     def __init__(self, model: "HartModel", task: Task) -> None:
@@ -101,7 +101,7 @@ class IncrementalTask:
         return self
 
     def adaptation(self) -> Adaptation:
-        """What adapts the main model after all that was read: one pass of the hypernetwork's decoder."""
+        """The adaptation to everything read so far: one pass of the hypernetwork's decoder."""
         network = _network(self._model)
         if not self._memories:
             return self._model.adapt(self.task)

@@ -47,14 +47,14 @@ _OTHER_OUTPUT = (
 
 @dataclass(frozen=True)
 class Answer:
-    """What was generated for one query.
+    """The generated answer to one query.
 
     Attributes:
-        text: without special tokens.
-        ids: the tokens that were generated, the one that ends the answer among them.
-        finished: whether it ended by that token, and neither at `max_new_tokens` nor by a stopping criterion.
-        query_tokens: how many the model read, demonstrations in its own input among them.
-        scores: of each generated token, where log-probabilities were asked for.
+        text: the answer without special tokens.
+        ids: the generated tokens, including the one that ends the answer.
+        finished: whether it ended with that token, and neither at `max_new_tokens` nor by a stopping criterion.
+        query_tokens: number of tokens that the model read, including demonstrations in its own input.
+        scores: log-probabilities of each generated token, where they were asked for.
     """
 
     text: str
@@ -76,13 +76,13 @@ def encode_queries(
     form: InputFormat,
     cuts: Cuts | None = None,
 ) -> list[list[int]]:
-    """Tokens of each query in a format, behind its task's demonstrations where the format says so.
+    """Tokens of each query in a format, behind its task's demonstrations where the format puts them there.
 
-    A warning says which queries are longer than the format's limit, or far from what a bundled model was trained on, or
-    `cuts` takes note of them.
+    Queries that are longer than the format's limit, or far from what a bundled model was trained on, are recorded in
+    `cuts`; without it a warning names them.
 
     Raises:
-        HartError: a query that is empty, or neither a text nor a list of tokens.
+        HartError: a query is empty, or neither a text nor a list of tokens.
     """
     told = Cuts() if cuts is None else cuts
     tasks = adaptation.read_tasks() if adaptation is not None and form.in_context else []
@@ -209,10 +209,10 @@ def naming_unknown_options() -> Iterator[None]:
 
 
 def listed(queries: Any) -> list[Any]:
-    """The queries as a list; a column of a table will do, or what yields them.
+    """The queries as a list, from any iterable of them, such as a column of a table.
 
     Raises:
-        HartError: it is one text, or nothing like a list.
+        HartError: `queries` is one text, or not iterable.
     """
     if isinstance(queries, str):
         raise HartError("queries is one text; give a list of texts")
@@ -222,9 +222,9 @@ def listed(queries: Any) -> list[Any]:
 
 
 def parts_of(adaptation: Adaptation | None, queries: Sequence[int], total: int) -> tuple[list[int], Adaptation | None]:
-    """Some of `total` queries, ordered so that those of one entry of the adaptation lie together, and their part.
+    """Some of `total` queries, with those of one adaptation entry adjacent, and the part of the adaptation for them.
 
-    The part has an entry for each of the queries, or, where its entries serve equally many of them, each once.
+    The part has one entry per query, or each entry once where all entries serve equally many of the queries.
     """
     if adaptation is None or len(adaptation) == 1:
         return list(queries), adaptation
@@ -270,10 +270,10 @@ def decoding_options(num_beams: int, temperature: float, top_p: float, more: Map
 
 
 def check_logprobs(logprobs: Any, options: Mapping[str, Any]) -> None:
-    """Raise `HartError` unless log-probabilities of the model itself can be noted with these options.
+    """Raise `HartError` unless the model's own log-probabilities can be recorded with these options.
 
-    They are a whole number of at least 0; beams put answers together of several, rules change what the model says, and
-    where a step makes several tokens there is no step for each.
+    `logprobs` must be a whole number of at least 0. Refused are beams, which assemble answers from several, rules that
+    change the model's probabilities, and steps that make several tokens at once.
     """
     if type(logprobs) is not int or logprobs < 0:
         raise HartError(f"logprobs must be a whole number of at least 0, not {logprobs!r}")

@@ -1,15 +1,15 @@
-"""The answer to a query for which choices were given. It needs no torch, so that a client has it at once."""
+"""The answer to a query with given choices, in a module without torch so that clients import it quickly."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Classification:
-    """The answer to one query.
+    """The answer to one query with given choices.
 
     Attributes:
-        choice: the most probable one, of equal ones the first.
-        probabilities: of each choice, in their order; they add up to 1.
+        choice: the most probable choice, the first of several equally probable ones.
+        probabilities: choice → its probability, in the order of the choices; they add up to 1.
     """
 
     choice: str

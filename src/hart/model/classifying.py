@@ -1,9 +1,9 @@
-"""The best of given choices for each query, with probabilities: rank classification (§4.2) for use.
+"""The best of given choices for each query, with probabilities: rank classification (§4.2) for applications.
 
 A choice's probability is the softmax, over the choices of its query, of the scores of `hart.model.scoring`. With sums
-of log-probabilities it is the probability that the model gives the choice's whole text, among the choices. With
+of log-probabilities it is the model's probability of the choice's whole text, renormalised over the choices. With
 `calibrate` the scores of the same choices for a query without content are subtracted first (contextual calibration,
-Zhao et al. 2021, with W = diag(p_cf)⁻¹ and b = 0): what the model prefers whatever it is asked drops out.
+Zhao et al. 2021, with W = diag(p_cf)⁻¹ and b = 0), which removes preferences that do not depend on the query.
 """
 
 import unicodedata
@@ -76,23 +76,23 @@ def classify(
     max_target_length: int | None = None,
     **options: Any,
 ) -> list[Classification]:
-    """The best choice for each query and the probabilities of all. Safe for threads.
+    """The best choice for each query and the probabilities of all choices. Thread-safe.
 
     Args:
         main: the main model.
         queries: texts, or lists of tokens, as for `score_choices`.
-        choices: for all queries, or for each query its own.
+        choices: one list for all queries, or one list per query.
         adaptation: as for `score_choices`.
-        calibrate: subtract the scores for `content_free`: one query more for each entry of the adaptation with
-            different choices.
-        content_free: a query that says nothing, a text or its tokens.
-        alike: for each query what its entry of the adaptation is one of, so that equal entries are asked once.
-        normalisation: of the scores: `sum`, the probability of the whole text, which is smaller for longer ones; or
-            `mean` per token, which is no probability of a text, but does not prefer short ones.
-        max_target_length, options: of `score_choices`.
+        calibrate: subtract the scores for `content_free`, at the cost of one more query for each distinct pair of an
+            adaptation entry and a set of choices.
+        content_free: a query without content, as a text or its tokens.
+        alike: for each query a key of its adaptation entry; entries with equal keys are calibrated once.
+        normalisation: how scores are formed: `sum`, the probability of the whole text, which is smaller for longer
+            ones; or `mean` per token, which is not the probability of a text but does not prefer short ones.
+        max_target_length, options: as for `score_choices`.
 
     Raises:
-        HartError: as `score_choices` and `check_classes`, or two choices that are the same tokens.
+        HartError: as `score_choices` and `check_classes`, or two choices are the same tokens.
     """
     if isinstance(queries, str) or isinstance(choices, str):
         raise HartError("queries and choices must be lists of texts; one of them is a text")

@@ -45,7 +45,7 @@ class ModelConfig(Section):
     fusion: bool = True
     """Fusion-in-decoder: "prepend the hypernetwork's encoder output to the main model's" (§8.1.3)."""
     memory_in_front: bool = False
-    """What stands for fusion in a decoder-only main model (ours): the hypernetwork's memory, mapped once to the main
+    """Counterpart of fusion for a decoder-only main model (ours): the hypernetwork's memory, mapped once to the main
     model's width, gives keys and values in front of the query in every layer."""
     head_bias: bool = False
     """Add a learned part, the same for all tasks, to the generated rows (ours, after text-to-lora and doc-to-lora)."""

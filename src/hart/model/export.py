@@ -1,13 +1,13 @@
-"""Adaptations for others: PEFT adapters, a base with the change merged in, and one file to hand on.
+"""Adaptations for other programs: PEFT adapters, a base with the change merged in, and a single file to pass on.
 
-PEFT's LoRA and (IA)³ compute what ours do, so these exports are exact, and so are the prefixes of a decoder-only model.
-Those of a T5 are not: PEFT puts them into the key/value cache of the decoder alone, where T5 gives them the relative
+PEFT's LoRA and (IA)³ compute the same as ours, so these exports are exact, and so are prefixes of a decoder-only model.
+Prefixes of a T5 are not: PEFT puts them into the key/value cache of the decoder alone, where T5 gives them the relative
 bias of earlier tokens, and ours have none. A memory in front of a decoder-only model becomes rows of a prefix
-(`hart.model.memory_prefix`) where positions allow it; PEFT has no other place for a memory. `what_is_lost` lists what
-is lost; such an export must be asked for.
+(`hart.model.memory_prefix`) where positions allow it; PEFT has no other place for a memory. `what_is_lost` lists the
+losses; a lossy export must be requested.
 
-Maps that a model has fused into one (GPT-2's `c_attn`) have a LoRA each here and one in PEFT: theirs has the ranks of
-ours side by side, and zeros where one has nothing to do with an output.
+Maps that a model fuses into one (GPT-2's `c_attn`) have a LoRA each here and a single one in PEFT, with the ranks of
+ours side by side and zeros where one does not act on an output.
 """
 
 import copy
@@ -43,13 +43,13 @@ _IA3_SITES = {"key": "k", "value": "v", "ff": "wo", "cross_key": "cross_k", "cro
 
 
 def what_is_lost(adaptation: Adaptation, main: MainModel | None = None) -> list[str]:
-    """What PEFT has no place for, one phrase each; empty where the export is exact.
+    """What an export to PEFT would lose, one phrase each; empty where the export is exact.
 
     Args:
-        main: the base, which decides whether a memory can be kept; without it one that may be is not listed.
+        main: the base, which decides whether a memory can be kept; without it a memory that might be is not listed.
 
     Raises:
-        HartError: an adaptation that cannot be exported at all, not even in part.
+        HartError: the adaptation cannot be exported at all, not even in part.
     """
     if main is not None:
         adaptation = _without_memory(adaptation, main)
@@ -74,15 +74,16 @@ def what_is_lost(adaptation: Adaptation, main: MainModel | None = None) -> list[
 def to_peft(adaptation: Adaptation, main: MainModel, *, lossy: bool = False) -> "PeftModel":
     """The adapted base as a model of the PEFT library, in memory.
 
-    It shares the weights of `main`, but for those of the modules that it changes: PEFT merges in place and unseen, and
-    `main` would be another base without knowing it. Its `save_pretrained` writes what `save_peft` writes.
+    It shares the weights of `main`, except those of the modules that it changes: PEFT merges in place and unnoticed,
+    which would silently turn `main` into another base. Its `save_pretrained` writes the same files as `save_peft`.
 
     Args:
-        adaptation: of one task.
-        lossy: accept what `what_is_lost` says.
+        adaptation: an adaptation to one task.
+        lossy: accept the losses that `what_is_lost` lists.
 
     Raises:
-        HartError: PEFT is not installed, another base, a kind that PEFT does not have, or a lossy export not asked for.
+        HartError: PEFT is not installed or lacks the kind, the base is another one, or the export would be lossy and
+            `lossy` is False.
     """
     model = _wrapped(adaptation, main, lossy)
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -115,7 +116,7 @@ def merge(adaptation: Adaptation, main: MainModel, *, lossy: bool = False) -> Pr
     """A plain model in `main`'s dtype whose weights have the LoRA or (IA)³ of one task in them; `main` stays as it is.
 
     Raises:
-        HartError: as `to_peft`, or prefixes or a memory alone, which are no change of any weight.
+        HartError: as `to_peft`, or the adaptation has only prefixes or a memory, which change no weight.
     """
     refuse_unmergeable(adaptation)
     wrapped = _wrapped(adaptation, main, lossy)

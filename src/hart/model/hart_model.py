@@ -1,9 +1,9 @@
-"""The whole system: a main model, and what adapts it to a task (Fig. 2; the systems of Tables 2 to 7).
+"""The whole system: a main model and what adapts it to a task (Fig. 2; the systems of Tables 2 to 7).
 
 In HART a hypernetwork reads the task and generates PEFT parameters for a frozen main model. The baselines are the same
-class with other parts: learned parameters instead of generated ones, a main model that is trained, demonstrations in
-its input, an encoder that both networks share. `adapt` turns a task into an `Adaptation` in one forward pass;
-`generate` and `score` use one. `forward` is the training pass. What a saved system consists of: `hart.model.folder`.
+class with other parts: learned parameters instead of generated ones, a trained main model, demonstrations in its
+input, or an encoder that both networks share. `adapt` turns a task into an `Adaptation` in one forward pass;
+`generate` and `score` use it. `forward` is the training pass. `hart.model.folder` has the files of a saved system.
 """
 
 import tempfile
@@ -42,10 +42,10 @@ from hart.runtime.files import new_directory
 
 @dataclass
 class HartOutput:
-    """What a training pass yields.
+    """The result of a training pass.
 
     Attributes:
-        logits: of the main model, for the shifted labels.
+        logits: logits of the main model, for the shifted labels.
         states: layer states of the hypernetwork; L = 0 without one.
     """
 
@@ -54,26 +54,27 @@ class HartOutput:
 
 
 class HartModel(nn.Module):
-    """A main model and what adapts it: a hypernetwork, learned PEFT parameters, or nothing but its own training.
+    """A main model and what adapts it: a hypernetwork, learned PEFT parameters, or only its own training.
 
-    `adapt`, `generate`, `answers`, `score`, `classify` and what is built on them (evaluation, export) may be called
-    from several threads and asyncio tasks at a time. Training, loading weights and moving to another device are for
-    one.
+    `adapt`, `generate`, `answers`, `score`, `classify` and everything built on them (evaluation, export) may be called
+    from several threads and asyncio tasks at the same time. Training, loading weights and moving to another device
+    need a single thread.
 
     Args:
         main: the main model.
         peft_source: where its PEFT parameters come from: a `HyperNetwork` made for a main model of the same shape,
             `LearnedWeights`, or None (full fine-tuning).
-        fusion: whether the main decoder also attends to the hypernetwork's encoding (App. 8.1.3); not where it has no
+        fusion: whether the main decoder also attends to the hypernetwork's encoding (App. 8.1.3); the main model needs
             cross-attention.
-        train_main: whether the main model's weights are trained; it is frozen here otherwise.
+        train_main: whether the main model's weights are trained; otherwise the constructor freezes it.
         input_format: how tasks and queries are turned into tokens.
-        reader: tokenizer that the hypernetwork reads tasks with; None: the main model's.
-        name: what the model is called in adaptations and model cards.
-        origin: name, revision and fingerprint of the base that `main` was before it was trained.
+        reader: tokenizer with which the hypernetwork reads tasks; None: the main model's.
+        name: name of the model in adaptations and model cards.
+        origin: name, revision and fingerprint of the base from which a trained `main` started.
 
     Raises:
-        HartError: a hypernetwork that was made for another main model, or what this family of main models has not.
+        HartError: the hypernetwork was made for another main model, or this family of main models lacks a part asked
+            for.
     """
 
     def __init__(
@@ -119,12 +120,12 @@ class HartModel(nn.Module):
 
     @classmethod
     def from_config(cls, model: ModelConfig, data: DataConfig, *, seed: int = 0) -> Self:
-        """A system to be trained: the base as it is, the hypernetwork initialised from a checkpoint (§4.1).
+        """Build an untrained system: the unchanged base, and a hypernetwork initialised from a checkpoint (§4.1).
 
-        `seed` decides the new weights (learnable inputs and heads, or learned parameters).
+        `seed` determines the new weights (learnable inputs and heads, or learned parameters).
 
         Raises:
-            HartError: no such base or checkpoint, or parts that do not fit each other.
+            HartError: the base or checkpoint does not exist, or the parts do not fit each other.
         """
         main = MainModel.from_pretrained(
             model.base, revision=model.base_revision, dtype=model.dtype, attention=model.attention
@@ -156,21 +157,21 @@ class HartModel(nn.Module):
         attention: Literal["sdpa", "eager"] = "sdpa",
         device: str | torch.device | None = None,
     ) -> Self:
-        """A trained system: what adapts from a folder, the hub or `mini`, and the base that it names.
+        """Load a trained system from a folder, the hub or `mini`, together with the base that it names.
 
         Args:
             name: folder or hub name of a saved `HartModel`, or `mini`.
-            revision: of the saved model on the hub.
-            base: where the base lies, if not where the model says (a copy on a machine without internet). A main
-                model that was trained lies in the saved folder itself.
-            dtype: of both networks' weights: bfloat16 takes half the memory, and less time where the processor
-                multiplies it (docs/performance.md). T5 overflows in float16.
+            revision: revision of the saved model on the hub.
+            base: location of the base, if it is not the one that the model names (a copy on a machine without
+                internet). A main model that was trained is in the saved folder itself.
+            dtype: type of both networks' weights: bfloat16 takes half the memory, and less time on processors that
+                multiply it (docs/performance.md). T5 overflows in float16.
             attention: `sdpa` or `eager`.
-            device: where everything goes.
+            device: device of all weights.
 
         Raises:
-            HartError: nothing there, not a HART model, damaged weights, or a base that differs from the
-                one it was trained with.
+            HartError: nothing is found under `name`, it is not a HART model, its weights are damaged, or the base
+                differs from the one it was trained with.
         """
         arguments, trained = load_system(str(name), revision=revision, base=base, dtype=dtype, attention=attention)
         # Frozen also where it was trained: what is loaded is for use.
@@ -186,16 +187,16 @@ class HartModel(nn.Module):
         about: str = "",
         weights: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Write config.json, model.safetensors (what was trained beside the main model), main/ and a model card.
+        """Write config.json, model.safetensors (trained weights outside the main model), main/ and a model card.
 
         Args:
             directory: a folder that does not exist yet, is empty, or holds a saved model, which is replaced.
             card: text of README.md; None writes one from the configuration.
-            about: Markdown that this one ends with, such as `hart.training.run_card.run_card`.
+            about: Markdown appended to the written card, such as that of `hart.training.run_card.run_card`.
             weights: as in `write`.
 
         Raises:
-            HartError: the folder has other content, or cannot be written; nothing is left half-written.
+            HartError: the folder has other content or cannot be written; nothing is left half-written.
         """
         with new_directory(directory, replaces="config.json") as partial:
             self.write(partial, card=card, about=about, weights=weights)
@@ -203,11 +204,11 @@ class HartModel(nn.Module):
     def write(
         self, folder: Path, *, card: str | None = None, about: str = "", weights: Mapping[str, Tensor] | None = None
     ) -> None:
-        """Put the files of `save_pretrained` into a folder that exists, for callers that make it appear whole.
+        """Write the files of `save_pretrained` into an existing folder, for callers that publish it atomically.
 
         Args:
             card, about: as in `save_pretrained`.
-            weights: whole values of the trained parameters by name, where the modules have only their share of them.
+            weights: complete values of the trained parameters by name, where the modules hold only their shard.
         """
         main = self.main if self.train_main else None
         # That of a T5 beside a decoder-only base is saved even where it happens to be the base's.
@@ -217,10 +218,10 @@ class HartModel(nn.Module):
         write_folder(folder, self.peft_source, main, self._info(), self.kinds, card, about, weights, reader)
 
     def start_from(self, name: str | Path) -> None:
-        """Take over the trained weights of a saved system of the same make: pre-training before fine-tuning (§4.1).
+        """Start from the trained weights of a saved system of the same make: pre-training, then fine-tuning (§4.1).
 
         Raises:
-            HartError: nothing there, or a system of another make.
+            HartError: nothing is found under `name`, or a system of another make.
         """
         folder = fetch(str(name), None)
         own = {} if self.hypernetwork is None else self.hypernetwork.config.to_dict()
@@ -275,7 +276,7 @@ class HartModel(nn.Module):
 
     @property
     def weights(self) -> Literal["generated", "learned", "none"]:
-        """The same as `model.weights` of the configuration says it."""
+        """The origin of the PEFT parameters under its name in the configuration field `model.weights`."""
         if self.hypernetwork is not None:
             return "generated"
         return "none" if self.learned is None else "learned"
@@ -310,13 +311,13 @@ class HartModel(nn.Module):
         """One training pass (Eq. 5 before its loss): each row of the batch is its own task.
 
         Args:
-            query_ids, query_mask: for the main model; with its demonstrations where it reads them.
-            labels: -100 on padding.
+            query_ids, query_mask: input of the main model, including demonstrations where the main model reads them.
+            labels: target tokens, -100 on padding.
             demo_ids, demo_mask: definition and demonstrations, for the hypernetwork; n divides b, and task g serves
                 the queries g·b/n to (g+1)·b/n − 1. None without a hypernetwork.
 
         Raises:
-            HartError: demonstrations are missing, or nobody reads them, or n does not divide b.
+            HartError: demonstrations are missing, are given without a hypernetwork, or n does not divide b.
         """
         reads = self.hypernetwork is not None
         if (demo_ids is not None) != reads or (demo_mask is not None) != reads:
@@ -345,22 +346,22 @@ class HartModel(nn.Module):
     def adapt(
         self, task: Task | Sequence[Task], *, demonstration_groups: int | None = None, cuts: Cuts | None = None
     ) -> Adaptation:
-        """Read a task once and return what adapts the main model to it: one forward pass, no gradients.
+        """Read a task once and return the adaptation of the main model to it: one forward pass, no gradients.
 
-        With several tasks the adaptation has one entry for each, to be used with one query each or indexed. Without
-        a hypernetwork nothing is computed: the adaptation holds the learned parameters, and the demonstrations
-        that the main model reads before each query. Safe for threads.
+        With several tasks the adaptation has one entry per task; use it with one query per entry, or index it. Without
+        a hypernetwork nothing is computed: the adaptation holds the learned parameters and the demonstrations
+        that the main model reads before each query. Thread-safe.
 
-        A warning says where a task has more demonstrations, or longer texts, than the model reads.
+        A warning is logged where a task has more demonstrations, or longer texts, than the model reads.
 
         Args:
-            demonstration_groups: how many groups of demonstrations the hypernetwork reads at most; None: as many as it
-                was trained with (`data.demonstration_groups`). A group has `data.num_demonstrations`.
-            cuts: takes note of these instead of the warning.
+            demonstration_groups: the most groups of demonstrations that the hypernetwork reads; None: as many as in
+                training (`data.demonstration_groups`). A group has `data.num_demonstrations` demonstrations.
+            cuts: records these cuts instead of the warning.
 
         Raises:
-            HartError: no task, or what is none, a task without definition or demonstrations, groups that nobody reads,
-                or weights that are not finite.
+            HartError: no task is given, a value is not a task, a task has nothing that the model reads, groups are
+                given to a model that reads none, or the generated parameters are not finite.
         """
         given = isinstance(task, Iterable) and not isinstance(task, str | Mapping)
         tasks = [task] if isinstance(task, Task) else list(task) if given else None
@@ -371,10 +372,10 @@ class HartModel(nn.Module):
         return adapting.adapt(self, tasks, self.format_with_groups(demonstration_groups), cuts)
 
     def format_with_groups(self, groups: int | None) -> InputFormat:
-        """The format of this model, with another number of groups of demonstrations.
+        """The input format of this model with another number of groups of demonstrations.
 
         Raises:
-            HartError: no hypernetwork reads any, or a number below 1.
+            HartError: the model has no hypernetwork that reads groups, or the number is below 1.
         """
         if groups is None or groups == self.input_format.demonstration_groups:
             return self.input_format
@@ -383,7 +384,7 @@ class HartModel(nn.Module):
         return replace(self.input_format, demonstration_groups=groups)
 
     def incremental(self, task: Task) -> adapting.IncrementalTask:
-        """A task that is read while its demonstrations still come; see `hart.model.adapting.IncrementalTask`.
+        """A task that is read while demonstrations are still arriving; see `hart.model.adapting.IncrementalTask`.
 
         Raises:
             HartError: the model reads no demonstrations, or the task has nothing that it reads.
@@ -391,10 +392,10 @@ class HartModel(nn.Module):
         return adapting.IncrementalTask(self, task)
 
     def read(self, tasks: Sequence[Task], cuts: Cuts) -> HyperOutput:
-        """The hypernetwork's pass over tasks, without dropout: the first part of `adapt`.
+        """Run the hypernetwork over tasks, without dropout: the first part of `adapt`.
 
         Args:
-            cuts: takes note of demonstrations and texts that did not fit.
+            cuts: records demonstrations and texts that did not fit.
 
         Raises:
             HartError: the system has no hypernetwork, or a task lacks what its format needs.
@@ -402,17 +403,17 @@ class HartModel(nn.Module):
         return adapting.read(self, tasks, self.input_format, cuts)
 
     def generate(self, queries: str | Sequence[str], adaptation: Adaptation | None = None, **options: Any) -> list[str]:
-        """Answers of the adapted main model; options as in `MainModel.answers`. Safe for threads.
+        """Answers of the adapted main model as texts; options as in `MainModel.answers`. Thread-safe.
 
-        `adaptation` serves all queries, or holds one entry for each (a batch that mixes tasks), or for each group of
-        as many neighbouring ones; None asks the un-adapted base.
+        `adaptation` has one entry for all queries, one per query (a batch that mixes tasks), or one per group of
+        neighbouring queries, all groups of one size; None asks the un-adapted base.
         """
         return [answer.text for answer in self.answers(queries, adaptation, **options)]
 
     def answers(
         self, queries: str | Sequence[str], adaptation: Adaptation | None = None, **options: Any
     ) -> list[Answer]:
-        """As `generate`, with the number of tokens of each answer, and whether it is finished."""
+        """As `generate`, but each answer comes with its token counts and whether it is finished."""
         return self.main.answers([queries] if isinstance(queries, str) else queries, adaptation, **options)
 
     def score(
@@ -420,10 +421,10 @@ class HartModel(nn.Module):
     ) -> list[float]:
         """Log-probability of each choice as the answer, in nats; options as in `hart.model.scoring.score_choices`.
 
-        Safe for threads. Many queries at once: `score_choices`.
+        Thread-safe. For many queries at once use `score_choices`.
 
         Raises:
-            HartError: as there, or `query` is no text.
+            HartError: as in `score_choices`, or `query` is not a text.
         """
         if not isinstance(query, str):
             raise HartError(f"score: query must be one text, not {type(query).__name__}; of many, score_choices")
@@ -436,8 +437,8 @@ class HartModel(nn.Module):
         adaptation: Adaptation | None = None,
         **options: Any,
     ) -> list[Classification]:
-        """The best of the choices for each query, and the probability of each; options as in `classifying.classify`.
+        """The best choice for each query and the probability of every choice; options as in `classifying.classify`.
 
-        Safe for threads. `choices` are for all queries, or for each query its own.
+        Thread-safe. `choices` is one list for all queries, or one list per query.
         """
         return classify(self.main, [queries] if isinstance(queries, str) else queries, choices, adaptation, **options)

@@ -1,7 +1,7 @@
 """The main model M(x; θ, φ): a stock transformers model with seams for generated parameters (Eq. 5).
 
-What all families share: loading, identity, freezing, binding parameters for a thread, answers. What a family does in
-its own way (a training pass, generation, scores of given answers) is a file each: `encoder_decoder`, `decoder_only`.
+This module has what all families share: loading, identity, freezing, binding parameters for a thread, answers. What
+differs by family (the training pass, generation, scores of given answers) is in `encoder_decoder` and `decoder_only`.
 Weights, tokenizer and generation are those of the checkpoint; nothing of the model is copied or subclassed.
 """
 
@@ -48,21 +48,21 @@ logger = logging.getLogger(__name__)
 
 
 class MainModel(nn.Module, ABC):
-    """A stock model that takes generated parameters with any forward pass; `from_pretrained` chooses the family.
+    """A stock model that accepts generated parameters in any forward pass; `from_pretrained` chooses the family.
 
-    Several threads and asyncio tasks may use one model at a time, each with an adaptation of its own: what is bound
-    is bound for the thread. Training and moving it to another device are for one thread.
+    Several threads and asyncio tasks may use one model at the same time, each with its own adaptation, because
+    parameters are bound per thread. Training and moving it to another device need a single thread.
 
     Attributes:
         model: the stock model, switched to attention functions that accept prefixes.
         tokenizer: its tokenizer.
-        shape: the sizes that decide the shapes of generated parameters.
-        name, revision: where it was loaded from; of the hub the commit.
-        is_part: whether there it is the part for text of a model that reads images too.
+        shape: the sizes that determine the shapes of generated parameters.
+        name, revision: where it was loaded from; the revision is the commit on the hub.
+        is_part: whether the checkpoint also reads images and this is only its text part.
         frozen: whether `freeze` was called.
-        plain_format: how the bare base, without an adaptation, is told a query.
-        stock_generation_config: the checkpoint's own. Its tokens that end an answer end one here too; nothing else of
-            it counts: what `generate` is not told is greedy decoding without further rules.
+        plain_format: how queries become tokens for the bare base, without an adaptation.
+        stock_generation_config: the checkpoint's own. Only its end-of-answer tokens are used: unless `generate` is
+            given other options, it decodes greedily without further rules.
     """
 
     def __init__(
@@ -106,12 +106,12 @@ class MainModel(nn.Module, ABC):
         Args:
             revision: branch, tag or commit on the hub, None for the default branch; the commit that
                 was found is kept as the attribute `revision`.
-            dtype: of the weights in memory, None as stored: bfloat16 or float32, as T5 overflows in float16.
+            dtype: type of the weights in memory: bfloat16 or float32, as T5 overflows in float16; None: as stored.
             attention: `sdpa` or `eager`.
 
         Raises:
-            HartError: no such checkpoint, one of an architecture that hart has no table of sites for, incomplete or
-                damaged files, or a tokenizer that is not the model's.
+            HartError: there is no such checkpoint, its architecture has no table of sites, its files are incomplete or
+                damaged, or the tokenizer is not the model's.
         """
         # Families build on this file.
         from hart.model.decoder_only import DecoderOnly
@@ -136,15 +136,15 @@ class MainModel(nn.Module, ABC):
         """Logits `[b, u, vocabulary]` under teacher forcing (Eq. 5), without a loss.
 
         Args:
-            query_ids, query_mask: padded on the right, mask 0 there.
-            labels: -100 where padded.
+            query_ids, query_mask: padded on the right, where the mask is 0.
+            labels: target tokens, -100 on padding.
             blocks: generated parameters for each query, or one set for all.
-            peft: the kinds that `blocks` belong to.
-            memory, memory_mask: what the decoder shall attend to before the query: an encoding that is fused with a
-                T5's own, or that stands in front of a decoder-only model's tokens, in its width.
+            peft: the kinds to which `blocks` belong.
+            memory, memory_mask: an encoding that the decoder attends to before the query: fused with a T5's own, or
+                in front of a decoder-only model's tokens, in its width.
 
         Raises:
-            HartError: `blocks` do not fit `peft`, this model or the batch; or a memory without its mask.
+            HartError: `blocks` do not fit `peft`, this model or the batch; or a memory has no mask.
         """
 
     @abstractmethod
@@ -158,11 +158,11 @@ class MainModel(nn.Module, ABC):
         part: Adaptation | None,
         part_of_answers: Adaptation | None,
     ) -> Float[Tensor, "c u vocabulary"]:
-        """Logits of c given answers, each beside the query that it answers; each query is read once.
+        """Logits of c given answers, each conditioned on its own query; each query is read once.
 
         Args:
             query_ids, query_mask: padded on the right.
-            owner: the query of each answer; those of one query lie together.
+            owner: index of each answer's query; the answers to one query are adjacent.
             labels, label_mask: tokens of the answers, padded on the right.
             part, part_of_answers: adaptations for the queries and for the answers.
         """
@@ -184,7 +184,7 @@ class MainModel(nn.Module, ABC):
         """
 
     def room(self, kinds: Sequence[PeftKind]) -> int | None:
-        """How many tokens a query and its answer may have together; None: positions are not what limits them."""
+        """The most tokens that a query and its answer may have together; None: positions set no limit."""
         return None
 
     def _plain_format(self) -> InputFormat:
@@ -224,7 +224,7 @@ class MainModel(nn.Module, ABC):
         return known[1]
 
     def keep_fingerprint(self) -> None:
-        """From now on the fingerprint stays what it is: processes will share the weights out, and none can take it."""
+        """Fix the fingerprint as it is now: processes will shard the weights, and then none can compute it."""
         self._kept = self.fingerprint
 
     @property
@@ -233,9 +233,9 @@ class MainModel(nn.Module, ABC):
         return {"base": self.name, "base_revision": self.revision, "base_fingerprint": self.fingerprint}
 
     def freeze(self) -> None:
-        """Fix the weights for good (§4.1, "We freeze the main model"); gradients flow through.
+        """Freeze the weights for good (§4.1, "We freeze the main model"); gradients flow through.
 
-        Dropout never acts again, also where gradient checkpointing needs training mode.
+        Dropout never acts again, even where gradient checkpointing needs training mode.
         """
         self.frozen = True
         self.model.requires_grad_(False)
@@ -260,10 +260,10 @@ class MainModel(nn.Module, ABC):
         return self
 
     def enable_gradient_checkpointing(self) -> None:
-        """Recompute each layer in the backward pass; it then finds the blocks of its own forward.
+        """Recompute each layer in the backward pass, under the blocks of its own forward pass.
 
-        Use this rather than the method of `model`, which does not know about blocks: their
-        gradients would fail to be computed, with an error of `torch.utils.checkpoint`.
+        Use this rather than the method of `model`, which does not know about blocks: the backward
+        pass would fail with an error of `torch.utils.checkpoint`.
         """
         self.model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": checkpoint_contexts})
         self.train(self.training)
@@ -290,27 +290,27 @@ class MainModel(nn.Module, ABC):
         cuts: Cuts | None = None,
         **generate_kwargs: Any,
     ) -> list[Answer]:
-        """The answer to each query, in the order of `queries`. Safe for threads.
+        """The answer to each query, in the order of `queries`. Thread-safe.
 
         Args:
-            queries: texts, of which longer ones than `max_query_length` tokens are cut from the end, which a warning
-                says; or token ids, which are used as they are.
-            adaptation: one entry for all queries, or n, each for as many neighbouring queries (one, in a batch that
-                mixes tasks); None is the bare base. Its memory's keys and values are computed once per call, or taken
-                from `keep_memory`.
-            max_new_tokens, max_query_length: in tokens; None: those of `format_of` the adaptation, 128 and 384 for a
-                base of no `HartModel` (App. 8.1.3).
-            num_beams: 1 is greedy decoding, or sampling.
-            temperature: 0 takes the likeliest token, above it tokens are sampled.
-            top_p: sampling is among the likeliest tokens that have this share together.
-            batch_size: queries of similar length answered together.
-            logprobs: with it answers have `scores`: log-probabilities of their tokens and of so many likeliest ones.
-            cuts: takes note of cut queries instead of the warning.
-            generate_kwargs: further ones of `transformers`' `generate`, e.g. `streamer`.
+            queries: texts, cut from the end with a warning where they are longer than `max_query_length` tokens; or
+                token ids, which are used as they are.
+            adaptation: one entry for all queries, or n entries, each for an equal number of neighbouring queries (one,
+                in a batch that mixes tasks); None is the bare base. The keys and values of its memory are computed
+                once per call, or taken from `keep_memory`.
+            max_new_tokens, max_query_length: in tokens; None: the limits of `format_of` the adaptation, 128 and 384
+                for a base outside any `HartModel` (App. 8.1.3).
+            num_beams: number of beams; 1 is greedy decoding, or sampling.
+            temperature: 0 takes the likeliest token; above 0 tokens are sampled.
+            top_p: sample among the likeliest tokens whose probabilities add up to this share.
+            batch_size: number of queries, of similar length, answered together.
+            logprobs: add `scores` to the answers: log-probabilities of their tokens and of this many likeliest ones.
+            cuts: records cut queries instead of the warning.
+            generate_kwargs: further arguments of `transformers`' `generate`, e.g. `streamer`.
 
         Raises:
-            HartError: an empty query, an adaptation of another base or number of entries, or an option that is out of
-                range, that nothing listens to or that `generate` does not know.
+            HartError: a query is empty, the adaptation has another base or number of entries, or an option is out of
+                range, has no effect here, or is unknown to `generate`.
         """
         queries = listed(queries)
         options = decoding_options(num_beams, temperature, top_p, generate_kwargs)
@@ -353,7 +353,7 @@ class MainModel(nn.Module, ABC):
             )
 
     def ready(self, adaptation: Adaptation | None, queries: int) -> Adaptation | None:
-        """The adaptation on this device, checked to have one entry, or as many as divide the number of queries."""
+        """The adaptation on this device, after a check that its number of entries divides the number of queries."""
         if adaptation is None:
             return None
         if not isinstance(adaptation, Adaptation):
@@ -374,11 +374,11 @@ class MainModel(nn.Module, ABC):
         """The adaptation with its memory's keys and values in every layer of the decoder, for all later queries.
 
         `generate` and `score_choices` then need not compute them. They take 2 · layers · s · (width of keys) numbers
-        for each row: 192 MiB for T5-Large, 1024 tokens and float32, where the memory itself takes 4 MiB. They stay in
-        this process; `save_pretrained` leaves them out. Without memory the adaptation is returned as it is.
+        per entry: 192 MiB for T5-Large, 1024 tokens and float32, where the memory itself takes 4 MiB. They stay in
+        this process; `save_pretrained` leaves them out. Without memory the adaptation is returned unchanged.
 
         Raises:
-            HartError: an adaptation of another base.
+            HartError: the adaptation is for another base.
         """
         adaptation = self.ready(adaptation, len(adaptation))  # type: ignore[assignment]
         if adaptation.memory is None or adaptation.kept is not None:
@@ -388,9 +388,9 @@ class MainModel(nn.Module, ABC):
 
     @contextmanager
     def adapted(self, adaptation: Adaptation | None, batch: int) -> Iterator[None]:
-        """Within, the model is adapted for this thread: blocks and memory act on every forward pass and `generate`.
+        """Context in which blocks and memory act on every forward pass and on `generate`, for this thread.
 
-        The memory comes in as keys and values in front of those of the attention that reads it, so it is projected once
+        The memory enters as keys and values in front of those of the attention that reads it, so it is projected once
         and read once for all queries that share it. For use without gradients.
         """
         if adaptation is None:
@@ -421,7 +421,7 @@ class MainModel(nn.Module, ABC):
 
     @contextmanager
     def binding(self, blocks: Blocks | None, peft: Sequence[PeftKind], batch: int) -> Iterator[None]:
-        """Blocks act on the model within, for this thread; they are for every row, or one for each of `batch`."""
+        """Context in which blocks act, for this thread: one set for all rows, or one per row."""
         if not blocks:
             yield
             return
@@ -436,7 +436,7 @@ class MainModel(nn.Module, ABC):
         """Token ids, padded on the right, and their mask, on this model's device.
 
         Raises:
-            HartError: a token that the model has no embedding of, as some tokenizers have for what is no text.
+            HartError: the model has no embedding for a token, as with the non-text tokens of some tokenizers.
         """
         known = self.model.get_input_embeddings().num_embeddings
         wrong = [token for tokens in sequences for token in tokens if not 0 <= token < known]

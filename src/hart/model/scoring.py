@@ -2,8 +2,8 @@
 
 Each query is read once, whatever the number of its choices; one pass of the decoder serves all choices of a batch of
 queries, of different number and length. A choice's score is the sum over its tokens, end of sequence included, without
-length normalisation (T0's protocol), or the mean per token. Of a plain decoder-only base, which continues texts, a
-choice is scored as what goes on: behind a space, and without an end of sequence.
+length normalisation (T0's protocol), or the mean per token. A plain decoder-only base continues texts, so it scores a
+choice as a continuation: after a space, and without an end of sequence.
 """
 
 import logging
@@ -40,25 +40,26 @@ def score_choices(
     max_target_length: int | None = None,
     cuts: Cuts | None = None,
 ) -> list[list[float]]:
-    """The score of every choice of every query, in nats. Safe for threads.
+    """The score of every choice of every query, in nats. Thread-safe.
 
-    Equal choices get equal scores. Which of several best ones is the answer is the caller's decision.
+    Equal choices get equal scores. Ties between best choices are left to the caller.
 
     Args:
         main: the main model.
-        queries: texts, of which longer ones than `max_query_length` tokens are cut from the end; or lists of tokens,
-            which are taken as they are.
-        choices: for each query its choices, at least one; their number may differ.
-        adaptation: one entry for all queries, or n, each for as many neighbouring queries; None is the bare base.
+        queries: texts, cut from the end where they are longer than `max_query_length` tokens; or lists of tokens,
+            which are used as they are.
+        choices: the choices of each query, at least one; their number may differ.
+        adaptation: one entry for all queries, or n entries, each for an equal number of neighbouring queries; None is
+            the bare base.
         normalisation: `sum` or `mean` of the log-probabilities of a choice's tokens.
-        batch_size: queries encoded together.
-        max_query_length, max_target_length: in tokens; None: those of `main.format_of(adaptation)`. A warning says
-            which queries and choices are longer.
-        cuts: takes note of these instead of the warning.
+        batch_size: number of queries encoded together.
+        max_query_length, max_target_length: in tokens; None: the limits of `main.format_of(adaptation)`. A warning
+            names longer queries and choices.
+        cuts: records these instead of the warning.
 
     Raises:
-        HartError: an empty query, a query without choices, choices that are one text, an adaptation of another base or
-            number of entries, or an option out of range.
+        HartError: a query is empty or has no choices, its choices are one text, the adaptation has another base or
+            number of entries, or an option is out of range.
     """
     queries = listed(queries)
     if normalisation not in get_args(Normalisation):

@@ -1,9 +1,9 @@
 """PEFT kinds: which rows a layer of the main model receives, and how they act there (§2.2, §4.1).
 
-Every kind is a set of row blocks per layer. A kind declares its blocks, says how large they
-should be at the start of training, and binds generated values to the main model for the coming
-forward passes. One kind is one file in this package: a frozen dataclass whose fields are its
-configuration, decorated with `register` and imported in `__init__.py`.
+Every kind is a set of row blocks per layer. A kind declares its blocks, gives their size at the
+start of training, and states at which sites of the main model generated values act. One kind is
+one file in this package: a frozen dataclass whose fields are its configuration, decorated with
+`register` and imported in `__init__.py`.
 """
 
 from abc import ABC, abstractmethod
@@ -29,11 +29,11 @@ Blocks = dict[str, Float[Tensor, "_n _L _p _width"]]
 
 @dataclass(frozen=True)
 class MainShape:
-    """The sizes of a main model that decide the shapes of generated parameters.
+    """The sizes of a main model that determine the shapes of generated parameters.
 
     `inner` = heads · d_kv is the width of queries and need not equal `d_model` (T5 v1.1-small: 6 · 64 = 384 against
-    512); `kv_inner`, that of keys and values, is smaller where several heads share them. A decoder-only model has no
-    encoder layers.
+    512); `kv_inner`, the width of keys and values, is smaller where several heads share them. A decoder-only model has
+    no encoder layers.
     """
 
     d_model: int
@@ -47,8 +47,8 @@ class MainShape:
     kv_heads: int | None = None
     """Heads of keys and values, where several heads of queries share one; None: as many as there are of queries."""
     experts: bool = False
-    """Whether the feed-forward is a mixture of experts, in whose maps nothing acts; `d_ff` is the width of those that a
-    token passes, together."""
+    """Whether the feed-forward is a mixture of experts, whose maps are no sites; `d_ff` is then the total width of the
+    experts that one token passes."""
     attention: tuple[int, ...] | None = None
     """The layers of a decoder-only model that have attention, where others mix tokens by a recurrence; None: all."""
 
@@ -88,12 +88,12 @@ class MainShape:
         return self.encoder_layers if stack == "encoder" else self.decoder_layers
 
     def block(self, name: str, stack: Stack, site: str, rows: int, width: int) -> "RowBlock":
-        """A family of rows for each layer of a stack that has a site."""
+        """A family of rows, for every layer of a stack that has the site."""
         chosen = self.attention if in_attention(site) else None
         return RowBlock(name, stack, self.layers(stack) if chosen is None else len(chosen), rows, width, chosen)
 
     def widths(self, site: str) -> tuple[int, int]:
-        """Of the input and the output of a linear map, by the name of its site."""
+        """Input and output width of a linear map, by the name of its site."""
         sizes = {
             "q": (self.d_model, self.inner),
             **dict.fromkeys(("k", "v"), (self.d_model, self.kv_inner)),
@@ -105,10 +105,10 @@ class MainShape:
 
     @classmethod
     def of(cls, main: PreTrainedModel) -> Self:
-        """That of a model, whose maps are looked at.
+        """The shape of a model, with its configuration checked against its maps.
 
         Raises:
-            HartError: an architecture without a table of sites, or layers of other widths than its configuration says.
+            HartError: its architecture has no table of sites, or its layers have other widths than its configuration.
         """
         shape = cls.from_config(main.config)
         for stack in shape.stacks:
@@ -125,10 +125,10 @@ class MainShape:
 
     @classmethod
     def from_config(cls, config: PreTrainedConfig) -> Self:
-        """As its configuration says.
+        """The shape of a model, from its configuration alone.
 
         Raises:
-            HartError: an architecture without a table of sites.
+            HartError: its architecture has no table of sites.
         """
         table = architecture(config)
         if not isinstance(config, T5Config):
@@ -149,7 +149,7 @@ class RowBlock:
     """One family of generated rows: `rows` rows of `width` numbers per layer of one stack.
 
     `name` is `<kind>.<stack>.<part>`, e.g. `prefix.encoder.key`, and is the key of the family in
-    `Blocks`. `of` are the layers where not all have such rows.
+    `Blocks`. `of` lists the layers that have such rows, where not all do.
     """
 
     name: str
@@ -165,7 +165,7 @@ class PeftKind(ABC):
     """How one kind of generated parameters enters the main model.
 
     Concrete kinds are frozen dataclasses; their fields are the keys allowed in the configuration
-    beside `kind`. `__post_init__` raises `HartError` for a value out of range.
+    in addition to `kind`. `__post_init__` raises `HartError` for a value out of range.
     """
 
     name: ClassVar[str]
@@ -177,7 +177,7 @@ class PeftKind(ABC):
         """The blocks of this kind for a main model of `shape`, in a fixed order.
 
         Raises:
-            HartError: it is to act where such a main model has nothing.
+            HartError: the kind is to act at a site that such a main model does not have.
         """
 
     @abstractmethod

@@ -123,7 +123,7 @@ _hooking = threading.Lock()
 
 @contextmanager
 def binding(*parts: Mapping[Site, Binding]) -> Iterator[None]:
-    """Within, `parts` act at their sites, in this thread (or asyncio task) alone, beside what acts there already.
+    """Context in which `parts` act at their sites, for this thread or asyncio task only, after what is bound there.
 
     Keys and values of two parts stand side by side; changes act one after the other, in the order of `parts`.
     """

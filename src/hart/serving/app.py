@@ -55,11 +55,11 @@ _Id = Annotated[str, PathParameter(pattern=r"^[0-9a-f]{8,64}$", min_length=8, ma
 
 
 def create_app(model: HartModel, store: Store | None = None, settings: Settings | None = None) -> FastAPI:
-    """An ASGI application that serves a model.
+    """Create an ASGI application that serves a model.
 
     Args:
-        model: on the device where it is to run.
-        store: where adaptations are kept; None is the one in the cache.
+        model: the model, already on the device where it is to run.
+        store: where adaptations are kept; None: the store in the cache folder.
         settings: batching, limits and token.
     """
     settings = settings or Settings()

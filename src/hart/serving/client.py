@@ -4,8 +4,8 @@
     adapted = client.adapt(task)
     client.generate(["query", …], adapted)
 
-`AsyncClient` is the same for asyncio. Weights stay on the server; an adaptation is known here by its id, and `download`
-brings it. What is sent and how replies are read is `hart.serving.protocol`.
+`AsyncClient` is the same for asyncio. Weights stay on the server; the client knows an adaptation by its id and fetches
+it with `download`. `hart.serving.protocol` defines what is sent and how replies are read.
 """
 
 import asyncio
@@ -31,14 +31,14 @@ class Client:
     """A connection to a server.
 
     Args:
-        url: of the server.
-        token: its token, if it has one; None is HART_TOKEN, or none.
-        timeout: seconds without a word of the server after which a request is given up.
-        retries: how often a request is sent again where the server is busy (429) or goes down (503), or the connection
-            was refused or ended before a reply. In between the client waits as long as the server asks, up to a minute,
-            and a little more each time.
+        url: address of the server.
+        token: the server's token, if it has one; None: the variable HART_TOKEN, or no token.
+        timeout: seconds without anything received from the server after which a request is abandoned.
+        retries: the most times a request is sent again when the server is busy (429) or shutting down (503), or the
+            connection was refused or closed before a reply. Between attempts the client waits as long as the server
+            asks, up to a minute, plus a growing delay.
 
-    Every method raises `HartError` where the server refuses, in its words, or cannot be reached.
+    Every method raises `HartError` if the server refuses the request (with its message) or cannot be reached.
     """
 
     def __init__(self, url: str = _HERE, *, token: str | None = None, timeout: float = 120.0, retries: int = 2) -> None:
@@ -56,7 +56,7 @@ class Client:
         self._http.close()
 
     def adapt(self, task: Task) -> RemoteAdaptation:
-        """Let the server's model read a task; the same task again costs nothing."""
+        """Adapt the server's model to a task; repeating a task costs nothing."""
         return self._do(self._protocol.adapt(task))
 
     def generate(
@@ -65,15 +65,15 @@ class Client:
         """Answers to the queries, as `HartModel.generate`.
 
         Args:
-            adaptation: what `adapt` gave, an id, or a task, one for all queries or one for each; None asks the
+            adaptation: the result of `adapt`, an id, or a task; one for all queries, or one per query. None asks the
                 un-adapted base.
-            options: `max_new_tokens`, `num_beams`, `temperature`, `top_p`, `stop` (a text or up to four,
-                before the first of which an answer ends), `seed` (of sampling).
+            options: `max_new_tokens`, `num_beams`, `temperature`, `top_p`, `stop` (one text or up to four; the
+                answer ends before the first that occurs), `seed` (of sampling).
         """
         return self._do(self._protocol.generate(queries, adaptation, options))
 
     def stream(self, query: str, adaptation: AdaptedBy | None = None, **options: Any) -> Iterator[str]:
-        """The answer to one query, piece by piece as it is generated; options as for `generate`, but for beams."""
+        """The answer to one query, piece by piece as it is generated; options as for `generate`, except `num_beams`."""
         call = self._protocol.stream(query, adaptation, options)
         attempts = self._protocol.attempts(call)
         while True:
@@ -106,25 +106,25 @@ class Client:
         adaptation: AdaptedBy | Sequence[AdaptedBy] | None = None,
         **options: Any,
     ) -> list[Classification]:
-        """The best of the choices for each query, and the probability of each, as `HartModel.classify`.
+        """The best choice for each query and the probability of every choice, as `HartModel.classify`.
 
         Args:
-            choices: for all queries, or for each query its own.
+            choices: one list for all queries, or one list per query.
             adaptation: as for `generate`.
             options: `normalisation`, `calibrate`.
         """
         return self._do(self._protocol.classify(queries, choices, adaptation, options))
 
     def download(self, adaptation: RemoteAdaptation | str) -> "Adaptation":
-        """The adaptation itself, for the local API."""
+        """Download an adaptation as a local `Adaptation`."""
         return self._do(self._protocol.download(adaptation))
 
     def adaptations(self, *, limit: int = 100, offset: int = 0) -> list[dict[str, Any]]:
-        """What the server's store says of its model's adaptations, the last used first."""
+        """Records of the adaptations of the server's model in its store, the most recently used first."""
         return self._do(self._protocol.adaptations(limit, offset))
 
     def delete(self, adaptation: RemoteAdaptation | str) -> None:
-        """Let the server forget an adaptation."""
+        """Delete an adaptation on the server."""
         self._do(self._protocol.delete(adaptation))
 
     def _do(self, call: Call[T]) -> T:
@@ -145,9 +145,9 @@ class Client:
 
 
 class AsyncClient:
-    """As `Client`, for asyncio: the same arguments and methods, to be awaited; `stream` is for `async for`.
+    """As `Client`, for asyncio: the same arguments and methods, to be awaited; `stream` is used with `async for`.
 
-    A request whose task is cancelled is given up by the server, too, and so is a stream that is closed.
+    When its task is cancelled, or a stream is closed, the server abandons the request too.
     """
 
     def __init__(self, url: str = _HERE, *, token: str | None = None, timeout: float = 120.0, retries: int = 2) -> None:
@@ -175,7 +175,7 @@ class AsyncClient:
         return await self._do(self._protocol.generate(queries, adaptation, options))
 
     async def stream(self, query: str, adaptation: AdaptedBy | None = None, **options: Any) -> AsyncIterator[str]:
-        """As `Client.stream`; who leaves early closes it, as `contextlib.aclosing` does."""
+        """As `Client.stream`; a caller that stops early must close it, as `contextlib.aclosing` does."""
         call = self._protocol.stream(query, adaptation, options)
         attempts = self._protocol.attempts(call)
         while True:

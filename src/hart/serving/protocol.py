@@ -40,14 +40,14 @@ _LONGEST_ASKED = 60.0
 
 @dataclass(frozen=True)
 class RemoteAdaptation:
-    """An adaptation that lies on a server.
+    """An adaptation that is kept on a server.
 
     Attributes:
         id: 64 hexadecimal digits.
-        task: what it was generated from.
-        seconds: of the forward pass that generated it.
-        new: whether it was generated now.
-        demonstrations_read: how many of the demonstrations the model reads.
+        task: the task from which it was generated.
+        seconds: duration of the forward pass that generated it.
+        new: whether this request generated it.
+        demonstrations_read: number of the task's demonstrations that the model reads.
     """
 
     id: str

@@ -28,19 +28,19 @@ MEMORY_BYTES = 512 * 1024**2
 
 @dataclass(frozen=True)
 class Settings:
-    """How the server runs.
+    """Settings of the server.
 
     Attributes:
-        max_batch: rows that one pass of the model answers, at most.
+        max_batch: the most rows that one pass of the model answers.
         max_wait: seconds that an idle model waits for more rows before it begins.
-        max_queue: rows that wait, at most; more are refused with 429.
+        max_queue: the most rows that may wait; more are refused with 429.
         time_limit: seconds for a request, waiting included; then 504.
         mixing: whether rows of different tasks share a batch. Only comparisons switch it off.
-        token: what a request must bring as bearer token, without white space at its ends; None lets everybody in.
+        token: the bearer token required of requests, without white space at its ends; None admits everybody.
         loopback: whether only this machine can connect. Without a token the Host header must then be a name of this
             machine, so that no page of another site can reach the server through a name of its own.
-        cors_origins: pages of which other sites may use the server, as `https://name:port`; `*` lets all.
-        strict: whether the routes of OpenAI's form refuse fields that they do not know, instead of not reading them.
+        cors_origins: other sites whose pages may use the server, as `https://name:port`; `*` allows all.
+        strict: whether OpenAI-style routes refuse unknown fields instead of ignoring them.
     """
 
     max_batch: int = 32

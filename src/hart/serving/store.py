@@ -98,8 +98,8 @@ class Store:
     """A folder of adaptations, for several threads and processes at once.
 
     Args:
-        folder: where; None is `adaptations` in the cache (HART_CACHE, or the platform's place for caches).
-        max_bytes: above it the least recently used ones are dropped; None: none is.
+        folder: path of the store; None: `adaptations` in the cache (HART_CACHE, or the platform's cache folder).
+        max_bytes: size above which the least recently used adaptations are dropped; None: no limit.
 
     Raises:
         HartError: the folder cannot be written.
@@ -114,11 +114,11 @@ class Store:
         self._open()
 
     def put(self, adaptation: Adaptation, *, model_fingerprint: str, seconds: float = 0.0) -> Record:
-        """Keep an adaptation of one task; what is there already stays, and counts as used.
+        """Store an adaptation to one task; one that is already there stays, and counts as used.
 
         Raises:
-            HartError: it holds several tasks, is larger than the store may be, or cannot be written; then nothing
-                of it is left.
+            HartError: it holds several tasks, exceeds the store's limit, or cannot be written; nothing of it is left
+                then.
         """
         (task,) = adaptation.read_tasks() if len(adaptation) == 1 else (None,)
         if task is None:

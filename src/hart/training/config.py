@@ -72,8 +72,8 @@ class TrainingConfig(Section):
     """Weight of the local consistency loss; "We select alpha in {1, 10, 20}" (§4.1). 0: without. With slots even
     small values pull the states of all tasks together (docs/results.md)."""
     pairing: Literal["slots", "task"] = "slots"
-    """What the consistency loss compares a row with (open): the row at its place in the batch before, whatever its
-    task (§3.2 to the letter), or the newest states of its own task, under other demonstrations."""
+    """What the consistency loss compares a row with (open): the row at the same position of the previous batch,
+    whatever its task (§3.2 to the letter), or the newest states of its own task, under other demonstrations."""
     previous_dropout: bool = True
     """Whether the states that the consistency loss compares with carry the dropout of their training pass (open);
     false: they come from a further pass of the hypernetwork without dropout, where it has any."""
@@ -119,13 +119,13 @@ class TrainingConfig(Section):
 
 
 class DistillationConfig(Section):
-    """A teacher whose answers a system learns beside the references (ours; context distillation)."""
+    """A teacher from whose answers a system learns in addition to the references (ours; context distillation)."""
 
     section: ClassVar[str] = "distillation"
 
     teacher: str | None = None
-    """What reads definition and demonstrations in its own input, before the query: base, the same frozen main model;
-    or a folder or hub name of a trained system that does (FT-Few-Shot), or of a checkpoint as it is; null: none."""
+    """The model that reads definition and demonstrations in its own input, before the query: base, the same frozen main
+    model; or a folder or hub name of a trained system that does (FT-Few-Shot), or of a plain checkpoint; null: none."""
     weight: NaturalFloat = 1.0
     """Weight of the KL divergence from the teacher. 1: a nat of it counts as one of the cross entropy (TAGI: 5)."""
     cross_entropy: NaturalFloat = 1.0
@@ -137,7 +137,7 @@ class DistillationConfig(Section):
     hidden_weight: NaturalFloat = 0.0
     """Weight of the normalised L1 distance of the hidden states at target tokens; only with the teacher base."""
     cache: str | None = None
-    """Folder that keeps what the teacher says, for later epochs and other runs; null: it is asked every time."""
+    """Folder that caches the teacher's outputs for later epochs and other runs; null: compute them every time."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -1,7 +1,7 @@
 """The local consistency loss (§3.2): the mean square of h^(t) − h^(t−1), with h^(t−1) detached.
 
 The paper does not say what a row of this step's batch is compared with. `SlotConsistency` reads the equation to the
-letter: row i with row i of the batch before, which is of another task. `TaskConsistency` compares a row with the
+letter: row i with row i of the previous batch, which belongs to another task. `TaskConsistency` compares a row with the
 newest states of its own task, which were made from other demonstrations: "the consistency between weights generated
 based on different demonstrations" (abstract). The literal reading pulls the states of all tasks together
 (docs/results.md).
@@ -127,11 +127,11 @@ class SlotConsistency(Consistency):
 
 
 class TaskConsistency(Consistency):
-    """Each row against the newest states of its own task, of whatever step before; 0 where the task is new.
+    """Each row against the newest states of its own task, from whatever earlier step; 0 where the task is new.
 
     One row per task is kept, `[tasks, 2, L, m, d]` in float32, in every process: a step's rows are exchanged once at
-    its end, which is less than dividing the tasks among the processes and asking for rows before each pass would
-    take. On the device where it fits into `ON_DEVICE` bytes, else in main memory (757 tasks of T5-Large: 149 MB).
+    its end, which is cheaper than sharding the tasks over processes and requesting rows before each pass. They are
+    kept on the device if they fit into `ON_DEVICE` bytes, else in main memory (757 tasks of T5-Large: 149 MB).
 
     Args:
         tasks: number of training tasks.

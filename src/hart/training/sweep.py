@@ -34,18 +34,18 @@ def sweep(
     say: Callable[[str], None] = print,
     missed: Callable[[SweepRun], Any] = lambda _: None,
 ) -> list[dict[str, Any]]:
-    """Do what is not done, write the tables, and return their rows.
+    """Execute the runs that are not done yet, write the tables, and return their rows.
 
     Args:
-        jobs: runs side by side; with GPUs each has one of its own (`processes` of its own).
-        processes: that train each run.
-        listing: what study.json says; None: the runs, with those of earlier sweeps in the folder.
-        missed: told each run that has failed, or could not be done because another has; not the tries of a grid.
+        jobs: number of parallel runs; with GPUs each has its own (`processes` of them).
+        processes: number of processes that train each run.
+        listing: content of study.json; None: these runs and those of earlier sweeps in the folder.
+        missed: called with each run that failed, or could not start because another failed; not with tries of a grid.
 
     Raises:
-        HartError: `out` has other content, or other sweeps are at work on all that is left.
-        KeyboardInterrupt: the runs in progress have saved; they go on when the sweep is started again.
-        SystemExit: SIGTERM came and was handed on; the runs in progress have saved what they did (status 143).
+        HartError: `out` has other content, or other sweeps are at work on everything that is left.
+        KeyboardInterrupt: the runs in progress have saved; they continue when the sweep is started again.
+        SystemExit: SIGTERM arrived and was passed on; the runs in progress have saved their state (status 143).
     """
     try:
         # What lies beside the runs of an earlier sweep, such as figures, does not matter.

@@ -81,16 +81,16 @@ def plan_study(
     overrides: Sequence[str] = (),
     text_dir: str | None = None,
 ) -> list[SweepRun]:
-    """The runs of a study, or of some of its rows and of those that they need.
+    """The runs of a study, or of some of its rows and the rows that they depend on.
 
     Args:
-        names: of rows; None: all.
-        seeds: instead of the study's. A grid is decided with the study's first one all the same.
+        names: names of the rows; None: all rows.
+        seeds: seeds to use instead of the study's; a grid is still decided with the study's first seed.
         overrides: as for `hart train`, for all rows.
-        text_dir: `data.dir` of those that pre-train on text.
+        text_dir: `data.dir` of rows that pre-train on text.
 
     Raises:
-        HartError: no such row, or a row whose configuration is wrong.
+        HartError: there is no such row, or a row's configuration is wrong.
     """
     known = {row.name: row for row in study.rows}
     for name in names or ():

@@ -39,17 +39,17 @@ logger = logging.getLogger(__name__)
 def train(config: RunConfig, *, tasks: Sequence[Task] | None = None, quiet: bool = False) -> Path:
     """Train a system and return the folder of the saved model (`final/` in the run's folder).
 
-    A run that was interrupted goes on from its newest checkpoint. One that is complete is left as it is, if its tasks
-    are still those that it was trained on; they are read to tell.
+    An interrupted run continues from its newest checkpoint. A complete run is left unchanged, provided that its tasks
+    are still those that it was trained on; they are read to check.
 
     Args:
         tasks: training tasks, instead of those that `config.data` names.
-        quiet: no progress bar; without a terminal, no lines instead.
+        quiet: show no progress bar and, without a terminal, no progress lines.
 
     Raises:
         HartError: bad input (tasks, base, configuration, folder), a loss that is not finite, too little memory.
-        hart.training.stopping.Stopped: SIGTERM or Ctrl-C came; a checkpoint was written and the same call goes on from
-            it. At a second Ctrl-C it is a KeyboardInterrupt, at once.
+        hart.training.stopping.Stopped: SIGTERM or Ctrl-C arrived; a checkpoint was written, from which the same call
+            continues. A second Ctrl-C raises KeyboardInterrupt at once.
     """
     # Of several processes (torchrun), the first one alone writes to the folder; what one of them cannot do ends all.
     join_to_train()

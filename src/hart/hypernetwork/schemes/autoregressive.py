@@ -1,11 +1,10 @@
 """HART's scheme: the states of all layers, one after the other (§3.1, App. 8.1.2).
 
-h_1 = H_dec(z), h_l = H_dec(h_{l−1}): L decoding steps of two positions each, of which the first
-serves layer l of the main encoder and the second layer l of the main decoder (of a main model without an encoder: of
-one position each). What the paper leaves open, and
-is chosen here: step l attends to all earlier steps (a decoder that "autoregressively decodes a
-sequence"), its two positions see each other, and h_l is the decoder's output after its final norm, fed
-back as the next embedding. Other orders than from the bottom layer to the top are those of Table 7 (App. 8.2).
+h_1 = H_dec(z), h_l = H_dec(h_{l−1}): L decoding steps of two positions each. The first position of step l serves
+layer l of the main encoder, the second layer l of the main decoder (without an encoder, a step has one position).
+The paper leaves open, and we choose: step l attends to all earlier steps (a decoder that "autoregressively decodes a
+sequence"), its two positions see each other, and h_l is the decoder's output after its final norm, fed back as the
+next embedding. Orders other than bottom layer to top are those of Table 7 (App. 8.2).
 
 A state that is fed back unchanged through one decoder runs into a fixed point: the states of the upper layers
 become one (docs/results.md). `feedback` and `step_embeddings` change what is fed back; the scheme `causal` feeds
@@ -38,12 +37,12 @@ class Autoregressive(GenerationScheme):
         d_model: width of the decoder.
         layers: L, the number of steps.
         blocks: what is generated from the states; not needed here.
-        stacks: S, positions of a step: one for each stack's layer.
+        stacks: S, the number of positions of a step, one per stack.
         history: what step l may see: `all` earlier steps, or `last`, only its own input h_{l−1},
             the equations of §3.1 to the letter.
-        order: in which the layers get their steps: `bottom_up`, `top_down`, or `random`, a fixed permutation. Of a
-            stack with fewer layers than L, the steps of layers that it has not go unused.
-        order_seed: of the permutation; the same in every process and on every machine.
+        order: order in which the layers get their steps: `bottom_up`, `top_down`, or `random`, a fixed permutation.
+            A stack with fewer than L layers leaves the steps of the missing layers unused.
+        order_seed: seed of the permutation; the result is the same in every process and on every machine.
         feedback: what becomes the next step's input: the `state` h_{l−1}; the state `scaled` to the root mean square
             of z, the size of embeddings; the hidden vectors `before_norm`, without the decoder's final norm; or the
             `residual` sum of h_{l−1} and the input that it was made from.

@@ -22,13 +22,13 @@ from hart.runtime.third_party.transformers import T5Stack
 class GenerationScheme(nn.Module, ABC):
     """Turns encoded demonstrations into layer states by running the hypernetwork's decoder.
 
-    Concrete schemes take `(d_model, layers, blocks, stacks)` and then keyword-only arguments, which are the
-    keys allowed in the configuration beside `name`; each is kept as an attribute of the same name.
+    Concrete schemes accept `(d_model, layers, blocks, stacks)` and then keyword-only arguments, which are the
+    keys allowed in the configuration in addition to `name`; each is kept as an attribute of the same name.
 
     Attributes:
-        layers: L, the largest number of layers of the main model's stacks.
-        stacks: S, how many stacks the main model has: 2 of a T5, 1 of a decoder-only model.
-        state_vectors: m, how many vectors make one state.
+        layers: L, the number of layers of the main model's deepest stack.
+        stacks: S, the number of stacks of the main model: 2 for a T5, 1 for a decoder-only model.
+        state_vectors: m, the number of vectors of one state.
         uses_decoder: False for a scheme that needs no T5 decoder; the hypernetwork then has none.
         shared_by_layers: True for a scheme whose one state serves all layers by construction.
     """
@@ -47,7 +47,7 @@ class GenerationScheme(nn.Module, ABC):
 
     @abstractmethod
     def reset_parameters(self, std: float) -> None:
-        """Draw the learnable inputs; `std` is that of the embeddings the decoder is used to."""
+        """Draw the learnable inputs; `std` is the standard deviation of embeddings that the decoder is used to."""
 
     def vectors_of(self, block: RowBlock) -> slice:
         """Which of the m vectors of a state serve `block`: all of them, unless a scheme tells blocks apart."""

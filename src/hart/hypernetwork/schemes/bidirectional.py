@@ -23,17 +23,17 @@ from hart.runtime.third_party.transformers import T5Stack
 class Bidirectional(GenerationScheme):
     """One bidirectional pass over z `[S·L·m, d]`: m learned inputs per layer and stack.
 
-    The positions lie as the autoregressive scheme's steps do: encoder layer 1, decoder layer 1, encoder layer 2, … With
-    one row the decoder's relative bias so sees the same distances between layers in both schemes. T5 gives all later
-    positions the bias of distance 0.
+    Positions have the order of the autoregressive scheme's steps: encoder layer 1, decoder layer 1, encoder layer 2, …
+    So with one row the decoder's relative bias sees the same distances between layers in both schemes. T5 gives all
+    later positions the bias of distance 0.
 
     Args:
         d_model: width of the decoder.
         layers: L.
         blocks: what is generated from the states; not needed here.
         stacks: S.
-        rows: m, vectors of a state, which must divide the rows of every block. 1 is HART's; as many as the prefix is
-            long give each of its rows a state of its own, as HyperTuning does.
+        rows: m, vectors of a state, which must divide the rows of every block. HART has 1; the prefix length gives
+            each row of the prefix its own state, as in HyperTuning.
 
     Raises:
         HartError: `rows` is no whole number ≥ 1.

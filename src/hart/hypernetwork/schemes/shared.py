@@ -1,10 +1,9 @@
 """HyperTuning's scheme: one state shared by all layers (§2.2 Eq. 3–4, App. 8.1.2).
 
 One decoder pass over 2m learnable inputs with bidirectional self-attention. The first m states serve
-the encoder of the main model and the last m its decoder (a main model without an encoder
-has m), the same for every layer; only the heads'
-second linear maps tell the layers apart. It is the baseline that HART's layer-by-layer states are
-compared with.
+the encoder of the main model and the last m its decoder (without an encoder there are m inputs), the
+same for every layer; only the heads' second linear maps differ by layer. This is the baseline with
+which HART's layer-by-layer states are compared.
 """
 
 import math
