@@ -57,6 +57,8 @@ RECURRENT = {
     "linear_num_value_heads": 4,
 }
 EXPERTS = {"num_experts_per_tok": 2}
+FINE_EXPERTS = {**EXPERTS, "num_experts": 4, "moe_intermediate_size": 24}
+SHARED_EXPERT = {**FINE_EXPERTS, "shared_expert_intermediate_size": 16}
 # Long contexts, and queries that grow with their position, behind the sixteenth.
 YARN = {
     "rope_type": "yarn",
@@ -78,30 +80,10 @@ CONFIGS: dict[str, tuple[type[PreTrainedConfig], dict]] = {
     "mixtral": (MixtralConfig, {**GROUPED, **EXPERTS, "num_local_experts": 4}),
     "qwen2": (Qwen2Config, GROUPED),
     "qwen3": (Qwen3Config, WIDE),
-    "qwen3_moe": (Qwen3MoeConfig, {**WIDE, **EXPERTS, "num_experts": 4, "moe_intermediate_size": 24}),
+    "qwen3_moe": (Qwen3MoeConfig, {**WIDE, **FINE_EXPERTS}),
     "qwen3_5_text": (Qwen3_5TextConfig, {**WIDE, **RECURRENT}),
-    "qwen3_5_moe_text": (
-        Qwen3_5MoeTextConfig,
-        {
-            **WIDE,
-            **RECURRENT,
-            **EXPERTS,
-            "num_experts": 4,
-            "moe_intermediate_size": 24,
-            "shared_expert_intermediate_size": 16,
-        },
-    ),
-    "qwen3_next": (
-        Qwen3NextConfig,
-        {
-            **WIDE,
-            **RECURRENT,
-            **EXPERTS,
-            "num_experts": 4,
-            "moe_intermediate_size": 24,
-            "shared_expert_intermediate_size": 16,
-        },
-    ),
+    "qwen3_5_moe_text": (Qwen3_5MoeTextConfig, {**WIDE, **RECURRENT, **SHARED_EXPERT}),
+    "qwen3_next": (Qwen3NextConfig, {**WIDE, **RECURRENT, **SHARED_EXPERT}),
     "gemma": (GemmaConfig, WIDE),
     "gemma2": (Gemma2Config, {**WIDE, **WINDOW, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0}),
     "gemma3_text": (Gemma3TextConfig, {**WIDE, **WINDOW, "query_pre_attn_scalar": 16}),

@@ -29,6 +29,7 @@ from transformers import (
 
 from hart import HartError, HartModel, Task
 from hart.model.export import save_merged, save_peft
+from hart.model.export_card import export_card
 from hart.model.main_model import MainModel
 from hart.training.config import DataConfig, ModelConfig, RunConfig
 from hart.training.estimate import estimate
@@ -130,13 +131,16 @@ def test_an_adapter_of_it_is_loaded_as_its_card_says(whole: PreTrainedModel, tmp
     code = card.partition("```python\n")[2].partition("```")[0].replace("THIS FOLDER", str(tmp_path / "peft"))
     names: dict[str, Any] = {}
     exec(code, names)
-    assert f"revision={adaptation.base_revision!r}" not in code  # of a folder there is none
     ids = torch.randint(3, 60, (1, 9))
     with torch.no_grad():
         theirs = names["model"](ids).logits
         with model.main.adapted(adaptation, batch=1):
             torch.testing.assert_close(theirs, model.main.model(ids).logits, rtol=1e-4, atol=1e-4)
         assert not torch.allclose(theirs, model.main.model(ids).logits, atol=1e-3)
+    assert "revision" not in code  # a folder has none
+    model.main.revision = "abc"
+    assert export_card(adaptation, model.main, "peft", ()).count("revision='abc'") == 2
+    model.main.revision = None
     save_merged(adaptation, model.main, tmp_path / "merged")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     with torch.no_grad():
@@ -146,7 +150,9 @@ def test_an_adapter_of_it_is_loaded_as_its_card_says(whole: PreTrainedModel, tmp
 def test_its_memory_is_estimated(whole: PreTrainedModel, tmp_path: Path) -> None:
     base = str(tmp_path / "base")
     model = ModelConfig(base=base, encoder="main_model", decoder_layers=1, fusion=False, peft=[LORA])
-    assert estimate(RunConfig(model=model)).parameters
+    counts = estimate(RunConfig(model=model)).parameters
+    main = MainModel.from_pretrained(base).model
+    assert sum(count for name, count in counts.items() if name.startswith("main")) == main.num_parameters()
 
 
 def test_others_have_no_row(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:

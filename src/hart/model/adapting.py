@@ -33,9 +33,8 @@ def adapt(model: "HartModel", tasks: Sequence[Task], form: InputFormat, cuts: Cu
     for each in tasks:
         form.check_readable(each)
         form.note_unread(each, told)
-        shown = " ".join(example.input for example in each.demonstrations)
-        tokens = model.main.tokenizer(shown, add_special_tokens=False, verbose=False)["input_ids"]
-        note_unfamiliar_task(model.name, tokens, told, f"task {each.label}")
+        inputs = [example.input for example in each.demonstrations[: form.most_demonstrations]]
+        note_unfamiliar_task(model.name, inputs, model.main.tokenizer, told, f"task {each.label}")
     made = read(model, tasks, form, told) if model.hypernetwork is not None else None
     if cuts is None:
         told.tell(logger)

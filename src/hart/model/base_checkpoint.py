@@ -102,7 +102,8 @@ def load_base(name: str, *, revision: str | None = None, dtype: torch.dtype | st
             raise HartError(f"{name}: cannot be loaded ({first_line(error)})") from error
         tokenizer = _tokenizer(name, source, at_revision)
     model, report = loaded
-    forget_renamings(model, TEXT_PART)
+    if is_part:
+        forget_renamings(model, TEXT_PART)
     for what, problem in (("missing_keys", "lacks"), ("mismatched_keys", "has another shape of")):
         if report[what]:
             key = min(each if isinstance(each, str) else each[0] for each in report[what])

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from hart.data.prompts import Cuts
+from hart.data.prompts import Cuts, Tokenizer
 from hart.model.bundled import MODELS, resolve_model
 from hart.runtime.files import read_json
 
@@ -44,8 +44,11 @@ def note_unfamiliar(model: str, tokens: Sequence[int], cuts: Cuts, name: str) ->
         )
 
 
-def note_unfamiliar_task(model: str, tokens: Sequence[int], cuts: Cuts, name: str) -> None:
-    """The same of a task, by the inputs of its demonstrations."""
+def note_unfamiliar_task(model: str, shown: Sequence[str], tokenizer: Tokenizer, cuts: Cuts, name: str) -> None:
+    """The same of a task, by the inputs of the demonstrations that are shown."""
+    if _seen(model) is None:
+        return  # what nobody asks for is not tokenised
+    tokens = tokenizer(" ".join(shown), add_special_tokens=False, verbose=False)["input_ids"]
     if is_far(model, tokens):
         told = f"{unseen_share(model, tokens):.0%} of the tokens of its demonstrations never occur in the training of"
         cuts.note(
