@@ -63,6 +63,7 @@ NOTHING_ELSE = "and the model reads nothing else"
         ({"demonstrations_to": "main"}, SHOWN, None, f"{NO_DEFINITION}, and the model reads it", "definition"),
         ({"num_demonstrations": 0}, DEFINED, None, None, ""),
         ({"omit_demonstrations": 0.1}, DEFINED, None, f"{NO_DEMONSTRATIONS}, and data.num_demonstrations is 2", ""),
+        ({"definition_first": 0.5}, DEFINED, None, f"{NO_DEMONSTRATIONS}, and data.num_demonstrations is 2", ""),
         ({"omit_definition": 0.1}, SHOWN, None, f"{NO_DEFINITION}, and the model reads it", ""),
         ({"num_demonstrations": 0}, SHOWN, *[f"{NO_DEFINITION}, {NOTHING_ELSE}"] * 2, "definition"),
         ({"prompt_format": "prompts"}, SHOWN, None, None, ""),

@@ -219,6 +219,25 @@ def test_number_of_demonstrations_is_drawn_between_the_fewest_and_all(
     assert counts[2] / counts.total() == pytest.approx(0.5, abs=0.07)
 
 
+@pytest.mark.parametrize("reader", ["hypernetwork", "main"])
+@pytest.mark.parametrize("demonstrations", ["fixed", "sampled"])
+def test_first_steps_tell_the_definition_alone(
+    dataset: Any, tiny_tokenizer: PreTrainedTokenizerFast, demonstrations: str, reader: str
+) -> None:
+    """A share of all steps; then the whole tasks of the same draws, which a teacher reads from the first step on."""
+    options = {"demonstrations": demonstrations, "demonstrations_to": reader, "queries_per_task": 2, "length": 80}
+    options["teacher"] = InputFormat(demonstrations_to="main")
+    whole, later = dataset(**options), dataset(**options, definition_first=0.75)
+    for index in range(80):
+        (ids, rest), (all_of_it, rest_of_whole) = (task_and_rest(these[index], reader) for these in (later, whole))
+        assert rest == rest_of_whole
+        if index >= 60:
+            assert ids == all_of_it
+        else:
+            told = text(tiny_tokenizer, ids)
+            assert "Definition:" in told and "Positive Example" not in told
+
+
 def test_number_of_groups_follows_the_number_of_demonstrations(dataset: Any) -> None:
     examples = dataset(demonstrations="sampled", demonstration_groups=3, num_demonstrations=1, fewest_demonstrations=1)
     assert {len(examples[index]["demo_ids"]) for index in range(100)} == {1, 2, 3}

@@ -59,6 +59,9 @@ class DataConfig(Section):
     """Share of training tasks shown without their definition (ours), so that demonstrations alone must suffice."""
     omit_demonstrations: Fraction = 0.0
     """Share of training tasks shown without demonstrations (ours), so that the definition alone must suffice."""
+    definition_first: Fraction = 0.0
+    """Share of the training's steps, from the first on, that show definitions alone (ours); the rest shows whole tasks.
+    Such steps are shorter and learned faster (docs/results.md)."""
     fewest_demonstrations: PositiveInt | None = None
     """Least number of demonstrations per task: each step draws a number between this and all that the task would show
     (ours), so that few demonstrations work as well as many; null: always all of them."""
@@ -96,7 +99,7 @@ class DataConfig(Section):
             self._refuse(field, problem)
         if self.omit_definition + self.omit_demonstrations >= 1:
             self._refuse("omit_definition", "and omit_demonstrations must leave some tasks whole: less than 1 together")
-        for name in ("omit_definition", "omit_demonstrations"):
+        for name in ("omit_definition", "omit_demonstrations", "definition_first"):
             if not getattr(self, name):
                 continue
             if self.segments or self.prompt_format == "prompts":

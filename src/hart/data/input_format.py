@@ -43,6 +43,7 @@ class InputFormat:
             tells a decoder-only model where its answer begins.
         omit_definition, omit_demonstrations: shares of the training's tasks that were told without the one or the
             other: a model that met both reads either part alone.
+        definition_first: share of the training's steps, from the first on, that told definitions alone.
         fewest_demonstrations: the least number of demonstrations that the training's tasks were told with, where it
             was drawn for each; None: all of them.
         chat_template: whether the main model's input is a user's message in the template of its tokenizer, which then
@@ -65,6 +66,7 @@ class InputFormat:
     chat_template: bool = False
     omit_definition: float = 0.0
     omit_demonstrations: float = 0.0
+    definition_first: float = 0.0
     fewest_demonstrations: int | None = None
 
     def __post_init__(self) -> None:
@@ -160,7 +162,8 @@ class InputFormat:
         found = []
         if self.reads_definition and not task.definition.strip() and not self.omit_definition:
             found.append("has no definition, and every task of the model's training had one")
-        shows = self.demonstrations_to != "nowhere" and self.num_demonstrations and not self.omit_demonstrations
+        alone = self.omit_demonstrations or self.definition_first
+        shows = self.demonstrations_to != "nowhere" and self.num_demonstrations and not alone
         if shows and not task.demonstrations:
             found.append("has no demonstrations, and every task of the model's training had some")
         return found

@@ -205,6 +205,8 @@ class TrainingDataset(Examples):
     def _in_part(self, task: Task, number: int) -> Task:
         """The task of a group, with as much of its definition and its demonstrations as is drawn."""
         form = self._form
+        if number * self._queries_per_task < form.definition_first * self._length:
+            return replace(task, demonstrations=(), instances=())
         without_definition, without_demonstrations = form.omit_definition, form.omit_demonstrations
         if not (without_definition or without_demonstrations or form.fewest_demonstrations):
             return task
