@@ -1,13 +1,14 @@
-"""Context distillation: a system learns what a teacher answers that reads the task in its own input (ours).
+"""Context distillation: a system learns the answers of a teacher that reads the task in its own input (ours).
 
-The teacher sees definition, demonstrations and query, as `InputFormat.encode_in_context` writes them; the student's
-main model sees the query, and what a hypernetwork made of the rest. Both are given the same target tokens. To L_pred
-comes KL(teacher ‖ student) over the next token, with logits divided by a temperature T and the sum multiplied by T²,
-which keeps the size of its gradients (Hinton et al. 2015); and, where both are the same weights, the L1 distance of
-their hidden states divided by the size of the teacher's (deep distillation, Knowledge Modules).
+The teacher reads definition, demonstrations and query, as `InputFormat.encode_in_context` writes them. The student's
+main model reads the query alone and gets the rest from the hypernetwork. Both predict the same target tokens. The loss
+adds to L_pred KL(teacher ‖ student) of the next token, with logits divided by a temperature T and the sum multiplied
+by T², which keeps the size of the gradients (Hinton et al. 2015). If teacher and student have the same weights, it can
+add the L1 distance of their hidden states divided by the L1 norm of the teacher's (deep distillation, Knowledge
+Modules).
 
-A teacher is frozen and drops nothing out, so it has no state: what it says follows from the batch, in any layout and
-after any resumption. It stands outside of what processes wrap and divide.
+The teacher is frozen and has no dropout, so its output depends only on the batch, in any layout of processes and after
+any resumption. It is not part of the module that processes wrap and divide.
 """
 
 import functools
@@ -42,23 +43,23 @@ from hart.training.teacher_cache import Said, TeacherCache, key_of
 logger = logging.getLogger(__name__)
 
 SAMPLE = 32
-"""Training examples, the first ones, on which the teacher is compared with the un-adapted base before training."""
+"""Number of training examples, from the first, that compare the teacher with the un-adapted base before training."""
 
 _FIELD = "distillation.teacher"
 
 
 class Distillation:
-    """The teacher of a run, and how much what it says counts.
+    """The teacher of a run, and the weights of the losses.
 
     Args:
-        config: with a teacher.
+        config: a configuration that names a teacher.
         student: the system that is trained.
-        teacher: what it learns from; its main model is the student's own where the teacher is `base`.
-        bf16: whether passes compute in bfloat16, which a cache has to know.
+        teacher: the system to learn from; with the teacher `base` it shares the main model of the student.
+        bf16: whether passes compute in bfloat16; a cache keeps outputs of each precision separately.
 
     Raises:
-        HartError: a teacher that reads no demonstrations in its own input, has another tokenizer or vocabulary than the
-            student, or fewer positions than its input can take; a damaged cache.
+        HartError: the teacher reads no demonstrations in its own input, its tokenizer or vocabulary differs from the
+            student's, it has fewer positions than its longest input, or the cache is damaged.
     """
 
     def __init__(
@@ -81,12 +82,12 @@ class Distillation:
 
     @property
     def form(self) -> InputFormat:
-        """How the teacher reads."""
+        """The input format of the teacher."""
         return self._teacher.input_format
 
     @property
     def fingerprint(self) -> str:
-        """What tells this teacher from another: its main model's fingerprint, and a digest of learned parameters."""
+        """Identity of the teacher: the fingerprint of its main model and a digest of its learned parameters."""
         teacher = self._teacher
         return f"{teacher.main.fingerprint}-{peft_digest(teacher.peft_source)[:16]}"
 
@@ -97,7 +98,7 @@ class Distillation:
             divided: whether the processes divide the weights of the student's main model.
 
         Raises:
-            HartError: they do, and it is the teacher too: outside of the student's pass nobody has it whole.
+            HartError: the divided main model is also the teacher; its weights are complete only in the student's pass.
         """
         if self._teacher.main is not self._student.main:
             self._teacher.to(device)
@@ -107,7 +108,7 @@ class Distillation:
             )
 
     def lesson(self, batch: dict[str, Tensor]) -> "Lesson":
-        """What the teacher says of a batch, whose `teacher_ids` and `teacher_mask` are taken out."""
+        """The teacher's output for a batch. Removes `teacher_ids` and `teacher_mask` from the batch."""
         ids, mask, labels = batch.pop("teacher_ids"), batch.pop("teacher_mask"), batch["labels"]
         hidden = _Hidden(self._teacher.main, labels) if self._config.hidden_weight else None
         if self._cache is not None:
@@ -124,7 +125,7 @@ class Distillation:
         return what_is_said(logits, labels, self._config.temperature, self._config.top_k)
 
     def _remembered(self, cache: TeacherCache, ids: Tensor, mask: Tensor, labels: Tensor) -> Said:
-        """What the cache has; the teacher is asked for the other rows alone."""
+        """The teacher's output from the cache; the teacher runs only on the rows that are missing there."""
         targets = labels != IGNORED_LABEL
         rows = zip(*(each.tolist() for each in (ids, mask.bool(), labels, targets)), strict=True)
         keys = [
@@ -137,12 +138,12 @@ class Distillation:
             for row, part in zip(new, said.parts(targets[new].sum(1).tolist()), strict=True):
                 cache.add(keys[row], part)
         found = Said.joined([cache.get(key) for key in keys], labels.device)
-        if cache.is_full:  # between batches alone: a run that goes on asks for the same ones together
+        if cache.is_full:  # flushed only between batches: a resumed run reads whole batches again
             cache.flush()
         return found
 
     def flush(self) -> None:
-        """Write what the cache has not yet written.
+        """Write the cache's new entries to disk.
 
         Raises:
             HartError: the disk is full, or the folder cannot be written.
@@ -151,7 +152,7 @@ class Distillation:
             self._cache.flush()
 
     def weighted(self, prediction: Tensor, taught: Mapping[str, Tensor]) -> Tensor:
-        """The loss of the target tokens: L_pred and the terms of `Lesson.losses`, each with its weight."""
+        """The weighted sum of L_pred and the losses of `Lesson.losses`, over the target tokens."""
         loss = self._config.cross_entropy * prediction + self._config.weight * taught["distillation_loss"]
         if "hidden_loss" in taught:
             loss = loss + self._config.hidden_weight * taught["hidden_loss"]
@@ -159,10 +160,10 @@ class Distillation:
 
     @torch.no_grad()
     def warn_if_worse(self, dataset: Examples, collator: Collator, batch_size: int) -> None:
-        """Measure the teacher and the un-adapted base on the first `SAMPLE` examples; warn where the teacher is worse.
+        """Warn if the teacher has a higher cross entropy than the un-adapted base on the first `SAMPLE` examples.
 
         Args:
-            batch_size: examples of a pass; a multiple of the queries that share demonstrations.
+            batch_size: examples per pass; a multiple of the number of queries that share demonstrations.
         """
         sums, tokens, count = [0.0, 0.0], 0, min(SAMPLE, len(dataset))
         main = self._student.main
@@ -188,12 +189,13 @@ class Distillation:
 
 
 class Lesson:
-    """What a teacher has said of one batch, to be compared with what the student says of it.
+    """The teacher's output for one batch, with which the student's is compared.
 
     Args:
-        said: of the target tokens.
-        temperature: at which it was said.
-        hidden, students: where hidden states are kept, the teacher's in the first already; None: not compared.
+        said: the teacher's distributions over the target tokens.
+        temperature: temperature of these distributions.
+        hidden, students: hidden states of the teacher, already recorded, and a recorder for those of the student;
+            None: hidden states are not compared.
     """
 
     def __init__(
@@ -208,11 +210,11 @@ class Lesson:
         self._hidden, self._students = hidden, students
 
     def watching(self) -> AbstractContextManager[None]:
-        """Within, the student's pass over the batch is looked at."""
+        """Context for the student's pass over the batch, which records its hidden states if they are compared."""
         return _watching(self._students)
 
     def losses(self, logits: Float[Tensor, "b u v"], labels: Int[Tensor, "b u"]) -> dict[str, Tensor]:
-        """Sums over the target tokens by name, float32: `distillation_loss`, and `hidden_loss` if asked for."""
+        """Losses summed over target tokens, float32: `distillation_loss`, and `hidden_loss` if states are compared."""
         found = {"distillation_loss": divergence(logits, self._said, labels, self._temperature)}
         if self._hidden is not None and self._students is not None:
             found["hidden_loss"] = hidden_loss(self._students.stacked(), self._hidden.stacked(), labels)
@@ -220,13 +222,13 @@ class Lesson:
 
 
 def make_distillation(config: RunConfig, student: HartModel) -> Distillation | None:
-    """The teacher that a configuration names, loaded; None without one.
+    """Load the teacher that a configuration names; None if it names none.
 
     Args:
-        student: the system of this configuration.
+        student: the system that this configuration trains.
 
     Raises:
-        HartError: there is no such teacher, or as `Distillation`.
+        HartError: the teacher cannot be loaded, or as `Distillation`.
     """
     name, model = config.distillation.teacher, config.model
     if name is None:
@@ -238,7 +240,7 @@ def make_distillation(config: RunConfig, student: HartModel) -> Distillation | N
         demonstration_groups=1,
     )
     if name == BASE_TEACHER:
-        if not student.main.shape.has_encoder:  # it was never told that an answer follows the end of sequence
+        if not student.main.shape.has_encoder:  # it was never trained to answer after an end of sequence
             in_context = replace(in_context, input_eos=False)
         teacher = HartModel(student.main, None, fusion=False, input_format=in_context)
     else:
@@ -250,7 +252,7 @@ def make_distillation(config: RunConfig, student: HartModel) -> Distillation | N
 
 
 def _load(name: str, in_context: InputFormat, **options: Any) -> HartModel:
-    """A saved system with the format of its training, or a checkpoint as it is, which reads as `in_context` says."""
+    """Load a saved system, with the format of its training, or a plain checkpoint, with the format `in_context`."""
     found = model_type_of(name)
     if found is not None and found not in MODEL_TYPES:
         main = MainModel.from_pretrained(name, **options)
@@ -261,14 +263,14 @@ def _load(name: str, in_context: InputFormat, **options: Any) -> HartModel:
 def what_is_said(
     teacher: Float[Tensor, "b u v"], labels: Int[Tensor, "b u"], temperature: float = 1.0, top_k: int | None = None
 ) -> Said:
-    """Of the target tokens, in the order of `labels`.
+    """The teacher's distributions over the next token at the target tokens, in the order of `labels`.
 
-    With `top_k` the distributions are those over k + 1 classes: the teacher's k likeliest tokens, and all others
-    together. Their divergence is never more than that over all tokens, which it is for k of the vocabulary's size.
+    With `top_k` they have k + 1 classes: the teacher's k likeliest tokens, and all others together. The divergence over
+    these classes is a lower bound of the divergence over all tokens, and equal to it if k is the vocabulary size.
 
     Args:
-        teacher: logits.
-        labels: -100 where there is no target.
+        teacher: logits of the teacher.
+        labels: target tokens; -100 where there is no target.
     """
     log_p = (teacher[labels != IGNORED_LABEL].float() / temperature).log_softmax(-1)
     if top_k is None or top_k >= log_p.shape[-1]:
@@ -280,10 +282,11 @@ def what_is_said(
 def divergence(
     student: Float[Tensor, "b u v"], said: Said, labels: Int[Tensor, "b u"], temperature: float = 1.0
 ) -> Tensor:
-    """T² · KL(what is said ‖ student) of the next token, summed over the target tokens, in float32.
+    """T² · KL(teacher ‖ student) of the next token, summed over the target tokens, in float32.
 
     Args:
-        student: logits, into which the gradients go.
+        student: logits of the student, which receive gradients.
+        said: the teacher's distributions, from `what_is_said` with the same temperature.
     """
     log_p = (student[labels != IGNORED_LABEL].float() / temperature).log_softmax(-1)
     if said.chosen is not None:
@@ -292,7 +295,7 @@ def divergence(
 
 
 def _classes(log_p: Float[Tensor, "n v"], chosen: Int[Tensor, "n k"]) -> Float[Tensor, "n k+1"]:
-    """Log-probabilities of the chosen tokens, and of all others together."""
+    """Log-probabilities of the k chosen tokens, and of all other tokens together."""
     rest = log_p.scatter(-1, chosen, -torch.inf).logsumexp(-1, keepdim=True)
     return torch.cat([log_p.gather(-1, chosen), rest], dim=-1)
 
@@ -300,8 +303,8 @@ def _classes(log_p: Float[Tensor, "n v"], chosen: Int[Tensor, "n k"]) -> Float[T
 def hidden_loss(
     student: Float[Tensor, "L b u d"], teacher: Float[Tensor, "L b u d"], labels: Int[Tensor, "b u"]
 ) -> Tensor:
-    """L1 distance of hidden states divided by the L1 norm of the teacher's, mean over layers, summed over the target
-    tokens, in float32."""
+    """Normalised L1 distance of hidden states: divided by the L1 norm of the teacher's, mean over layers, summed over
+    the target tokens, in float32."""
     targets = labels != IGNORED_LABEL
     ours, theirs = (each[:, targets].float() for each in (student, teacher))
     distance = (ours - theirs).abs().sum(-1) / theirs.abs().sum(-1)
@@ -310,7 +313,7 @@ def hidden_loss(
 
 @dataclass
 class _Hidden:
-    """Keeps what each layer of a decoder gives at the positions that predict `labels`."""
+    """Recorder of the outputs of all decoder layers at the positions that predict `labels`."""
 
     main: MainModel
     labels: Int[Tensor, "b u"]
@@ -319,20 +322,20 @@ class _Hidden:
         self._states: dict[int, Tensor] = {}
 
     def sites(self) -> dict[Site, Binding]:
-        """What is to be bound during the pass."""
+        """The bindings that record the states during a pass."""
         return {
             layer: functools.partial(self._keep, number)
             for number, layer in enumerate(layers(self.main.model, "decoder"))
         }
 
     def _keep(self, number: int, _: Tensor, output: Any) -> Any:
-        # The last positions, as the logits are; a T5's layer gives more than its states.
+        # The last positions, as for the logits. A layer of a T5 returns a tuple that begins with its states.
         states: Tensor = output[0] if isinstance(output, tuple) else output
         self._states[number] = states[:, -self.labels.shape[1] :]
         return output
 
     def stacked(self) -> Float[Tensor, "L b u d"]:
-        """Of all layers, from the bottom."""
+        """The states of all layers, from the bottom."""
         return torch.stack([self._states[number] for number in range(len(self._states))])
 
 
@@ -357,7 +360,7 @@ def _check_reads(name: str, teacher: HartModel) -> None:
 
 
 def _check_tokens(name: str, teacher: MainModel, student: MainModel) -> None:
-    """The distributions of both must be over the same tokens."""
+    """Raise `HartError` unless both distributions are over the same tokens."""
     if teacher is student:
         return
     same = tokenizer_digest(teacher.tokenizer) == tokenizer_digest(student.tokenizer)
@@ -372,7 +375,7 @@ def _check_tokens(name: str, teacher: MainModel, student: MainModel) -> None:
 
 
 def _check_room(name: str, teacher: HartModel, student: InputFormat) -> None:
-    """GPT-2 has learned positions."""
+    """Raise `HartError` if the teacher's input may exceed its learned positions (GPT-2)."""
     room = teacher.main.room(teacher.kinds)
     # The last token of an answer is predicted and not read.
     tokens = teacher.input_format.max_demonstrations_length + student.max_target_length - 1

@@ -1,8 +1,8 @@
-"""What a sweep consists of: rows × seeds, each a run with its configuration and its folder.
+"""The plan of a sweep: rows × seeds, each a run with its configuration and its folder.
 
-A row is a configuration file with changes. It may start from what another row has trained, and it may have a grid:
-values of some fields, each tried once, of which the best on the validation tasks is taken for all seeds. The test tasks
-are looked at once, at the end.
+A row is a configuration file with changes. It may start from the weights of another row, and it may have a grid: values
+of some fields, every combination tried with one seed. The combination that scores best on the validation tasks is used
+for all seeds. The test tasks are scored once, at the end.
 """
 
 import dataclasses
@@ -24,11 +24,11 @@ from hart.training.run_folder import FREE_FIELDS, MOVABLE
 
 RESULTS_FILE, RUN_FOLDER, GRID_FOLDER = "results.json", "run", "grid"
 PEAK = "peak_memory_gib"
-"""In results.json; null where the training was done before the process that scored it."""
+"""Key of results.json: peak memory in GiB; null where another process did the training."""
 OWN_FIELDS = ("training.seed", "training.output_dir", "training.max_steps")
-"""Fields that the sweep itself sets, or that a grid has another word for."""
+"""Fields that no grid may have: the sweep sets them from its seeds, its folder and `grid_steps`."""
 OTHER_RUNS = ("model.init_from", "distillation.teacher")
-"""Fields that may name what another run has trained."""
+"""Fields that may name the trained weights of another run."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ class Row:
     """One system of a sweep.
 
     Attributes:
-        words: changes to the file, as words of a command line.
-        paper: tables of the paper and their rows that it stands for.
-        grid: field → the values to choose from.
-        grid_steps: training steps of each try; None: as many as of the run itself.
-        init_from: name of the row whose trained weights it starts from, with the same seed.
-        teacher: name of the row whose trained system it learns from (distillation), with the same seed.
-        where: begins a message about it; empty: the file's own name says it.
+        words: changes to the configuration file, as command-line options.
+        paper: tables of the paper, and the rows in them, that this system stands for.
+        grid: field → values to choose from.
+        grid_steps: training steps of each candidate of the grid; None: as many as the run itself has.
+        init_from: name of the row whose trained weights this one starts from, with the same seed.
+        teacher: name of the row whose trained system is the teacher (distillation), with the same seed.
+        where: first words of error messages about this row; empty: messages begin with the name of its file.
     """
 
     name: str
@@ -56,7 +56,11 @@ class Row:
     where: str = ""
 
     def build(self, overrides: Sequence[str] = (), fields: Mapping[str, Any] | None = None) -> RunConfig:
-        """Its configuration, with values of its grid.
+        """The configuration of this row.
+
+        Args:
+            overrides: further command-line options, after the row's own.
+            fields: "section.field" → value, such as one combination of the grid; applied last.
 
         Raises:
             HartError: a field is unknown or has a wrong value.
@@ -71,7 +75,7 @@ class Row:
 
 
 def as_words(fields: Mapping[str, Any]) -> list[str]:
-    """Values of fields as a command line gives them: text of a whole field as it stands, all else as JSON."""
+    """Values of fields as command-line options: the text of a whole field unchanged, everything else as JSON."""
     return [
         f"--{name}={value if isinstance(value, str) and name.count('.') == 1 else json.dumps(value)}"
         for name, value in fields.items()
@@ -80,13 +84,13 @@ def as_words(fields: Mapping[str, Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class SweepRun:
-    """One row with one seed, and where its files go.
+    """One row with one seed, and the folder of its files.
 
     Attributes:
-        about: what results.json repeats: the command, the rows of the paper's tables.
-        sources: folders of the runs that it needs: whose trained weights it starts from, and its teacher's.
-        fields: of a grid, the values that this run tries; it is scored on the validation tasks only.
-        candidates: the runs of a grid of which the best one says what this run's values are.
+        about: entries copied into results.json: the row, the command, the rows of the paper's tables.
+        sources: folders of the runs that must be finished first: the one whose weights it starts from, and its teacher.
+        fields: values that this run tries, if it is a candidate of a grid; it is scored on the validation tasks only.
+        candidates: runs of the row's grid; the best of them determines the values of this run.
     """
 
     name: str
@@ -100,11 +104,11 @@ class SweepRun:
 
     @property
     def label(self) -> str:
-        """How messages call it."""
+        """The name of the run in messages."""
         return ", ".join([self.name, f"seed {self.seed}", *(f"{name} {value}" for name, value in self.fields.items())])
 
     def results(self) -> dict[str, Any] | None:
-        """What an earlier sweep found, if it was with this very configuration."""
+        """The content of results.json from an earlier sweep; None if there is none or its configuration differs."""
         path = self.folder / RESULTS_FILE
         if not path.is_file():
             return None
@@ -116,9 +120,10 @@ class SweepRun:
         return found if run and isinstance(found, dict) and _same(found.get("config"), run.config.to_dict()) else None
 
     def resolved(self) -> "SweepRun | None":
-        """This run with the values that its grid has found best; None as long as no candidate is done.
+        """This run with the values of the best candidate of its grid; None as long as no candidate is finished.
 
-        The first score counts (ROUGE-L or accuracy), where it is equal the next one, then the order of the grid.
+        Candidates are ranked by their first score (ROUGE-L, exact match or accuracy), ties by the next score, then by
+        their order in the grid.
         """
         if not self.candidates:
             return self
@@ -129,7 +134,7 @@ class SweepRun:
         best, _ = max(done, key=lambda pair: list(pair[1].values()))  # of equal ones the first
         own, steps = self.config, best.config.training.max_steps
         training = {name.partition(".")[2]: getattr(own.training, name.partition(".")[2]) for name in OWN_FIELDS}
-        # What it starts and learns from has its own seed, unless that is what the grid has chosen.
+        # Source and teacher are those of this run's seed, unless the grid chose them.
         start = {} if "model.init_from" in best.fields else {"init_from": own.model.init_from}
         learn = {} if "distillation.teacher" in best.fields else {"teacher": own.distillation.teacher}
         config = best.config.changed(model=start, distillation=learn, training=training)
@@ -142,7 +147,7 @@ class SweepRun:
         return dataclasses.replace(self, config=config, about=about, candidates=())
 
     def best(self) -> "SweepRun | None":
-        """The candidate whose training is this run's own: same seed, same steps."""
+        """The best candidate if its training is identical to that of this run (same seed and steps), else None."""
         run = self.resolved()
         if not self.candidates or run is None:
             return None
@@ -151,19 +156,19 @@ class SweepRun:
 
 
 def _same(one: Any, other: Mapping[str, Any]) -> bool:
-    """Whether two configurations give the same numbers; a field that one has not had today's default."""
+    """Whether two configurations give the same numbers; a field that is missing in one has today's default."""
     made = [configuration.flattened(each) for each in (one, other)]
     return None not in made and telling(made[0] or {}) == telling(made[1] or {})
 
 
 def telling(fields: Mapping[str, Any], *, any_seed: bool = False) -> dict[str, Any]:
-    """What tells one run from another: the fields that change a number of it, wherever data and sweeps are kept.
+    """The fields that can change a run's numbers, independent of the folders that hold data and sweeps.
 
-    Data files go by their own name, what another run of a sweep has trained by its row and seed.
+    Data files are reduced to their own name, and the trained weights of another run of a sweep to its row and seed.
 
     Args:
         fields: "section.field" → value.
-        any_seed: whether runs that start or learn from another seed of one row are alike.
+        any_seed: ignore the seed of the run that this one starts or learns from.
     """
     told = {name: value for name, value in fields.items() if name not in FREE_FIELDS or name in MOVABLE}
     for name in MOVABLE:
@@ -178,7 +183,7 @@ def telling(fields: Mapping[str, Any], *, any_seed: bool = False) -> dict[str, A
 
 
 def alike(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What runs of one row have in common, whatever their seeds."""
+    """The fields of `telling` that all runs of one row have in common, whatever their seeds."""
     return {name: value for name, value in telling(fields, any_seed=True).items() if name != "training.seed"}
 
 
@@ -189,18 +194,18 @@ def plan(
     overrides: Sequence[str] = (),
     text_dir: str | None = None,
 ) -> list[SweepRun]:
-    """All runs of a sweep over configuration files, those of one file together, in the order given.
+    """All runs of a sweep over configuration files: the runs of one file together, in the order given.
 
-    A run is called after its file. `model.init_from` is replaced where it names the run of another configuration of
+    A run is named after its file. `model.init_from` is replaced where it names the run of another configuration of
     the sweep (`runs/…/NAME/final`): fine-tuning then starts from the sweep's own pre-training, with the same seed.
 
     Args:
-        overrides: as for `hart train`, for all configurations.
-        text_dir: `data.dir` of those that pre-train on text.
+        overrides: command-line options as for `hart train`, applied to all configurations.
+        text_dir: `data.dir` of the configurations that pre-train on text.
 
     Raises:
-        HartError: a configuration that is wrong, named twice, or comes before the one it starts from, or is made
-            otherwise than that.
+        HartError: a configuration is invalid, two have the same name, or one comes before the configuration that it
+            starts from or has another architecture.
     """
     names = [path.stem for path in configs]
     rows = []
@@ -226,11 +231,14 @@ def plan_rows(
     commands: Mapping[str, Sequence[str]],
     grid_seed: int | None = None,
 ) -> list[SweepRun]:
-    """The runs of rows, as `plan`.
+    """All runs of a sweep over rows; otherwise as `plan`.
 
     Args:
-        commands: of each row the words that repeat it, without the seed.
-        grid_seed: with which values are chosen; None: the first of `seeds`.
+        commands: row → the command that repeats it, as a list of words without the seed.
+        grid_seed: seed of the grid's candidates; None: the first of `seeds`.
+
+    Raises:
+        HartError: as `plan`, or a grid is invalid or has no validation tasks.
     """
     names, runs = [row.name for row in rows], []
     for row in rows:
@@ -253,7 +261,7 @@ def plan_rows(
 
 
 def _check_make(row: Row, start: ModelConfig, own: ModelConfig) -> None:
-    """Refuse before anything runs what would be refused when the weights are taken over, hours later."""
+    """Raise `HartError` unless the two architectures match: loading the weights would fail too, but hours later."""
     from hart.hypernetwork.schemes.base import with_defaults  # not above: they import torch
     from hart.model.folder import MAKE
     from hart.peft.base import build_kinds
@@ -296,7 +304,7 @@ def _config(
 
 
 def _candidates(out: Path, row: Row, seed: int, overrides: Sequence[str], text_dir: str | None) -> Iterator[SweepRun]:
-    """The tries of a row's grid, all combinations of its values."""
+    """The candidates of a row's grid: one run for each combination of its values."""
     if not row.grid:
         return
     for name in row.grid:

@@ -1,9 +1,8 @@
-"""What a teacher says, and a folder that keeps it: safetensors files, found again by the content of an example.
+"""A cache of a teacher's outputs: a folder of safetensors files, indexed by the content of examples.
 
-An example is what the teacher read and the target tokens; its key is a digest of both. Whoever asks again, in the next
-epoch, with another seed or for another student, gets the same numbers without a pass of the teacher. Each teacher, with
-each temperature, top_k and precision, has a folder of its own below the cache's. Files are added and never changed, so
-several runs and processes may share one.
+The key of an example is a digest of the teacher's input and the target tokens. The next epoch, another seed or another
+student then gets the same numbers without a pass of the teacher. Each combination of teacher, temperature, top_k and
+precision has its own subfolder. Files are added and never changed, so several runs and processes may share a cache.
 """
 
 import hashlib
@@ -26,12 +25,12 @@ logger = logging.getLogger(__name__)
 _FIELD = "distillation.cache"
 
 MOST_BYTES = 2**28
-"""What waits in memory before it is written to a file of its own."""
+"""Bytes collected in memory before they are written to a new file."""
 
 
 @dataclass(frozen=True)
 class Said:
-    """What a teacher says of each of n target tokens.
+    """The teacher's distributions at n target tokens.
 
     Attributes:
         log_p: log-probabilities of c classes at the temperature of the distillation, float32.
@@ -43,30 +42,31 @@ class Said:
     chosen: Int[Tensor, "n k"] | None
 
     def parts(self, counts: Sequence[int]) -> list["Said"]:
-        """Cut into consecutive parts of so many tokens."""
+        """Split into consecutive parts with the given numbers of tokens."""
         chosen = [None] * len(counts) if self.chosen is None else self.chosen.split(list(counts))
         return [Said(log_p, tokens) for log_p, tokens in zip(self.log_p.split(list(counts)), chosen, strict=True)]
 
     @staticmethod
     def joined(parts: Sequence["Said"], device: torch.device) -> "Said":
-        """The opposite of `parts`."""
+        """Concatenate parts: the inverse of `parts`."""
         log_p = torch.cat([part.log_p.to(device) for part in parts])
         chosen = [part.chosen.to(device) for part in parts if part.chosen is not None]
         return Said(log_p, torch.cat(chosen) if chosen else None)
 
 
 def key_of(read: Sequence[int], targets: Sequence[int]) -> bytes:
-    """Of an example: the tokens that the teacher reads, and those that it is asked about."""
+    """Key of an example: a digest of the tokens that the teacher reads and of the target tokens."""
     text = " ".join(map(str, read)) + " / " + " ".join(map(str, targets))
     return hashlib.sha256(text.encode()).digest()[:16]
 
 
 class TeacherCache:
-    """Examples and what the teacher says of them, in a folder.
+    """The teacher's outputs for examples, in a folder.
 
     Args:
-        folder: below it is one for each `about`, made when its first file is written.
-        about: what the numbers depend on beside the example: the teacher's fingerprint, temperature, top_k, precision.
+        folder: folder of the cache, with a subfolder per `about`, made when its first file is written.
+        about: everything besides the example that determines the numbers: the teacher's fingerprint, temperature,
+            top_k, precision.
 
     Raises:
         HartError: a file is damaged, or the folder is a file.
@@ -91,7 +91,7 @@ class TeacherCache:
         return len(self._new.keys() | self._places.keys())
 
     def get(self, key: bytes) -> Said:
-        """What was said of a known example, on the CPU."""
+        """The teacher's distributions for an example in the cache, on the CPU."""
         if key in self._new:
             return self._new[key]
         path, start, count = self._places[key]
@@ -100,18 +100,18 @@ class TeacherCache:
         return Said(tensors["log_p"][start : start + count], chosen)
 
     def add(self, key: bytes, said: Said) -> None:
-        """Keep it in memory, until `flush`."""
+        """Add an example, which stays in memory until `flush`."""
         kept = Said(said.log_p.cpu(), None if said.chosen is None else said.chosen.cpu())
         self._new[key] = kept
         self._new_bytes += kept.log_p.nbytes + (0 if kept.chosen is None else kept.chosen.nbytes)
 
     @property
     def is_full(self) -> bool:
-        """Whether so much waits in memory that it should be written."""
+        """Whether new entries have reached `MOST_BYTES` and should be written."""
         return self._new_bytes >= MOST_BYTES
 
     def flush(self) -> None:
-        """Write what is new.
+        """Write new entries to a file of their own.
 
         Raises:
             HartError: the disk is full, or the folder cannot be written.
