@@ -1,11 +1,11 @@
-"""How tasks, queries and answers become tokens: what a trained model expects, kept in its folder.
+"""The input format of a model: how tasks, queries and answers become tokens. It is saved in the model's folder.
 
-Whoever turns text into tokens holds an `InputFormat`: data sets, models, adaptations, the server, evaluations.
+Everything that turns text into tokens holds an `InputFormat`: data sets, models, adaptations, the server, evaluations.
 
-Limits (section 8.1.3): an example is added only while the whole text still fits, the first that does not fit ends the
-list; what is then still too long is cut from the end. No query is ever left out. Every sequence ends with the
-end-of-sequence token, also where it was cut; a query has none where the main model is to read it as T0 did, or in a
-chat template. What did not fit is noted in the `cuts` that a caller gives, and not told without them.
+Limits (App. 8.1.3): demonstrations are added in order as long as the whole text fits; the first one that does not fit
+ends the list. A text that is still too long is cut from the end. A query is never left out. Every sequence, cut or
+not, ends with the end-of-sequence token, except a query without `input_eos` (as T0 reads it) or in a chat template.
+Texts that do not fit are recorded in the `cuts` of the caller; without `cuts` they are shortened silently.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,29 +29,30 @@ class InputFormat:
     """How a task, a query and an answer are turned into tokens; a trained model expects the format of its training.
 
     Attributes:
-        num_demonstrations: how many of a task are shown, the first ones (K of section 2.1).
-        demonstration_groups: how many groups of that many the hypernetwork reads at most, each behind the definition
-            and with the limit of the demonstrations to itself.
-        explanations: whether they show their explanation (Tk-Instruct).
-        max_demonstrations_length, max_query_length, max_target_length: in tokens, end of sequence included (section
-            8.1.3). Demonstrations and query together have the limit of the demonstrations (Tk-Instruct: 1024).
-        demonstrations_to: who reads definition and demonstrations. "main" puts them before the query (the in-context
-            baselines), "nowhere" leaves them out (FT-Zero-Shot).
-        prompt_format: how a task is written. "instructions" is `hart.data.prompts.render_task`; "prompts" are the
-            tokens of each demonstration's input and target, with an end of sequence behind each target.
-        input_eos: whether a query (of "prompts": also behind demonstrations) ends with the end-of-sequence token. It
-            tells a decoder-only model where its answer begins.
-        omit_definition, omit_demonstrations: shares of the training's tasks that were told without the one or the
-            other: a model that met both reads either part alone.
-        definition_first: share of the training's steps, from the first on, that told definitions alone.
-        fewest_demonstrations: the least number of demonstrations that the training's tasks were told with, where it
-            was drawn for each; None: all of them.
-        chat_template: whether the main model's input is a user's message in the template of its tokenizer, which then
-            says where the answer begins.
+        num_demonstrations: K of §2.1; the first K demonstrations of a task are shown.
+        demonstration_groups: the most groups of `num_demonstrations` that the hypernetwork reads, each behind the
+            definition and with its own `max_demonstrations_length`.
+        explanations: whether each demonstration is followed by its explanation (Tk-Instruct).
+        max_demonstrations_length, max_query_length, max_target_length: limits in tokens, including the end of sequence
+            (App. 8.1.3). Where the main model reads demonstrations and query together, `max_demonstrations_length`
+            limits both (Tk-Instruct: 1024).
+        demonstrations_to: who reads definition and demonstrations: the "hypernetwork"; "main", which puts them before
+            the query (the in-context baselines); or "nowhere" (FT-Zero-Shot).
+        prompt_format: how a task is written: "instructions" as `hart.data.prompts.render_task` writes it; "prompts" as
+            the tokens of each demonstration's input and target, with an end of sequence after each target.
+        input_eos: whether the main model's input ends with the end-of-sequence token, which tells a decoder-only model
+            where its answer begins.
+        omit_definition, omit_demonstrations: shares of training tasks that were shown without their definition, or
+            without demonstrations. A model trained with both reads tasks that have only one of the two.
+        definition_first: share of training steps, from the first on, that showed definitions alone.
+        fewest_demonstrations: least number of demonstrations per training task, where the number was drawn at each
+            step; None: tasks always showed all of them.
+        chat_template: whether the main model's input is a user message in the chat template of its tokenizer; the
+            template then marks where the answer begins.
 
     Raises:
-        HartError: an unknown option, a length that leaves no room for a token beside the end of sequence, or a chat
-            template for demonstrations that are tokens.
+        HartError: an option is unknown, a length leaves no room for a token besides the end of sequence, or
+            `chat_template` is combined with demonstrations that are given as tokens.
     """
 
     num_demonstrations: int = 2
@@ -100,7 +101,7 @@ class InputFormat:
 
     @property
     def most_demonstrations(self) -> int:
-        """How many demonstrations of a task are read at most, in all groups."""
+        """The most demonstrations of a task that are read, over all groups."""
         return self.num_demonstrations * self.demonstration_groups
 
     @property
@@ -108,7 +109,7 @@ class InputFormat:
         return self.prompt_format == "instructions" and self.demonstrations_to != "nowhere"
 
     def lacks(self, task: Task) -> str | None:
-        """What a task must be given before the model reads anything of it; None where it reads something already."""
+        """The missing part without which the model reads nothing of a task; None if it reads a part, or needs none."""
         definitions, demonstrations = self.prompt_format == "instructions", self.num_demonstrations > 0
         if self.demonstrations_to == "nowhere" or not (definitions or demonstrations):
             return None
@@ -117,14 +118,14 @@ class InputFormat:
         return "definition" if definitions else "demonstrations"
 
     def check_readable(self, task: Task) -> None:
-        """Raise `HartError` for a task of which the model would read nothing."""
+        """Raise `HartError` if the model would read nothing of a task."""
         lacking = self.lacks(task)
         if lacking is not None:
             problem = {"definition": "the definition is empty", "demonstrations": "has no demonstrations"}[lacking]
             raise HartError(f"task {task.label}: {problem}, and the model reads nothing else; give it a {lacking}")
 
     def check_whole(self, task: Task, *, sampled: bool = False) -> None:
-        """Raise `HartError` for a task without all that the model is to read in training.
+        """Raise `HartError` if a training task lacks a part that the model reads.
 
         Args:
             sampled: whether demonstrations are drawn from the instances.
@@ -140,11 +141,11 @@ class InputFormat:
             )
 
     def shown(self, task: Task) -> Task:
-        """The task with the demonstrations that are shown: the first ones, as the protocols have it."""
+        """The task with only the demonstrations that are shown: the first ones, as in the benchmarks' protocols."""
         return replace(task, demonstrations=task.demonstrations[: max(1, self.most_demonstrations)])
 
     def note_unread(self, task: Task, cuts: Cuts) -> None:
-        """Note what of a task a model of this format leaves unread, whatever its length."""
+        """Record in `cuts` the parts of a task that this format leaves unread, and those that training lacked."""
         where, count = f"task {task.label}", len(task.demonstrations)
         if self.demonstrations_to == "nowhere":
             cuts.note("is not read: this model answers queries without a definition or demonstrations", where)
@@ -158,7 +159,10 @@ class InputFormat:
             cuts.note(kind, where)
 
     def never_seen(self, task: Task) -> list[str]:
-        """What a model of this format never met in its training, which `check_whole` had looked through."""
+        """Ways in which a task differs from all training tasks of a model of this format, as phrases.
+
+        `check_whole` guarantees that every training task had the parts that the model reads.
+        """
         found = []
         if self.reads_definition and not task.definition.strip() and not self.omit_definition:
             found.append("has no definition, and every task of the model's training had one")
@@ -169,22 +173,23 @@ class InputFormat:
         return found
 
     def encode_task(self, tokenizer: Tokenizer, task: Task, cuts: Cuts | None = None) -> list[int]:
-        """Tokens of a task without a query, what the hypernetwork reads.
+        """Tokens of a task without a query, the input of the hypernetwork.
 
-        A definition that alone is too long is cut from the end; without one, the first demonstration is, of prompts
-        its input. Where nothing of the task is read (`lacks`) it is the end of sequence alone.
+        A definition that is too long by itself is cut from the end; without a definition the first demonstration is cut
+        (in the format "prompts" its input). If nothing of the task is read (`lacks`), the end of sequence is the only
+        token.
         """
-        begin = begin_of(tokenizer)  # a decoder-only main model's, where it encodes the task itself
+        begin = begin_of(tokenizer)  # the beginning of sequence of a decoder-only main model that encodes the task
         if self.prompt_format == "prompts":
             return begin + self._encode_prompts(tokenizer, task, [], cuts, taken=len(begin))
         return begin + self._encode_instructions(tokenizer, task, "", cuts, taken=len(begin))
 
     def encode_groups(self, tokenizer: Tokenizer, task: Task, cuts: Cuts | None = None) -> list[list[int]]:
-        """Tokens of a task for the hypernetwork: those of `encode_task` for each group of its demonstrations."""
+        """Tokens of a task for the hypernetwork: `encode_task` of each group of its demonstrations."""
         return [self.encode_task(tokenizer, group, cuts) for group in self.groups(task)]
 
     def groups(self, task: Task) -> list[Task]:
-        """The task with each group of its demonstrations, as many as there are demonstrations for, at least one."""
+        """One task per group of demonstrations: as many groups as the demonstrations fill, at least one."""
         if self.demonstration_groups == 1:
             return [task]
         size, shown = max(1, self.num_demonstrations), task.demonstrations[: max(1, self.most_demonstrations)]
@@ -201,14 +206,14 @@ class InputFormat:
         name: str = "",
         blank: bool = False,
     ) -> list[int]:
-        """Tokens that the main model reads: the query, behind the task where the format says so.
+        """Tokens that the main model reads: the query, after definition and demonstrations if the format is in-context.
 
         Args:
-            name: under which a cut of the query alone is noted.
-            blank: whether a query without a word is expected, as of official data; it is refused otherwise.
+            name: name of the query in `cuts`, where it is encoded alone.
+            blank: accept a query without any text, as official data has them; otherwise it is refused.
 
         Raises:
-            HartError: the query is empty.
+            HartError: the query is empty and `blank` is False.
         """
         if self.in_context:
             return self.encode_in_context(tokenizer, task, query, cuts, blank=blank)
@@ -219,8 +224,9 @@ class InputFormat:
     ) -> list[int]:
         """Tokens of definition, demonstrations and query, all within the limit of the demonstrations.
 
-        Examples give way to the query. Where definition and query alone are too long, the end of the text is cut, as
-        Tk-Instruct does. Without `input_eos` the text ends where a model that continues texts has to begin.
+        Demonstrations are left out until definition and query fit. If these two alone are too long, the end of the text
+        is cut, as Tk-Instruct does. Without `input_eos` the text ends right before the answer, so that a decoder-only
+        model continues it.
 
         Raises:
             HartError: as `encode_input`.
@@ -234,7 +240,7 @@ class InputFormat:
                 text = "".join(pieces(task, self.num_demonstrations, self.explanations)[: kept + 1]) + tail
                 return in_template(tokenizer, text, limit)[0]
             begin = begin_of(tokenizer)
-            tail = tail if self.input_eos else tail.rstrip()  # a space is the beginning of an answer's first token
+            tail = tail if self.input_eos else tail.rstrip()  # a space belongs to the answer's first token
             return begin + self._encode_instructions(tokenizer, task, tail, cuts, taken=len(begin), eos=self.input_eos)
         begin = begin_of(tokenizer)
         read = tokens_of(tokenizer, query_text(query, blank=blank))
@@ -245,14 +251,16 @@ class InputFormat:
     def encode_query(
         self, tokenizer: Tokenizer, text: str, cuts: Cuts | None = None, *, name: str = "", blank: bool = False
     ) -> list[int]:
-        """Tokens of a raw query for the main model, at least one, cut from the end.
+        """Tokens of a raw query for the main model: at least one, cut from the end.
 
-        A query of characters that the tokenizer drops is read as the end of sequence alone, and so is a blank one,
-        which is refused unless `blank` says that it is expected, as in official data. A cut is noted under `name`
-        ("query 3").
+        A query of which the tokenizer drops every character becomes the end of sequence alone, and so does a blank one.
+
+        Args:
+            name: name of the query in `cuts` and error messages ("query 3").
+            blank: accept a query without any text, as official data has them.
 
         Raises:
-            HartError: the query is empty, or holds half of a surrogate pair.
+            HartError: the query is empty and `blank` is False, or it holds half of a surrogate pair.
         """
         text, limit = query_text(text, name, blank), self.max_query_length
         if self.chat_template:
@@ -266,10 +274,10 @@ class InputFormat:
         return begin + cut_to(read, limit - len(begin), tokenizer, eos=self.input_eos)
 
     def encode_conversation(self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Tokens of the messages of a conversation in the chat template, up to the answer; nothing of them is cut.
+        """Tokens of a conversation in the chat template, up to the answer, without any cut.
 
         Args:
-            messages: each a `role` and its `content`, as they are.
+            messages: a `role` and a `content` each, passed to the template unchanged.
 
         Raises:
             HartError: this format has no chat template, or the template refuses the messages.
@@ -279,7 +287,7 @@ class InputFormat:
         return templated(tokenizer, messages)
 
     def encode_target(self, tokenizer: Tokenizer, text: str, cuts: Cuts | None = None, *, name: str = "") -> list[int]:
-        """Tokens of a reference answer, cut from the end; it may be empty. A cut is noted as by `encode_query`."""
+        """Tokens of a reference answer, cut from the end; it may be empty. `name` as in `encode_query`."""
         read = tokens_of(tokenizer, check_text(text.strip(), name or "the answer"))
         note_length(read, self.max_target_length, True, "target", cuts, name)
         return cut_to(read, self.max_target_length, tokenizer)
@@ -287,12 +295,12 @@ class InputFormat:
     def encode_continuation(
         self, tokenizer: Tokenizer, text: str, cuts: Cuts | None = None, *, name: str = ""
     ) -> list[int]:
-        """Tokens of an answer as what goes on behind an input: a space before it, and no end of sequence behind it.
+        """Tokens of an answer as the continuation of an input: with a leading space and without an end of sequence.
 
-        So a plain decoder-only base would write it. An empty one is the end of sequence.
+        This is how a plain decoder-only base writes it. An empty answer is the end of sequence alone.
         """
         text = check_text(text.strip(), name or "the answer")
-        # Tokenizers that put a space before every text would make two of a leading one.
+        # Some tokenizers put a space before every text, so that a leading one would become two.
         before, read = tokens_of(tokenizer, ":"), tokens_of(tokenizer, f": {text}") if text else []
         read = (
             read[len(before) :] if read[: len(before)] == before else tokens_of(tokenizer, f" {text}" if text else "")
@@ -310,10 +318,10 @@ class InputFormat:
     def _fitting(
         self, tokenizer: Tokenizer, task: Task, tail: str, max_length: int, cuts: Cuts | None
     ) -> tuple[int, list[int]]:
-        """As the function of that name; notes what is left out or has to be cut."""
+        """The result of `hart.data.tokens.fitting`; records in `cuts` what is left out or has to be cut."""
         parts = pieces(task, self.num_demonstrations, self.explanations)
         wanted = len(parts) - 1
-        # Where nothing else would be read, the first demonstration stays, as a definition does.
+        # Without definition and query the first demonstration is kept (and cut), so that something is read.
         alone = int(not parts[0] and not tail and wanted > 0)
         kept, tokens = fitting(tokenizer, parts[alone:], tail, max_length)
         shown = kept + alone
@@ -332,7 +340,7 @@ class InputFormat:
     def _encode_prompts(
         self, tokenizer: Tokenizer, task: Task, query: list[int], cuts: Cuts | None, *, taken: int = 0
     ) -> list[int]:
-        """Demonstrations as many as fit before the query, in order; without a query at least one, cut if it must be."""
+        """As many demonstrations as fit before the query, in order; without a query at least one, cut if necessary."""
         max_length = self.max_demonstrations_length - taken
         room = max_length - len(query)
         chosen = task.demonstrations[: self.num_demonstrations]

@@ -1,16 +1,15 @@
 """Text of a task as models read it.
 
-The format is Tk-Instruct's "Def+2Pos" (section 4.1; Wang et al. 2022), white space included: the
-definition, a blank line, then the first positive examples, each introduced by a line that begins
-with a space. Texts are stripped and closed with a full stop unless they end in punctuation. For
-in-context models the query follows, unanswered. The hypernetwork reads the text without a query,
-the main model the raw query alone (as HINT does). Of a task without a definition the definition's
-line and the blank line are left out, of one without demonstrations these, as Tk-Instruct's code
-leaves out what its settings do not ask for.
+The format is Tk-Instruct's "Def+2Pos" (§4.1; Wang et al. 2022), including its white space: the definition, a blank
+line, then the first positive examples, each introduced by a line that begins with a space. Texts are stripped and
+closed with a full stop unless they end in punctuation. For in-context models the query follows, unanswered. The
+hypernetwork reads the text without a query, the main model only the raw query (as HINT does). A task without a
+definition has neither the definition's line nor the blank line, and a task without demonstrations has no examples, as
+in Tk-Instruct's code.
 
-P3's rows are whole prompts already (section 4.2), so there the format is "prompts": the input and
-then the target of each demonstration, as T0 reads and writes them. No definition is read.
-How texts become tokens, and what gives way where they are too long: `hart.data.input_format`.
+P3's rows are whole prompts already (§4.2), so its format is "prompts": the input and then the target of each
+demonstration, as T0 reads and writes them. Definitions are not read.
+`hart.data.input_format` turns texts into tokens and shortens those that are too long.
 """
 
 import logging
@@ -25,7 +24,7 @@ PromptFormat = Literal["instructions", "prompts"]
 
 
 class Tokenizer(Protocol):
-    """The part of a `transformers` tokenizer that is needed here."""
+    """The part of the interface of a `transformers` tokenizer that this package uses."""
 
     @property
     def eos_token_id(self) -> Any: ...
@@ -34,11 +33,11 @@ class Tokenizer(Protocol):
 
 
 NAMES = 10_000
-"""How many names `Cuts` remembers of each kind, so that a million cut queries do not fill the memory."""
+"""The most names that `Cuts` remembers per kind, so that a million cut queries do not fill the memory."""
 
 
 class Cuts:
-    """What did not fit into the limits, collected so that each condition is told once, however many tasks it meets."""
+    """A record of texts that exceed limits, so that each kind of shortening is reported once for all tasks."""
 
     def __init__(self) -> None:
         self._noted: dict[str, tuple[str, dict[str, int]]] = {}
@@ -47,13 +46,12 @@ class Cuts:
         return bool(self._noted)
 
     def note(self, kind: str, name: str, detail: str = "") -> None:
-        """Remember that `kind` holds of `name` ("task a", "query 3").
+        """Record that `kind` applies to `name` ("task a", "query 3").
 
         Args:
-            kind: what was done, in words that are equal for all that it is done to.
-            name: what it was done to; the same one counts once (of the first `NAMES`). Empty: something without a
-                name, each counts.
-            detail: `kind` in the words of this one; told of the first.
+            kind: what was done, in words without details, which are equal for every name.
+            name: the text it was done to; a name counts once (among the first `NAMES`). Empty: counts every time.
+            detail: `kind` with the details of this name; the report has those of the first name.
         """
         message = detail or kind
         _, names = self._noted.setdefault(kind, (f"{name}: {message}" if name else message, {}))
@@ -62,11 +60,11 @@ class Cuts:
         names[name] = 1 if name else names.get(name, 0) + 1
 
     def found(self) -> dict[str, list[str]]:
-        """Each kind, and the names that it holds of (of the first `NAMES`)."""
+        """Kind → the names to which it applies (the first `NAMES`)."""
         return {kind: [name for name in names if name] for kind, (_, names) in self._noted.items()}
 
     def tell(self, logger: logging.Logger) -> None:
-        """One warning for each kind, with up to three names and a count; what was told is forgotten."""
+        """Log one warning per kind, with up to three names and a count, and clear the record."""
         noted, self._noted = self._noted, {}
         for message, names in noted.values():
             others = [name for name in names if name][1:3]
@@ -75,7 +73,7 @@ class Cuts:
             logger.warning("%s%s", message, f"; the same for {' and '.join(same)}" if same else "")
 
     def tell_first(self, logger: logging.Logger, said: set[str]) -> None:
-        """One warning for each kind that is not in `said`, and is from now on: of the first, since more may come."""
+        """Log one warning, with the first name, per kind that is not yet in `said`; add it there, clear the record."""
         noted, self._noted = self._noted, {}
         for kind, (message, _) in noted.items():
             if kind not in said:
@@ -84,12 +82,12 @@ class Cuts:
 
 
 def render_task(task: Task, *, num_demonstrations: int = 2, explanations: bool = False) -> str:
-    """Definition and demonstrations, what the hypernetwork reads (Def+2Pos by default)."""
+    """Definition and demonstrations as text, the input of the hypernetwork (Def+2Pos by default)."""
     return "".join(pieces(task, num_demonstrations, explanations))
 
 
 def render_in_context(task: Task, query: str, *, num_demonstrations: int = 2, explanations: bool = False) -> str:
-    """Definition, demonstrations and the query to answer, what an in-context model reads.
+    """Definition, demonstrations and the query to answer as text, the input of an in-context model.
 
     Raises:
         HartError: the query is empty.
@@ -98,7 +96,7 @@ def render_in_context(task: Task, query: str, *, num_demonstrations: int = 2, ex
 
 
 def pieces(task: Task, num_demonstrations: int, explanations: bool) -> list[str]:
-    """The definition, empty where there is none, and each demonstration that is wanted."""
+    """The text of the definition (empty if there is none), then those of the first demonstrations."""
     chosen = enumerate(task.demonstrations[:num_demonstrations], start=1)
     return [
         _sentence("Definition: ", task.definition) + "\n\n" if task.definition.strip() else "",
@@ -118,7 +116,7 @@ def _example(number: int, demonstration: Demonstration, explanations: bool) -> s
 
 
 def unanswered(query: str, blank: bool = False) -> str:
-    """The query behind the demonstrations; one without a word is refused unless it is expected (`blank`)."""
+    """The text of the query after the demonstrations; an empty query is refused unless `blank`."""
     query_line = _sentence("Input: ", query_text(query, blank=blank))
     return f"Now complete the following example -\n{query_line}\nOutput: "
 
@@ -129,10 +127,10 @@ def _sentence(opening: str, text: str) -> str:
 
 
 def query_text(query: str, name: str = "", blank: bool = False) -> str:
-    """The query without the white space around it.
+    """The query without surrounding white space.
 
     Raises:
-        HartError: nothing is left, unless that is expected (`blank`), or it holds half of a surrogate pair.
+        HartError: the query is empty and `blank` is False, or it holds half of a surrogate pair.
     """
     stripped = check_text(query.strip(), name or "the query")
     if not stripped and not blank:

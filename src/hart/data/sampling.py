@@ -1,7 +1,7 @@
-"""Random training examples: task, query, reference and demonstrations (sections 2.1 and 8.1.3).
+"""Random training examples: task, query, reference and demonstrations (§2.1, App. 8.1.3).
 
-Example i is a pure function of (seed, i): each draw has a counter-based random stream of its own,
-so the examples do not depend on the number of workers or processes, nor on where a run resumed.
+Example i is a pure function of (seed, i): each draw has its own counter-based random stream, so the examples are the
+same for any number of workers and processes and after any resumption.
 """
 
 import logging
@@ -26,7 +26,7 @@ Demonstrations = Literal["fixed", "sampled"]
 
 
 class Example(TypedDict):
-    """One training example; token lists end with the end-of-sequence token, a query only with ``input_eos``."""
+    """One training example. Token lists end with the end-of-sequence token; those of queries only with `input_eos`."""
 
     demo_ids: NotRequired[list[list[int]]]  # by groups; only where the demonstrations go to the hypernetwork
     query_ids: list[int]
@@ -37,9 +37,10 @@ class Example(TypedDict):
 
 
 class Examples(ABC):
-    """What a run trains on, by number; an example's `task_index` points into `tasks`.
+    """The training examples of a run, by number; an example's `task_index` points into `tasks`.
 
-    As torch's data loader takes it, without torch: a configuration names collections, and is read before torch is.
+    It has the interface of a torch data set but does not import torch: configurations import the collections, and are
+    read before torch is loaded.
     """
 
     tasks: tuple[Task, ...]
@@ -56,33 +57,32 @@ class TrainingDataset(Examples):
 
     Args:
         tasks: training tasks, each with instances. Instances with an empty input (official tasks have some) are
-            left out, which is said once.
-        form: how text becomes tokens, and who reads the demonstrations. A task with fewer other instances than the
-            demonstrations that it shows says so once.
-        length: how many examples, for a whole run: steps × global batch size.
-        seed: of all draws.
-        task_sampling: "proportional" to the number of (capped) instances (section 2.1) or
-            "uniform" over tasks (the wording of section 8.1.3).
-        sizes: what counts as each task's number of instances in that proportion; None: all it has.
-            A task that has more is still drawn from as a whole (P3's cap).
-        demonstrations: "fixed" takes the first demonstrations of the task file (S-NI, section
-            4.1); "sampled" draws them from the task's instances, never the query itself (MetaICL,
-            section 8.1.3).
+            left out, with one warning.
+        form: how text becomes tokens, and who reads the demonstrations. One warning names the tasks that have too few
+            other instances for the demonstrations that they show.
+        length: number of examples for a whole run: steps × global batch size.
+        seed: seed of all draws.
+        task_sampling: "proportional" to the number of (capped) instances (§2.1) or "uniform" over tasks (the wording of
+            App. 8.1.3).
+        sizes: number of instances of each task for "proportional"; None: its actual number. A larger task is drawn
+            less often than its actual number asks for, but from all of its instances (P3's cap).
+        demonstrations: "fixed" takes the first demonstrations of the task file (S-NI, §4.1); "sampled" draws them from
+            the task's instances, never the query itself (MetaICL, App. 8.1.3).
         queries_per_task: m consecutive examples, ``m·g`` to ``m·(g+1) − 1``, are different queries of
             one task with the same demonstrations, so that one hypernetwork pass can serve them.
         reader: tokenizer of the hypernetwork, if it is not the main model's.
-        teacher: how a teacher reads the task before the query, if there is one; with the main model's tokenizer, and
-            of sampled demonstrations those that the student is shown. It reads tasks whole.
-        cuts: takes note of what is left out or cut of tasks, instead of the warnings here; of queries and targets
-            nothing is said then.
+        teacher: input format of a teacher that reads the task before the query, if there is one. It uses the main
+            model's tokenizer, sees the same sampled demonstrations as the student, and always reads the whole task.
+        cuts: records what the constructor leaves out of tasks or cuts, in place of its warnings. The constructor then
+            does not report queries and targets that are too long.
 
     Raises:
-        HartError: no tasks, a task without instances that can be used or with no other one to show, without the
-            definition that the format needs, or an unknown option. All is checked here, so that no run ends in it;
-            of instances that stay on the disk only what their loader has checked.
+        HartError: there are no tasks, an option is unknown, or a task has no usable instances, no other instance to
+            show, or lacks the definition or demonstrations that the format needs. Everything is checked in the
+            constructor, so that no run fails later; instances that stay on disk are checked only by their loader.
 
-    What is left out or cut to stay within the limits is told once: here with counts where the texts are in memory
-    and fixed, else of the first example that it happens to.
+    Texts that are left out or cut to stay within the limits are reported once: by the constructor with counts if they
+    are in memory and fixed, otherwise with the first example that is affected.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class TrainingDataset(Examples):
         self._uniform = task_sampling == "uniform"
         self._queries_per_task = queries_per_task
         self._ends = np.cumsum(sizes or [len(task.instances) for task in self.tasks])
-        # Encoded once, here: workers then share the lists.
+        # Encoded here, once, so that workers share the lists.
         self._task_ids = (
             [form.encode_groups(self._reader, task, told) for task in self.tasks]
             if form.demonstrations_to == "hypernetwork" and not self._samples
@@ -152,14 +152,14 @@ class TrainingDataset(Examples):
         """Example ``index``; its ``slot`` is the index, its ``task_index`` points into `tasks`."""
         if not 0 <= index < self._length:
             raise IndexError(f"example {index} of {self._length}")
-        # The group decides task, queries and demonstrations; each member has a stream of its own beside it.
+        # The stream of the group decides task, queries and demonstrations, that of a member its reference.
         number, member = divmod(index, self._queries_per_task)
         cuts = Cuts()
         group = self._group(number, cuts)
         task = self.tasks[group.task_index]
         instance = task.instances[group.members[member]]
         target = _draw_reference(instance, self._stream(number, member + 1))
-        # Of what is in memory the constructor has told how much is too long.
+        # The constructor has already reported texts in memory that are too long.
         unknown = cuts if self._positions[group.task_index] is None else None
         form, name = self._form, f"task {task.label}"
         noted = cuts if form.in_context else unknown
@@ -177,12 +177,12 @@ class TrainingDataset(Examples):
             if own:
                 kind = f"the teacher's input does not fit into {self._teacher.max_demonstrations_length} tokens"
                 cuts.note(kind, name)
-        if in_first_worker():  # not each of them
+        if in_first_worker():  # so that a warning appears once, not once per worker
             cuts.tell_first(logger, self._said)
         return example
 
     def _group(self, number: int, cuts: Cuts) -> "_Group":
-        """What the members of a group share. They are asked for one after the other, so the last one is kept."""
+        """The task, queries and demonstrations of a group. Members are read in sequence, so the last group is kept."""
         if self._last is not None and self._last[0] == number:
             return self._last[1]
         rng = self._stream(number, 0)
@@ -203,7 +203,7 @@ class TrainingDataset(Examples):
         return group
 
     def _in_part(self, task: Task, number: int) -> Task:
-        """The task of a group, with as much of its definition and its demonstrations as is drawn."""
+        """The task without its definition or some demonstrations, as `definition_first` or a random draw decides."""
         form = self._form
         if number * self._queries_per_task < form.definition_first * self._length:
             return replace(task, demonstrations=(), instances=())
@@ -224,7 +224,7 @@ class TrainingDataset(Examples):
         return numbered_stream(self._seed, group, (0, 0, 0, part))
 
     def _draw(self, rng: np.random.Generator) -> tuple[int, int]:
-        """A task and one of its instances, by their positions."""
+        """The positions of a random task and of one of its instances."""
         if self._uniform:
             task_index = int(rng.integers(len(self.tasks)))
             return task_index, int(rng.integers(len(self.tasks[task_index].instances)))
@@ -238,20 +238,20 @@ class TrainingDataset(Examples):
         return task_index, position - first
 
     def _members(self, available: int, first: int, rng: np.random.Generator) -> np.ndarray:
-        """Different queries of one task, `first` among them, as long as it has enough."""
+        """Positions of the queries of a group, `first` among them; all different if the task has enough instances."""
         wanted = self._queries_per_task
         if available > _MANY:
-            # Without a permutation of millions of rows.
+            # A permutation would list millions of rows.
             others = rng.choice(available - 1, size=wanted - 1, replace=False)
             return np.concatenate([[first], others + (others >= first)])
         others = rng.permutation(np.delete(np.arange(available), first))
         return np.resize(np.concatenate([[first], others]), wanted)
 
     def _with_sampled_demonstrations(self, task_index: int, members: np.ndarray, rng: np.random.Generator) -> Task:
-        # Files repeat inputs; another instance with the query's text would give the answer away.
+        # Files repeat inputs: another instance with the text of the query would give its answer away.
         task, positions = self.tasks[task_index], self._positions[task_index]
         queries = {task.instances[i].input.strip() for i in members}  # as models read them
-        # On the disk equal inputs cannot be looked up beforehand; they are left out after the draw.
+        # Equal inputs of instances on disk are not known beforehand; they are dropped after the draw.
         taken = np.unique(members) if positions is None else sorted({at for text in queries for at in positions[text]})
         available = len(task.instances) - len(taken)
         chosen = rng.choice(available, size=min(self._form.most_demonstrations, available), replace=False)
@@ -263,13 +263,21 @@ class TrainingDataset(Examples):
         )
         if self._form.num_demonstrations and not demonstrations:
             raise HartError(f"task {task.label}: no other row differs from the query; remove the repetitions")
-        # Without the instances, which would all be checked again: it is only encoded.
+        # The task is only encoded; with its instances, all of them would be validated again.
         return replace(task, demonstrations=demonstrations, instances=()) if demonstrations else task
 
 
 @dataclass(frozen=True)
 class _Group:
-    """A task, the positions of its queries, the demonstrations that all of them have, and what is told of both."""
+    """The common part of the examples of one group.
+
+    Attributes:
+        task_index: position of the task.
+        members: positions of the queries among the task's instances.
+        shown: the task with the demonstrations of the group; a teacher reads it.
+        told: `shown`, perhaps without its definition or some demonstrations; the student reads it.
+        demo_ids: tokens of `told` for the hypernetwork, by groups of demonstrations.
+    """
 
     task_index: int
     members: np.ndarray
@@ -278,7 +286,7 @@ class _Group:
     demo_ids: list[list[int]]
 
 
-# Above this, positions are drawn without listing all of a task's instances.
+# Number of instances above which positions are drawn without listing all of them.
 _MANY = 100_000
 
 
@@ -288,7 +296,7 @@ def _draw_reference(instance: Instance, rng: np.random.Generator) -> str:
 
 def _without_blanks(task: Task, cuts: Cuts) -> Task:
     if not isinstance(task.instances, tuple):
-        return task  # on the disk: its loader has seen to it
+        return task  # on disk: the loader has dropped them
     kept = tuple(instance for instance in task.instances if instance.input.strip())
     blank = len(task.instances) - len(kept)
     if not blank:
@@ -301,9 +309,10 @@ def _without_blanks(task: Task, cuts: Cuts) -> Task:
 
 
 def _check(task: Task, queries: int, demonstrations: int, cuts: Cuts) -> dict[str, list[int]] | None:
-    """Positions of each input, without the white space around it, if the instances are in memory.
+    """Input (stripped) → positions of the instances that have it; None for instances on disk.
 
-    Raises `HartError` unless the task leaves a demonstration beside its queries.
+    Raises:
+        HartError: the task has no instances, or too few for the queries of a group and one sampled demonstration.
     """
     positions: dict[str, list[int]] | None = None
     if not task.instances:
