@@ -1,1 +1,1 @@
-"""The hypernetwork H (sections 2.2 and 3.1): encoder, truncated decoder, generation schemes, heads."""
+"""The hypernetwork H (§2.2, §3.1): encoder, truncated decoder, generation schemes, heads."""

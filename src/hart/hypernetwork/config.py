@@ -1,4 +1,4 @@
-"""The configuration of a hypernetwork, as it is saved with its weights."""
+"""The configuration of a hypernetwork, saved with its weights."""
 
 from dataclasses import field
 from typing import Any
@@ -25,14 +25,14 @@ T5_FIELDS = (
     "initializer_factor",
     "pad_token_id",
 )
-"""What of a T5 checkpoint's configuration decides its stacks."""
+"""Fields of a T5 checkpoint's configuration that determine its stacks."""
 
 HEAD_WIDTH = 64
-"""Of an attention head, in every T5."""
+"""Width d_kv of an attention head, in every T5."""
 
 
 def new_decoder(width: int, layers: int) -> dict[str, Any]:
-    """The `T5_FIELDS` of a decoder that starts from no checkpoint, in the proportions of T5 v1.1; without tokens."""
+    """The `T5_FIELDS` of a new decoder without a vocabulary, in the proportions of T5 v1.1."""
     return {
         "d_model": width,
         "d_kv": HEAD_WIDTH,
@@ -46,7 +46,11 @@ def new_decoder(width: int, layers: int) -> dict[str, Any]:
 
 
 def check_beside(shape: MainShape, *, memory_in_front: bool, main_states: bool, tied_encoder: bool) -> None:
-    """Raise `HartError` for a T5 that is to have what only decoder-only main models have, or the other way round."""
+    """Check options that only one family of main models supports.
+
+    Raises:
+        HartError: `tied_encoder` with a decoder-only main model, or `memory_in_front` or `main_states` with a T5.
+    """
     if not shape.has_encoder:
         if tied_encoder:
             raise HartError("model.tied_encoder: a decoder-only base has no encoder to share; set it to false")
@@ -64,7 +68,7 @@ def check_beside(shape: MainShape, *, memory_in_front: bool, main_states: bool, 
 
 
 def no_t5(name: str, architecture: str) -> str:
-    """What is said where a hypernetwork is to start from a checkpoint of another architecture than T5."""
+    """The error message for a hypernetwork that shall start from a checkpoint other than a T5."""
     return (
         "model.hypernetwork_init: must name a T5 checkpoint, which the hypernetwork starts from (or set model.encoder "
         f"to main_model); {name} is of the architecture {architecture}"
@@ -72,7 +76,7 @@ def no_t5(name: str, architecture: str) -> str:
 
 
 def no_fusion(name: str) -> str:
-    """What is said where a decoder-only main model is to fuse a memory."""
+    """The error message for fusion with a decoder-only main model."""
     return (
         f"model.fusion: {name} is decoder-only and has no cross-attention for the memory; set it to false "
         "(model.memory_in_front puts the memory before queries)"
@@ -80,20 +84,21 @@ def no_fusion(name: str) -> str:
 
 
 class HyperNetworkConfig(PreTrainedConfig):
-    """Everything needed to build a `HyperNetwork`.
+    """All that is needed to build a `HyperNetwork`.
 
     Fields:
-        t5: the `T5_FIELDS` of the checkpoint that the hypernetwork was initialised from.
-        decoder_layers: N, how many decoder layers it keeps.
+        t5: the `T5_FIELDS` of the checkpoint that the hypernetwork was initialised from, or of its new decoder.
+        decoder_layers: N, the number of decoder layers.
         scheme: generation scheme, `{"name": …, options}` (`hart.hypernetwork.schemes`).
-        peft: what is generated, `[{"kind": …, fields}]` (`hart.peft`); may be empty (fusion alone).
+        peft: PEFT kinds to generate, `[{"kind": …, fields}]` (`hart.peft`); may be empty (fusion alone).
         main: the fields of the main model's `MainShape`.
-        dropout: replaces the checkpoint's dropout rate if not None.
+        dropout: dropout rate; None: that of the checkpoint.
         tied_encoder: the encoder is the main model's own (HINT), not part of this network; see `HyperNetwork.use_main`.
-        encoder_layers: the layers of the frozen main model, counted from 1, whose hidden states are read in place of
-            an encoder; see `HyperNetwork.use_main`. None: an encoder of its own, or a tied one.
-        memory_in_front: whether the memory is mapped to a decoder-only main model's width, to stand before queries.
-        head_bias: whether generated rows have a learned part beside them that is the same for all tasks.
+        encoder_layers: layers of the frozen main model, counted from 1, whose hidden states replace an encoder; see
+            `HyperNetwork.use_main`. None: an encoder of its own, or a tied one.
+        memory_in_front: whether the memory is mapped to a decoder-only main model's width, to stand in front of
+            queries.
+        head_bias: whether a learned bias, the same for all tasks, is added to generated rows.
     """
 
     model_type = "hart-hypernetwork"
@@ -116,11 +121,11 @@ class HyperNetworkConfig(PreTrainedConfig):
 
     def stack_config(self, *, decoder: bool) -> T5Config:
         """Configuration of one of the two T5 stacks."""
-        # Ours: position bias and mask put together once, not in every layer.
+        # Our attention function: it adds position bias and mask once per stack, not once per layer.
         config = T5Config(**{**self.t5, "attn_implementation": ATTENTION["sdpa"]})
         config.is_encoder_decoder = False
         config.use_cache = False
-        # The same function as one operation on the hidden units instead of eight.
+        # The same function in one operation on the hidden units instead of eight.
         if config.dense_act_fn == "gelu_new":
             config.dense_act_fn = "gelu_pytorch_tanh"
         if self.dropout is not None:
@@ -128,6 +133,6 @@ class HyperNetworkConfig(PreTrainedConfig):
         if decoder:
             config.is_decoder = True
             config.num_layers = self.decoder_layers
-            # The decoder is fed states, never tokens: its table is dropped, so none is allocated.
+            # The decoder's input is states, never tokens: its embedding table is dropped, so it is made minimal.
             config.vocab_size = 1
         return config

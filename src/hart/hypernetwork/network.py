@@ -1,12 +1,12 @@
-"""The hypernetwork: demonstrations in, row blocks and a memory out, in one pass (§2.2, §3.1).
+"""The hypernetwork: it maps demonstrations to row blocks and a memory in one pass (§2.2, §3.1).
 
-A T5 encoder reads the demonstrations; the first N layers of a T5 decoder, run by a generation
-scheme, turn them into layer states; the heads turn those into row blocks. "We only keep the first
-8 decoder layers (out of 24) in the hypernetwork for training efficiency" (§4.1). The encoder's
-output also goes to the main model's decoder (fusion-in-decoder, App. 8.1.3).
+A T5 encoder reads the demonstrations. The first N layers of a T5 decoder, run by a generation scheme, turn its output
+into layer states, and the heads turn layer states into row blocks. "We only keep the first 8 decoder layers (out of
+24) in the hypernetwork for training efficiency" (§4.1). The encoder's output also goes to the main model's decoder
+(fusion-in-decoder, App. 8.1.3).
 
-Of decoder-only main models (not in the paper): the frozen main model's own states can take the encoder's place
-(`hart.hypernetwork.main_states`), and the memory, mapped to the main model's width, can stand before its queries.
+For decoder-only main models (not in the paper), the frozen main model's own states can replace the encoder
+(`hart.hypernetwork.main_states`), and the memory, mapped to the main model's width, can stand in front of queries.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,14 +31,14 @@ from hart.runtime.third_party.transformers import T5Stack
 
 @dataclass
 class HyperOutput:
-    """What one pass over demonstrations yields.
+    """The output of one pass over the demonstrations of n tasks.
 
     Attributes:
-        blocks: generated parameters, n of each block.
-        states: layer states (axis 1: stacks of the main model), the h of §3.1 that the local consistency loss compares;
-            L = 0 where no parameters are generated.
-        memory: the encoder's output, to be fused; where it stands before queries, mapped to the main model's width.
-        memory_mask: 1 for tokens.
+        blocks: block name → generated rows of the n tasks.
+        states: layer states h of §3.1, which the local consistency loss compares; axis 1 has the stacks of the main
+            model; L = 0 where no parameters are generated.
+        memory: the encoder's output, for fusion; mapped to the main model's width if it stands in front of queries.
+        memory_mask: 1 for tokens, 0 for padding.
     """
 
     blocks: Blocks
@@ -50,11 +50,11 @@ class HyperOutput:
 class HyperNetwork(PreTrainedModel):
     """H(d; ξ) of Eq. 2: encoder, truncated decoder, generation scheme and heads.
 
-    `from_base` starts one for a main model from a T5 checkpoint, `from_states` one that reads the main model's states;
-    `from_pretrained` loads a trained one. With nothing to generate (`peft: []`), it is the encoder alone.
+    `from_base` initialises one from a T5 checkpoint, `from_states` one that reads the main model's states, and
+    `from_pretrained` loads a trained one. With nothing to generate (`peft: []`) it consists of the encoder alone.
 
     Raises:
-        HartError: unknown kind or scheme, or another width than that of a main model of the same family.
+        HartError: a kind or scheme is unknown, or the width differs from that of a T5 main model.
     """
 
     config_class = HyperNetworkConfig
@@ -81,7 +81,7 @@ class HyperNetwork(PreTrainedModel):
         self.to_memory: StatesToMemory | None = None
         if config.encoder_layers is not None:
             self.to_memory = StatesToMemory(len(config.encoder_layers), self.shape.d_model, d_model)
-        # Mapped once, for all layers of the main model.
+        # One map for all layers of the main model.
         self.to_front = WidthMap(d_model, self.shape.d_model) if config.memory_in_front else None
         self.decoder: T5Stack | None = None
         self.scheme: GenerationScheme | None = None
@@ -116,27 +116,26 @@ class HyperNetwork(PreTrainedModel):
         memory_in_front: bool = False,
         head_bias: bool = False,
     ) -> Self:
-        """A hypernetwork for `base`, initialised from its checkpoint or from another one (§4.1).
+        """Build a hypernetwork for `base`, initialised from its checkpoint or from another one (§4.1).
 
-        Encoder, embeddings, the first `decoder_layers` decoder blocks (block 0, which owns the
-        relative bias, among them) and the decoder's final norm are copies. The learnable inputs
-        are drawn with the standard deviation of the checkpoint's embeddings, the input the decoder
-        is used to. The heads are drawn so that generated rows have the size each kind asks for
-        (`PeftKind.init_std`, computed from the weights of `base`). With generated parameters alone the
-        first loss is then close to the un-adapted model's; with fusion it is that of a decoder which
-        also sees an encoding of the demonstrations that it was never trained to read.
+        Encoder, embeddings, the first `decoder_layers` decoder blocks (including block 0, which owns the relative bias)
+        and the decoder's final norm are copies. The learnable inputs are drawn with the standard deviation of the
+        checkpoint's embeddings, the scale of input that the decoder was trained on. The heads are drawn so that
+        generated rows have the standard deviation that each kind states (`PeftKind.init_std`, computed from the weights
+        of `base`). With generated parameters alone, the first loss is close to that of the un-adapted model. With
+        fusion the main decoder also sees an encoding of the demonstrations that it was not trained to read.
 
         Args:
-            base: the main model; it is only read.
-            source: the checkpoint to start from, loaded; None for `base` itself. For a decoder-only base any T5 of any
-                width and vocabulary: the heads end in the base's widths.
-            decoder_layers: N.
+            base: the main model; it is not changed.
+            source: the loaded checkpoint to start from; None: `base` itself. For a decoder-only base, a T5 of any width
+                and vocabulary: the heads map to the base's widths.
+            decoder_layers: N, the number of decoder layers to keep.
             scheme, peft, dropout, tied_encoder, memory_in_front, head_bias: as in `HyperNetworkConfig`.
 
         Raises:
-            HartError: too many decoder layers; `source` is no T5, or has another width or vocabulary than the T5
-                `base`; a decoder-only `base` has no encoder to tie; a T5 fuses a memory and has none in front;
-                unknown kind or scheme.
+            HartError: the checkpoint has fewer decoder layers; `source` is not a T5, or differs in width or vocabulary
+                from a T5 `base`; `tied_encoder` with a decoder-only `base`; `memory_in_front` with a T5 `base`; or a
+                kind or scheme is unknown.
         """
         shape = MainShape.from_config(base.config)
         check_beside(shape, memory_in_front=memory_in_front, main_states=False, tied_encoder=tied_encoder)
@@ -155,10 +154,10 @@ class HyperNetwork(PreTrainedModel):
             memory_in_front=memory_in_front,
             head_bias=head_bias,
         )
-        # Every weight is filled below; drawing them first would take longer than copying.
+        # All weights are filled below; initialising them here would take longer than copying.
         with torch.device("meta"):
             network = cls(config)
-        nn.Module.to(network, torch.float32)  # whatever the checkpoint's: they are trained
+        nn.Module.to(network, torch.float32)  # trained weights are float32, whatever type the checkpoint has
         network.to_empty(device=base.device)
         if not tied_encoder:
             network.encoder.load_state_dict(source.encoder.state_dict())
@@ -188,20 +187,20 @@ class HyperNetwork(PreTrainedModel):
         memory_in_front: bool = False,
         head_bias: bool = False,
     ) -> Self:
-        """A hypernetwork that reads the hidden states of `base`, a frozen decoder-only model, with a new decoder.
+        """Build a hypernetwork whose new decoder reads the hidden states of `base`, a frozen decoder-only model.
 
-        Nothing starts from a checkpoint: the decoder, and the learnable inputs, as a new T5 has them; maps from and to
-        the width of `base` as `WidthMap` has them; heads as in `from_base`.
+        All its weights are new: decoder and learnable inputs are initialised as in a new T5, maps from and to the width
+        of `base` as in `WidthMap`, and heads as in `from_base`.
 
         Args:
-            base: the main model; it is only read.
-            layers: whose states are read, counted from 1; None: one at three quarters of the depth.
+            base: the main model; it is not changed.
+            layers: layers whose states are read, counted from 1; None: one layer at three quarters of the depth.
             width: d_model of the decoder and the memory; None: that of `base`.
-            decoder_layers: N.
+            decoder_layers: N, the number of decoder layers.
             scheme, peft, dropout, memory_in_front, head_bias: as in `HyperNetworkConfig`.
 
         Raises:
-            HartError: `base` is a T5, or has no such layers; unknown kind or scheme.
+            HartError: `base` is a T5 or lacks one of the layers, or a kind or scheme is unknown.
         """
         shape = MainShape.from_config(base.config)
         check_beside(shape, memory_in_front=memory_in_front, main_states=True, tied_encoder=False)
@@ -227,10 +226,10 @@ class HyperNetwork(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Self:
-        """As for any model of `transformers`, but incomplete weights are an error, not a warning.
+        """Load a trained hypernetwork as any model of `transformers`; incomplete weights are an error, not a warning.
 
         Raises:
-            HartError: the weights lack a tensor that the configuration needs.
+            HartError: the weights lack a tensor of the configuration, or have one of another shape.
         """
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         network, loading = loaded
@@ -243,10 +242,10 @@ class HyperNetwork(PreTrainedModel):
         return network
 
     def use_main(self, main: PreTrainedModel) -> None:
-        """Read with `main`, the main model, where that is the encoder: with its own (HINT) or by its hidden states.
+        """Use the main model as the encoder, if the configuration says so: its T5 encoder (HINT) or its hidden states.
 
-        Nothing of it is registered here: it is one module and no copy, trained, moved and saved as part of the main
-        model. A hypernetwork that has an encoder of its own uses nothing of it.
+        The encoder then is the main model's own module and not a copy. It is not registered as a submodule here, so it
+        is trained, moved and saved as part of the main model. A hypernetwork with its own encoder ignores `main`.
         """
         if self.config.tied_encoder:
             self.__dict__["encoder"] = main.encoder
@@ -257,10 +256,10 @@ class HyperNetwork(PreTrainedModel):
     def attention_maps(
         self, demo_ids: Int[Tensor, "n *g s"], demo_mask: Shaped[Tensor, "n *g s"]
     ) -> Float[Tensor, "n S L L"]:
-        """How the states of layers attend to each other (Fig. 1); see `Bidirectional.attention_maps`.
+        """Attention between layer states (Fig. 1); see `Bidirectional.attention_maps`.
 
         Raises:
-            HartError: the generation scheme has no such maps.
+            HartError: the generation scheme is neither `bidirectional` nor `causal`.
         """
         if not isinstance(self.scheme, Bidirectional):
             raise HartError("attention maps between layers need model.scheme {name: bidirectional} or {name: causal}")
@@ -269,10 +268,10 @@ class HyperNetwork(PreTrainedModel):
     def encode(
         self, demo_ids: Int[Tensor, "n *g s"], demo_mask: Shaped[Tensor, "n *g s"]
     ) -> tuple[Float[Tensor, "n memory d"], Shaped[Tensor, "n memory"]]:
-        """What the decoder reads of n tasks: their memory, and its mask.
+        """Memory of n tasks, the input of the decoder's cross-attention, and its mask.
 
-        Of tasks in groups each group is encoded by itself, and the memory of a task is the tokens of all of its groups,
-        padded on the right: the decoder attends to them without regard to their order.
+        Groups of demonstrations are encoded one by one. The memory of a task has the tokens of all of its groups,
+        padded on the right; the decoder attends to them regardless of their order.
         """
         if demo_ids.dim() == 2:
             return self._encoded(demo_ids, demo_mask), demo_mask
@@ -295,7 +294,7 @@ class HyperNetwork(PreTrainedModel):
         """Encode demonstrations and generate row blocks from them.
 
         Args:
-            demo_ids: tokens of n tasks, or of g groups of each.
+            demo_ids: tokens of n tasks, or of g groups of demonstrations per task.
             demo_mask: 1 for tokens and 0 for padding; no task may be all padding.
         """
         return self.generate_blocks(*self.encode(demo_ids, demo_mask))
@@ -303,7 +302,7 @@ class HyperNetwork(PreTrainedModel):
     def generate_blocks(
         self, memory: Float[Tensor, "n memory d"], memory_mask: Shaped[Tensor, "n memory"]
     ) -> HyperOutput:
-        """Row blocks from what `encode` gave."""
+        """Row blocks from the output of `encode`."""
         if self.scheme is None:
             states = memory.new_zeros(memory.shape[0], len(self.shape.stacks), 0, 1, memory.shape[2])
         else:
@@ -313,10 +312,10 @@ class HyperNetwork(PreTrainedModel):
         return HyperOutput(self.heads(states), states, memory, memory_mask)
 
     def count_parameters(self) -> dict[str, int]:
-        """Part → number of parameters; the parts add up to the whole network (of a main model's encoder none is).
+        """Part → number of parameters. The parts add up to the whole network, without an encoder of the main model.
 
-        `heads.first` and `heads.second` are the shared and the per-layer maps of App. 8.1.2; what only some networks
-        have is named where it is there.
+        `heads.first` and `heads.second` are the shared and the per-layer maps of App. 8.1.2. `to_memory`, `to_front`
+        and `heads.bias` are included only if the network has them.
         """
         heads = self.heads.heads()
         encoder = self.encoder if self.config.has_own_encoder else None
@@ -339,12 +338,12 @@ class HyperNetwork(PreTrainedModel):
 
     @property
     def one_state(self) -> bool:
-        """Whether one state serves all layers by construction, so that its cosine of 1 over layers says nothing."""
+        """Whether all layers share one state by construction, so that the cosine between layers is always 1."""
         return self.scheme is not None and self.scheme.shared_by_layers
 
     @property
     def dropout_rate(self) -> float:
-        """Dropout of encoder and decoder while they are trained."""
+        """Dropout rate of encoder and decoder in training."""
         rate: float = self.config.stack_config(decoder=False).dropout_rate
         return rate
 
@@ -352,7 +351,7 @@ class HyperNetwork(PreTrainedModel):
         return self.encoder.embed_tokens
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Weights of a network built from its configuration alone; the T5 stacks draw their own."""
+        """Initialise a network that is built from its configuration alone; T5 stacks initialise themselves."""
         if isinstance(module, GenerationScheme):
             # T5 draws embeddings with this standard deviation.
             module.reset_parameters(self.config.stack_config(decoder=False).initializer_factor)

@@ -1,15 +1,15 @@
-"""The seams of a stock transformers model at which generated parameters act (§4.1).
+"""Injection of generated parameters into a stock transformers model (§4.1).
 
-Attention takes further keys and values in front of its own, through the functions in `hart.peft.attention` (T5) and
-`hart.peft.decoder_attention` (decoder-only models).
+Attention modules take extra keys and values in front of their own, through the functions in `hart.peft.attention` (T5)
+and `hart.peft.decoder_attention` (decoder-only models).
 
-Any other named module (a linear map, the feed-forward, an activation) takes *changes*: functions of its input and
-output that give a new output, called by a forward hook. LoRA, adapters and (IA)³ are such changes. Several kinds may
-change one module: they act in the order in which they were bound, which is that of the configuration's list, each on
-what the one before it gives. All of them see the module's own input.
+Any other module (a linear map, the feed-forward, an activation) takes *changes*: functions of its input and output
+that return a new output, called by a forward hook. LoRA, adapters and (IA)³ are such changes. Several changes of one
+module act in the order in which they were bound, which is the order of the configuration's list. Each receives the
+module's own input and the output of the change before it.
 
-What is bound is bound for one thread or asyncio task (`contextvars`): others use the same modules at the same time,
-with what they have bound themselves.
+Bindings are local to a thread or asyncio task (`contextvars`), so several of them can use the same modules with
+different parameters at the same time.
 """
 
 import functools
@@ -32,7 +32,7 @@ from hart.peft.architectures import Stack, architecture, at, layers_with
 from hart.runtime.third_party.torch import forget_compiled
 
 ATTENTION = {"sdpa": "hart_sdpa", "eager": "hart_eager"}
-"""Stock attention implementation of a T5 → the registered one with seams (`hart.peft.attention`)."""
+"""Stock attention implementation of a T5 → the registered one that takes extra keys (`hart.peft.attention`)."""
 
 DECODER_ATTENTION = {"sdpa": "hart_decoder_sdpa", "eager": "hart_decoder_eager"}
 """The same for decoder-only models (`hart.peft.decoder_attention`)."""
@@ -40,15 +40,18 @@ DECODER_ATTENTION = {"sdpa": "hart_decoder_sdpa", "eager": "hart_decoder_eager"}
 _HOOKED, _INPUT_HOOKED = "hart_hooked", "hart_input_hooked"
 
 Change = Callable[[Tensor, Tensor], Tensor]
-"""(input, output) of a module → what it shall give instead; all `[batch, tokens, width]`."""
+"""(input, output) of a module → its new output; all `[batch, tokens, width]`."""
 
 InputChange = Callable[[Tensor], Tensor]
-"""What a module is given → what it shall be given instead."""
+"""Input of a module → its new input."""
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Some columns of a module's output, which are a map of their own: `start` to `stop` of each of `groups` groups."""
+    """Columns of a module's output that form a map of their own, where a model fuses several maps into one.
+
+    The output consists of `groups` groups of equal width; the slice has columns `start` to `stop` of each group.
+    """
 
     module: nn.Module
     groups: int
@@ -56,32 +59,34 @@ class Slice:
     stop: int
 
     def of(self, output: Shaped[Tensor, "*any out"]) -> Shaped[Tensor, "*any part"]:
-        """These columns, side by side."""
+        """The columns of this slice, those of all groups side by side."""
         return output.unflatten(-1, (self.groups, -1))[..., self.start : self.stop].flatten(-2)
 
     def put(self, output: Shaped[Tensor, "*any out"], part: Shaped[Tensor, "*any part"]) -> Shaped[Tensor, "*any out"]:
-        """The output with other values in these columns."""
+        """The output with `part` in the columns of this slice."""
         whole, new = (each.unflatten(-1, (self.groups, -1)) for each in (output, part))
         return torch.cat([whole[..., : self.start], new, whole[..., self.stop :]], dim=-1).flatten(-2)
 
 
 @dataclass(frozen=True)
 class Input:
-    """What a module is given: its first argument of real numbers, or of whole ones (positions)."""
+    """The input of a module: its first argument of floating-point type, or of integer type (positions)."""
 
     module: nn.Module
     whole_numbers: bool = False
 
 
 Site = nn.Module | Slice | Input
-"""Where something acts: a module's output, some columns of it, or its input."""
+"""A place where a binding acts: a module's output, some columns of it, or its input."""
 
 
 class ExtraKeyValues(NamedTuple):
-    """Keys and values in front of one module's own; n as in `for_batch`.
+    """Extra keys and values in front of those of one attention module; n as in `for_batch`.
 
-    `mask` is 0 where they are hidden; None hides none. The last `placeless` of them are at no position (a memory), so
-    a sliding window never leaves them behind; those before are a past of as many tokens.
+    Attributes:
+        mask: 0 where they are hidden; None: all are visible.
+        placeless: number of keys, at the end, that have no position (a memory), so that a sliding window always
+            includes them. The keys before them count as a past of as many tokens.
     """
 
     key: Float[Tensor, "n heads p d_kv"]
@@ -91,12 +96,16 @@ class ExtraKeyValues(NamedTuple):
 
     @classmethod
     def from_blocks(cls, key: Float[Tensor, "n p inner"], value: Float[Tensor, "n p inner"], heads: int) -> Self:
-        """From generated rows of heads · d_kv numbers."""
+        """Split generated rows of width inner = heads · d_kv into heads."""
         split = (each.unflatten(-1, (heads, -1)).transpose(1, 2) for each in (key, value))
         return cls(*split)
 
     def beside(self, other: "ExtraKeyValues") -> "ExtraKeyValues":
-        """These and then the `other` ones, in as many sets as the larger of the two has."""
+        """Both together, those of `other` last; n is the larger of the two.
+
+        Raises:
+            ValueError: this one has keys without a position, which must come last.
+        """
         if self.placeless:
             raise ValueError("what is at no position comes last")
         n = max(self.key.shape[0], other.key.shape[0])
@@ -113,19 +122,19 @@ class ExtraKeyValues(NamedTuple):
 
 
 Binding = ExtraKeyValues | Change | InputChange
-"""What acts at one site: keys and values in front of its own, or a change of its output or input."""
+"""The action at one site: extra keys and values, or a change of its output or input."""
 
-# Module, or `Input`, → what acts there now, in this thread or asyncio task. A mapping is replaced, never changed, so a
-# reference to it is a snapshot. One variable for all main models: a module belongs to one of them.
+# Module or `Input` → its current bindings in this thread or asyncio task. The mapping is replaced and never mutated, so
+# a reference to it is a snapshot. All main models share this variable, as each module belongs to only one of them.
 _bound: ContextVar[Mapping[nn.Module | Input, Any]] = ContextVar("hart_bound", default=MappingProxyType({}))
 _hooking = threading.Lock()
 
 
 @contextmanager
 def binding(*parts: Mapping[Site, Binding]) -> Iterator[None]:
-    """Context in which `parts` act at their sites, for this thread or asyncio task only, after what is bound there.
+    """Context in which `parts` act at their sites, in this thread or asyncio task only, after existing bindings.
 
-    Keys and values of two parts stand side by side; changes act one after the other, in the order of `parts`.
+    Keys and values of several parts are concatenated; changes act one after the other, in the order of `parts`.
     """
     before = _bound.get()
     values: dict[nn.Module | Input, Any] = dict(before)
@@ -147,25 +156,25 @@ def binding(*parts: Mapping[Site, Binding]) -> Iterator[None]:
 
 
 def _hook(place: nn.Module | Input) -> None:
-    """Let changes act on a module's output or input. The hook stays; without a change it does nothing."""
+    """Register the hook by which changes act at `place`. It stays registered, and does nothing without a change."""
     module, mark = (place.module, _INPUT_HOOKED) if isinstance(place, Input) else (place, _HOOKED)
     if getattr(module, mark, False):
         return
-    with _hooking:  # of two threads one may have been faster
+    with _hooking:  # another thread may have registered it since
         if not getattr(module, mark, False):
             if isinstance(place, Input):
                 hook = _apply_to_whole_numbers if place.whole_numbers else _apply_to_real_numbers
                 module.register_forward_pre_hook(hook, with_kwargs=True)
             else:
                 module.register_forward_hook(_apply_changes)
-            setattr(module, mark, True)  # on the module, so that a copy, which has the hook, knows it too
-            forget_compiled()  # which does not look for hooks that came later
+            setattr(module, mark, True)  # on the module, since its copies have the hook, too
+            forget_compiled()  # compiled code does not notice hooks that are registered later
 
 
 def checkpoint_contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-    """`context_fn` for `torch.utils.checkpoint`: recompute under what is bound now.
+    """`context_fn` for `torch.utils.checkpoint`: recomputation uses the bindings of the time of this call.
 
-    A layer recomputed in the backward pass must find what acted in its own forward pass, whatever has been bound since.
+    A layer that the backward pass recomputes needs the bindings of its forward pass, even if others have replaced them.
     """
     return nullcontext(), _restored(_bound.get())
 
@@ -181,7 +190,7 @@ def _restored(values: Mapping[nn.Module | Input, Any]) -> Iterator[None]:
 
 
 def sites(main: PreTrainedModel, stack: Stack, target: str) -> list[Site]:
-    """The site called `target` in every layer of one stack that has it.
+    """The sites named `target` in all layers of one stack that have one.
 
     Raises:
         HartError: this architecture has no such site.
@@ -208,7 +217,7 @@ def sites(main: PreTrainedModel, stack: Stack, target: str) -> list[Site]:
 
 
 def positions(main: PreTrainedModel) -> list[Input]:
-    """Where a decoder-only model is told the positions of its tokens; a T5 is not."""
+    """The inputs through which a decoder-only model receives token positions; empty for a T5."""
     table = architecture(main.config)
     told = [] if table.positions is None else [at(main, table.positions)]
     if table.positions_in_attention:
@@ -217,7 +226,7 @@ def positions(main: PreTrainedModel) -> list[Input]:
 
 
 def learned_positions(main: PreTrainedModel) -> int | None:
-    """How many positions a model has, where each is learned (GPT-2); None: positions are not what limits it."""
+    """Number of positions of a model with learned position embeddings (GPT-2); None for other models."""
     told = positions(main)
     return told[0].module.num_embeddings if told and isinstance(told[0].module, nn.Embedding) else None
 
@@ -228,16 +237,16 @@ def module_of(site: Site) -> nn.Module:
 
 
 def weight_of(site: Site) -> Float[Tensor, "out in"]:
-    """The weights of a linear map, as `nn.Linear` has them; GPT-2's lie the other way round."""
+    """The weights of a linear map in the layout of `nn.Linear`; those of GPT-2 (`Conv1D`) are transposed."""
     module: Any = module_of(site)
     weight = module.weight.T if isinstance(module, Conv1D) else module.weight
     return site.of(weight.T).T if isinstance(site, Slice) else weight
 
 
 def mapped(chosen: Sequence[Site], inputs: Float[Tensor, "b t in"]) -> list[Float[Tensor, "b t _out"]]:
-    """What linear maps, or some columns of one, make of the same inputs, with biases and what is bound there.
+    """Outputs of several linear maps, or slices of one, for the same inputs, including biases and bindings.
 
-    A map that several share is run once.
+    A module to which several sites belong runs once.
     """
     outputs: dict[nn.Module, Tensor] = {}
     made = []
@@ -250,10 +259,13 @@ def mapped(chosen: Sequence[Site], inputs: Float[Tensor, "b t in"]) -> list[Floa
 
 
 def for_batch(values: Shaped[Tensor, "n ..."], like: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "b_or_1 ..."]:
-    """Bound values of n sets for a batch `like`, in its dtype.
+    """Bound values of n sets, repeated for the batch of `like`, in its dtype; a single set stays as it is.
 
-    n must be 1 (for every row of the batch) or divide the batch: beam search and several returned sequences repeat
-    each row of the batch in place, so set i serves rows i·k … i·k+k-1.
+    Beam search and several returned sequences repeat each row of the batch in place, so with k = b / n set i serves the
+    rows i·k to i·k + k − 1.
+
+    Raises:
+        ValueError: n does not divide the batch.
     """
     batch, n = like.shape[0], values.shape[0]
     if batch % n:
@@ -263,23 +275,23 @@ def for_batch(values: Shaped[Tensor, "n ..."], like: Shaped[Tensor, "b ..."]) ->
 
 
 def repeated(values: Shaped[Tensor, "n ..."], sets: int) -> Shaped[Tensor, "_sets ..."]:
-    """Values of n sets as those of `sets`, each one serving neighbours; n divides `sets`."""
+    """Values of n sets, each repeated in place to give `sets` of them; n divides `sets`."""
     return values if values.shape[0] == sets else values.repeat_interleave(sets // values.shape[0], dim=0)
 
 
 def product(inputs: Float[Tensor, "b t x"], maps: Float[Tensor, "#b x y"]) -> Float[Tensor, "b t y"]:
-    """One matrix product, batched where the maps differ."""
+    """inputs · maps: one matrix product for a single map, a batched one for a map per row of the batch."""
     return inputs @ maps[0] if maps.shape[0] == 1 else torch.bmm(inputs, maps)
 
 
 def _acting_at(place: nn.Module | Input) -> Any:
-    """What is bound at a place now, or None."""
+    """The current binding at a place, or None."""
     return _looked_up(place) if torch.compiler.is_compiling() else _bound.get().get(place)
 
 
 @torch.compiler.disable
 def _looked_up(place: nn.Module | Input) -> Any:
-    # Outside of what is compiled: torch 2.15 takes a traced answer for a constant, and gives it to the next layer too.
+    # Not compiled: torch 2.15 would trace the answer as a constant and use it for the following layers, too.
     return _bound.get().get(place)
 
 
@@ -308,10 +320,10 @@ def _changed_input(place: Input, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     changes: tuple[InputChange, ...] | None = _acting_at(place)
     if not changes:
         return None
-    # By position or by name, as the model happens to call the module.
+    # Arguments are positional or named, depending on how the model calls the module.
     given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
     for name, value in given.items():
-        # Masks, which are neither, are left alone.
+        # Masks are neither floating-point nor int64, and stay unchanged.
         if isinstance(value, Tensor) and (
             value.dtype == torch.long if place.whole_numbers else value.is_floating_point()
         ):
@@ -323,11 +335,12 @@ def _changed_input(place: Input, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 def attach(main: PreTrainedModel, attention: str) -> None:
-    """Switch a stock model to the attention functions with seams; nothing is bound yet.
+    """Switch a stock model to the attention functions that take extra keys; nothing is bound yet.
 
-    A model whose attention does what fused kernels cannot (Gemma 2) gets `eager`, as transformers has it.
+    A model whose attention is beyond fused kernels (Gemma 2) gets `eager`, as in transformers.
 
-    Raises `HartError` for an attention other than those in `ATTENTION`, or an architecture without a table of sites.
+    Raises:
+        HartError: `attention` is not a key of `ATTENTION`, or the architecture has no table of sites.
     """
     if attention not in ATTENTION:
         raise HartError(f"attention must be one of {', '.join(ATTENTION)}, not {attention!r}")
@@ -337,19 +350,19 @@ def attach(main: PreTrainedModel, attention: str) -> None:
 
 
 def extra_at(module: nn.Module) -> ExtraKeyValues | None:
-    """The keys and values in front of an attention module's own, if there are any."""
+    """The extra keys and values bound at an attention module; None if there are none."""
     extra: ExtraKeyValues | None = _acting_at(module)
     return extra if extra is not None and extra.key.shape[2] else None
 
 
 @torch.compiler.disable
 def extra_anywhere() -> bool:
-    """Whether any module has keys and values in front of its own."""
+    """Whether extra keys and values are bound at any module."""
     return any(isinstance(value, ExtraKeyValues) and value.key.shape[2] for value in _bound.get().values())
 
 
 def joined(
     extra: Float[Tensor, "n heads p d_kv"], tokens: Float[Tensor, "b heads s d_kv"]
 ) -> Float[Tensor, "b heads p+s d_kv"]:
-    """Keys, or values, in front of those of tokens."""
+    """The extra keys (or values) followed by those of the tokens."""
     return torch.cat([for_batch(extra, tokens).expand(tokens.shape[0], -1, -1, -1), tokens], dim=2)
