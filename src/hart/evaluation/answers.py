@@ -1,7 +1,7 @@
 """Free answers: ROUGE-L and exact match per task, per category and over all.
 
-Every mean is over instances, not over tasks or categories (Super-NaturalInstructions' own
-evaluation; section 4.1 reports its ROUGE-L), times 100.
+Every mean is over instances, not over tasks or categories, times 100, as in Super-NaturalInstructions' own evaluation
+(§4.1 reports its ROUGE-L).
 """
 
 from collections.abc import Iterable, Sequence
@@ -41,7 +41,7 @@ class InstanceResult:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One task; of ``without_words`` instances no reference has a word that ROUGE-L counts."""
+    """One task; ``without_words`` is the number of instances whose references have no word that ROUGE-L counts."""
 
     name: str
     categories: tuple[str, ...]
@@ -84,7 +84,7 @@ class AnswerResults(Results):
 
     @property
     def categories(self) -> dict[str, Score]:
-        """Mean per category, by name; a task that has several counts in each of them."""
+        """Mean per category, by name; a task with several categories counts in each of them."""
         members: dict[str, list[InstanceResult]] = {}
         for task in self.tasks:
             for category in task.categories or (UNCATEGORIZED,):
@@ -104,18 +104,18 @@ class AnswerResults(Results):
         return {"overall": vars(self.overall), "categories": categories}
 
     def tables(self) -> list[Table]:
-        # Of tasks without categories the second would repeat the first.
+        # Without categories the second table would repeat the first.
         return [self.task_table(), *([self.category_table()] if set(self.categories) != {UNCATEGORIZED} else [])]
 
     def task_table(self) -> Table:
-        """One row per task in the order given, then the mean."""
+        """One row per task, in their order, then the mean."""
         table = _table("task")
         for task in self.tasks:
             _add_row(table, task.name, task.score)
         return self._close(table)
 
     def category_table(self) -> Table:
-        """One row per category by name, then the mean."""
+        """One row per category, sorted by name, then the mean."""
         table = _table("category")
         for name, score in self.categories.items():
             _add_row(table, name, score)

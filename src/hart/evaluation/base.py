@@ -1,4 +1,4 @@
-"""What an evaluation is made of: a system that answers tasks, a metric that judges the answers, and the results."""
+"""The parts of an evaluation: a system that answers tasks, a metric that judges the answers, and the results."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -14,23 +14,23 @@ from hart.data.tasks import Task
 from hart.runtime.files import write_json
 
 Predictor = Callable[[Task], list[str]]
-"""Task → one answer for each of its instances, in their order."""
+"""Task → one answer per instance, in their order."""
 ChoiceScorer = Callable[[Task], list[list[float]]]
-"""Task → for each of its instances one score per choice, the higher the better."""
+"""Task → one score per choice for each instance; higher is better."""
 
 
 @dataclass(frozen=True)
 class System:
-    """What is evaluated: a model, or a baseline that needs none.
+    """The system under evaluation: a model, or a baseline without a model.
 
     Attributes:
-        name: in tables and in the file.
-        answer: how it answers in its own words, if it does.
-        score: how it judges the choices of multiple-choice instances, if it does.
-        form: how its model reads; None: there is no model.
-        details: provenance to keep in the file.
-        cuts: takes note of what did not fit into the model's limits.
-        model: the `HartModel` that is adapted, if it is one.
+        name: name of the system in tables and in results.json.
+        answer: generates free answers; None: the system cannot.
+        score: scores the choices of multiple-choice instances; None: the system cannot.
+        form: input format of the model; None for a baseline without a model.
+        details: provenance to keep in results.json.
+        cuts: records texts that exceed the model's limits.
+        model: the `HartModel` that is adapted; None for all other systems.
     """
 
     name: str
@@ -47,9 +47,12 @@ class Results(ABC):
     """Scores of one system.
 
     Attributes:
-        details: provenance for the file.
+        system: name of the system.
+        tasks: one result per task, as `Metric.judge` returns them.
+        details: provenance to keep in results.json.
         beside: results of the metric's own baselines.
-        diagnostics, robustness: for the file, if they were measured (`hart.evaluation.diagnostics`, `.robustness`).
+        diagnostics, robustness: further measurements for results.json (`hart.evaluation.diagnostics`, `.robustness`);
+            empty if they were not made.
     """
 
     system: str
@@ -60,28 +63,29 @@ class Results(ABC):
     robustness: dict[str, Any] = field(default_factory=dict)
 
     MARK = ("", "")
-    """What a reader of the scores should know of some instances: its name in the file, and in words."""
+    """A condition that makes the scores of some instances less telling: its key in results.json, and a sentence."""
 
     @property
     @abstractmethod
     def summary(self) -> dict[str, float]:
-        """The means over all, the one that counts first; where it is equal, the next decides."""
+        """Score → mean over all tasks, in percent. Systems are ranked by the first score, ties by the next."""
 
     @property
     @abstractmethod
     def marked(self) -> dict[str, int]:
-        """Task → how many of its instances `MARK` is about."""
+        """Task name → number of its instances to which `MARK` applies."""
 
     @abstractmethod
     def means(self) -> dict[str, Any]:
-        """What the file says beside the single tasks."""
+        """The aggregate scores in results.json, above those of single tasks."""
 
     def brief(self) -> dict[str, Any]:
-        """What another system's file says of these results."""
+        """These results as they stand in the results.json of another system, whose baseline this one is."""
         return self.summary
 
     @abstractmethod
-    def tables(self) -> list[Table]: ...
+    def tables(self) -> list[Table]:
+        """The tables that are printed."""
 
     @property
     def per_task(self) -> dict[str, dict[str, Any]]:
@@ -90,7 +94,7 @@ class Results(ABC):
 
     @property
     def marks(self) -> dict[str, Any]:
-        """The counts of the marked instances, for the details; empty if there are none."""
+        """Counts of the instances to which `MARK` applies, for `details`; empty if there are none."""
         names = [name for name, count in self.marked.items() if count]
         if not names:
             return {}
@@ -100,17 +104,17 @@ class Results(ABC):
 
     @property
     def remarks(self) -> list[str]:
-        """The marks as sentences."""
+        """The content of `marks` as sentences."""
         counted = "{instances} of {of} instances (in {tasks} of {of_tasks} tasks, first: {first})"
         return [f"{counted.format(**mark)} {self.MARK[1]}" for mark in self.marks.values()]
 
     @property
     def lines(self) -> list[str]:
-        """What is printed behind the tables."""
+        """Lines that are printed after the tables."""
         return []
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of results.json: plain JSON types, means before the single answers."""
+        """The content of results.json in plain JSON types, means before single answers."""
         details = {**self.details, **self.marks}
         if self.beside:
             details["baselines"] = {each.system: each.brief() for each in self.beside}
@@ -119,7 +123,7 @@ class Results(ABC):
         return {"system": self.system, "details": details, **self.means(), **measured, "tasks": tasks}
 
     def save(self, path: str | Path) -> None:
-        """Write results.json, whole or not at all.
+        """Write results.json atomically.
 
         Raises:
             HartError: the path is a folder or cannot be written.
@@ -132,16 +136,16 @@ R = TypeVar("R", bound=Results)
 
 @dataclass(frozen=True)
 class Metric(Generic[R]):
-    """How the instances of tasks are asked for and judged.
+    """A way to query systems about the instances of tasks, and to judge their outputs.
 
     Attributes:
-        results: what comes out.
-        asked: the way a system is asked, task → outputs; None if it has no such way.
-        check: refuses a task that cannot be judged.
-        judge: task, outputs → the task's result.
-        refusal: why a system that cannot be asked so is refused, in words.
-        baselines: systems that need no model.
-        beside: those of them that are evaluated beside every system.
+        results: class of the results.
+        asked: system → its function from a task to outputs; None if the system lacks that function.
+        check: raises `HartError` for a task that cannot be judged.
+        judge: (task, outputs) → the result of the task.
+        refusal: reason in the error message for a system whose `asked` is None.
+        baselines: systems without a model.
+        beside: baselines that are evaluated along with every system.
     """
 
     results: type[R]

@@ -1,4 +1,4 @@
-"""Scores of an evaluation, put into the card of the model that was evaluated."""
+"""Scores of an evaluation in the card of the evaluated model."""
 
 from pathlib import Path
 
@@ -7,11 +7,13 @@ from hart.model.card import put_scores
 
 
 def note_scores(model: Path, results: Results, what: str) -> bool:
-    """Put the means into the card of a saved model, in the place of earlier ones; whether it has a place for them.
+    """Write the mean scores into the card of a saved model, replacing earlier ones.
+
+    Returns whether the card has a place for scores.
 
     Args:
         model: folder of the model.
-        what: the tasks, in words.
+        what: description of the tasks.
 
     Raises:
         HartError: the card cannot be written.

@@ -1,13 +1,14 @@
-"""Multiple-choice accuracy (section 4.2): per template, per task, and the table of the paper.
+"""Multiple-choice accuracy by rank classification (§4.2): per template, per data set, and the table of the paper.
 
-A system gives a score for every choice of every instance; the choice with the highest score is
-the answer (T0's rank classification). An answer is right if its text is the target's, so of equal choices it does not
-matter which one wins. Of different choices with equal scores each wins its share: an instance earns what guessing among
-them earns. T0's argmax would take the first, and a model that cannot tell choices apart would be right or wrong by
-their order; where scores differ, the two agree.
+A system scores every choice of every instance; the choice with the highest score is the answer (T0's rank
+classification). An answer is right if its text equals the target, so identical choices are interchangeable. If
+different choices share the highest score, the instance counts with the probability that a random guess among them is
+right. T0 takes the first of them instead, which makes a model that cannot tell choices apart right or wrong by their
+order. Without ties both rules agree.
 
-A template is a task here (a P3 subset) and templates of one data set are in one category. Accuracies of a data set are
-the mean and the median over its templates, ANLI is the mean of its three rounds, and the average is over the columns.
+A template (a P3 subset) is a task here, and templates of one data set are in one category. The accuracy of a data set
+is the mean or the median over its templates, that of ANLI the mean of its three rounds, and the average is over the
+columns of the table.
 """
 
 import math
@@ -28,14 +29,17 @@ from hart.evaluation.metrics import macro_f1
 Summary = Literal["mean", "median"]
 SUMMARIES: tuple[Summary, ...] = ("mean", "median")
 MACRO_F1_COLUMNS = ("CB",)
-"""Columns of the table whose macro-F1 is reported too: SuperGLUE asks for it where classes are uneven."""
+"""Columns of the table whose macro-F1 is reported, too, as SuperGLUE does for data sets with uneven classes."""
 
 
 @dataclass(frozen=True)
 class ChoiceResult:
-    """One answered instance: `choice` is the (first) position of the best score, `correct` in [0, 1] what it earns.
+    """One answered instance.
 
-    `tied` is whether different choices share the best score.
+    Attributes:
+        choice: position of the best score, the first one if several choices share it.
+        correct: accuracy of the instance in [0, 1].
+        tied: whether different choices share the best score.
     """
 
     id: str
@@ -47,7 +51,7 @@ class ChoiceResult:
 
 @dataclass(frozen=True)
 class TemplateResult:
-    """One task. `macro_f1` (percent) is None where the choices change from instance to instance, or some are tied."""
+    """One task. `macro_f1` (percent) is None if choices differ between instances, or best scores are tied."""
 
     name: str
     dataset: str
@@ -56,12 +60,12 @@ class TemplateResult:
 
     @property
     def accuracy(self) -> float:
-        """In percent."""
+        """Mean accuracy over the instances, in percent."""
         return 100 * fmean(instance.correct for instance in self.instances)
 
     @property
     def tied(self) -> int:
-        """How many of its instances have different choices with the best score."""
+        """Number of instances in which different choices share the best score."""
         return sum(instance.tied for instance in self.instances)
 
     @property
@@ -94,7 +98,7 @@ class ChoiceResults(Results):
         return summary(own) if own else None
 
     def columns(self, summary: Callable[[list[float]], float] = fmean) -> dict[str, float]:
-        """The table's columns that were evaluated, in its order; other data sets follow under their own names."""
+        """Column of the paper's table → accuracy, for evaluated columns in order; other data sets follow by name."""
         grouped = {column: list(datasets) for column, datasets in held_out().items()}
         held = {dataset for datasets in grouped.values() for dataset in datasets}
         grouped |= {t.dataset: [t.dataset] for t in self.tasks if t.dataset not in held}
@@ -126,7 +130,7 @@ class ChoiceResults(Results):
         return {"accuracy": self.accuracy, "columns": self.columns()}
 
     def tables(self) -> list[Table]:
-        """The templates, and the table of the paper with the baselines."""
+        """The accuracies of the templates, then the table of the paper with the baselines."""
         several = len({each.dataset for each in self.tasks}) < len(self.tasks)
         others = [each for each in self.beside if each.system != self.system]
         return [
@@ -153,7 +157,7 @@ class ChoiceResults(Results):
         return found
 
     def template_table(self) -> Table:
-        """One row per template in the order given."""
+        """One row per template, in their order."""
         table = Table(title=Text(self.system), title_style="bold", title_justify="left")
         table.add_column("task", overflow="fold")
         for name in ("accuracy", "macro-F1", "instances"):
@@ -165,19 +169,19 @@ class ChoiceResults(Results):
 
 
 def majority(task: Task) -> list[list[float]]:
-    """Baseline that always gives the task's most frequent answer (in hindsight), by its place among the choices."""
+    """Baseline that always picks the choice whose position is most often the target's in the evaluated instances."""
     places = [_place(instance) for instance in task.instances]
     best = max(set(places), key=lambda place: (places.count(place), -place))
     return [[float(place == best) for place in range(len(each.choices))] for each in task.instances]
 
 
 def chance(task: Task) -> list[list[float]]:
-    """Baseline without a preference; its accuracy is what guessing earns on average."""
+    """Baseline with equal scores for all choices; its accuracy is the expected accuracy of guessing."""
     return [[0.0] * len(instance.choices) for instance in task.instances]
 
 
 def comparison_table(results: Sequence[ChoiceResults], *, summary: Summary = "mean", title: str | None = None) -> Table:
-    """One row per system, one column per held-out task in the paper's order, then the average (tables 4 and 5)."""
+    """One row per system, one column per held-out task in the paper's order, then the average (Tables 4, 5)."""
     rows = {result.system: result.columns(fmean if summary == "mean" else median) for result in results}
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     table = Table(title=Text(title) if title else None, title_style="bold", title_justify="left")

@@ -1,9 +1,10 @@
-"""Diagnostics: what the hypernetwork's layer states depend on, and what its parts are worth.
+"""Diagnostics of a hypernetwork: on what its layer states depend, and how much each of its parts contributes.
 
-Two failures leave the loss falling. States of consecutive layers can become one (a recursion in its fixed point), and
-what is generated can hardly depend on the task. The measures are of `hart.evaluation.states`; the scores are of the
-same tasks under other adaptations (`hart.evaluation.other_adaptations`): another task's must score worse, or the task
-was not read. docs/diagnostics.md says how to read them.
+Two failures do not show in the loss: the states of consecutive layers become equal (the recursion reaches a fixed
+point), or the generated parameters hardly depend on the task. The measures of layer states are those of
+`hart.evaluation.states`. The scores are those of the same tasks under other adaptations
+(`hart.evaluation.other_adaptations`): if another task's adaptation scores as well as a task's own, the task was not
+read. docs/diagnostics.md explains how to interpret them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,25 +37,26 @@ SETS = 4
 """Demonstration sets per task whose states are compared."""
 
 PASS = 8
-"""Tasks that the hypernetwork reads together."""
+"""Tasks per pass of the hypernetwork."""
 
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """What was found.
+    """The results of `diagnose`.
 
     Attributes:
-        scheme: the generation scheme.
-        one_state: whether one state serves all layers by construction (the shared scheme).
-        layer_cosines: stack → cosine of the states of layers l and l + 1.
-        layer_cosine: mean of them over the upper half of layers; None without two layers.
-        stack_cosines: per layer, between the states of the two stacks; one number where one state serves all layers.
-        variance: share of the states' variance by cause (`variance_shares`).
-        effective_rank: of all states.
-        parameter_cosines: block → mean cosine between what two tasks get; `all`: of everything generated.
-        scores: adaptation → means over the tasks; the first is the task's own.
-        other_sets: how many tasks have demonstrations that are not shown, for the score of other demonstrations.
-        tasks: how many there are.
+        scheme: name of the generation scheme.
+        one_state: whether all layers share one state by construction (the shared scheme).
+        layer_cosines: stack → cosines between the states of layers l and l + 1.
+        layer_cosine: mean of `layer_cosines` over the upper half of layers; None with fewer than two layers.
+        stack_cosines: cosine between the states of the two stacks, per layer; a single number if layers share a state.
+        variance: cause → share of the variance of states (`variance_shares`).
+        effective_rank: effective rank of all states.
+        parameter_cosines: block → mean cosine between the parameters of two tasks; `all`: over all blocks together.
+        scores: kind of adaptation → means over the tasks; the first is the tasks' own adaptation.
+        other_sets: number of tasks with demonstrations that are not shown, on which the score of other demonstrations
+            is based.
+        tasks: number of tasks.
     """
 
     scheme: str
@@ -70,12 +72,12 @@ class Diagnostics:
     tasks: int
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """The results in plain JSON types."""
         return dict(vars(self))
 
     @property
     def warning(self) -> str | None:
-        """One line where something has collapsed; None where nothing has."""
+        """One line if states have collapsed or another task's adaptation scores as well as the own; else None."""
         between = self.variance["tasks"] + self.variance["tasks_by_layer"] if self.variance else None
         found = collapses(None if self.one_state else self.layer_cosine, between)
         own, other = self.scores.get(OWN), self.scores.get(ANOTHER_TASK)
@@ -88,7 +90,7 @@ class Diagnostics:
         return "; ".join(found) or None
 
     def tables(self) -> list[Table]:
-        """Measures and scores."""
+        """A table of measures, and one of scores."""
         measures = Table("measure", "value", title=f"layer states, scheme {self.scheme}", min_width=80)
         cosine = "–" if self.layer_cosine is None else f"{self.layer_cosine:.3f}"
         note = " by construction: one state for all layers" if self.one_state else ""
@@ -133,16 +135,16 @@ def diagnose(
     With several processes, all must call this function; each answers its share of the tasks.
 
     Args:
-        model: with a hypernetwork.
-        tasks: with instances; at least two.
-        seed: of the draws of demonstration sets, and of those of the scores.
-        scores: whether to answer the tasks too, which takes most of the time.
-        own: the scores of the tasks' own adaptations, where they are known.
+        model: a model with a hypernetwork.
+        tasks: at least two tasks, with instances.
+        seed: seed of the random demonstration sets, and of the random choices of `other_adaptations`.
+        scores: whether to answer and score the tasks, too, which takes most of the time.
+        own: the scores under the tasks' own adaptations, if they are already known.
         bar: progress over the answered tasks, e.g. `hart.cli.options.progress_bar`.
-        options: of the systems (`hart_system`), e.g. `batch_size`.
+        options: options of `hart_system`, e.g. `batch_size`.
 
     Raises:
-        HartError: a system without hypernetwork, or fewer than two tasks.
+        HartError: the model has no hypernetwork, or there are fewer than two tasks.
     """
     check_comparable(model, tasks, "diagnosis")
     network = model.hypernetwork
@@ -165,7 +167,7 @@ def diagnose(
 
 
 def _measures(states: Tensor, shape: MainShape, one_state: bool) -> dict[str, Any]:
-    """Those of the states (L = 1 where one state serves all layers), by their names in `Diagnostics`."""
+    """The measures of states (with L = 1 if all layers share one state), by their names in `Diagnostics`."""
     layers: Sequence[int] = shape.depths
     found: dict[str, Any] = {
         "one_state": one_state, "layer_cosines": {}, "layer_cosine": None, "stack_cosines": [], "variance": {},
@@ -192,9 +194,9 @@ def _parameter_cosines(blocks: dict[str, Tensor]) -> dict[str, float | None]:
 
 
 def _sets(model: HartModel, task: Task, seed: int) -> list[Task]:
-    """The task under `SETS` demonstration sets: the shown one, and others drawn from all demonstrations and instances.
+    """The task with `SETS` demonstration sets: the one that is shown, and random ones of demonstrations and instances.
 
-    That instances are among them matters to no score.
+    These tasks serve to measure states only, so drawing from instances affects no score.
     """
     shown = model.input_format.shown(task)
     draw = Random(f"{seed} {task.name}")
@@ -205,9 +207,9 @@ def _sets(model: HartModel, task: Task, seed: int) -> list[Task]:
 
 @torch.no_grad()
 def _read(model: HartModel, network: HyperNetwork, draws: Sequence[Task]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Layer states of every draw and the blocks of every task's first, on the CPU.
+    """Layer states of all demonstration sets, and blocks of the first set of each task, on the CPU.
 
-    A state that serves all layers is there once. Blocks without numbers are left out.
+    A state that all layers share is returned once (L = 1). Empty blocks are left out.
     """
     states, blocks = [], []
     for start in range(0, len(draws), PASS):

@@ -10,7 +10,7 @@ contain it:
 * accented letters split a word ("café" is "caf"), case is ignored, words of at most three letters
   are not stemmed.
 
-Exact match is the place to look for tasks whose answers are such texts; `has_words` tells them.
+For tasks whose answers are such texts, use exact match; `has_words` detects them.
 """
 
 import functools
@@ -81,10 +81,10 @@ def exact_match(prediction: str, references: Sequence[str]) -> float:
 
 
 def macro_f1(targets: Sequence[int], predictions: Sequence[int]) -> float:
-    """Mean of the classes' F1, over all classes that occur in targets or predictions, in [0, 1].
+    """Mean F1 over all classes that occur in targets or predictions, in [0, 1].
 
     Raises:
-        ValueError: nothing to compare, or not one prediction per target.
+        ValueError: there are no targets, or their number differs from that of predictions.
     """
     if not targets or len(targets) != len(predictions):
         raise ValueError("macro-F1 needs one prediction for each of at least one target")

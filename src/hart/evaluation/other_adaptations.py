@@ -1,4 +1,4 @@
-"""Adaptations that a task would not get: what the scores under them say is whether and where the task was read."""
+"""Scores of tasks under adaptations other than their own, which show whether the task was read, and by which parts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,11 +18,11 @@ from hart.model.hart_model import HartModel
 Adapt = Callable[[Task], Adaptation]
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""What is done, and how many times → a context with the function that moves a progress bar on."""
+"""(description, number of steps) → context with a function that advances a progress bar by some steps."""
 
 
 def check_comparable(model: HartModel, tasks: Sequence[Task], what: str) -> None:
-    """Raise `HartError` for a system without hypernetwork, or fewer than two tasks, which `what` needs."""
+    """Raise `HartError` if the model has no hypernetwork or there are fewer than two tasks; `what` needs both."""
     if model.hypernetwork is None:
         raise HartError(f"{model.name or 'model'}: has no hypernetwork, so {what} has nothing to look at")
     if len(tasks) < 2:
@@ -30,16 +30,16 @@ def check_comparable(model: HartModel, tasks: Sequence[Task], what: str) -> None
 
 
 def other_adaptations(model: HartModel, tasks: Sequence[Task], seed: int) -> dict[str, Adapt]:
-    """Kind → the adaptation of that kind that a task of `tasks` gets, its own first.
+    """Kind → function from a task of `tasks` to its adaptation of that kind; the task's own is the first.
 
-    Another task's is that of the next in the list. Kinds that would change nothing are left out: another order where
-    no task shows two demonstrations, other ones where no task has any that are not shown, parameters or memory only
-    where the model has one of them. Nothing is kept between calls: a pass of the hypernetwork takes little beside the
-    answers, and the adaptations of all tasks much memory.
+    "Another task" is the next one in the list. Kinds without effect are left out: shuffled demonstrations if no task
+    shows two different ones, other demonstrations if no task has any that are not shown, and parameters or memory alone
+    if the model does not have both. Adaptations are not cached: a pass of the hypernetwork is cheap compared with
+    answering, and the adaptations of all tasks would take much memory.
 
     Args:
-        model: with a hypernetwork.
-        seed: of the order and of the draw of other demonstrations.
+        model: a model with a hypernetwork.
+        seed: seed of the shuffling and of the draw of other demonstrations.
     """
     form = model.input_format
     following = {id(task): tasks[(index + 1) % len(tasks)] for index, task in enumerate(tasks)}
@@ -70,7 +70,7 @@ def _unshown(model: HartModel, task: Task) -> list[Demonstration]:
 
 
 def _with_others(model: HartModel, task: Task, seed: int) -> Task:
-    """The task with as many demonstrations as it shows, of those that it does not show as far as they go."""
+    """The task with its shown demonstrations replaced by random ones that it does not show, as far as there are any."""
     shown, unshown = model.input_format.shown(task), _unshown(model, task)
     drawn = Random(f"{seed} {task.name}").sample(unshown, min(len(unshown), len(shown.demonstrations)))
     kept = len(shown.demonstrations) - len(drawn)
@@ -78,7 +78,7 @@ def _with_others(model: HartModel, task: Task, seed: int) -> Task:
 
 
 def _shuffled(task: Task, seed: int) -> Task:
-    """The task with its demonstrations in another order, if it has more than one."""
+    """The task with its demonstrations in another order, if they are not all equal."""
     order = list(task.demonstrations)
     draw = Random(f"{seed} {task.name}")
     while len(set(order)) > 1 and tuple(order) == task.demonstrations:
@@ -95,12 +95,13 @@ def scores_under(
     what: str,
     options: Mapping[str, Any],
 ) -> dict[str, dict[str, float]]:
-    """Kind → the means of all tasks, whose queries are answered with adaptations of that kind.
+    """Kind → mean scores over all tasks, whose queries are answered with adaptations of that kind.
 
     Args:
-        own: those of the tasks' own adaptations, where they are known.
-        what: is done, for the progress bar.
-        options: of the systems (`hart_system`).
+        kinds: kind → function from a task to its adaptation.
+        own: scores under the tasks' own adaptations, if they are already known.
+        what: description for the progress bar.
+        options: options of `hart_system`.
     """
     found = {OWN: dict(own)} if own is not None else {}
     todo = [name for name in kinds if name not in found]

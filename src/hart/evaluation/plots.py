@@ -1,4 +1,4 @@
-"""The two pictures of a run (the losses over time, the score of each task), and that of the growth of costs."""
+"""Plots of a run (losses over steps, scores by task) and of the growth of costs."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -49,10 +49,11 @@ _SPELT = {"seconds": "seconds", "flops": "FLOPs"}
 
 
 def plot_growth(measured: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
-    """Seconds and FLOPs along several axes, both as multiples of their first value, on one scale.
+    """Seconds and FLOPs over several quantities, as multiples of their first value, on a common logarithmic scale.
 
     Args:
-        measured: axis → `sizes`, `seconds` and `flops` of equal length, and the two `exponents` fitted to them.
+        measured: quantity, such as the number of layers → its `sizes`, `seconds` and `flops`, lists of equal length,
+            and the two `exponents` fitted to them.
     """
     figure, row = plt.subplots(
         1, len(measured), figsize=(2.4 * len(measured), 2.9), sharey=True, squeeze=False, layout="constrained"

@@ -1,9 +1,9 @@
-"""Robustness: the same tasks told in other ways, and queries that are none of the task's.
+"""Robustness: scores of tasks that are described differently, and answers to queries that do not belong to the task.
 
-What a user writes is not what a benchmark holds: a definition in other words or none at all, a demonstration that is
-wrong or of another task. Each way is scored on the tasks' own queries, beside the task as it is. Interference is what
-an adaptation does to other queries, those of other tasks and distractors (`hart.data.distractors`): how many of them
-the adapted model answers as its base does.
+Users describe tasks less carefully than benchmarks do: the definition is worded differently or missing, a demonstration
+is wrong or of another task. Each such variant is scored on the tasks' own queries and compared with the original task.
+Interference is the effect of an adaptation on other queries, those of another task and distractors
+(`hart.data.distractors`): the share of them that the adapted model answers as its base does.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,23 +24,23 @@ from hart.evaluation.words import OWN, TOLD
 from hart.model.hart_model import HartModel
 
 OtherDefinition = Callable[[Task], str | None]
-"""A task's definition in other words, where there is one."""
+"""Task → its definition in other words; None if there is none."""
 
 QUERIES = 5
-"""Queries of another task, and distractors, whose answers are compared with the base's, for each task."""
+"""Number of queries of another task, and of distractors, that each task's adapted model answers."""
 
 
 @dataclass(frozen=True)
 class Robustness:
-    """What was found.
+    """The results of `measure_robustness`.
 
     Attributes:
-        scores: way → means over the tasks; the first is the task as it is.
+        scores: variant → means over the tasks; the first is the original task.
         like_the_base: share of another task's queries that the adapted model answers word for word as its base does;
             None for multiple-choice tasks.
-        queries: how many that were.
-        distractors_like_the_base: share of distractors that it answers so; None without any.
-        distractors: how many that were.
+        queries: number of these queries.
+        distractors_like_the_base: share of distractors that it answers as its base does; None without distractors.
+        distractors: number of distractors that were asked.
     """
 
     scores: dict[str, dict[str, float]]
@@ -50,7 +50,7 @@ class Robustness:
     distractors: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """The results in plain JSON types."""
         return dict(vars(self))
 
     def tables(self) -> list[Table]:
@@ -79,22 +79,22 @@ def measure_robustness(
     bar: Bar | None = None,
     **options: Any,
 ) -> Robustness:
-    """Score tasks told in other ways, and ask each adapted model queries of another task and distractors.
+    """Score variants of tasks, and ask each adapted model queries of another task and distractors.
 
     With several processes, all must call this function; each answers its share of the tasks.
 
     Args:
-        model: with a hypernetwork.
-        tasks: with instances; at least two. Another task is the next in the list.
-        other_definition: without it there is no definition in other words.
-        distractors: queries that have nothing to do with any task; each task is asked the next `QUERIES` of them.
-        seed: of the wrong outputs.
-        own: scores of the tasks as they are, where they are known.
+        model: a model with a hypernetwork.
+        tasks: at least two tasks, with instances. "Another task" is the next one in the list.
+        other_definition: gives definitions in other words; None leaves out that variant.
+        distractors: queries unrelated to any task; each task's model is asked the next `QUERIES` of them.
+        seed: seed of the draws of wrong outputs.
+        own: scores of the original tasks, if they are already known.
         bar: progress over the answered tasks, e.g. `hart.cli.options.progress_bar`.
-        options: of the systems (`hart_system`), e.g. `batch_size`.
+        options: options of `hart_system` and `base_system`, e.g. `batch_size`.
 
     Raises:
-        HartError: a system without hypernetwork, or fewer than two tasks.
+        HartError: the model has no hypernetwork, or there are fewer than two tasks.
     """
     check_comparable(model, tasks, "robustness")
     ways = told_in_other_ways(model, tasks, seed, other_definition)
@@ -110,7 +110,7 @@ def measure_robustness(
         return sum(alike) / len(alike), len(alike)
 
     found = Robustness(scores, None, 0)
-    if metric_of(tasks) is ANSWERS:  # queries of multiple-choice tasks have no answers of their own
+    if metric_of(tasks) is ANSWERS:  # multiple-choice tasks have no free answers to compare
         others = [following.instances[:QUERIES] for following in [*tasks[1:], tasks[0]]]
         share, count = like_the_base(_asked(tasks, others))
         found = replace(found, like_the_base=share, queries=count)
@@ -129,10 +129,10 @@ def _asked(tasks: Sequence[Task], queries: Sequence[Sequence[Instance]]) -> list
 def told_in_other_ways(
     model: HartModel, tasks: Sequence[Task], seed: int, other_definition: OtherDefinition | None = None
 ) -> dict[str, Adapt]:
-    """Way → the adaptation to a task of `tasks` that is told so, the task as it is first.
+    """Variant → function from a task of `tasks` to the adaptation to this variant; the original task is the first.
 
-    Ways that would change nothing are left out: a model that reads no definition, or no demonstrations; no task of
-    which another definition is known.
+    Variants without effect are left out: those of a part that the model does not read, and a definition in other words
+    if none is known for any task.
     """
     form = model.input_format
     following = {id(task): tasks[(index + 1) % len(tasks)] for index, task in enumerate(tasks)}
@@ -144,7 +144,7 @@ def told_in_other_ways(
         words = other_definition(task) if other_definition else None
         return form.shown(task) if words is None else replace(form.shown(task), definition=words)
 
-    # A task of one part stays as it is where nothing would be left of it.
+    # A task with only one part keeps it, as nothing would be left.
 
     def without_definition(task: Task) -> Task:
         shown = form.shown(task)

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def metric_of(tasks: Sequence[Task]) -> Metric[Any]:
-    """Accuracy where all tasks are multiple-choice, else the scores of free answers."""
+    """The metric of tasks: accuracy if all are multiple-choice, else the scores of free answers."""
     return CHOICES if tasks and all(task.multiple_choice for task in tasks) else ANSWERS
 
 
@@ -37,7 +37,7 @@ def evaluate(
     Args:
         details: provenance to keep in the file, in addition to the system's own.
         on_task: called with each task's result, to advance a progress bar or a log.
-        beside: evaluate the metric's own baselines, too.
+        beside: evaluate the metric's baselines (`Metric.beside`), too.
 
     Raises:
         HartError: there are no tasks, or some that the system cannot read or answer or the metric cannot judge; raised
@@ -66,10 +66,11 @@ def evaluate(
 
 
 def evaluate_model(model: HartModel, tasks: Sequence[Task], *, quiet: bool = False) -> Results:
-    """The adapted model's scores, under the metric of the tasks.
+    """Evaluate the adapted model under the metric of the tasks.
 
     Args:
-        quiet: no warnings of what did not fit and which scores say little, as for the same tasks again.
+        quiet: suppress warnings about texts that were cut and scores that say little, as when the same tasks are
+            evaluated again.
 
     Raises:
         HartError: as `evaluate`.
@@ -82,7 +83,7 @@ def evaluate_model(model: HartModel, tasks: Sequence[Task], *, quiet: bool = Fal
 
 
 def warn(system: System, results: Results) -> None:
-    """Say what a reader of the scores should know, each condition once."""
+    """Log warnings about texts that were cut and about marked instances (`Results.MARK`), one per condition."""
     system.cuts.tell(logger)
     for remark in results.remarks:
         logger.warning("%s", remark)

@@ -1,4 +1,4 @@
-"""Which tasks an evaluation is about: those of a split of a collection, or of files."""
+"""Selection of the tasks of an evaluation: a split of a collection, or task files."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +14,7 @@ from hart.evaluation.base import System
 from hart.runtime.sections import FieldError
 
 SHOTS = 16
-"""Demonstrations drawn for each task of a collection without fixed ones."""
+"""Default number of demonstrations to draw for each task of a collection without fixed ones."""
 
 
 @dataclass(frozen=True)
@@ -23,17 +23,18 @@ class Selection:
 
     Attributes:
         data: name of the collection; None: the tasks are in `task_files`.
-        data_dir: its folder; None: the hub.
-        task_files: with instances, instead of a collection.
-        subsets: names or patterns, where the collection has subsets; None: its default ones.
+        data_dir: folder of the collection; None: the hub.
+        task_files: files of tasks with instances, instead of a collection.
+        subsets: names or patterns, for a collection with subsets; None: its default ones.
         split: "test" or "validation".
         validation_tasks, data_seed: as `data.validation_tasks` and `data.seed` in training.
-        max_instances: of each task; None: the collection's `test_instances`, of files all.
-        num_demonstrations: drawn for each task of a collection without fixed ones.
-        task_text: what is shown of each task: "both", its "definition" alone or its "demonstrations" alone.
+        max_instances: the most instances per task; None: the collection's `test_instances`, or all in files.
+        num_demonstrations: number of demonstrations to draw for each task of a collection without fixed ones.
+        task_text: parts of each task to show: "both", its "definition" alone or its "demonstrations" alone.
 
     Raises:
-        hart.runtime.sections.FieldError: names the attribute.
+        HartError: neither a collection nor files are given, or both.
+        hart.runtime.sections.FieldError: an attribute has a wrong value; the error names the attribute.
     """
 
     data: str | None = None
@@ -83,22 +84,23 @@ class Selection:
 
     @property
     def form(self) -> InputFormat:
-        """How a model without a format of its own reads these tasks."""
+        """Input format of these tasks for a model that has no format of its own."""
         return InputFormat() if self.data is None else InputFormat.from_config(self._config(self.data))
 
     def load(self) -> list[Task]:
-        """The tasks.
+        """Load the tasks.
 
         Raises:
-            HartError: files are missing or malformed, a file has no instances, or some have choices and some none.
+            HartError: files are missing or malformed, a file has no instances, only some of the files have choices, or
+                a task lacks the part that `task_text` names.
         """
         return [self._shown(task) for task in self._load()]
 
     def _shown(self, task: Task) -> Task:
-        """The task with what is shown of it alone.
+        """The task with only the parts that `task_text` names.
 
         Raises:
-            HartError: it has nothing of that.
+            FieldError: the task lacks this part.
         """
         try:
             match self.task_text:
@@ -124,11 +126,11 @@ class Selection:
         return [replace(task, instances=task.instances[: self.max_instances]) for task in tasks]
 
     def other_definition(self, task: Task) -> str | None:
-        """The definition of one of these tasks in other words, where its collection has any."""
+        """The definition of a task in other words; None if its collection has no other definition."""
         return None if self.data is None else COLLECTIONS[self.data].other_definition(task)
 
     def check_readable(self, system: System, model: str) -> None:
-        """Raise `HartError` for a collection without the definitions that the system of a model reads."""
+        """Raise `FieldError` if the system of a model reads definitions and the collection has none."""
         if self.data is None or COLLECTIONS[self.data].prompt_format == "instructions":
             return
         if system.form is not None and system.form.reads_definition:
@@ -136,5 +138,5 @@ class Selection:
             raise FieldError("data", problem)
 
     def to_dict(self) -> dict[str, Any]:
-        """For the details of results."""
+        """The attributes in plain JSON types, for the details of results."""
         return {**asdict(self), "task_files": [str(path) for path in self.task_files or ()]}

@@ -1,8 +1,8 @@
 """Measures of layer states: do they differ by layer, by task and by demonstrations (§3.1, App. 8.3, Fig. 5)?
 
-All take states `[n, S, L, m, d]` as the hypernetwork returns them (S stacks of the main model)
-and the layers that each stack has: states of further layers serve nothing and are left out. The m vectors of a state
-count as one long one. Cosines are between vectors as they are, not centred.
+All take states `[n, S, L, m, d]` as the hypernetwork returns them (S stacks of the main model) and the number of layers
+of each stack; states beyond a stack's layers are unused and left out. The m vectors of a state are concatenated.
+Cosines are between vectors that are not centred.
 """
 
 from collections.abc import Sequence
@@ -13,27 +13,27 @@ from torch import Tensor
 from torch.nn import functional as F
 
 COLLAPSED = 0.98
-"""Mean cosine of consecutive layers' states in the upper half from which on they count as one."""
+"""Mean cosine between states of consecutive layers, in the upper half of layers, from which they count as collapsed."""
 
 ALIKE = 0.05
-"""Share of the states' variance between tasks below which the tasks count as one."""
+"""Share of the variance of states between tasks below which states count as independent of the task."""
 
 
 def consecutive_cosines(states: Float[Tensor, "n S L m d"], layers: Sequence[int]) -> list[list[float]]:
-    """For each stack the cosine between the states of layers l and l + 1, mean over n; L − 1 numbers."""
+    """For each stack the L − 1 cosines between the states of layers l and l + 1, mean over n."""
     vectors = states.float().flatten(3)
     pairs = F.cosine_similarity(vectors[:, :, 1:], vectors[:, :, :-1], dim=-1).mean(dim=0)
     return [pairs[stack, : max(0, count - 1)].tolist() for stack, count in enumerate(layers)]
 
 
 def upper_half(cosines: Sequence[Sequence[float]]) -> float | None:
-    """Mean of `consecutive_cosines` over the pairs of the upper half of layers of all stacks; None without a pair."""
+    """Mean of `consecutive_cosines` over the upper half of the pairs of all stacks; None if there are no pairs."""
     chosen = [value for each in cosines for value in each[len(each) // 2 :]]
     return sum(chosen) / len(chosen) if chosen else None
 
 
 def stack_cosines(states: Float[Tensor, "n S L m d"], layers: Sequence[int]) -> list[float]:
-    """Cosine between the states that a step makes for the two stacks, per layer, mean over n; empty for one stack."""
+    """Cosine between the states of the two stacks, per layer, mean over n; empty for a single stack."""
     if states.shape[1] < 2:
         return []
     vectors = states.float().flatten(3)
@@ -42,22 +42,22 @@ def stack_cosines(states: Float[Tensor, "n S L m d"], layers: Sequence[int]) -> 
 
 
 def variance_shares(states: Float[Tensor, "T s S L m d"], layers: Sequence[int]) -> dict[str, float]:
-    """How the variance of states divides among its causes; the shares add to 1.
+    """Cause → share of the variance of states; the shares add up to 1.
 
-    A plain decomposition of the sum of squares around the mean of all. With x[t, s, k, l] the state of task t,
-    demonstration set s, stack k and layer l, and means written without their index, it has five orthogonal parts:
+    This decomposes the sum of squares around the overall mean. With x[t, s, k, l] the state of task t, demonstration
+    set s, stack k and layer l, and means written without the index they are over, it has five orthogonal parts:
 
-    - `stacks`: x[k] − x;
-    - `layers`: x[k, l] − x[k], what tells the layers of a stack apart whatever the task;
-    - `tasks`: x[t, k] − x[k], what tells the tasks apart in all layers of a stack alike;
-    - `tasks_by_layer`: x[t, k, l] − x[t, k] − x[k, l] + x[k], the rest between tasks: what is another in each layer;
+    - `stacks`: x[k] − x, between stacks;
+    - `layers`: x[k, l] − x[k], between the layers of a stack, independent of the task;
+    - `tasks`: x[t, k] − x[k], between tasks, common to all layers of a stack;
+    - `tasks_by_layer`: x[t, k, l] − x[t, k] − x[k, l] + x[k], between tasks, different in each layer (interaction);
     - `demonstrations`: x[t, s, k, l] − x[t, k, l], between the demonstration sets of one task.
 
     Args:
-        states: of T tasks under s demonstration sets each.
+        states: states of T tasks with s demonstration sets each.
 
     Returns:
-        The shares; all 0 where the states do not vary at all.
+        The shares; all 0 if the states are all equal.
     """
     vectors = states.float().flatten(4)
     stacks = [vectors[:, :, stack, :count] for stack, count in enumerate(layers)]
@@ -81,10 +81,13 @@ def variance_shares(states: Float[Tensor, "T s S L m d"], layers: Sequence[int])
 
 
 def effective_rank(states: Float[Tensor, "n S L m d"], layers: Sequence[int]) -> float:
-    """exp(H) of the singular values of all centred states, divided by their sum: how many directions they fill."""
+    """Effective number of directions that the states span.
+
+    It is exp(H), with H the entropy of the singular values of all centred states after division by their sum.
+    """
     places = _places(states, layers).flatten(0, 1).double()
     places -= places.mean(dim=0)
-    # Their squares are the eigenvalues of the smaller of two products; there are many more states than directions.
+    # Squared singular values are the eigenvalues of either product; the smaller one is cheaper.
     product = places.T @ places if places.shape[0] > places.shape[1] else places @ places.T
     values = torch.linalg.eigvalsh(product).clamp_min(0).sqrt()
     shares = values / values.sum()
@@ -92,7 +95,7 @@ def effective_rank(states: Float[Tensor, "n S L m d"], layers: Sequence[int]) ->
 
 
 def pairwise_cosine(*values: Float[Tensor, "n ..."]) -> float | None:
-    """Mean cosine between what two of n tasks have, all `values` of a task as one vector; None for a single task."""
+    """Mean cosine over pairs of n tasks, with all `values` of a task as one vector; None for a single task."""
     n = values[0].shape[0]
     if n < 2:
         return None
@@ -107,11 +110,11 @@ def pairwise_cosine(*values: Float[Tensor, "n ..."]) -> float | None:
 def batch_measures(
     states: Float[Tensor, "n S L m d"], layers: Sequence[int], *, one_state: bool = False
 ) -> dict[str, Tensor]:
-    """What one training batch tells, as scalars on its device, which is not waited for.
+    """Measures of the states of one training batch, as scalars on their device, without synchronisation.
 
-    `layer_cosine`, of consecutive layers in the upper half, unless `one_state` serves all; `stack_cosine`, of the
-    two stacks; `row_variance`, the share of the states' variance between rows (of `variance_shares`, what depends on
-    the task). Empty where there are no states.
+    `layer_cosine`: mean cosine between consecutive layers in the upper half; left out if `one_state` serves all layers.
+    `stack_cosine`: mean cosine between the two stacks. `row_variance`: share of the variance of states between rows of
+    the batch, which is `tasks` + `tasks_by_layer` of `variance_shares` for rows as tasks. Empty if there are no states.
     """
     if not states.numel():
         return {}
@@ -134,11 +137,12 @@ def batch_measures(
 
 
 def collapses(layer_cosine: float | None, between_tasks: float | None) -> list[str]:
-    """What has become one, in words: the states of consecutive layers, those of all tasks; mostly nothing.
+    """Sentences about collapsed states, of consecutive layers or of all tasks; empty if neither has collapsed.
 
     Args:
-        layer_cosine: of consecutive layers in the upper half; None where there is none, or one state serves all layers.
-        between_tasks: share of the states' variance.
+        layer_cosine: mean cosine between consecutive layers in the upper half; None if there are no such layers, or all
+            layers share one state.
+        between_tasks: share of the variance of states between tasks.
     """
     found = []
     if layer_cosine is not None and layer_cosine >= COLLAPSED:
@@ -155,6 +159,6 @@ def collapses(layer_cosine: float | None, between_tasks: float | None) -> list[s
 
 
 def _places(states: Float[Tensor, "n S L m d"], layers: Sequence[int]) -> Float[Tensor, "n p md"]:
-    """One vector for each layer that a stack has."""
+    """The states as one vector for each layer of each stack."""
     vectors = states.float().flatten(3)
     return torch.cat([vectors[:, stack, :count] for stack, count in enumerate(layers)], dim=1)

@@ -1,7 +1,7 @@
-"""The systems that are evaluated: adapted models, and their un-adapted base.
+"""The systems under evaluation: adapted models, and their un-adapted base.
 
-Free answers are generated, multiple-choice ones are scored. All instances are answered: official data has blank ones,
-which are read as the protocol reads them, without a word of input.
+Free answers are generated, choices are scored. All instances are answered, including blank ones of official data,
+whose input is empty, as in the benchmark's protocol.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from hart.model.main_model import MainModel
 from hart.model.scoring import Normalisation, score_choices
 
 BASELINES = {each.name: each for metric in (ANSWERS, CHOICES) for each in metric.baselines}
-"""Those that need no model."""
+"""Name → baseline without a model."""
 
 
 def hart_system(
@@ -35,7 +35,7 @@ def hart_system(
     Args:
         adapt: returns the adaptation to a task; None: the model reads the task with the demonstrations that its format
             shows.
-        options: those of `_system`.
+        options: `batch_size` and `normalisation` of the scores (`hart.model.scoring`).
     """
     form, cuts = model.input_format, Cuts()
     own = adapt or (lambda task: model.adapt(form.shown(task), cuts=cuts))
@@ -43,9 +43,9 @@ def hart_system(
 
 
 def base_system(main: MainModel, form: InputFormat, *, in_context: bool, name: str = "base", **options: Any) -> System:
-    """The un-adapted main model, which reads the query alone, or behind definition and demonstrations.
+    """The un-adapted main model, which reads the query alone, or after definition and demonstrations (`in_context`).
 
-    In context, the whole input has the limit that the hypernetwork's input has (Tk-Instruct's 1024 tokens).
+    In context, the limit of the hypernetwork's input applies to the whole input (Tk-Instruct: 1024 tokens).
     """
     form = replace(form, demonstrations_to="main" if in_context else "nowhere")
     return _system(name, main, form, Cuts(), lambda task: None, **options)
@@ -62,15 +62,19 @@ def load_system(
     demonstration_groups: int | None = None,
     **options: Any,
 ) -> System:
-    """`hart`, `base` or `base-in-context` of a HART model, or the latter two of a plain base.
+    """Load the system `hart`, `base` or `base-in-context` of a HART model, or one of the latter two of a plain base.
 
     Args:
-        form: how a plain base reads; a HART model has its own format. A plain decoder-only one goes on behind the
-            text: the end of sequence would tell it that another one begins.
-        demonstration_groups: of `hart`, as in `HartModel.adapt`.
+        name: "hart", "base" or "base-in-context".
+        model: folder or hub name of a HART model, or of a plain base.
+        base: location of a HART model's base, if it is not the one that the model names.
+        form: input format of a plain base; a HART model has its own. For a plain decoder-only base `input_eos` is set
+            to False, since it would take an end of sequence as the start of an unrelated text.
+        demonstration_groups: for `hart`, as in `HartModel.adapt`.
 
     Raises:
-        HartError: no such model, groups of demonstrations that nobody reads, or a base for one that needs none.
+        HartError: the model cannot be loaded, it reads no groups of demonstrations, or `base` is given for a plain
+            base.
     """
     if name == "hart" or model_type_of(model) in MODEL_TYPES:
         loaded = HartModel.from_pretrained(model, base=base, dtype=dtype, device=device)
@@ -112,7 +116,7 @@ def _system(
 
 
 def _encode(main: MainModel, form: InputFormat, task: Task, cuts: Cuts) -> list[list[int]]:
-    """Tokens of each instance's query; of a blank one the end of sequence alone."""
+    """Tokens of each instance's query; records blank instances in `cuts`."""
     queries, name = [], f"task {task.label}"
     for number, instance in enumerate(task.instances):
         queries.append(form.encode_input(main.tokenizer, task, instance.input, cuts, name=name, blank=True))

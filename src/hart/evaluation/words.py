@@ -1,12 +1,12 @@
-"""What scores and diagnostics are called in files and in tables; without torch, for those who only read results."""
+"""Names of scores and diagnostics in files and tables, in a module without torch for code that only reads results."""
 
 METRICS = {"procedural": ("exact_match", "rouge_l"), "p3": ("accuracy",)}
-"""Scores of a collection, the one that counts first; of all others ROUGE-L counts, then exact match."""
+"""Collection → its scores, the main one first; all other collections have ROUGE-L, then exact match."""
 METRIC_NAMES = {"exact_match": "exact match", "rouge_l": "ROUGE-L", "accuracy": "accuracy"}
 
 
 def metrics_of(collection: str) -> tuple[str, ...]:
-    """Names of a collection's scores in results.json, the one that counts first."""
+    """Names of a collection's scores in results.json, the main one first."""
     return METRICS.get(collection, ("rouge_l", "exact_match"))
 
 
@@ -22,7 +22,7 @@ IN_WORDS = {
     "another_tasks_parameters": "own memory, another task's parameters",
     "another_tasks_memory": "own parameters, another task's memory",
 }
-"""Every kind of adaptation in words."""
+"""Kind of adaptation (`hart.evaluation.other_adaptations`) → its name in tables."""
 
 CAUSES = {
     "stacks": "stacks",
@@ -31,7 +31,7 @@ CAUSES = {
     "tasks_by_layer": "tasks, another in each layer",
     "demonstrations": "demonstrations of a task",
 }
-"""The shares of `hart.evaluation.states.variance_shares` in words."""
+"""Share of `hart.evaluation.states.variance_shares` → its name in tables."""
 
 TOLD = {
     OWN: "the task as it is",
@@ -42,4 +42,4 @@ TOLD = {
     "all_wrong_outputs": "all demonstrations have another one's output",
     "foreign_demonstration": "one demonstration is another task's",
 }
-"""Every way of telling a task in words (`hart.evaluation.robustness`)."""
+"""Variant of a task (`hart.evaluation.robustness`) → its name in tables."""
