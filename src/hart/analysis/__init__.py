@@ -1,1 +1,1 @@
-"""What is made of trained models and their scores: the report of a study, and the paper's numbers beside it."""
+"""Analysis of trained models and their scores: figures, the report of a study, and the paper's numbers."""

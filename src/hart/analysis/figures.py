@@ -1,8 +1,8 @@
-"""The paper's figures from runs of one's own: `hart figures` (Figures 1, 3, 4, 5, and cosines between layers).
+"""The paper's figures from the user's own runs: `hart figures` (Figures 1, 3, 4, 5, and cosines between layers).
 
-`figures_runs` finds runs and groups those that differ in the seed alone, `figures_curves` draws losses,
-`figures_reading` lets models read tasks and `figures_states` draws what they made of them; `figures_style` is how all
-of it looks and how it is written. docs/figures.md says what each figure shows.
+`figures_runs` finds runs and groups those that differ only in the seed, `figures_curves` draws losses,
+`figures_reading` has models read tasks, `figures_states` draws their states and attention, and `figures_style` has the
+style of all figures and writes their files. docs/figures.md describes each figure.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,12 +26,12 @@ FIGURES: dict[str, Draw] = {
     "fig5_tsne": figures_states.fig5_tsne,
     "states_cosine": figures_states.states_cosine,
 }
-"""Name of the files → what draws it."""
+"""Name of a figure and its files → function that draws it."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One figure: its files and what to know of it, or why it was not made."""
+    """One figure: its files and remarks, or the reason why it was not made (`problem`)."""
 
     name: str
     paths: tuple[Path, ...] = ()
@@ -40,7 +40,7 @@ class Outcome:
 
 
 def find_groups(runs: Sequence[str]) -> tuple[list[Group], list[str]]:
-    """The groups of runs at the paths, and what is to be said of them; see `find_sources` and `group_sources`.
+    """The groups of runs at the paths, and remarks about them; see `find_sources` and `group_sources`.
 
     Raises:
         HartError: as `find_sources`.
@@ -56,11 +56,11 @@ def make_figures(
     """Draw and write each figure in turn.
 
     Args:
-        folder: made if it is missing; files of the same names in it are replaced.
+        folder: folder of the files; created if missing, existing files are replaced.
         formats: "png", "svg" or both.
 
     Raises:
-        HartError: a file cannot be written. What a figure lacks is the `problem` of its outcome.
+        HartError: a file cannot be written. A figure that cannot be drawn gives an outcome with a `problem`.
     """
     for name in FIGURES:
         check_file_target(folder / f"{name}.csv")

@@ -16,9 +16,9 @@ from hart.analysis.figures_style import COLUMN, PAGE, Drawing, NotDrawable, Numb
 STEPS, NATS = "optimizer step", "prediction loss\n(nats per target token)"
 
 HEIGHT = 2.4
-"""Inches, of a figure with one row of panels."""
+"""Height in inches of a figure with one row of panels."""
 INSIDE = 4
-"""Lines whose legend has room within the axes."""
+"""The most lines whose legend fits within the axes."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Series:
     """One loss of the runs of a group, at the steps that all of them have.
 
     Attributes:
-        label: of the group.
-        seeds: of its runs.
-        steps: int64 `[x]`.
-        values: float64 `[runs, x]`.
-        window: steps that a value is the mean of.
+        label: label of the group.
+        seeds: seeds of its runs.
+        steps: optimizer steps, int64 `[x]`.
+        values: losses, float64 `[runs, x]`.
+        window: number of steps over which each value is a mean.
     """
 
     label: str
@@ -41,19 +41,19 @@ class Series:
 
     @property
     def smoothing(self) -> int:
-        """Values of the running median: as many as make the window of spikes, at least 5."""
+        """Width of the running median in values: as many as span the window of spikes, at least 5."""
         return max(5, figures_spikes.WINDOW // self.window | 1)
 
     @property
     def drawn_over(self) -> int:
-        """Values of the running median that is drawn: one of means, which are smooth."""
+        """Width of the running median that is drawn, in values; 1 for means over steps, which are smooth already."""
         return self.smoothing if self.window == 1 else 1
 
 
 def all_series(groups: Sequence[Group], loss: str) -> tuple[list[Series], list[str]]:
-    """A loss of each group that has one, and what is to be said of the numbers.
+    """One loss of all groups that have it, and remarks about the numbers.
 
-    Where one run has means over steps only, those of all are taken: curves of different kinds are not compared.
+    If any run has only means over steps, the means of all runs are used, so that curves are comparable.
     """
     sources = [source for group in groups for source in group.sources]
     without = sorted({source.name for source in sources if source.each_step is None and source.means is not None})
@@ -97,7 +97,7 @@ def _with_runs(groups: Sequence[Group]) -> list[Group]:
 
 
 def _families(groups: Sequence[Group], but: Sequence[str]) -> list[list[Group]]:
-    """Groups that differ in the fields `but` at most, together."""
+    """Lists of groups that differ at most in the fields `but`."""
     together: dict[str, list[Group]] = {}
     for group in groups:
         key = group.alike(*but)
@@ -107,7 +107,7 @@ def _families(groups: Sequence[Group], but: Sequence[str]) -> list[list[Group]]:
 
 
 def _nearest(ones: Sequence[Group], others: Sequence[Group], but: Sequence[str]) -> str:
-    """In what the two groups that come closest to a comparison differ."""
+    """The fields in which the two most similar groups differ, as a phrase: the reason why none can be compared."""
     pairs = [(differing(one, other, but), one.label, other.label) for one in ones for other in others]
     if not pairs:
         return ""
@@ -121,13 +121,13 @@ def _scheme(group: Group) -> str:
 
 
 def fig3_autoregression(groups: Sequence[Group]) -> Drawing:
-    """Prediction loss with a state of its own for each layer, against one shared by all (Fig. 3).
+    """Prediction loss of schemes with a state per layer and of the scheme with one state for all layers (Fig. 3).
 
-    Compared are runs that differ in `model.scheme` alone, on a logarithmic axis. Lines are means over seeds; where each
-    step is known, of running medians, with the values themselves as thin lines.
+    It compares runs that differ only in `model.scheme`, on a logarithmic axis. Lines are means over seeds; if the loss
+    of each step is known, they are means of running medians, with the losses themselves as thin lines.
 
     Raises:
-        NotDrawable: no two such runs.
+        NotDrawable: there are no two such runs.
     """
     runs = _with_runs(groups)
     families = [
@@ -157,8 +157,8 @@ def fig3_autoregression(groups: Sequence[Group]) -> Drawing:
 def fig5_consistency_loss(groups: Sequence[Group]) -> Drawing:
     """The consistency loss L_cst of each run, also of those with α = 0, on a logarithmic axis (Fig. 5, left).
 
-    Runs that pair rows in different ways (`training.pairing`) have panels of their own: their losses are of different
-    things. The first step, whose loss is 0 by definition, is left out.
+    Each value of `training.pairing` has its own panel, since their losses are not comparable. The first step, whose
+    loss is 0 by definition, is left out.
 
     Raises:
         NotDrawable: no run has layer states.
@@ -182,7 +182,7 @@ def fig5_consistency_loss(groups: Sequence[Group]) -> Drawing:
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
-    """Within the axes; above them where there are too many lines for that."""
+    """Put the legend into the axes, or above them if there are too many lines."""
     lines = len(axes.get_legend_handles_labels()[1])
     if lines <= INSIDE:
         axes.legend()
@@ -210,13 +210,13 @@ def _lines(axes: Axes, made: Sequence[Series], groups: Sequence[Group], *, posit
 
 
 def _smoothed(series: Series, positive: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Values, where only positive ones count NaN in place of others, and their running median."""
+    """The values and their running median; with `positive`, values of 0 or less are NaN."""
     values = np.where(series.values > 0, series.values, np.nan) if positive else series.values
     return values, running_median(values, series.drawn_over)
 
 
 def _table(made: Sequence[Series], loss: str, *, positive: bool = False) -> Numbers:
-    """One row for each run and step that is drawn, with what is drawn there."""
+    """The drawn numbers, one row per run and step."""
     unit = "nats_per_token" if loss == "prediction_loss" else "mean_square"
     rows: list[list[Any]] = []
     for series in made:
@@ -235,11 +235,12 @@ def _table(made: Sequence[Series], loss: str, *, positive: bool = False) -> Numb
 def fig4_consistency(groups: Sequence[Group]) -> Drawing:
     """Prediction loss with and without the consistency loss, its spikes and its variance (Fig. 4).
 
-    Compared are runs that differ in α and what belongs to it alone. Spikes and variance are those of
-    `hart.analysis.figures_spikes`, over the steps that all runs have; numbers in the figure are means over seeds.
+    It compares runs that differ only in α and the other fields of the consistency loss (`CONSISTENCY_FIELDS`). Spikes
+    and variance are those of `hart.analysis.figures_spikes`, over the steps that all runs have; numbers in the figure
+    are means over seeds.
 
     Raises:
-        NotDrawable: no two such runs.
+        NotDrawable: there are no two such runs.
     """
     runs = [group for group in _with_runs(groups) if _scheme(group)]
     families = [
@@ -301,7 +302,7 @@ def _with_and_without(
     curves: list[list[Any]],
     numbers: list[list[Any]],
 ) -> None:
-    """Two panels of runs that differ in consistency alone, and the rows of the tables."""
+    """Draw two panels of runs that differ only in consistency; returns the rows of the tables."""
     last = min(int(series.steps[-1]) for series in made)
     upper, lower = axes
     look = looks([group.label for group in groups])
@@ -319,7 +320,7 @@ def _with_and_without(
             measures = (each.count, rate, each.variance, each.relative_variance)
             numbers.append([series.label, seed, each.steps, series.window, *measures])
         upper.plot([], [], color=look[series.label]["color"], label=_said(series, found, groups))
-    # The calmer curve on top: it would be hidden.
+    # The calmer curve is drawn last, or it would be hidden.
     for series, losses, found in sorted(taken, key=lambda each: -each[2][0].variance):
         colour, steps = look[series.label]["color"], series.steps[series.steps <= last]
         for values, each in zip(losses, found, strict=True):
@@ -344,6 +345,6 @@ def _said(series: Series, found: Sequence[Spikes], groups: Sequence[Group]) -> s
 
 
 def _with_alpha(label: str, groups: Sequence[Group]) -> str:
-    """The label, and α where it does not say it."""
+    """The label, with α unless it contains α already."""
     (config,) = [group.config for group in groups if group.label == label]
     return label if config is None or "α" in label else f"{label} (α = {config.training.alpha:g})"

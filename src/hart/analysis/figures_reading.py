@@ -1,6 +1,6 @@
-"""What a trained hypernetwork does with tasks it has not seen: its states and its attention, read once for all figures.
+"""States and attention of trained hypernetworks on unseen tasks, computed once per model for all figures.
 
-Tasks are those of the test split of the run's configuration, evenly spread over it.
+The tasks are evenly spread over the test split of the run's configuration.
 """
 
 import json
@@ -25,26 +25,27 @@ from hart.model.hart_model import HartModel
 
 MAX_TASKS = 16
 SCATTERED_TASKS, SCATTERED_SETS = 4, 8
-"""Fig. 5 shows four tasks; how many demonstration sets each has is open."""
+"""Tasks, and demonstration sets per task, of Fig. 5; the paper has four tasks and leaves the sets open."""
 POOL = 64
-"""Instances of a task from which demonstration sets are drawn."""
+"""The most instances of a task from which demonstration sets are drawn."""
 TASKS_PER_PASS = 8
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What is kept of one model.
+    """Measurements of one model.
 
     Attributes:
         scheme: name of the generation scheme.
-        stacks: of the main model, by name, in the order of axis 1 of the states.
-        depths: layers of each stack.
-        tasks: how many were read for `cosines` and `attention`.
-        cosines: float64 `[S, L, L]`, of the states of layers of one stack, mean over tasks.
-        attention: float64 `[S, L, L]`, mean over heads, rows of a state and tasks; None for schemes without it.
-        layer_of_step: in which order layers are generated, where there is an order.
-        names: of the tasks whose states were kept.
-        states: float32 `[tasks, sets, S, L, m·d]`, under several demonstration sets; None where all layers share one.
+        stacks: names of the main model's stacks, in the order of axis 1 of the states.
+        depths: number of layers of each stack.
+        tasks: number of tasks that were read for `cosines` and `attention`.
+        cosines: cosines between the states of layers of one stack, mean over tasks, float64 `[S, L, L]`.
+        attention: mean over heads, rows of a state and tasks, float64 `[S, L, L]`; None for schemes without it.
+        layer_of_step: layers in the order of their generation, if there is an order.
+        names: names of the tasks in `states`.
+        states: states under several demonstration sets, float32 `[tasks, sets, S, L, m·d]`; None if all layers share
+            one state.
     """
 
     scheme: str
@@ -59,13 +60,14 @@ class Reading:
 
 
 class Reader:
-    """Loads each model once.
+    """Makes readings of models, and loads each model only once.
 
     Args:
-        max_tasks: tasks for attention and cosines.
-        data: the tasks of models that come without a run; None: the bundled ones.
-        data_dir: replaces `data.dir`; None: as the configurations say.
-        base: where the base lies; None: where the model says.
+        max_tasks: the most tasks for attention and cosines.
+        data: tasks for models without a run; None: the bundled procedural collection.
+        data_dir: replaces `data.dir` of the configurations; None: keeps it.
+        base: location of the base; None: the location that the model names.
+        device: device of the models.
     """
 
     def __init__(
@@ -80,15 +82,15 @@ class Reader:
         self.max_tasks, self.data_dir, self.base, self.device = max_tasks, data_dir, base, device
         self._data = data or DataConfig(collection="procedural")
         self.on_task: Callable[[int], None] = lambda number: None
-        """Called with the number of tasks that were read."""
+        """Called after each batch with the number of tasks that were read."""
         self._readings: dict[str, Reading] = {}
         self._tasks: dict[str, list[Task]] = {}
 
     def read(self, source: Source) -> Reading:
-        """The reading of a run's newest model.
+        """Measure the newest model of a run.
 
         Raises:
-            NotDrawable: there is no model yet, or none that generates weights from tasks.
+            NotDrawable: the run has no model yet, or its model does not generate weights from tasks.
             HartError: model, base or tasks cannot be loaded.
         """
         if source.model is None:
@@ -106,7 +108,7 @@ class Reader:
     def _model(self, source: Source, folder: Path) -> HartModel:
         if source.config is None or not folder.name.startswith("checkpoint-"):
             return HartModel.from_pretrained(folder, base=self.base, device=self.device)
-        # A checkpoint has other tensors beside the model's, which `from_pretrained` takes for damage.
+        # A checkpoint has further tensors, which `from_pretrained` would report as damage.
         config = source.config.model.changed(base=self.base or source.config.model.base, init_from=None)
         model = HartModel.from_config(config, source.config.data)
         model.load_trained(folder)
@@ -164,9 +166,9 @@ def evenly(tasks: Sequence[Task], number: int) -> list[Task]:
 
 
 def demonstration_sets(task: Task, form: InputFormat, number: int = SCATTERED_SETS) -> list[Task]:
-    """The task with `number` random sets of the demonstrations that the format shows, the same in every process.
+    """The task with `number` random demonstration sets, as large as the format shows, the same in every process.
 
-    They are drawn from its own demonstrations and its first instances.
+    They are drawn from the task's demonstrations and its first `POOL` instances.
     """
     instances = [Demonstration(each.input, each.references[0]) for each in task.instances[:POOL] if each.input.strip()]
     pool = list({each.input: each for each in [*instances, *task.demonstrations]}.values())
@@ -176,7 +178,7 @@ def demonstration_sets(task: Task, form: InputFormat, number: int = SCATTERED_SE
 
 
 def layer_cosines(states: Tensor) -> Tensor:
-    """Cosine of the states of each two layers of a stack: `[n, S, L, m, d]` → `[n, S, L, L]`."""
+    """Cosine between the states of each pair of layers of a stack: `[n, S, L, m, d]` → `[n, S, L, L]`."""
     unit = torch.nn.functional.normalize(states.flatten(3).float(), dim=-1)
     return unit @ unit.transpose(-1, -2)
 

@@ -1,4 +1,4 @@
-"""What figures are drawn from: runs and models by folder, and which of them are the same but for the seed."""
+"""The sources of figures: runs and models found in folders, grouped if they differ only in the seed."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from hart.training.sweep_plan import RUN_FOLDER, telling
 LOSSES = ("prediction_loss", "consistency_loss")
 
 _NO_DIFFERENCE = ("training.seed", "training.eval_every", "training.eval_instances")
-"""Fields beside `FREE_FIELDS` in which two runs of one configuration may differ."""
+"""Fields, in addition to `FREE_FIELDS`, in which two runs of one configuration may differ."""
 CONSISTENCY_FIELDS = ("training.alpha", "training.pairing", "training.previous_dropout")
 SCHEME_FIELDS = ("model.scheme",)
 
@@ -32,7 +32,7 @@ class Curves:
     Attributes:
         steps: int64 `[x]`, counted from 1.
         losses: name (of `LOSSES`) → float64 `[x]`; prediction in nats per target token, consistency a mean square.
-        window: steps that a value is the mean of; 1: each step has its own.
+        window: number of steps over which each value is a mean; 1: one value per step.
     """
 
     steps: np.ndarray
@@ -45,12 +45,13 @@ class Source:
     """A run, or a model without one.
 
     Attributes:
-        name: of its folder; of a run of a sweep, that of its configuration.
-        path: of the run or the model.
-        config: None for a model without a run.
-        each_step, means: of steps.csv and of metrics.jsonl; None where there is no such file, or none from step 1 on.
-        model: folder of its newest model; None where there is none yet.
-        step: the last one that was logged.
+        name: name of the folder, or of the configuration for a run of a sweep.
+        path: folder of the run or the model.
+        config: configuration of the run; None for a model without a run.
+        each_step, means: losses of steps.csv and of metrics.jsonl; None if the file is missing or has no losses yet;
+            `each_step` also if steps.csv does not begin with step 1.
+        model: folder of the newest model; None if there is none yet.
+        step: the last step that was logged.
     """
 
     name: str
@@ -67,7 +68,7 @@ class Source:
 
     @property
     def unfinished(self) -> str:
-        """What there is of a run that has not ended; empty for others."""
+        """A remark about the progress of an unfinished run; empty for a finished one."""
         if self.config is None or (self.model is not None and self.model.name == "final"):
             return ""
         what = f"{self.name}, seed {self.seed}: unfinished, step {self.step} of {self.config.training.max_steps}"
@@ -80,7 +81,7 @@ class Group:
     """Runs of one configuration with several seeds, or one model.
 
     Attributes:
-        label: as it is called in figures; no two groups share one.
+        label: unique name of the group in figures.
         sources: sorted by seed.
     """
 
@@ -92,18 +93,18 @@ class Group:
         return self.sources[0].config
 
     def alike(self, *but: str) -> str | None:
-        """Equal for groups whose configurations differ in the fields `but` at most; None without a run."""
+        """A key, equal for groups whose configurations differ at most in the fields `but`; None without a run."""
         return None if self.config is None else json.dumps(_comparable(self.config, but), sort_keys=True)
 
 
 def find_sources(paths: Sequence[str]) -> tuple[list[Source], list[str]]:
-    """What lies at the paths, each thing once, and what is to be said of it.
+    """The runs and models at the paths, without duplicates, and remarks about them.
 
     Args:
-        paths: run folders, folders of `hart sweep` (the whole, one configuration, one seed), model folders, `mini`.
+        paths: folders of runs, of `hart sweep` (the sweep, one configuration or one seed) or of models, or `mini`.
 
     Raises:
-        HartError: nothing of that kind there, files that cannot be read, nothing logged yet in any run, or runs of
+        HartError: a path has no run or model, a file cannot be read, no run has logged anything yet, or runs are of
             different collections.
     """
     found: dict[Path, Source] = {}
@@ -158,7 +159,7 @@ def _at(given: str) -> Iterator[Source]:
     elif (path / "config.json").is_file():
         read_config(path)
         run = path.resolve().parent
-        if _is_run(run):  # the tasks and the name of the run that it is of
+        if _is_run(run):  # tasks and name are those of the run that the model belongs to
             whole = _read_run(run)
             yield Source(whole.name, path, whole.config, model=path, step=whole.step)
         else:
@@ -171,7 +172,7 @@ def _at(given: str) -> Iterator[Source]:
 
 
 def _in_order(path: Path) -> list[Any]:
-    """seed-2 before seed-10."""
+    """Sort key that puts seed-2 before seed-10."""
     return [[int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", each)] for each in path.parts[-3:]]
 
 
@@ -182,7 +183,7 @@ def _is_run(path: Path) -> bool:
 
 def _read_run(path: Path) -> Source:
     config = load(path / "config.yaml")
-    # By its own place: it may have been moved since.
+    # The path is replaced by the actual one, since the folder may have been moved.
     folder = RunFolder(config.changed(training={"output_dir": str(path)}), owner=False)
     each_step = _read_steps(folder.steps) if folder.steps.is_file() else None
     means = _read_means(folder.metrics, config.training.log_every) if folder.metrics.is_file() else None
@@ -202,7 +203,7 @@ def _newest_model(folder: RunFolder) -> Path | None:
 
 
 def _read_steps(path: Path) -> Curves | None:
-    """The losses of each step; None where they do not begin with the first one (a crash has lost some)."""
+    """The losses of each step; None if they do not begin with step 1 (after a crash that lost some)."""
     header, *lines = read_text(path, "the losses of a run").splitlines() or [""]
     names = header.split(",")
     if not {"step", *LOSSES} <= set(names):
@@ -242,7 +243,7 @@ def _metrics(path: Path) -> list[Any]:
 
 
 def without_repeated_seeds(sources: Sequence[Source]) -> tuple[list[Source], list[str]]:
-    """The runs, each configuration and seed once (the first), and what is said of the others: no run is two seeds."""
+    """The first run of each configuration and seed, and remarks about repetitions, which must not count as seeds."""
     kept: dict[str, Source] = {}
     remarks = []
     for source in sources:
@@ -256,7 +257,7 @@ def without_repeated_seeds(sources: Sequence[Source]) -> tuple[list[Source], lis
 
 
 def group_sources(sources: Sequence[Source]) -> list[Group]:
-    """Runs of the same configuration together, in the order given; models without a run each alone."""
+    """Group runs of the same configuration, in the order given; each model without a run is a group of its own."""
     together: dict[str, list[Source]] = {}
     for source in sources:
         key = str(source.path) if source.config is None else json.dumps(_fields(source.config), sort_keys=True)
@@ -274,7 +275,7 @@ def group_sources(sources: Sequence[Source]) -> list[Group]:
 
 
 def _label(sources: Sequence[Source]) -> str:
-    """The folder's name, or the configuration where the folders of one configuration have several names."""
+    """The folder's name, or a description of the configuration if its folders have different names."""
     names, config = {source.name for source in sources}, sources[0].config
     if len(names) == 1 or config is None:
         return sources[0].name
@@ -282,7 +283,7 @@ def _label(sources: Sequence[Source]) -> str:
 
 
 def _differences(sources: Sequence[Source]) -> list[str]:
-    """What tells sources of one name apart: up to three fields of their configurations, or their paths."""
+    """Phrases that distinguish sources of the same name: up to three fields of their configurations, or their paths."""
     tables = [{} if source.config is None else _fields(source.config) for source in sources]
     varied = [name for name in tables[0] if len({json.dumps(table.get(name)) for table in tables}) > 1][:3]
     said = [", ".join(f"{name.partition('.')[2]} {_short(table.get(name))}" for name in varied) for table in tables]
@@ -290,7 +291,7 @@ def _differences(sources: Sequence[Source]) -> list[str]:
 
 
 def describe(config: RunConfig) -> str:
-    """What a configuration is in the paper's terms: `autoregressive, α = 0.1`."""
+    """A description of a configuration in the paper's terms: `autoregressive, α = 0.1`."""
     if config.model.weights != "generated":
         return f"{config.model.weights} weights"
     name, *options = (_short(value) for value in config.model.scheme.values())
@@ -306,20 +307,20 @@ def _short(value: Any) -> str:
 
 
 def _fields(config: RunConfig, but: Sequence[str] = ()) -> dict[str, Any]:
-    """ "section.field" → value of all fields that make a difference, `but` left out."""
+    """ "section.field" → value, for all fields that change a run's numbers, except `but`."""
     fields = flattened(config.to_dict())
     assert fields is not None
-    told = telling(fields, any_seed=True)  # a sweep's own pre-training and teachers are another with each seed
+    told = telling(fields, any_seed=True)  # pre-training and teachers of a sweep differ with each seed
     return {name: value for name, value in told.items() if name not in _NO_DIFFERENCE and name not in but}
 
 
 def _comparable(config: RunConfig, but: Sequence[str]) -> dict[str, Any]:
-    """As `_fields`; how a consistency loss of weight 0 is computed makes no difference to anything else."""
+    """As `_fields`; with α = 0 also without the other fields of the consistency loss, which then have no effect."""
     return _fields(config, but if config.training.alpha else [*but, *CONSISTENCY_FIELDS[1:]])
 
 
 def differing(one: Group, other: Group, but: Sequence[str]) -> list[str]:
-    """Fields in which two groups differ beside `but`."""
+    """Fields, other than `but`, in which two groups differ."""
     if one.config is None or other.config is None:
         return []
     tables = [_comparable(config, but) for config in (one.config, other.config)]

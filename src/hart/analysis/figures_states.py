@@ -1,4 +1,4 @@
-"""Pictures of a hypernetwork's inside: attention between layers (Fig. 1), where their states lie (Fig. 5, right)."""
+"""Figures of layer states: attention between layers (Fig. 1), cosines, and t-SNE maps (Fig. 5, right)."""
 
 import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,16 +28,16 @@ from hart.errors import HartError
 from hart.peft.base import STACKS
 
 ABREAST = 4
-"""Matrices beside each other on a page, at most."""
+"""The most matrices side by side on a page."""
 SHARES = ("predecessor", "two predecessors", "itself", "the rest")
 
 
 def _readings(groups: Sequence[Group], reader: Reader) -> tuple[list[tuple[Group, list[Reading]]], list[str]]:
-    """Readings of each group's models; those without one are said.
+    """Readings of each group's models, and remarks about models that could not be read.
 
     Raises:
-        NotDrawable: there is none at all, and why.
-        HartError: no model could be loaded, and why.
+        NotDrawable: there is no model, or none that generates weights from tasks.
+        HartError: no model could be loaded.
     """
     found: list[tuple[Group, list[Reading]]] = []
     failed: list[Exception] = []
@@ -45,7 +45,7 @@ def _readings(groups: Sequence[Group], reader: Reader) -> tuple[list[tuple[Group
         made = []
         for source in group.sources:
             if source.model is None:
-                continue  # which was said when the run was found
+                continue  # `find_sources` has already remarked on it
             try:
                 made.append(reader.read(source))
             except (NotDrawable, HartError) as error:
@@ -58,19 +58,19 @@ def _readings(groups: Sequence[Group], reader: Reader) -> tuple[list[tuple[Group
 
 
 def _stacks(readings: Iterable[Reading]) -> dict[str, int]:
-    """The stacks that any of the main models has → their place in a figure; a decoder-only model has no encoder."""
+    """Stack → its position in a figure, for stacks of any of the main models (a decoder-only one has no encoder)."""
     having = {stack for reading in readings for stack in reading.stacks}
     return {stack: at for at, stack in enumerate(each for each in STACKS if each in having)}
 
 
 def fig1_attention(groups: Sequence[Group], reader: Reader) -> Drawing:
-    """How much the state of a layer attends to those of others, in the last decoder layer, mean over heads (Fig. 1).
+    """Attention between the states of layers in the hypernetwork's last decoder layer (Fig. 1).
 
-    The schemes bidirectional and causal have such maps. Mean over tasks, over the rows of a state, and over a group's
-    seeds. A row sums to 1 over all stacks together; a panel shows one stack, so of two stacks its rows sum to less.
+    It is the mean over heads, tasks, rows of a state, and seeds of a group. A row sums to 1 over all stacks together; a
+    panel shows one stack, so with two stacks its rows sum to less.
 
     Raises:
-        NotDrawable: no model has such a scheme.
+        NotDrawable: no model has the scheme bidirectional or causal.
     """
     found, remarks = _readings(groups, reader)
     shown = [(group, [each for each in made if each.attention is not None]) for group, made in found]
@@ -119,14 +119,14 @@ def fig1_attention(groups: Sequence[Group], reader: Reader) -> Drawing:
 
 
 def _hide_unused(axes: np.ndarray, readings: Sequence[Reading], stacks: Mapping[str, int]) -> None:
-    """Leave out the panels `[readings, stacks]` of stacks that a main model does not have."""
+    """Hide the panels `[readings, stacks]` of stacks that a main model lacks."""
     for row, reading in zip(axes, readings, strict=True):
         for stack in stacks.keys() - set(reading.stacks):
             row[stacks[stack]].set_axis_off()
 
 
 def uniform_attention(reading: Reading) -> np.ndarray:
-    """What the maps `[S, L, L]` would be if each layer attended equally to all positions that it may see."""
+    """Attention maps `[S, L, L]` of layers that attend equally to all positions visible to them."""
     count, size = len(reading.stacks), reading.cosines.shape[-1]
     visible = np.ones((size, size))
     if reading.scheme == "causal":
@@ -136,15 +136,18 @@ def uniform_attention(reading: Reading) -> np.ndarray:
 
 
 def attention_shares(attention: np.ndarray, reading: Reading, depth: int) -> dict[str, float]:
-    """Which layers a layer attends to, mean over all layers but the first in the order of generation.
+    """Shares of a layer's attention, mean over all layers but the first in the order of generation.
 
     Args:
-        attention: `[L, L]`, of one stack.
-        depth: layers of the stack.
+        attention: attention map of one stack, `[L, L]`.
+        depth: number of layers of the stack.
 
     Returns:
-        Shares of the whole attention, that to the other stack included. "two predecessors" holds the predecessor, and
-        for the second layer nothing else; "the rest" is what neither these two nor the layer itself have.
+        Shares of the total attention, which includes that to the other stack. "two predecessors" includes the
+        predecessor (the second layer has only this one); "the rest" is the attention to all other positions.
+
+    Raises:
+        NotDrawable: the stack has fewer than two layers.
     """
     order = [layer for layer in _order(reading, attention.shape[-1]) if layer < depth]
     by_step = attention[np.ix_(order, order)]
@@ -162,9 +165,9 @@ def _order(reading: Reading, size: int) -> Sequence[int]:
 
 
 def states_cosine(groups: Sequence[Group], reader: Reader) -> Drawing:
-    """Cosine between the states of layers, run by run, and from one layer to the next. Not in the paper.
+    """Cosines between the states of all pairs of layers, and of consecutive layers (not in the paper).
 
-    A recursion that has run into a fixed point has a cosine of 1 from some layer on. Mean over tasks and seeds.
+    They are means over tasks and seeds. A recursion that reaches a fixed point has a cosine of 1 from some layer on.
 
     Raises:
         NotDrawable: no model has states.
@@ -212,13 +215,13 @@ def states_cosine(groups: Sequence[Group], reader: Reader) -> Drawing:
 
 
 def _matrices_and_lines(groups: int, stacks: int) -> tuple[Figure, np.ndarray, list[Axes]]:
-    """Panels `[groups, stacks]`, up to four groups abreast, each with its stacks in a column; below, one per stack."""
+    """A figure with matrices `[groups, stacks]`, up to four groups side by side, above one line plot per stack."""
     columns = _abreast(groups)
     blocks = -(-groups // columns)
     side = (PAGE - 0.8) / ABREAST if columns == ABREAST else 1.9
     width = max(COLUMN, side * columns + 0.8)
     figure = Figure(figsize=(width, (side + 0.25) * stacks * blocks + 2.0), layout="constrained")
-    # As many units as both kinds of row divide.
+    # A number of grid units that both kinds of rows divide.
     grid = figure.add_gridspec(stacks * blocks + 1, columns * stacks)
     matrices = [
         [
@@ -232,7 +235,7 @@ def _matrices_and_lines(groups: int, stacks: int) -> tuple[Figure, np.ndarray, l
 
 
 def _abreast(groups: int) -> int:
-    """As many in each row as share the rows evenly: of five three and two."""
+    """Groups per row, so that rows are evenly filled: five groups make rows of three and two."""
     return -(-groups // -(-groups // ABREAST))
 
 
@@ -243,8 +246,9 @@ def _span(at: int, units: int) -> slice:
 def fig5_tsne(groups: Sequence[Group], reader: Reader) -> Drawing:
     """t-SNE of the states of layers for several tasks and demonstration sets, by layer and by task (Fig. 5, right).
 
-    One map for each run and stack, made by scikit-learn with a fixed random state. Silhouettes (−1 to 1) say how well
-    the states of a layer, or of a task, lie apart from those of others, in the map and in the space of the states.
+    Each group has one map per stack, made by scikit-learn with a fixed random state from its first seed. Silhouettes
+    (−1 to 1) measure how well the states of a layer, or of a task, are separated from the others, in the map and in the
+    space of states.
 
     Raises:
         NotDrawable: no model has states that differ by layer.
@@ -299,7 +303,7 @@ def _map(
     points: list[list[Any]],
     numbers: list[list[Any]],
 ) -> None:
-    """The map of one stack's states, drawn twice, and its rows of the tables."""
+    """Draw the map of one stack's states twice, coloured by layer and by task; returns its rows of the tables."""
     from sklearn.manifold import TSNE
     from sklearn.metrics import silhouette_score
 
@@ -329,5 +333,5 @@ def _map(
 
 
 def passes(sources: Sequence[Source], reader: Reader) -> int:
-    """Tasks that will be read, at most; for a progress bar."""
+    """The most tasks that will be read, for a progress bar."""
     return sum(reader.max_tasks + SCATTERED_TASKS * SCATTERED_SETS for source in sources if source.model is not None)

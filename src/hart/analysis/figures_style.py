@@ -1,7 +1,7 @@
-"""How all figures look, and how a figure and the numbers behind it become files.
+"""The style of all figures, and the files of a figure and its numbers.
 
-Sizes are those of a paper's column and page; colours are Okabe and Ito's, which colour-blind readers tell apart. Text
-in SVG stays text. The same input gives the same bytes.
+Sizes are those of a paper's column and page; colours are those of Okabe and Ito, which colour-blind readers can
+distinguish. Text in SVG stays text. The same input gives identical files.
 """
 
 import csv
@@ -22,13 +22,13 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from hart.runtime.files import write_bytes, write_text
 
 COLUMN, PAGE = 3.4, 7.0
-"""Inches: the widths of a column and of a page of a paper."""
+"""Widths of a column and of a page of a paper, in inches."""
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 DASHES = ("-", "--", ":", "-.")
 SHADES = "viridis"
-"""Colour map of things that have an order or a size from 0."""
+"""Colour map for ordered values and values from 0."""
 SIGNED = "RdBu_r"
-"""Colour map of −1 to 1."""
+"""Colour map for values from −1 to 1."""
 FORMATS = ("png", "svg")
 DOTS_PER_INCH = 300
 
@@ -55,17 +55,17 @@ STYLE: Any = {
 
 
 class NotDrawable(Exception):
-    """Why the given runs cannot give a figure, in one line."""
+    """The given runs cannot give a figure; the message is the reason, in one line."""
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """Numbers behind a figure.
+    """A table of the numbers in a figure.
 
     Attributes:
-        columns: their names, with units where they have any.
-        rows: one value for each column.
-        about: sentences at the head of the file: what the numbers are and how they were made.
+        columns: names of the columns, with units.
+        rows: rows of the table, one value per column.
+        about: sentences at the head of the file that explain the numbers.
     """
 
     columns: Sequence[str]
@@ -73,7 +73,7 @@ class Numbers:
     about: Sequence[str] = ()
 
     def to_csv(self) -> str:
-        """RFC 4180 below lines that begin with `#` (`pandas.read_csv(path, comment="#")`); floats in full."""
+        """The table as CSV (RFC 4180) after comment lines (`pandas.read_csv(path, comment="#")`), with exact floats."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(self.columns)
@@ -87,8 +87,8 @@ class Drawing:
     """A figure that is not written yet.
 
     Attributes:
-        tables: "" → the numbers that are drawn, other keys → further ones.
-        remarks: what a reader of the figure must know; written below it, in its tables and on the terminal.
+        tables: "" → the numbers that are drawn; other keys → further tables.
+        remarks: remarks for readers, written below the figure, into its tables and to the terminal.
     """
 
     figure: Figure
@@ -98,7 +98,7 @@ class Drawing:
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Within, figures have the one style, whatever the user's matplotlibrc says."""
+    """Context in which figures have the style of this module, whatever the user's matplotlibrc says."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
@@ -120,9 +120,9 @@ def panels(rows: int, columns: int, *, width: float, height: float, **options: A
 
 
 def heat_map(axes: Axes, values: np.ndarray, *, numbers: bool, **options: Any) -> Any:
-    """A square matrix, its first row on top, layers numbered from 1; with its numbers where there are few cells.
+    """Draw a square matrix with its first row on top, layers numbered from 1, and values in the cells if they are few.
 
-    What is NaN stays empty.
+    NaN cells stay empty.
     """
     size = len(values)
     image = axes.imshow(values, **options)
@@ -156,7 +156,7 @@ def save(drawing: Drawing, name: str, folder: Path, formats: Sequence[str]) -> l
     """Write NAME.png, NAME.svg, NAME.csv and NAME_KEY.csv, each whole; returns their paths.
 
     Raises:
-        HartError: one cannot be written.
+        HartError: a file cannot be written.
     """
     if drawing.remarks:
         width = drawing.figure.get_figwidth()

@@ -1,7 +1,7 @@
-"""The paper's results, Tables 2 to 7, and which configuration stands for which row.
+"""The paper's results, Tables 2 to 7, and the mapping from configurations to their rows.
 
 Numbers are percent: ROUGE-L on Super-NaturalInstructions, accuracy on P3. The averages of T0-3B and HINT in Table 5
-are not the means of their eight columns; they work out only with a ninth task, StoryCloze.
+are not the means of their eight columns; they include a ninth task, StoryCloze.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,13 +11,13 @@ from typing import Any
 from hart.errors import HartError, suggestion
 
 P3_COLUMNS = ("ANLI", "HSwag", "CB", "COPA", "RTE", "WiC", "WSC", "WGD")
-"""Data sets of Tables 4 and 5 in their order, before the average."""
+"""Columns of Tables 4 and 5 before the average, in order."""
 AVERAGE = "Avg."
 
 
 @dataclass(frozen=True)
 class PaperRow:
-    """A row of a table: its label, its numbers, and the system of this repository that it stands for, if any."""
+    """A row of a table: its label, its numbers, and the corresponding system of this repository (empty if none)."""
 
     label: str
     values: tuple[float, ...]
@@ -26,11 +26,11 @@ class PaperRow:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """A table.
+    """A table of results.
 
     Attributes:
         columns: heading and collection of each column of numbers.
-        size: of the base, "large" or "xl".
+        size: size of the base, "large" or "xl".
     """
 
     number: int
@@ -40,10 +40,10 @@ class PaperTable:
     rows: tuple[PaperRow, ...]
 
     def row(self, label: str) -> PaperRow:
-        """The row of this label.
+        """The row with this label.
 
         Raises:
-            HartError: there is none.
+            HartError: the table has no such row.
         """
         found = next((row for row in self.rows if row.label == label), None)
         if found is None:
@@ -157,14 +157,14 @@ TABLES: dict[int, PaperTable] = {
     )
 }
 WITHOUT_DATA = (6, 7)
-"""Tables about the method, not about a collection: runs on the procedural collection are put beside their rows."""
+"""Tables about the method, not about a collection: runs on the procedural collection are compared with them, too."""
 
 
 def check_places(places: Iterable[Mapping[str, Any]]) -> None:
-    """Refuse what `paper:` of a study names and the paper does not have.
+    """Check the tables and rows that `paper:` of a study names.
 
     Raises:
-        HartError: no such table, or no such row in it.
+        HartError: the paper has no such table, or the table no such row.
     """
     for place in places:
         if place["table"] not in TABLES:
@@ -173,10 +173,10 @@ def check_places(places: Iterable[Mapping[str, Any]]) -> None:
 
 
 def places_of(config: Mapping[str, Any]) -> list[tuple[int, str]]:
-    """Tables and rows of the paper that a run stands for by its configuration; empty if the paper has none like it.
+    """Tables and rows of the paper that match a run's configuration; empty if none match.
 
     Args:
-        config: "section.field" → value, all of them.
+        config: "section.field" → value, for all fields.
     """
     system, collection, size = system_of(config), config["data.collection"], size_of(config)
     return [
@@ -190,14 +190,14 @@ def places_of(config: Mapping[str, Any]) -> list[tuple[int, str]]:
 
 
 def size_of(config: Mapping[str, Any]) -> str:
-    """Which of the paper's bases a run is put beside: "xl", or "large" for that and all smaller ones."""
+    """Size of the paper's base that a run is compared with: "xl" for XL bases, "large" for all others."""
     return "xl" if "xl" in str(config["model.base"]).lower().replace("_", "-").split("/")[-1].split("-") else "large"
 
 
 def system_of(config: Mapping[str, Any]) -> str:
-    """The paper's system that a configuration describes, empty if it is none: told by fields, never by names."""
+    """The paper's system that a configuration describes, derived from its fields alone; empty if it is none."""
     if str(config["data.collection"]).endswith("_segments") or config["distillation.teacher"]:
-        return ""  # a first stage; the paper has no teacher
+        return ""  # a first stage, or a teacher, which the paper does not have
     kinds = [kind["kind"] for kind in config["model.peft"]]
     weights, reader = config["model.weights"], config["data.demonstrations_to"]
     if weights == "none":
@@ -219,7 +219,7 @@ def system_of(config: Mapping[str, Any]) -> str:
     if scheme["history"] != "all" or scheme["feedback"] != "state" or scheme["step_embeddings"]:
         return ""
     if config["training.alpha"] and config["training.pairing"] != "slots":
-        return ""  # not §3.2 to the letter
+        return ""  # differs from §3.2
     if config["training.alpha"]:
         flan = "flan" in str(config["model.hypernetwork_init"]).lower()
         return ("hart_flan" if flan else "hart") if scheme["order"] == "bottom_up" else ""

@@ -20,7 +20,7 @@ from hart.runtime.files import check_file_target, write_text
 
 @dataclass(frozen=True)
 class Report:
-    """What was written where, and the results of each collection."""
+    """A written report: the paths of its page and CSV file, the study, and the results of each collection."""
 
     path: Path
     csv: Path
@@ -29,14 +29,16 @@ class Report:
 
 
 def report(folder: Path, *, output: Path | None = None, against: str | None = None) -> Report:
-    """Write the report of a sweep's folder; no model is loaded.
+    """Write the report of a sweep's folder, without loading any model.
 
     Args:
-        output: the page; None: report.html in the folder. The CSV file lies beside it.
-        against: row that the others are compared with; None, or of a collection where it has no scores: the first.
+        output: path of the page; None: report.html in the folder. The CSV file is written next to it.
+        against: name of the row with which all others are compared; in collections where it has no scores, and for
+            None, it is the first row.
 
     Raises:
-        HartError: no sweep, no finished run, runs that cannot be compared, no such row, or no place to write to.
+        HartError: the folder has no sweep or no finished run, runs cannot be compared, no row is named `against`, or
+            the files cannot be written.
     """
     path = output or folder / "report.html"
     table = path.with_suffix(".csv")

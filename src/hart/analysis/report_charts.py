@@ -1,4 +1,4 @@
-"""The pictures of a report, as SVG in the page's own colours: scores, differences, loss curves."""
+"""The charts of a report, as SVG in the colours of the page: scores, differences, loss curves."""
 
 import io
 import re
@@ -17,12 +17,12 @@ from hart.analysis.report_runs import StudyRow
 from hart.analysis.report_tables import CollectionReport
 from hart.evaluation.words import METRIC_NAMES
 
-# Colours that stand for those of the page, which has a light and a dark form.
+# Placeholders for the colours of the page, which has a light and a dark theme.
 _INK, _QUIET, _ACCENT, _SECOND = "#010203", "#040506", "#070809", "#0a0b0c"
 _OF_THE_PAGE = {_INK: "currentColor", _QUIET: "var(--quiet)", _ACCENT: "var(--accent)", _SECOND: "var(--second)"}
 _STYLE: Any = {
-    "svg.fonttype": "none",  # letters stay letters
-    "svg.hashsalt": "hart",  # the same picture is the same file
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "hart",  # ids are then equal in every run, and so are the files
     "font.size": 10,
     "text.color": _INK,
     "axes.labelcolor": _INK,
@@ -35,11 +35,11 @@ _STYLE: Any = {
     "axes.spines.right": False,
 }
 POINTS = 120
-"""Of a curve; more cannot be seen."""
+"""The most points of a curve; more would not be visible."""
 
 
 def scores(report: CollectionReport) -> str:
-    """Each seed's score as a dot, the mean as a line, one row below the other."""
+    """Chart of the scores: a line per row of the study, with a dot per seed and a mark at the mean."""
     values = {row.name: row.values(report.metric) for row in report.rows}
     with matplotlib.rc_context(_STYLE):
         figure, axes = _rows_figure(list(values))
@@ -52,7 +52,7 @@ def scores(report: CollectionReport) -> str:
 
 
 def differences(report: CollectionReport) -> str:
-    """Both intervals of each difference: over seeds (thick), over seeds and tasks (thin)."""
+    """Chart of the differences with both intervals: over seeds (thick), over seeds and tasks (thin)."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _rows_figure(list(report.differences))
         axes.axvline(0, color=_QUIET, linewidth=1)
@@ -67,7 +67,7 @@ def differences(report: CollectionReport) -> str:
 
 
 def losses(row: StudyRow, against: StudyRow, highest: float) -> str:
-    """The prediction loss of a row, mean over seeds, before that of the row that it is compared with."""
+    """Chart of a row's prediction loss, mean over seeds, with that of the row that it is compared with behind it."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(3.4, 2.1), layout="constrained")
         axes = figure.add_subplot()
@@ -79,10 +79,10 @@ def losses(row: StudyRow, against: StudyRow, highest: float) -> str:
 
 
 def curve(row: StudyRow) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Steps and losses of a row: the mean over the seeds that got as far, of at most `POINTS` stretches."""
+    """Steps and losses of a row: means over seeds within at most `POINTS` intervals of steps."""
     pairs = [(each["step"], each["prediction_loss"]) for run in row.runs for each in run.metrics]
     steps, values = np.array(pairs, dtype=float).reshape(-1, 2).T
-    finite = np.isfinite(values)  # before the step at which a run broke off
+    finite = np.isfinite(values)  # a run that diverged has losses that are not finite
     steps, values = steps[finite], values[finite]
     if not values.size:
         return steps, values
@@ -95,7 +95,7 @@ def curve(row: StudyRow) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def highest_loss(rows: Sequence[StudyRow]) -> float:
-    """Where the axis of all loss pictures ends: above nearly all values, so that one spike hides no curve."""
+    """Upper end of the axis of all loss charts: above nearly all values, but not stretched by single spikes."""
     values = np.concatenate([curve(row)[1] for row in rows] or [np.empty(0)])
     return float(np.quantile(values, 0.98) * 1.1) if values.size else 1.0
 
@@ -119,5 +119,5 @@ def _svg(figure: Figure, label: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     for stands, colour in _OF_THE_PAGE.items():
         text = text.replace(stands, colour)
-    text = text.replace("*{stroke", "figure svg *{stroke")  # a style of a picture in a page holds for all of it
+    text = text.replace("*{stroke", "figure svg *{stroke")  # in a page the style of one SVG would apply everywhere
     return text.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)

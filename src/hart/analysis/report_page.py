@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs nothing else: no network, no script, pictures and styles in it."""
+"""A report as one self-contained HTML page: no network, no script, charts and styles included."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ def page(
     costs: Table,
     diagnostics: Sequence[Table],
 ) -> str:
-    """The whole document."""
+    """The HTML document."""
     parts: list[tuple[str, str, str]] = []
     for report in reports:
         name = COLLECTION_NAMES.get(report.collection, report.collection)
@@ -95,7 +95,7 @@ def _collection(report: CollectionReport) -> str:
 
 
 def finding(report: CollectionReport) -> str:
-    """One sentence: which rows are apart from the one that they are compared with."""
+    """A sentence about the rows whose difference from `against` is significant over seeds."""
     metric, against = METRIC_NAMES[report.metric], report.against.name
     if not report.differences:
         return f"The score that counts is {metric}; no other row has a seed in common with {against}."
@@ -125,7 +125,7 @@ def _table(table: Table, first: str = "row") -> str:
 
 
 def _breaking(name: str) -> str:
-    """Escaped; a long name may go on in the next line behind each `_`."""
+    """The escaped name, with possible line breaks after each `_`."""
     return escape(name).replace("_", "_<wbr>")
 
 
@@ -135,7 +135,7 @@ def _cell(cell: Cell) -> str:
 
 
 def _scrolling(label: str, html: str) -> str:
-    """What may be wider than the window; the arrow keys move it when it has the focus."""
+    """A scrollable region for content wider than the window; with the focus, arrow keys scroll it."""
     return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}">{html}</div>'
 
 
@@ -182,7 +182,7 @@ def _configurations(study: Runs) -> str:
 
 
 def differing(first: StudyRow, row: StudyRow) -> dict[str, str]:
-    """Fields whose values are not those of the first row."""
+    """Field → value, for fields in which a row differs from the first row."""
     one, other = (telling(each.config, any_seed=True) for each in (first, row))
     return {
         name: json.dumps(value, ensure_ascii=False)
@@ -236,6 +236,6 @@ def _definitions() -> str:
 
 
 def _emphasised(text: str) -> str:
-    """Escaped, on one line, `*…*` in italics."""
+    """The escaped text on one line, with `*…*` in italics."""
     words = escape(" ".join(text.split())).split("*")
     return "".join(f"<em>{part}</em>" if number % 2 else part for number, part in enumerate(words))

@@ -1,7 +1,7 @@
-"""The runs of a sweep as they lie in its folder: NAME/seed-N with config.yaml, results.json and run/metrics.jsonl.
+"""The runs in the folder of a sweep: NAME/seed-N with config.yaml, results.json and run/metrics.jsonl.
 
-No model is loaded. results.json may be a sweep's, or what `hart evaluate --output` writes. What is not finished or
-cannot be read is said and left out of the scores.
+No model is loaded. results.json may come from a sweep or from `hart evaluate --output`. Runs that are unfinished or
+unreadable are noted and left out of the scores.
 """
 
 import json
@@ -30,10 +30,10 @@ class Run:
     """One row with one seed.
 
     Attributes:
-        config: "section.field" → value, all fields of today.
-        results: what results.json says, its tasks by name; None where it is not finished.
-        metrics: rows of metrics.jsonl with a loss.
-        problem: why there are no results.
+        config: "section.field" → value, for all fields of this version.
+        results: content of results.json, with tasks by name; None if the run is unfinished or unreadable.
+        metrics: rows of metrics.jsonl that have a loss.
+        problem: reason why there are no results.
     """
 
     row: str
@@ -46,12 +46,12 @@ class Run:
 
     @property
     def scored(self) -> bool:
-        """Whether it has scores on the test tasks; one that pre-trains on text has none."""
+        """Whether the run has scores on test tasks; pre-training on text has none."""
         return self.results is not None and bool(self.results.get("tasks"))
 
     @property
     def command(self) -> str:
-        """What makes it again."""
+        """The command that repeats the run."""
         given = (self.results or {}).get("command")
         return str(given or f"hart train {self.folder / 'config.yaml'}")
 
@@ -61,8 +61,8 @@ class StudyRow:
     """A row and its runs, by seed.
 
     Attributes:
-        places: tables of the paper and their rows that it stands for.
-        named: whether the study says so; else its configuration does.
+        places: tables of the paper, and the rows in them, that this row stands for.
+        named: whether the study names these places; otherwise they follow from the configuration.
     """
 
     name: str
@@ -83,7 +83,7 @@ class StudyRow:
         return [run for run in self.runs if run.scored]
 
     def values(self, metric: str) -> list[float]:
-        """The score of each seed that has one."""
+        """The scores of the seeds that have one."""
         return [overall(run, metric) for run in self.scored]
 
 
@@ -92,8 +92,8 @@ class Runs:
     """A whole study.
 
     Attributes:
-        absent: row → the seeds that the study names and that are not begun.
-        notes: what a reader should know before the numbers.
+        absent: row → seeds of the study whose runs have not begun.
+        notes: remarks for readers, shown before the numbers.
     """
 
     name: str
@@ -104,7 +104,7 @@ class Runs:
 
     @property
     def collections(self) -> list[str]:
-        """Those with scores, in the order of the rows."""
+        """Collections with scores, in the order of the rows."""
         return list(dict.fromkeys(row.collection for row in self.rows if row.scored))
 
     def of(self, collection: str) -> list[StudyRow]:
@@ -113,19 +113,19 @@ class Runs:
 
 
 def overall(run: Run, metric: str) -> float:
-    """The score of a run, in percent; NaN where it has none of this name."""
+    """The score of a run in percent; NaN if it has no score of this name."""
     assert run.results is not None
     return float(run.results.get(metric, math.nan))
 
 
 def columns(run: Run) -> dict[str, float]:
-    """Of a run on P3, the accuracy of each column of the paper's table, in its order; other data sets follow."""
+    """Column of the paper's table → accuracy of a run on P3, in the table's order; other data sets follow."""
     assert run.results is not None
     return dict(run.results["columns"])
 
 
 def by_task(run: Run, metric: str) -> tuple[dict[str, float], dict[str, float]]:
-    """Scores and weights of what counts as a task: a column on P3, else a task with its instances."""
+    """Task → score, and task → weight. On P3 a column counts as a task; otherwise the weight is its instances."""
     assert run.results is not None
     if metric == "accuracy":
         scores = columns(run)
@@ -136,7 +136,7 @@ def by_task(run: Run, metric: str) -> tuple[dict[str, float], dict[str, float]]:
 
 
 def aligned(row: StudyRow, other: StudyRow, metric: str) -> tuple[Scores, Scores, Scores] | None:
-    """Scores `[seeds, tasks]` of two rows with the seeds that both have, and the tasks' weights; None without any."""
+    """Scores `[seeds, tasks]` of two rows for their common seeds, and weights of tasks; None without common seeds."""
     pairs = [(run, its) for run in row.scored for its in other.scored if run.seed == its.seed]
     if not pairs:
         return None
@@ -149,10 +149,10 @@ def aligned(row: StudyRow, other: StudyRow, metric: str) -> tuple[Scores, Scores
 
 
 def read_runs(folder: Path) -> Runs:
-    """The runs of a sweep's folder.
+    """Read the runs of a sweep's folder.
 
     Raises:
-        HartError: it is no such folder, has no finished run, or its runs were scored on different tasks.
+        HartError: the folder has no sweep or no finished run, or its runs were scored on different tasks.
     """
     if not folder.is_dir():
         raise HartError(f"{folder}: no such folder; give the folder of a sweep")
@@ -188,11 +188,11 @@ def read_runs(folder: Path) -> Runs:
 
 
 MOST_NAMED = 8
-"""Rows that a remark names."""
+"""The most rows that a remark names."""
 
 
 def _by_seeds(rows: Mapping[str, tuple[int, ...]]) -> str:
-    """Rows with the same seeds together: `a, b (seeds 0–4); c (seed 2)`; of many rows the first and their number."""
+    """Rows grouped by equal seeds: `a, b (seeds 0–4); c (seed 2)`; of many rows the first ones and a count."""
     together: dict[tuple[int, ...], list[str]] = {}
     for name, seeds in rows.items():
         together.setdefault(seeds, []).append(name)
@@ -208,13 +208,13 @@ def _some(names: Sequence[str]) -> str:
 
 
 def in_short(numbers: Sequence[int]) -> str:
-    """`0–4`, or `0, 2, 5` where they are not three or more in a row; given in order."""
+    """Sorted numbers as text: `0–4` for three or more consecutive ones, otherwise `0, 2, 5`."""
     first, last = numbers[0], numbers[-1]
     return f"{first}–{last}" if len(numbers) == last - first + 1 > 2 else ", ".join(map(str, numbers))
 
 
 def _listing(folder: Path) -> dict[str, Any]:
-    """What the sweep wrote of its rows and their order; empty where it wrote nothing."""
+    """The list of rows that the sweep wrote, in order; empty if it wrote none."""
     if rows := read_listing(folder):
         found = json.loads((folder / LISTING_FILE).read_text(encoding="utf-8"))
         return {"study": found.get("study"), "rows": rows}
@@ -233,7 +233,7 @@ def _places(folder: Path, name: str, said: Mapping[str, Any], runs: list[Run]) -
 
 
 def _of_one_configuration(runs: Sequence[Run]) -> tuple[Run, ...]:
-    """The runs of a row; those made otherwise than most of it, as by another command, are not to be scored."""
+    """The runs of a row; runs with another configuration than most lose their results and get a `problem`."""
     made = {run.seed: alike(run.config) for run in runs if run.scored}
     if not made:
         return tuple(runs)
@@ -241,7 +241,7 @@ def _of_one_configuration(runs: Sequence[Run]) -> tuple[Run, ...]:
 
     def checked(run: Run) -> Run:
         own = made.get(run.seed, usual)
-        # What only one of them has is a field of another version.
+        # A field that only one of them has is of another version.
         others = [name for name in own if name in usual and own[name] != usual[name]]
         if not others:
             return run
@@ -253,7 +253,7 @@ def _of_one_configuration(runs: Sequence[Run]) -> tuple[Run, ...]:
 
 
 def _read_run(folder: Path) -> Run | None:
-    """One run; None where there is not even a configuration."""
+    """Read one run; None if it has no configuration."""
     results, problem = None, ""
     try:
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
@@ -281,7 +281,7 @@ def _read_run(folder: Path) -> Run | None:
 
 
 def _normalised(results: dict[str, Any]) -> dict[str, Any]:
-    """Results of a sweep, also from what `hart evaluate` writes."""
+    """Results in the form of a sweep; those of `hart evaluate` are converted."""
     tasks = results.get("tasks")
     if isinstance(tasks, list):
         scores = ("rouge_l", "exact_match", "accuracy", "instances")
@@ -305,7 +305,11 @@ def _read_config(path: Path) -> dict[str, Any] | None:
 
 
 def _check_same_tasks(study: Runs, collection: str) -> None:
-    """Refuse to put scores on different tasks side by side, or on other numbers of instances where both say theirs."""
+    """Check that all runs of a collection were scored on the same tasks and, if recorded, numbers of instances.
+
+    Raises:
+        HartError: two runs were scored on different tasks.
+    """
 
     def asked(run: Run) -> dict[str, Any]:
         assert run.results is not None

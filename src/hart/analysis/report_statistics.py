@@ -1,18 +1,21 @@
-"""How sure a difference between two systems is: paired by task and seed, both of which are samples.
+"""Confidence intervals and p-values of a difference between two systems, paired by task and seed (both are samples).
 
-Scores of both systems are s[seed, task], on the same tasks and with the same seeds, so what a task is like and what a
-seed did to the data cancels out of d = s − s'. All seeds answer the same tasks: d is crossed, and its entries are not
-independent. One that treats them as seeds × tasks independent numbers is too sure. Two questions are answered apart:
+Scores of both systems are s[seed, task], on the same tasks and with the same seeds, so effects of a task and of a
+seed on the data cancel out of the difference d = s − s'. All seeds answer the same tasks: d is crossed, and its entries
+are not independent. A test that treats them as seeds × tasks independent numbers is overconfident. There are two
+separate questions:
 
-- *Would other seeds say the same, on these tasks?* One number for each seed, the mean of d over tasks; their mean has
-  Student's t interval with one degree of freedom less than seeds, and the p-value of the paired t test.
-- *Would other seeds and other tasks say the same?* Seeds, tasks and what is left of d each add to the variance of the
-  mean: V = V(seeds) + V(tasks) − V(rest), as the first two both hold the third, and at least the larger of these two.
-  The interval and the p-value are Student's with this V and Satterthwaite's degrees of freedom. (Clark's quasi-F for
-  subjects × items. With one seed, tasks alone count: it is the paired t test over tasks.)
+- *Would other seeds give the same result on these tasks?* Each seed gives one number, the mean of d over tasks. The
+  mean of these numbers has Student's t interval with one degree of freedom less than seeds, and the p-value of the
+  paired t test.
+- *Would other seeds and other tasks give the same result?* The variance of the mean has a part of the seeds, one of the
+  tasks and a residual: V = V(seeds) + V(tasks) − V(rest), since each of the first two includes the residual; V is at
+  least the larger of the two. The interval and the p-value are Student's with this V and Satterthwaite's degrees of
+  freedom. (This is Clark's quasi-F for subjects × items. With one seed only the tasks count: it is the paired t test
+  over tasks.)
 
-In simulations with 8 to 119 tasks the 95 % interval over both held the true difference in 92 to 99 % of the cases with
-three seeds or five, whatever of d was the seeds' and the tasks' part, and in 86 to 98 % with two. No p-value is
+In simulations with 8 to 119 tasks the 95 % interval over both contained the true difference in 92 to 99 % of the cases
+with three or five seeds, whatever the parts of seeds and tasks in d, and in 86 to 98 % with two seeds. P-values are not
 corrected for the number of rows that are compared.
 """
 
@@ -24,7 +27,7 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 ALIKE = 1e-9
-"""Points by which numbers that are the same may differ in rounding."""
+"""The largest rounding error, in points, between numbers that count as equal."""
 
 Scores = NDArray[np.float64]
 Interval = tuple[float, float]
@@ -32,14 +35,17 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two systems, in points; what too few seeds or tasks, or differences without variance, cannot say is None.
+    """The difference of two systems, in points.
+
+    Intervals and p-values are None if there are too few seeds or tasks, or if the differences have no variance.
 
     Attributes:
-        mean: weighted over tasks, as the score itself.
+        mean: mean difference, weighted over tasks like the score itself.
+        seeds, tasks: numbers of seeds and tasks.
         over_seeds: Student's t interval of the means of seeds.
-        seeds_p: of the paired t test over seeds.
+        seeds_p: p-value of the paired t test over seeds.
         over_both: interval over seeds and tasks.
-        both_p: of the test over seeds and tasks.
+        both_p: p-value of the test over seeds and tasks.
     """
 
     mean: float
@@ -55,9 +61,9 @@ def paired(scores: Scores, others: Scores, weights: Scores) -> Difference:
     """The difference of two systems.
 
     Args:
-        scores: `[seeds, tasks]`.
-        others: of the system that it is compared with, the same seeds and tasks.
-        weights: `[tasks]`, of each task in the score: its instances, or 1 of each column of P3.
+        scores: scores of the first system, `[seeds, tasks]`.
+        others: scores of the system that it is compared with, for the same seeds and tasks.
+        weights: weight of each task in the score, `[tasks]`: its number of instances, or 1 for each column of P3.
     """
     differences, weights = scores - others, weights / weights.sum()
     seeds, tasks = differences.shape
@@ -69,7 +75,7 @@ def paired(scores: Scores, others: Scores, weights: Scores) -> Difference:
 
 
 def students(mean: float, variance: float, freedom: float) -> tuple[Interval | None, float | None]:
-    """Student's interval and two-sided p-value of a mean with this variance; None where it has none."""
+    """Student's interval and two-sided p-value of a mean with this variance; both None if the variance is 0."""
     error = variance**0.5
     if error < ALIKE:
         return None, None
@@ -78,10 +84,11 @@ def students(mean: float, variance: float, freedom: float) -> tuple[Interval | N
 
 
 def crossed_variance(differences: Scores, weights: Scores) -> tuple[float, float]:
-    """Variance of the weighted mean of `[seeds, tasks]`, both drawn at random, and its degrees of freedom.
+    """Variance of the weighted mean of crossed differences, with seeds and tasks random, and its degrees of freedom.
 
     Args:
-        weights: `[tasks]`, their sum 1. Equal ones give the mean squares of the two-way analysis of variance.
+        differences: `[seeds, tasks]`.
+        weights: `[tasks]`, with the sum 1. Equal weights give the mean squares of the two-way analysis of variance.
     """
     seeds, tasks = differences.shape
     by_seed, by_task = differences @ weights, differences.mean(0)
@@ -94,12 +101,12 @@ def crossed_variance(differences: Scores, weights: Scores) -> tuple[float, float
     rest = differences - by_task - by_seed[:, None] + mean
     of_rest = float(squares @ (rest**2).sum(0)) / (seeds * (seeds - 1))
     whole = of_seeds + of_tasks - of_rest
-    if whole <= max(of_seeds, of_tasks):  # one of the two adds nothing
+    if whole <= max(of_seeds, of_tasks):  # the smaller of the two adds nothing beyond the residual
         return (of_seeds, seeds - 1) if of_seeds > of_tasks else (of_tasks, tasks - 1)
     parts = of_seeds**2 / (seeds - 1) + of_tasks**2 / (tasks - 1) + of_rest**2 / ((seeds - 1) * (tasks - 1))
     return whole, whole**2 / parts
 
 
 def mean_and_deviation(values: list[float]) -> tuple[float, float | None]:
-    """Mean, and standard deviation over seeds (of a sample: n − 1); None of one value."""
+    """Mean and standard deviation of a sample (n − 1); the deviation of a single value is None."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None

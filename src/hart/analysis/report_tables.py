@@ -1,4 +1,4 @@
-"""The tables of a report: all rows of a collection, their differences, their costs, and those of the paper."""
+"""The tables of a report: scores by collection, differences, costs, diagnostics, and comparison with the paper."""
 
 import csv
 import io
@@ -25,12 +25,12 @@ from hart.training.sweep_plan import PEAK, alike
 
 MISSING = "–"
 MANY = 10
-"""Comparisons from which on a note says how many of them chance alone would call different."""
+"""Number of comparisons from which a note gives the expected number of false positives."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in a table: a number with its deviation and the paper's beside it, an interval, or a text."""
+    """A cell of a table: a number with its deviation and the paper's number, an interval, or a text."""
 
     value: float | None = None
     deviation: float | None = None
@@ -42,7 +42,7 @@ class Cell:
     form: str = ".1f"
 
     def shown(self) -> str:
-        """As text, without the paper's number."""
+        """The cell as text, without the paper's number."""
         if self.text:
             return self.text
         if self.interval is not None:
@@ -58,7 +58,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows are (label, its note, cells)."""
+    """A table of a report; rows are (label, note on the label, cells)."""
 
     key: str
     title: str
@@ -69,7 +69,7 @@ class Table:
 
 @dataclass(frozen=True)
 class CollectionReport:
-    """What is said of one collection; `differences` are of all rows but `against`."""
+    """The results of one collection; `differences` has all rows except `against`, with which they are compared."""
 
     collection: str
     metric: str
@@ -81,7 +81,7 @@ class CollectionReport:
 
 
 def p_value(p: float) -> str:
-    """As a table has it."""
+    """A p-value as it is printed after "p", with its relation sign."""
     return "< 0.001" if p < 0.001 else f"= {p:.3f}" if p < 0.1 else f"= {p:.2f}"
 
 
@@ -128,7 +128,7 @@ def _validation(run: Run, metric: str) -> float | None:
 
 
 def _chosen(row: StudyRow) -> str:
-    """What a grid has found, in words."""
+    """The result of a row's grid as a phrase; empty without a grid."""
     found = [run.results["chosen"] for run in row.scored if run.results and run.results.get("chosen")]
     if not found:
         return ""
@@ -179,15 +179,15 @@ def per_task(report: CollectionReport) -> Table:
 
 
 def of_paper(study: Runs) -> list[Table]:
-    """Those tables of the paper of which at least one row was run, measured beside printed."""
+    """The paper's tables of which at least one row was run, with measured and printed numbers."""
     return [table for number in TABLES if (table := _of_paper(study, TABLES[number])) is not None]
 
 
 def _standing(study: Runs, place: tuple[int, str]) -> tuple[list[StudyRow], list[StudyRow]]:
-    """The rows whose runs make one of the paper's cells, and those that would belong there but are trained otherwise.
+    """The rows of the study that stand for one row of the paper, and those that match it but were trained differently.
 
-    What a study names stands there. Of rows that only their configuration puts there, it is the first of each
-    collection, with those that differ from it in nothing but the seed and the order of the layers.
+    Rows that the study names for this place take precedence. Otherwise it is, for each collection, the first row whose
+    configuration matches, with those that differ from it only in the seed and `order_seed`.
     """
     found = [row for row in study.rows if row.scored and place in row.places]
     if named := [row for row in found if row.named]:
@@ -206,7 +206,7 @@ def _standing(study: Runs, place: tuple[int, str]) -> tuple[list[StudyRow], list
 
 
 _BUDGET = ("training.max_steps", "training.batch_size", "training.optimizer", "data.training_tasks")
-"""Fields that a reader expects to be equal in all rows of a table."""
+"""Fields that readers expect to be equal in all rows of a table."""
 
 
 def _of_paper(study: Runs, table: PaperTable) -> Table | None:
@@ -286,11 +286,11 @@ _STATES: dict[str, tuple[str, tuple[str, ...]]] = {
     "effective rank": (".1f", ("effective_rank",)),
     "cosine of parameters over tasks": (".3f", ("parameter_cosines", "all")),
 }
-"""Heading → format, and where the number lies in `diagnostics` of the results."""
+"""Heading → format, and path of the number in `diagnostics` of the results."""
 
 
 def of_diagnostics(study: Runs) -> list[Table]:
-    """What the states depend on, and the scores under other adaptations, mean ± deviation, as far as runs have them."""
+    """Tables of measures of layer states, scores under other adaptations, and robustness: mean ± deviation."""
     found = [
         (row, [each for run in row.runs if run.results and (each := run.results.get("diagnostics"))])
         for row in study.rows
@@ -320,7 +320,7 @@ _OTHERS = {"queries of another task": "like_the_base", "distractors": "distracto
 
 
 def _interference(robust: Sequence[tuple[StudyRow, list[Mapping[str, Any]]]]) -> list[Table]:
-    """The table of queries that adapted models answer as their base does, of what was asked anywhere."""
+    """The table of shares of other queries that adapted models answer as their base does; none if no run asked any."""
     robust = [(row, own) for row, own in robust if own]
     asked = {
         words: key
@@ -342,11 +342,11 @@ def _by_kind(
     found: Sequence[tuple[StudyRow, list[Mapping[str, Any]]]],
     note: str,
 ) -> list[Table]:
-    """The table of scores by kind of adaptation; none where there are no scores.
+    """The table of scores by kind of adaptation; none without scores.
 
     Args:
         words: kind → its heading.
-        found: rows, and what was measured in each of their runs.
+        found: rows, each with the measurements of its runs.
     """
     found = [(row, own) for row, own in found if own]
     kinds = [kind for kind in words if any(kind in each.get("scores", {}) for _, own in found for each in own)]
@@ -363,7 +363,7 @@ def _by_kind(
 
 
 def _numbers(trees: Sequence[Mapping[str, Any]], path: Sequence[str], form: str = ".1f") -> Cell:
-    """Of the number at one place in each tree, as far as it is there."""
+    """The cell of the number at a path in each tree, over those trees that have it."""
     found = []
     for tree in trees:
         value: Any = tree
@@ -374,7 +374,7 @@ def _numbers(trees: Sequence[Mapping[str, Any]], path: Sequence[str], form: str 
 
 
 def as_csv(tables: Sequence[Table], reports: Sequence[CollectionReport]) -> str:
-    """All cells with a number, one to a line, and the differences with both intervals."""
+    """CSV of all cells with a number, one per line, and of the differences with both intervals."""
     text = io.StringIO()
     write = csv.writer(text, lineterminator="\n").writerow
     write(["table", "row", "column", "value", "deviation", "runs", "paper", "low", "high", "p"])
