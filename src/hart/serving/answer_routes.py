@@ -1,4 +1,4 @@
-"""The routes that answer in a form of our own: generate, classify, score."""
+"""The routes with reply formats of our own: generate, classify, score."""
 
 import time
 from typing import Any
@@ -29,7 +29,11 @@ def add_answers(app: APIRouter, engine: Engine, settings: Settings) -> None:
 
     @app.post("/v1/generate", response_model=schemas.GenerateOut, responses=STREAMS)
     async def generate(request: Request, body: schemas.GenerateIn) -> Any:
-        """Answers to inputs, adapted by one adaptation for all or one for each; or by none, the bare base."""
+        """Generate an answer to each input with the adapted model.
+
+        `adaptation` is one id or task for all inputs, or a list with one for each; without it the un-adapted base
+        answers. With `stream`, the answer to a single input arrives as server-sent events.
+        """
         start = time.monotonic()
         how = options(engine, body, body.max_new_tokens, num_beams=body.num_beams)
 
@@ -49,7 +53,10 @@ def add_answers(app: APIRouter, engine: Engine, settings: Settings) -> None:
 
     @app.post("/v1/classify", response_model=schemas.ClassifyOut, responses=missing)
     async def classify(request: Request, body: schemas.ClassifyIn) -> Any:
-        """The most probable of given choices for each input, and the probabilities of all."""
+        """Find the most probable of the given choices for each input, with the probability of every choice.
+
+        `choices` is one list for all inputs, or a list per input. `adaptation` is as in /v1/generate.
+        """
         start = time.monotonic()
 
         async def work() -> Any:
@@ -72,7 +79,7 @@ def add_answers(app: APIRouter, engine: Engine, settings: Settings) -> None:
 
     @app.post("/v1/score", response_model=schemas.ScoreOut, responses=missing)
     async def score(request: Request, body: schemas.ScoreIn) -> Any:
-        """The log-probability of each choice as the answer to an input."""
+        """Return the log-probability, in nats, of each choice as the answer to one input."""
 
         def check() -> None:
             longest = max(engine.checks.choice(text, f"choices.{number}") for number, text in enumerate(body.choices))

@@ -1,4 +1,4 @@
-"""The routes. Each checks what it was given, hands rows to the batcher, and waits within the time limit."""
+"""The HTTP application. A route checks its request, submits rows to the batcher and waits within the time limit."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -47,7 +47,7 @@ _DOCS_POLICY = (
     "img-src 'self' data:; connect-src 'self'; frame-ancestors 'none'"
 )
 _VERSION = "1"
-"""Of the interface, as in its paths."""
+"""Version of the interface, as in its paths."""
 
 _NOTE_USES_EVERY = 5.0
 _WholeId = Annotated[str, PathParameter(pattern=r"^[0-9a-f]{64}$", min_length=64, max_length=64)]
@@ -58,9 +58,9 @@ def create_app(model: HartModel, store: Store | None = None, settings: Settings 
     """Create an ASGI application that serves a model.
 
     Args:
-        model: the model, already on the device where it is to run.
-        store: where adaptations are kept; None: the store in the cache folder.
-        settings: batching, limits and token.
+        model: the model to serve, already on its device.
+        store: storage of adaptations; None: the store in the cache folder.
+        settings: batching, limits and token; None: the defaults.
     """
     settings = settings or Settings()
     metrics = Metrics(model.name, model.main.name)
@@ -81,7 +81,7 @@ def create_app(model: HartModel, store: Store | None = None, settings: Settings 
         version=_VERSION,
         description="Adapt a frozen language model to a task by its definition and a few demonstrations, then ask it.",
         redoc_url=None,
-        # Relative to the description itself, wherever a proxy or another application puts it.
+        # Relative to the description, so that it is right behind a proxy and in an application that mounts this one.
         servers=[{"url": "."}],
         root_path_in_servers=False,
         lifespan=lifespan,
@@ -102,7 +102,7 @@ def create_app(model: HartModel, store: Store | None = None, settings: Settings 
     add_error_replies(app)
     _add_page(app)
     add_health(app.router, engine)
-    # The guard asks for the token; this says so in the description, which gives /docs its button Authorize.
+    # The guard checks the token; this declares it in the description, so that /docs has its button Authorize.
     scheme = HTTPBearer(auto_error=False, description="The server's token; one that has none takes any.")
     guarded = APIRouter(dependencies=[Depends(scheme)])
     add_metrics(guarded, engine, metrics)
@@ -131,7 +131,7 @@ def _add_page(app: FastAPI) -> None:
 
     @app.get("/docs", include_in_schema=False)
     async def described() -> Response:
-        # By relative addresses, so that it works under any prefix.
+        # Addresses are relative, so that the page works under any prefix.
         reply = get_swagger_ui_html(
             openapi_url="openapi.json",
             title="hart",
@@ -149,7 +149,11 @@ def _add_adaptations(app: APIRouter, engine: Engine, settings: Settings) -> None
 
     @app.post("/v1/adaptations", response_model=schemas.AdaptOut, responses=created)
     async def adapt(request: Request, response: Response, body: schemas.TaskIn) -> Any:
-        """Read a task in one forward pass and keep the adaptation. The same task has the same id, and is read once."""
+        """Adapt the model to a task in one forward pass, and store the adaptation under an id.
+
+        Other routes take the id as `adaptation`. The same task always has the same id: the status is 201 for a new
+        adaptation, and 200 (with `new` false) for one that exists already, which is not generated again.
+        """
 
         async def work() -> Any:
             task = body.to_task()
@@ -169,13 +173,16 @@ def _add_adaptations(app: APIRouter, engine: Engine, settings: Settings) -> None
     async def adaptations(
         limit: Annotated[int, Query(ge=1, le=1000)] = 100, offset: Annotated[int, Query(ge=0, le=10**9)] = 0
     ) -> Any:
-        """What this model has adapted to, the last used first."""
+        """List the stored adaptations of this model, the most recently used first, in pages of `limit`."""
         records = await engine.records(limit, offset)
         return {"adaptations": [_shown(record) for record in records]}
 
     @app.get("/v1/adaptations/{id}", response_model=schemas.AdaptationOut, responses=missing)
     async def adaptation(id: _Id) -> Any:
-        """What is known of one adaptation."""
+        """Return one stored adaptation: its task, model, size in bytes and number of uses.
+
+        The id may be shortened to its first 8 digits or more, if no other id begins with them.
+        """
         record = await engine.record(await full_id(engine, id, "id"))
         if record is None:
             raise unknown(id)
@@ -187,7 +194,10 @@ def _add_adaptations(app: APIRouter, engine: Engine, settings: Settings) -> None
         responses={**missing, 200: {"content": {"application/zip": {}}}},
     )
     async def download(id: _Id) -> Response:
-        """The adaptation as a zip file; unpacked, it is a folder for `hart predict` and `hart export`."""
+        """Download an adaptation as a zip file. Unpacked, it is a folder that `hart predict` and `hart export` read.
+
+        The id may be shortened to its first 8 digits or more, if no other id begins with them.
+        """
         whole = await full_id(engine, id, "id")
         found = await engine.find(whole)
         if found is None:
@@ -198,7 +208,7 @@ def _add_adaptations(app: APIRouter, engine: Engine, settings: Settings) -> None
 
     @app.delete("/v1/adaptations/{id}", status_code=204, response_class=Response, responses=missing)
     async def delete(id: _WholeId) -> Response:
-        """Forget an adaptation, by its whole id."""
+        """Delete an adaptation from the store. This needs the whole id, all 64 digits."""
         if not await engine.forget(id):
             raise unknown(id)
         exchange().note(id)

@@ -1,4 +1,4 @@
-"""The routes that tell how the server is: whether it lives, takes requests, keeps adaptations; and its counters."""
+"""The routes for monitoring: liveness, readiness, health with the state of the store, and counters."""
 
 import math
 from contextlib import suppress
@@ -17,19 +17,22 @@ _DOWN: dict[int | str, dict[str, Any]] = {503: {"model": schemas.ErrorOut}}
 def add_health(app: APIRouter, engine: Engine) -> None:
     @app.get("/livez", response_model=schemas.State, responses=_DOWN)
     async def live() -> Any:
-        """Whether the server works; 503 where only a restart helps."""
+        """Liveness: 200 while the server works, 503 when only a restart helps."""
         engine.check_running()
         return schemas.State()
 
     @app.get("/readyz", response_model=schemas.State, responses=_DOWN)
     async def ready() -> Any:
-        """Whether the server takes requests now; 503 while the queue is full, or the server is going down."""
+        """Readiness: 200 if the server accepts requests now, 503 while its queue is full or it is shutting down."""
         engine.check_ready()
         return schemas.State()
 
     @app.get("/health", response_model=schemas.Health, responses={503: {"model": schemas.Trouble}})
     async def health() -> Any:
-        """Whether the server answers and keeps adaptations, and with which model; 503 where one of them fails."""
+        """Report the model and whether requests are answered and adaptations stored; 503 if one of the two fails.
+
+        With the status "degraded" the store cannot be used, and tasks that are given in full are still answered.
+        """
         engine.check_running()
         state = schemas.Health(
             status="ok" if await engine.store_works() else "degraded",
@@ -49,7 +52,7 @@ def add_health(app: APIRouter, engine: Engine) -> None:
 def add_metrics(app: APIRouter, engine: Engine, metrics: Metrics) -> None:
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def prometheus() -> Response:
-        """Counters in the text format of Prometheus."""
+        """Return counters in the text format of Prometheus."""
         count = size = math.nan  # a store that cannot be read hides no other number
         with suppress(StoreTrouble):
             count, size = await engine.totals()

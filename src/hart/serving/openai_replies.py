@@ -1,4 +1,4 @@
-"""Replies in the form of OpenAI's completions, chat completions and models, as OpenAPI describes them."""
+"""Replies in the form of OpenAI's completions, chat completions and models, also as OpenAPI schemas."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ from hart.serving.schemas import Model
 
 
 class LogProbs(Model):
-    """Of a completion: an entry for each generated token, the end of sequence among them."""
+    """Log-probabilities of a completion: one entry per generated token, including the end of sequence."""
 
     tokens: list[str]
     token_logprobs: list[float] = Field(description="in nats")
@@ -27,7 +27,7 @@ class TokenLogProb(TopLogProb):
 
 
 class ChatLogProbs(Model):
-    """Of a chat completion: an entry for each generated token, the end of sequence among them."""
+    """Log-probabilities of a chat completion: one entry per generated token, including the end of sequence."""
 
     content: list[TokenLogProb]
     refusal: None = None
@@ -78,7 +78,7 @@ class ChatOut(_Reply):
 
 
 class ModelOut(Model):
-    """What `model` may name."""
+    """One value that `model` may have."""
 
     id: str
     object: Literal["model"] = "model"

@@ -1,4 +1,4 @@
-"""The routes in the form of OpenAI's interface: models, completions, chat completions."""
+"""The routes compatible with OpenAI's interface: models, completions, chat completions."""
 
 import time
 from collections.abc import Sequence
@@ -24,13 +24,13 @@ from hart.serving.store import Record
 from hart.serving.streaming import Stream, start_stream
 
 IGNORED = "X-Hart-Ignored"
-"""Header of a reply that names the fields of the request that nobody read."""
+"""Header of a reply that names the ignored fields of the request."""
 
 _MOST_NAMES, _MOST_LETTERS = 32, 64
-"""Of ignored fields in a header, and of one of them."""
+"""The most ignored fields that the header names, and the most characters of each name."""
 
 MAX_NUMBERS = 16_384
-"""Log-probabilities of one reply."""
+"""The most log-probabilities of one reply."""
 
 _INVALID: dict[int | str, dict[str, Any]] = {400: {"model": ErrorOut}}
 
@@ -38,7 +38,7 @@ _INVALID: dict[int | str, dict[str, Any]] = {400: {"model": ErrorOut}}
 def add_openai(app: APIRouter, engine: Engine, settings: Settings) -> None:
     routes = APIRouter(route_class=OpenAIRoute)
     _add_models(routes, engine)
-    # What is described is what this model takes.
+    # The OpenAPI description then has the requests that this model accepts.
     conversing = engine.form.chat_template and not engine.form.in_context
     chat_form: Any = schemas.ConversationIn if conversing else schemas.ChatIn
 
@@ -60,7 +60,7 @@ def add_openai(app: APIRouter, engine: Engine, settings: Settings) -> None:
             answers = await generate_all(engine, queries, [adapted] * len(queries), how, body.n)
             if body.top is None:
                 return form.whole(answers, [None] * len(answers), body.n)
-            # Each answer by itself, so that other requests' texts are checked in between; written there, too.
+            # One call per answer, so that texts of other requests are checked in between; JSON is written there, too.
             tokens = [await engine.checks.aside(spelled, engine.checks.tokenizer, each) for each in answers]
             written = await engine.checks.aside(lambda: form.whole(answers, tokens, body.n).model_dump_json())
             return Response(written, media_type="application/json")
@@ -73,15 +73,21 @@ def add_openai(app: APIRouter, engine: Engine, settings: Settings) -> None:
 
     @routes.post("/v1/completions", response_model=CompletionOut, responses=STREAMS | _INVALID)
     async def completions(request: Request, response: Response, body: schemas.CompletionIn) -> Any:
-        """Answers in the form of OpenAI's completions; `model` is the id of an adaptation, or the base."""
+        """Complete prompts, compatible with OpenAI's completions.
+
+        `model` is the id of an adaptation, or the name of the base as GET /v1/models lists it. A prompt is a query to
+        the adapted model. Unsupported fields are named in the header X-Hart-Ignored, or refused by a strict server.
+        """
         form = Completion(body.model, with_usage=body.stream_options.include_usage)
         return await reply(request, response, body, form)
 
     @routes.post("/v1/chat/completions", response_model=ChatOut, responses=STREAMS | _INVALID)
     async def chat(request: Request, response: Response, body: chat_form) -> Any:
-        """An answer in the form of OpenAI's chat completions.
+        """Answer a user message, compatible with OpenAI's chat completions.
 
-        It is one to a user's message as a query; of a model that reads chat templates to a conversation, too.
+        `model` is the id of an adaptation, or the name of the base as GET /v1/models lists it. The message is a query
+        to the adapted model; models with a chat template take whole conversations, too. Unsupported fields are named in
+        the header X-Hart-Ignored, or refused by a strict server.
         """
         form = ChatCompletion(body.model, with_usage=body.stream_options.include_usage)
         return await reply(request, response, body, form)
@@ -90,7 +96,7 @@ def add_openai(app: APIRouter, engine: Engine, settings: Settings) -> None:
 
 
 def _check_numbers(answers: int, how: Options) -> None:
-    """Refuse a reply of more log-probabilities than can be written while others wait."""
+    """Raise `HartError` if a reply would have more log-probabilities than can be written while other requests wait."""
     if how.logprobs is None:
         return
     numbers = answers * how.max_new_tokens * (how.logprobs + 1)
@@ -104,10 +110,10 @@ def _check_numbers(answers: int, how: Options) -> None:
 async def _queries(
     engine: Engine, body: schemas.CompletionIn | schemas.ChatIn, how: Options
 ) -> Sequence[str | list[int]]:
-    """What a request asks: texts, or a conversation as the tokens of its chat template.
+    """The queries of a request: texts, or the tokens of a conversation in the chat template.
 
     Raises:
-        HartError: one is too long, or the template refuses the conversation.
+        HartError: a query is too long, or the template refuses the conversation.
     """
     if isinstance(body, schemas.CompletionIn):
         await check_queries(engine, body.prompts, how, "prompt")
@@ -120,13 +126,13 @@ async def _queries(
 
 
 def _ignored(body: schemas.CompletionIn | schemas.ChatIn, settings: Settings) -> dict[str, str]:
-    """The header that names what is not read of a request.
+    """The header that names the ignored fields of a request; empty if there are none.
 
     Raises:
-        Refused: there is something, and the server is strict.
+        Refused: there are some, and the server is strict.
     """
-    # Names of others: as ASCII without commas and line breaks, not too long, and never empty: a header that ends in
-    # white space is none, and the connection would be dropped.
+    # Clients choose these names: they are escaped to ASCII without commas and line breaks, shortened, and never empty,
+    # as a header that ends in white space is invalid and would drop the connection.
     names = [quote(name[:_MOST_LETTERS], safe="", errors="replace") or '""' for name in schemas.unread(body)]
     if not names:
         return {}
@@ -143,13 +149,16 @@ def _add_models(app: APIRouter, engine: Engine) -> None:
     async def models(
         limit: Annotated[int, Query(ge=1, le=1000)] = 1000, offset: Annotated[int, Query(ge=0, le=10**9)] = 0
     ) -> Any:
-        """What `model` may name: the base, and what this model has adapted to, the last used first."""
+        """List the values that `model` may have: the base, then the ids of stored adaptations.
+
+        Adaptations are in order of their last use, the latest first; `limit` and `offset` count them.
+        """
         records = await engine.records(limit, offset)
         return ModelsOut(data=[base, *map(_shown, records)])
 
     @app.get("/v1/models/{model}", response_model=ModelOut, responses=_INVALID | {404: {"model": ErrorOut}})
     async def model(model: Annotated[str, PathParameter(max_length=64)]) -> Any:
-        """One of them."""
+        """Return the base or one stored adaptation in the form of /v1/models."""
         if model == schemas.BASE:
             return base
         record = await engine.record(await full_id(engine, model, "model"))

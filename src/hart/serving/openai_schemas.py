@@ -25,7 +25,7 @@ from hart.serving.schemas import TAGS, Integer, MaybeEmpty, NewTokens, Request, 
 from hart.serving.settings import MAX_CHARACTERS, MAX_INPUTS, MAX_LOGPROBS
 
 BASE = "base"
-"""What the un-adapted base is called where the id of an adaptation is expected."""
+"""Name of the un-adapted base in place of the id of an adaptation."""
 
 _MODEL = rf"^({BASE}|[0-9a-f]{{8,64}})$"
 
@@ -71,13 +71,13 @@ _MaybeEmptyText: TypeAlias = Annotated[MaybeEmpty, Tag(TAGS[3])]
 
 
 class _Open(Request):
-    """Takes also fields that nobody reads here."""
+    """Base of schemas that accept and ignore unknown fields."""
 
     model_config = ConfigDict(extra="allow")
 
 
 def unread(given: _Open) -> list[str]:
-    """Names of the fields of a request that nobody reads here, as `messages.0.name`."""
+    """Names of the ignored fields of a request, such as `messages.0.name`."""
     names = list(given.model_extra or {})
     for field in type(given).model_fields:
         value = getattr(given, field)
@@ -94,7 +94,7 @@ class StreamOptions(_Open):
 
 
 class _OpenAI(Sampling, _Open):
-    """What completions and chat completions have in common."""
+    """The common fields of completions and chat completions."""
 
     model: ModelName
     max_tokens: NewTokens = None
@@ -135,7 +135,7 @@ class _OpenAI(Sampling, _Open):
     @property
     @abstractmethod
     def top(self) -> int | None:
-        """How many likeliest tokens are asked for at each token; None: no log-probabilities at all."""
+        """Number of likeliest tokens to report at each token; None: no log-probabilities."""
 
     def top_p_counts(self) -> bool:
         # With OpenAI the temperature is 1 unless it is given; a 0 that was given asks for no sampling.
@@ -153,7 +153,7 @@ Prompt: TypeAlias = Annotated[_OneText | _Texts, Discriminator(text_form), Befor
 
 
 class CompletionIn(_OpenAI):
-    """As OpenAI's completions, as far as it goes: `model` is the id of an adaptation, or the base."""
+    """The supported part of OpenAI's completions; `model` is the id of an adaptation, or the base."""
 
     prompt: Prompt
     logprobs: Annotated[
@@ -211,7 +211,7 @@ def _not_too_long(given: str | list[TextPart]) -> str | list[TextPart]:
 
 
 def content_text(content: str | list[TextPart]) -> str:
-    """The text of a message's content, its parts one under the other."""
+    """The text of a message's content, with its parts joined by line breaks."""
     return content if isinstance(content, str) else "\n".join(part.text for part in content)
 
 
@@ -221,7 +221,7 @@ Content: TypeAlias = Annotated[_OneText | _Parts, Discriminator(text_form), Afte
 
 
 class MessageIn(_Open):
-    """The user's message, which is the query."""
+    """The user's message: the query."""
 
     role: Literal["user"]
     content: Content
@@ -247,7 +247,7 @@ def _one_query(given: Any) -> Any:
 
 
 class ChatIn(_OpenAI):
-    """As OpenAI's chat completions, as far as it goes: one message of a user, to the adaptation that `model` names."""
+    """The supported part of OpenAI's chat completions: one user message for the adaptation that `model` names."""
 
     messages: Annotated[list[MessageIn], Field(min_length=1, max_length=1), BeforeValidator(_one_query)]
     logprobs: bool = Field(False, description="log-probabilities of the answer's tokens")
@@ -284,7 +284,7 @@ class ChatIn(_OpenAI):
 
 
 _ROLES = {"developer": "system"}
-"""What roles are called in chat templates; OpenAI's newer models call the system message so."""
+"""OpenAI's newer name of the system message → its name in chat templates."""
 
 
 class TurnIn(_Open):
@@ -307,7 +307,7 @@ def _ends_with_a_query(given: list[TurnIn]) -> list[TurnIn]:
 
 
 class ConversationIn(ChatIn):
-    """As OpenAI's chat completions, for a model that reads whole conversations: in its chat template."""
+    """OpenAI's chat completions for a model with a chat template, which reads whole conversations."""
 
     messages: Annotated[  # type: ignore[assignment]
         list[TurnIn], Field(min_length=1, max_length=MAX_INPUTS), AfterValidator(_ends_with_a_query)

@@ -1,6 +1,6 @@
-"""Requests and replies, as OpenAPI describes them. Unknown fields are refused by name.
+"""Schemas of requests and replies, also for OpenAPI. Unknown fields are refused by name.
 
-In a request null stands for the default of a field, as clients of OpenAI's interface send it.
+In a request null means the default of a field, as clients of OpenAI's interface send it.
 """
 
 from typing import Annotated, Any, Literal, Self, TypeAlias
@@ -56,7 +56,7 @@ class Model(BaseModel):
 
 
 def _show_nulls(schema: dict[str, Any]) -> None:
-    """Let a description say that fields with a default take null."""
+    """Add null to the types of fields with a default in the JSON schema."""
     for name, field in schema["properties"].items():
         kinds = field.get("anyOf") or field.get("oneOf") or []
         if "default" in field and {"type": "null"} not in kinds:
@@ -82,7 +82,7 @@ class Request(Model):
 
 
 class DemonstrationIn(Request):
-    """A solved example."""
+    """A demonstration: a solved example of the task."""
 
     input: Text
     output: Text
@@ -90,7 +90,7 @@ class DemonstrationIn(Request):
 
 
 class TaskIn(Request):
-    """A task: what it asks for, solved examples, or both."""
+    """A task: a definition, demonstrations, or both."""
 
     definition: MaybeEmpty = Field("", examples=["Keep only the fruits."])
     demonstrations: list[DemonstrationIn] = Field([], max_length=MAX_DEMONSTRATIONS)
@@ -106,11 +106,11 @@ class TaskIn(Request):
 
 
 TAGS = ("as-id", "as-task", "as-list", "as-text", "as-each")
-"""What the forms of `adaptation`, `prompt`, `stop` and `choices` are called in pydantic's messages."""
+"""Tags of the forms of `adaptation`, `prompt`, `stop` and `choices` in pydantic's messages."""
 
 
 def _form(given: Any) -> str:
-    """Which form was meant, so that a mistake is told as one of that form alone."""
+    """The tag of the intended form, so that error messages concern that form alone."""
     return TAGS[0] if isinstance(given, str) else TAGS[2] if isinstance(given, list) else TAGS[1]
 
 
@@ -138,7 +138,7 @@ NewTokens: TypeAlias = Annotated[
 
 
 def text_form(given: Any) -> str:
-    """Whether a list was meant or a text, so that a mistake is told as one of that form alone."""
+    """The tag of a list or of a text, so that error messages concern that form alone."""
     return TAGS[2] if isinstance(given, list) else TAGS[3]
 
 
@@ -151,7 +151,7 @@ Stop: TypeAlias = Annotated[
 
 
 class Sampling(Request):
-    """How answers are generated, with whatever form they are asked for."""
+    """Options of generation, common to all routes that generate answers."""
 
     temperature: Float = Field(0.0, ge=0.0, le=MAX_TEMPERATURE, description="0 takes the likeliest token")
     top_p: Float = Field(1.0, ge=0.01, le=1.0, description="of sampling, so only with a temperature")
@@ -170,12 +170,12 @@ class Sampling(Request):
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """In an order that does not depend on how they were listed, so that equal ones share batches."""
+        """The stop texts in sorted order, so that requests with the same ones share batches."""
         given = [self.stop] if isinstance(self.stop, str) else self.stop
         return tuple(sorted({text for text in given if text}))
 
     def top_p_counts(self) -> bool:
-        """Whether a top_p without temperature is a mistake."""
+        """Whether a `top_p` without a temperature is refused."""
         return True
 
 
@@ -240,7 +240,7 @@ class ScoreIn(Request):
 
 
 class AdaptationOut(Model):
-    """What is kept of a task."""
+    """A stored adaptation."""
 
     id: Id
     task: dict[str, Any] = Field(description="definition and demonstrations, as in a task file")
@@ -312,6 +312,6 @@ class Health(Model):
 
 
 class Trouble(Health):
-    """The state of a server that does not do all that it should, and why."""
+    """The state of a server with a failure, and the reason."""
 
     error: ErrorBody
