@@ -27,13 +27,13 @@ class DataConfig(Section):
     hub_name: str | None = None
     """Hub data set that stands in for a folder; null: the collection's own (for segments allenai/c4)."""
     train_subsets: list[str] | None = None
-    """P3 subsets to train on, names or patterns; null: T0's training mixture of 38 data sets (§8.1.3)."""
+    """P3 subsets to train on, names or patterns; null: T0's training mixture of 38 data sets (App. 8.1.3)."""
     test_subsets: list[str] | None = None
     """P3 subsets to test on; null: the eight held-out tasks, in all templates that state the original task and have
     answer choices (§4.2; for COPA all 12 of them, T0's own code has 8)."""
     max_average_length: PositiveInt = 320
-    """Tokens on average above which a P3 subset is not trained on (§8.1.3); here input and target together, measured
-    on 1000 rows of each subset."""
+    """Average tokens above which a P3 subset is not trained on (App. 8.1.3); here of input and target together,
+    measured on 1000 rows of each subset."""
     max_document_tokens: Annotated[int, Field(ge=16, lt=LIMIT)] = 512
     """Tokens of a document that segments are cut from (HINT: 512)."""
     demonstrations_to: Literal["hypernetwork", "main", "nowhere"] = "hypernetwork"
@@ -74,7 +74,7 @@ class DataConfig(Section):
     explanations: bool = False
     """Follow each demonstration by its explanation, as Tk-Instruct does (§4.1)."""
     demonstrations: Literal["fixed", "sampled"] = "fixed"
-    """The first ones of the task (§4.1), or "randomly sample K shot demonstration examples" (§8.1.3)."""
+    """The first ones of the task (§4.1), or "randomly sample K shot demonstration examples" (App. 8.1.3)."""
     input_eos: bool | None = None
     """Whether the main model's input ends with the end-of-sequence token; null: it does, but for P3 (T0's inputs have
     none, its targets do). It tells a decoder-only model where its answer begins."""
@@ -82,13 +82,13 @@ class DataConfig(Section):
     """Wrap the main model's input in the chat template of its tokenizer, as instruct models read it; only for
     decoder-only models, and instead of `input_eos`."""
     task_sampling: Literal["proportional", "uniform"] = "proportional"
-    """How a training task is drawn: by (capped) size (§2.1), or all with equal chances (§8.1.3)."""
+    """How a training task is drawn: by (capped) size (§2.1), or all with equal chances (App. 8.1.3)."""
     max_demonstrations_length: Length = 1024
-    """Tokens of the hypernetwork's input: "maximum input sequence length ... as 1024" (§8.1.3)."""
+    """Tokens of the hypernetwork's input: "maximum input sequence length ... as 1024" (App. 8.1.3)."""
     max_query_length: Length = 384
-    """Tokens of the main model's input: "maximum input ... as 384" (§8.1.3)."""
+    """Tokens of the main model's input: "maximum input ... as 384" (App. 8.1.3)."""
     max_target_length: Length = 128
-    """Tokens of a target: "... and target sequence length as ... 128" (§8.1.3)."""
+    """Tokens of a target: "... and target sequence length as ... 128" (App. 8.1.3)."""
     seed: NaturalInt = 0
     """Seed that decides which S-NI instances are kept, which tasks are set aside and which `training_tasks` are drawn;
     training.seed draws the examples."""

@@ -1,4 +1,4 @@
-"""Lengths of a task's instances in tokens: the average (section 8.1.3), and how many are longer than a limit."""
+"""Lengths of a task's instances in tokens: the average (App. 8.1.3), and how many are longer than a limit."""
 
 import hashlib
 import json

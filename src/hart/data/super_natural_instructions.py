@@ -1,4 +1,4 @@
-"""Super-NaturalInstructions (S-NI; section 4.1), from a folder or from the hub.
+"""Super-NaturalInstructions (S-NI; §4.1), from a folder or from the hub.
 
 A folder is laid out as a clone of allenai/natural-instructions: ``tasks/<name>.json`` and the lists
 ``splits/default/{train,test}_tasks.txt``, one task name a line. These lists are the English track

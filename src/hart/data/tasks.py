@@ -4,7 +4,7 @@ The file format is that of Super-NaturalInstructions (S-NI): one JSON object per
 ``Definition``, ``Positive Examples``, ``Categories`` and ``Instances``. A custom task needs one of
 the first two; a multiple-choice task adds ``choices`` to its instances, or ``Choices`` for all of
 them. Everything else in the file (sources, licences, negative examples) is ignored: the paper's
-hypernetwork reads definition and positive demonstrations alone (section 4.1, "Def+2Pos").
+hypernetwork reads definition and positive demonstrations alone (§4.1, "Def+2Pos").
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -40,10 +40,10 @@ class ModelConfig(Section):
     scheme: dict[str, Any] = {"name": "autoregressive"}
     """How layer states are generated, by name, with the scheme's own fields (§3.1)."""
     peft: list[dict[str, Any]] = [{"kind": "prefix", "length": 32}]
-    """What is generated; "the length of the prefix ... p, which is set to be 32" (§8.1.2).
+    """What is generated; "the length of the prefix ... p, which is set to be 32" (App. 8.1.2).
     An empty list leaves fusion alone (ablation)."""
     fusion: bool = True
-    """Fusion-in-decoder: "prepend the hypernetwork's encoder output to the main model's" (§8.1.3)."""
+    """Fusion-in-decoder: "prepend the hypernetwork's encoder output to the main model's" (App. 8.1.3)."""
     memory_in_front: bool = False
     """Counterpart of fusion for a decoder-only main model (ours): the hypernetwork's memory, mapped once to the main
     model's width, gives keys and values in front of the query in every layer."""

@@ -50,7 +50,7 @@ class TrainingConfig(Section):
     learning_rate: PositiveFloat = 5e-5
     """Peak rate: "a learning rate of 5 x 10^-5" (§4.1)."""
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
-    """How the rate falls: "a linear decay learning rate schedule" (§8.1.3)."""
+    """How the rate falls: "a linear decay learning rate schedule" (App. 8.1.3)."""
     warmup_steps: NaturalInt = 0
     """Steps over which the rate first grows from 0 (open)."""
     weight_decay: NaturalFloat = 0.0

@@ -1,4 +1,4 @@
-"""Which subsets P3 has: T0's training mixture, the eight held-out tasks, and what names mean (sections 4.2, 8.1.3).
+"""The subsets of P3: T0's training mixture, the eight held-out tasks, and the meaning of names (§4.2, App. 8.1.3).
 
 A subset is a data set under one prompt template, `{data set}_{template}`. The lists are those of the T0 paper's code:
 38 training data sets with all their templates, and for each held-out task the templates that state the original task

@@ -1,10 +1,10 @@
-"""The Public Pool of Prompts (P3; section 4.2), from a folder of subsets or from the hub.
+"""The Public Pool of Prompts (P3; §4.2), from a folder of subsets or from the hub.
 
 A subset, one data set under one prompt template, is a task. It has no definition: the rows are whole prompts, and the
 demonstrations are other rows. A folder holds one folder per subset with its splits as JSON lines or parquet, as the
 hub's parquet branch has them (`hart.data.p3.instances`).
 
-Training reads the `train` rows of T0's mixture, the test the `validation` rows of the held-out tasks (section 4.2:
+Training reads the `train` rows of T0's mixture, the test the `validation` rows of the held-out tasks (§4.2:
 "P3 held-out validation set"), each with one fixed set of demonstrations from its `train` rows.
 """
 
