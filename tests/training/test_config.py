@@ -282,7 +282,7 @@ FILE_MISTAKES = {
     "data: {collection: four_segments, omit_definition: 0.1}": "data.omit_definition: must be 0 with four_segments",
     "data: {num_demonstrations: 0, omit_demonstrations: 0.1}": "data.omit_demonstrations: must be 0 where definition",
     "data: {definition_first: 1}": "data.definition_first: must be less than 1, not 1",
-    "data: {collection: p3, demonstrations: sampled, definition_first: 0.5}": "data.definition_first: must be 0 with p3",
+    "data: {collection: p3, demonstrations: sampled, definition_first: 0.5}": "data.definition_first: must be 0 with",
     "data: {demonstrations_to: nowhere, definition_first: 0.5}": "data.definition_first: must be 0 where definition",
     "data: {collection: four_segments, fewest_demonstrations: 1}": "data.fewest_demonstrations: must be null where",
     "data: {distractor_share: 0.1}": "data.distractor_share: must be 0 without a file of data.distractors",
