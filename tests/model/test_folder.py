@@ -149,6 +149,14 @@ def test_unknown_kind_is_refused(saved: Path):
         HartModel.from_pretrained(saved)
 
 
+def test_a_scheme_that_was_not_imported_is_refused(saved: Path):
+    config = json.loads((saved / "config.json").read_text())
+    config["scheme"] = {"name": "mine"}
+    (saved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(HartError, match=f"^{saved}: has the scheme 'mine', .* import its module first"):
+        HartModel.from_pretrained(saved)
+
+
 def test_foreign_config_files_are_refused(saved: Path, tiny_base_dir: Path):
     with pytest.raises(HartError, match="model_type is 't5'"):
         HartModel.from_pretrained(tiny_base_dir)

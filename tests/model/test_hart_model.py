@@ -195,7 +195,7 @@ def test_one_text_is_no_list_of_choices_or_queries(system: HartModel):
         score_choices(system.main, ["a", "b"], [["x"], "yz"], adaptation)  # type: ignore[list-item]
     with pytest.raises(HartError, match="query 1 of 1: the choice 3 is no text"):
         system.score("the cat", [3], adaptation)  # type: ignore[list-item]
-    with pytest.raises(HartError, match="score: query must be one text, not list; of many, score_choices"):
+    with pytest.raises(HartError, match="score: query must be one text, not list; for many take classify, or hart"):
         system.score(["the cat"], ["a"], adaptation)  # type: ignore[arg-type]
     with pytest.raises(HartError, match="queries must be a list of texts, not dict"):
         system.generate({"the cat": 1}, adaptation)  # type: ignore[arg-type]

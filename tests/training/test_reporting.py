@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from hart.data.collections import load_tasks
 from hart.errors import HartError
 from hart.evaluation import states
 from hart.training.config import RunConfig
@@ -113,3 +114,17 @@ def test_a_collapse_is_warned_of_once_at_the_end(
         collapsed = train(run_config("collapsed", model={"scheme": {"name": "causal"}}), quiet=True)
     warned = [record.getMessage() for record in caplog.records if says in record.getMessage()]
     assert len(warned) == 1 and f"hart evaluate {collapsed} --diagnostics" in warned[0] and str(sound) not in warned[0]
+
+
+def test_of_a_single_task_it_is_not_said_that_tasks_hardly_differ(
+    run_config: Build, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """All rows are that task's; what is wrong is that there is one, which is said before the first step."""
+    monkeypatch.setattr(states, "ALIKE", 1.1)
+    config = run_config(model={"scheme": {"name": "causal"}})
+    task = load_tasks(config.data, "train")[0]
+    with caplog.at_level(logging.WARNING):
+        train(config, tasks=[task], quiet=True)
+    told = [record.getMessage() for record in caplog.records]
+    assert [text for text in told if "hardly differ" in text] == []
+    assert [text for text in told if text.startswith(f"{task.name} is the only task to train on")] == told[:1] != []

@@ -189,6 +189,8 @@ def test_mistakes(files: dict[str, Path], tmp_path: Path):
         plan(tmp_path / "out", [files["hart"], files["hart"]], [0])
     with pytest.raises(HartError, match="no such configuration file"):
         plan(tmp_path / "out", [tmp_path / "none.yaml"], [0])
+    with pytest.raises(HartError, match=r"hart\.yaml: model\.scheme: unknown name 'casual'; choose one of"):
+        plan(tmp_path / "out", [files["hart"]], [0], ["--model.scheme={name: casual}"])
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
     runs: list[SweepRun] = plan(tmp_path / "other", [files["hart"]], [0])

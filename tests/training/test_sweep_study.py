@@ -132,6 +132,13 @@ def test_a_row_learns_from_what_another_has_trained(study: Study, tmp_path: Path
         ({"rows": {"a": {"trainig.alpha": 1}}}, "row a: unknown field trainig.alpha; did you mean training.alpha?"),
         ({"rows": {"a": {"training.alpha": -1}}}, "row a: training.alpha: must be at least 0, not -1"),
         ({"rows": {"a": {"set": {"alpha": 1}}}}, "row a: set: alpha names no field; write its section too"),
+        ({"rows": {"a": {"model.scheme": {"name": "casual"}}}}, "row a: model.scheme: unknown name 'casual'"),
+        ({"rows": {"a": {"model.scheme.rwos": 8}}}, "row a: model.scheme.autoregressive: unknown option 'rwos'"),
+        ({"rows": {"a": {"model.peft.0.kind": "lroa"}}}, "row a: model.peft: unknown kind 'lroa'"),
+        (
+            {"set": {"data.validation_tasks": 1}, "rows": {"a": {"grid": {"model.peft.0.lenght": [1]}}}},
+            "row a: model.peft.prefix: unknown field 'lenght'",
+        ),
         ({"rows": {"a": {"config": "../none.yaml"}}}, "none.yaml: no such configuration file"),
         ({"rows": {"a": {"init_from": "b"}}}, "row a: init_from: b is no other row of the study"),
         ({"rows": {"a": {"init_from": "b"}, "b": None}}, "row a starts from b; name b before it"),

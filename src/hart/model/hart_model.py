@@ -421,13 +421,17 @@ class HartModel(nn.Module):
     ) -> list[float]:
         """Log-probability of each choice as the answer, in nats; options as in `hart.model.scoring.score_choices`.
 
-        Thread-safe. For many queries at once use `score_choices`.
+        Thread-safe. For many queries at once use `classify`, which gives probabilities among the choices, or
+        `hart.model.scoring.score_choices(model.main, queries, choices, adaptation)` with choices for each query.
 
         Raises:
             HartError: as in `score_choices`, or `query` is not a text.
         """
         if not isinstance(query, str):
-            raise HartError(f"score: query must be one text, not {type(query).__name__}; of many, score_choices")
+            raise HartError(
+                f"score: query must be one text, not {type(query).__name__}; for many take classify, or "
+                "hart.model.scoring.score_choices(model.main, …)"
+            )
         return score_choices(self.main, [query], [choices], adaptation, **options)[0]
 
     def classify(

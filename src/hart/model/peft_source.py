@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from hart.errors import HartError, first_line
 from hart.hypernetwork.config import HyperNetworkConfig, no_fusion
 from hart.hypernetwork.network import HyperNetwork
+from hart.hypernetwork.schemes.base import SCHEMES
 from hart.model.base_checkpoint import load_base, loading
 from hart.model.config import ModelConfig
 from hart.model.main_model import MainModel
@@ -85,6 +86,12 @@ def load_peft_source(
         learned = LearnedWeights(config["peft"], main.shape)
         load_weights(learned, folder)
         return learned
+    scheme = config.get("scheme")
+    if isinstance(scheme, Mapping) and scheme.get("name") not in SCHEMES:
+        raise HartError(
+            f"{folder}: has the scheme {scheme.get('name')!r}, which this version of hart does not have; if it is one "
+            "of your own, import its module first (CONTRIBUTING.md)"
+        )
     check_model_files(folder)
     for path in folder.glob("model*.safetensors"):  # a checkpoint's random states are beside them, and are integers
         check_floats(path)

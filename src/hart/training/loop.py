@@ -295,7 +295,9 @@ class Loop:
         one = network is not None and network.one_state
         found = batch_measures(self._states, self.layers, one_state=one)
         means = {name: float(self.accelerator.reduce(value, "mean")) for name, value in found.items()}
-        between = means.get("row_variance") if len(self._states) > 1 else None
+        # Rows of one task are all alike where it is well learned; text to pre-train on is one task without instances.
+        one_task = len(self.dataset.tasks) == 1 and bool(self.dataset.tasks[0].instances)
+        between = means.get("row_variance") if len(self._states) > 1 and not one_task else None
         self.collapses = collapses(means.get("layer_cosine"), between)
         return means
 

@@ -260,6 +260,18 @@ def plan_rows(
     return runs
 
 
+def _check_names(row: Row, model: ModelConfig) -> None:
+    """Refuse before anything runs a scheme, a PEFT kind or an option of theirs that nobody knows."""
+    from hart.hypernetwork.schemes.base import scheme_of  # not above: they import torch
+    from hart.peft.base import build_kinds
+
+    try:
+        scheme_of(model.scheme)
+        build_kinds(model.peft)
+    except HartError as error:
+        raise HartError(f"{row.where or row.config}: model.{error}") from None
+
+
 def _check_make(row: Row, start: ModelConfig, own: ModelConfig) -> None:
     """Raise `HartError` unless the two architectures match: loading the weights would fail too, but hours later."""
     from hart.hypernetwork.schemes.base import with_defaults  # not above: they import torch
@@ -287,6 +299,7 @@ def _config(
     out: Path, row: Row, loaded: RunConfig, seed: int, folder: Path, text_dir: str | None
 ) -> tuple[RunConfig, tuple[Path, ...]]:
     """The configuration of one run, and the folders of the runs that it needs."""
+    _check_names(row, loaded.model)
     model, data, distillation = loaded.model, loaded.data, loaded.distillation
     if data.segments and not any(word.startswith("--data.dir=") for word in row.words):
         data = data.changed(dir=text_dir)

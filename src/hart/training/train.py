@@ -111,6 +111,11 @@ def _set_up(config: RunConfig, tasks: Sequence[Task] | None, run: RunFolder, *, 
         read_distractors(data.distractors)  # refused now, not when a large base is loaded or a sweep's run is trained
     if tasks is None and not data.segments:
         tasks = load_tasks(data, "train")
+    if config.model.weights == "generated" and tasks and len(tasks) == 1:
+        logger.warning(
+            "%s is the only task to train on: the hypernetwork learns this task, and to adapt to no other",
+            tasks[0].label,
+        )
     evaluates = training.eval_every > 0
     if evaluates and not data.validation_tasks and not data.source.has_validation:
         logger.warning(

@@ -104,6 +104,25 @@ def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**(scheme.options() if scheme is not None else {}), **config}
 
 
+def scheme_of(config: Mapping[str, Any]) -> tuple[type[GenerationScheme], dict[str, Any]]:
+    """The class that a configuration names, and the options that it gives; their values are not looked at.
+
+    Raises:
+        HartError: unknown scheme or option.
+    """
+    options = dict(config)
+    name = options.pop("name", None)
+    if name not in SCHEMES:
+        raise HartError(f"scheme: unknown name {name!r}; choose one of {', '.join(SCHEMES)}")
+    scheme = SCHEMES[name]
+    known = scheme.options()
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        takes = f"takes {', '.join(known)}" if known else "has no options"
+        raise HartError(f"scheme.{name}: unknown option {unknown[0]!r}; it {takes}")
+    return scheme, options
+
+
 def build_scheme(
     config: Mapping[str, Any], *, d_model: int, layers: int, blocks: Sequence[RowBlock], stacks: int = 2
 ) -> GenerationScheme:
@@ -118,22 +137,13 @@ def build_scheme(
     Raises:
         HartError: unknown scheme or option, or an option out of range.
     """
-    options = dict(config)
-    name = options.pop("name", None)
-    if name not in SCHEMES:
-        raise HartError(f"scheme: unknown name {name!r}; choose one of {', '.join(SCHEMES)}")
-    scheme = SCHEMES[name]
-    known = scheme.options()
-    unknown = [option for option in options if option not in known]
-    if unknown:
-        takes = f"takes {', '.join(known)}" if known else "has no options"
-        raise HartError(f"scheme.{name}: unknown option {unknown[0]!r}; it {takes}")
+    scheme, options = scheme_of(config)
     built = scheme(d_model, layers, blocks, stacks, **options)
     for block in blocks:
         vectors = built.vectors_of(block)
         if block.rows % (vectors.stop - vectors.start):
             raise HartError(
-                f"scheme.{name}: states of {vectors.stop - vectors.start} rows do not divide the {block.rows} rows of "
-                f"{block.name}; choose sizes that do"
+                f"scheme.{scheme.name}: states of {vectors.stop - vectors.start} rows do not divide the {block.rows} "
+                f"rows of {block.name}; choose sizes that do"
             )
     return built
