@@ -29,6 +29,19 @@ def test_from_a_table_to_an_adaptation(table: Path, model_dir: Path, tmp_path: P
     ok("adapt", model_dir, "--task", file, "--output-dir", tmp_path / "a")
 
 
+def test_rows_are_held_out_to_test_on(table: Path, tmp_path: Path, ok) -> None:
+    out = ok("tasks", "make", table, *OPTIONS, "--test-rows", "3", "--output-dir", tmp_path / "own")
+    assert "tickets: 7 instances" in out and "1 tasks (0 to test on); 3 held-out rows in 1 more test tasks" in out
+    left, held = (
+        Task.from_file(tmp_path / "own" / "tasks" / f"{name}.json") for name in ("tickets", "tickets_held_out")
+    )
+    assert (left.definition, left.demonstrations) == (held.definition, held.demonstrations)
+    assert len(left.instances) == 7 and len(held.instances) == 3
+    assert not {each.input for each in left.instances} & {each.input for each in held.instances}
+    checked = json.loads(ok("tasks", "check", tmp_path / "own", "--format", "json"))[0]
+    assert {split: checked["splits"][split]["tasks"] for split in ("train", "test")} == {"train": 1, "test": 1}
+
+
 def test_labels_that_nothing_names(table: Path, tmp_path: Path, hart, ok) -> None:
     options = ("--input-field", "text", "--output-field", "label", "--definition", "Do it.")
     told = hart("tasks", "make", table, *options, "--output-dir", tmp_path / "own")
@@ -69,6 +82,7 @@ def test_check_as_table_and_as_json(table: Path, model_dir: Path, config_file: P
         (("tickets.csv", "tickets.csv", "--name", "x", "--definition", "a"), "--name"),
         (("tickets.csv", "tickets.csv", *OPTIONS), "two tasks would be called 'tickets'"),
         (("tickets.csv", *OPTIONS, "--test-tasks", "1"), "--test-tasks"),
+        (("tickets.csv", *OPTIONS, "--test-rows", "10"), "--test-rows: task tickets has 10 rows beside"),
     ],
 )
 def test_refusals(words: tuple[str, ...], told: str, table: Path, tmp_path: Path, refused, monkeypatch) -> None:

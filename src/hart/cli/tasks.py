@@ -14,8 +14,11 @@ from hart.data.tables.formats import FORMATS
 from hart.errors import HartError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hart.data.own_tasks.checking import Limits, Report
     from hart.data.own_tasks.making import Made
+    from hart.data.tasks import Task
 
 logger = logging.getLogger(__name__)
 
@@ -54,12 +57,14 @@ datasets.save_to_disk wrote, or a data set on the hub. A table is one task, call
 --task-field or --definition-field one for each value of that column.
 Some rows become demonstrations, the others instances: the first rows, or with --seed random ones; where
 outputs are labels (at most 20 different ones, with 3 rows each on average) the first row of each label in
-turn. Rows with the input of a demonstration are left out. Tasks that are in DIR already stay there.""",
+turn. Rows with the input of a demonstration are left out. --test-tasks sets whole tasks aside to test on,
+--test-rows some rows of each other task. Tasks that are in DIR already stay there.""",
         epilog="""\
 examples:
   hart tasks make tickets.csv --input-field text --output-field department \\
     --definition "Name the department that answers the ticket." --output-dir my-tasks
   hart tasks make tables/ --demonstrations 4 --seed 0 --test-tasks 5 --output-dir my-tasks
+  hart tasks make tickets.csv --test-rows 20 --seed 0 --definition "…" --output-dir my-tasks
   hart tasks make all.parquet --task-field task --definition-field instruction --output-dir my-tasks
   cut -f 2,3 log.tsv | hart tasks make - --input-format tsv --name log --definition "…" --output-dir my-tasks""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -84,13 +89,22 @@ examples:
     make.add_argument(
         "--demonstrations", metavar="K", type=positive, default=2, help="rows of each task (default: %(default)s)"
     )
-    make.add_argument("--seed", metavar="N", type=natural, help="choose demonstrations at random (and test tasks)")
+    make.add_argument(
+        "--seed", metavar="N", type=natural, help="choose demonstrations at random (and test tasks, test rows)"
+    )
     make.add_argument(
         "--test-tasks",
         metavar="N",
         type=natural,
         default=0,
         help="of these tasks, set aside at random to test on (default: none, and what is replaced stays where it is)",
+    )
+    make.add_argument(
+        "--test-rows",
+        metavar="N",
+        type=natural,
+        default=0,
+        help="of each task that is trained on, held out at random: a test task NAME_held_out (default: none)",
     )
     make.add_argument("--split", metavar="NAME", help="of a data set (default: the only one)")
     make.add_argument("--subset", metavar="NAME", help="configuration of a data set on the hub")
@@ -101,7 +115,7 @@ examples:
 
 def run_make(args: argparse.Namespace) -> None:
     from hart.data.own_tasks.folder import add_tasks, check_new, drawn_for_testing
-    from hart.data.own_tasks.making import Fields, make_tasks, refuse_twins
+    from hart.data.own_tasks.making import Fields, hold_out, make_tasks, refuse_twins
     from hart.data.own_tasks.sources import open_sources
 
     _refuse_what_has_no_use(args)
@@ -132,13 +146,18 @@ def run_make(args: argparse.Namespace) -> None:
             seed=args.seed,
             skip=skip if args.skip_errors else None,
         )
-    names = [each.task.name for each in made]
-    refuse_twins((each.shown[0], each.task.name) for each in made)
-    check_new(args.output_dir, names, overwrite=args.overwrite)
     usable = [each.task.name for each in made if each.task.instances]
     testing = drawn_for_testing(usable, args.test_tasks, args.seed or 0)
     given = testing if args.test_tasks else None
-    add_tasks(args.output_dir, [each.task for each in made], testing=given, overwrite=args.overwrite)
+    held_out: list[Task] = []
+    for index, each in enumerate(made):
+        if args.test_rows and each.task.instances and each.task.name not in testing:
+            made[index], rows = hold_out(each, args.test_rows, args.seed or 0)
+            held_out.append(rows)
+    refuse_twins([(each.shown[0], each.task.name) for each in made] + [(each.name, each.name) for each in held_out])
+    tasks = [each.task for each in made]
+    check_new(args.output_dir, [each.name for each in [*tasks, *held_out]], overwrite=args.overwrite)
+    add_tasks(args.output_dir, tasks, testing=given, overwrite=args.overwrite, held_out=held_out)
     if skipped:
         logger.warning("wrong rows that were left out: %d", skipped)
     for each in made:
@@ -152,7 +171,7 @@ def run_make(args: argparse.Namespace) -> None:
                 each.task.name,
                 untold,
             )
-    _tell(made, args.output_dir, testing, drawn=args.seed is not None)
+    _tell(made, args.output_dir, testing, drawn=args.seed is not None, held_out=held_out)
 
 
 def _refuse_what_has_no_use(args: argparse.Namespace) -> None:
@@ -168,7 +187,7 @@ SHOWN = 5
 """Tasks that `hart tasks make` tells of one by one."""
 
 
-def _tell(made: "list[Made]", folder: Path, testing: set[str], *, drawn: bool) -> None:
+def _tell(made: "list[Made]", folder: Path, testing: set[str], *, drawn: bool, held_out: "Sequence[Task]" = ()) -> None:
     for each in made[:SHOWN]:
         one, some = ("a random row", "random rows") if drawn else ("the first row", "the first rows")
         how = some
@@ -182,7 +201,9 @@ def _tell(made: "list[Made]", folder: Path, testing: set[str], *, drawn: bool) -
         say(f"{each.task.name}: {len(each.task.instances)} instances; demonstrations ({how}): {places}{left}")
     if len(made) > SHOWN:
         say(f"… and {len(made) - SHOWN} more tasks")
-    say(f"{len(made)} tasks ({len(testing)} to test on): {folder}")
+    rows = sum(len(each.instances) for each in held_out)
+    also = f"; {rows} held-out rows in {len(held_out)} more test tasks" if held_out else ""
+    say(f"{len(made)} tasks ({len(testing)} to test on){also}: {folder}")
 
 
 def _add_check(commands: Any) -> None:

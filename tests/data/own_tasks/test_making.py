@@ -12,7 +12,7 @@ from pyarrow import parquet
 
 from hart import HartError, Task
 from hart.data.own_tasks.folder import add_tasks, drawn_for_testing
-from hart.data.own_tasks.making import Fields, choose, make_tasks
+from hart.data.own_tasks.making import Fields, choose, hold_out, make_tasks
 from hart.data.own_tasks.sources import open_sources
 from hart.data.super_natural_instructions import load_sni
 from hart.data.task_folders import list_file, read_list
@@ -233,6 +233,27 @@ def test_nothing_is_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(HartError, match=f"^{tmp_path}: cannot be written .No space left on device.$"):
         add_tasks(tmp_path, [task("a", 2), task("c")], testing=(), overwrite=True)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_held_out_rows_share_no_input_with_those_that_are_left(tmp_path: Path) -> None:
+    """Rows with one input stay together, another seed draws others, and the names go into the list of test tasks."""
+    rows = [(f"query {number // 2}", f"answer {number}") for number in range(40)]
+    (whole,) = made(write_csv(tmp_path / "t.csv", rows))
+    left, held = hold_out(whole, 9, 0)
+    assert len(held.instances) == 10 and len(left.task.instances) + 10 == len(whole.task.instances)
+    assert not {each.input for each in held.instances} & {each.input for each in left.task.instances}
+    assert held.name == "t_held_out" and held.demonstrations == whole.task.demonstrations
+    assert hold_out(whole, 9, 0)[1].instances == held.instances != hold_out(whole, 9, 1)[1].instances
+    add_tasks(tmp_path / "own", [left.task], testing=None, overwrite=False, held_out=[held])
+    assert read_list(list_file(tmp_path / "own", "train")) == ["t"]
+    assert read_list(list_file(tmp_path / "own", "test")) == ["t_held_out"]
+
+
+def test_rows_of_one_input_cannot_be_held_out(tmp_path: Path) -> None:
+    rows = [("a", "1"), ("b", "2"), ("c", "3"), ("c", "4"), ("c", "5")]
+    (whole,) = made(write_csv(tmp_path / "t.csv", rows))
+    with pytest.raises(HartError, match="task t has 3 rows of 1 inputs, 2 cannot be held out"):
+        hold_out(whole, 2, 0)
 
 
 def test_tasks_to_test_on() -> None:

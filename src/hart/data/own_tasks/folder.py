@@ -35,7 +35,14 @@ def drawn_for_testing(names: Sequence[str], number: int, seed: int) -> set[str]:
     return draw_names(names, number, seed, "test")
 
 
-def add_tasks(folder: Path, tasks: Sequence[Task], *, testing: Collection[str] | None, overwrite: bool) -> None:
+def add_tasks(
+    folder: Path,
+    tasks: Sequence[Task],
+    *,
+    testing: Collection[str] | None,
+    overwrite: bool,
+    held_out: Sequence[Task] = (),
+) -> None:
     """Write the files of tasks into a folder, and their names into its lists.
 
     All files are written beside their places first and renamed then, the lists last, so that what stops the writing
@@ -45,16 +52,19 @@ def add_tasks(folder: Path, tasks: Sequence[Task], *, testing: Collection[str] |
     Args:
         testing: names of those that go into the list of test tasks, the others into that of training tasks. None: what
             is replaced stays in the list that it is in, what is new is trained on.
+        held_out: further tasks, which go into the list of test tasks.
 
     Raises:
         HartError: a task is there already and may not be replaced, or the folder cannot be written.
     """
+    tasks = [*tasks, *held_out]
     names = [task.name for task in tasks]
     check_new(folder, names, overwrite=overwrite)
     lists = {official: list_file(folder, official) for official in ("test", "train")}
     listed = {official: read_list(path) if path.exists() else [] for official, path in lists.items()}
     if testing is None:
         testing = set(names).intersection(listed["test"])
+    testing = {*testing, *(task.name for task in held_out)}
     for official, own in listed.items():
         usable = [task.name for task in tasks if task.instances and (task.name in testing) == (official == "test")]
         kept = [name for name in own if name not in names or name in usable]

@@ -6,8 +6,9 @@ they are whenever the file is read.
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from hart.data.own_tasks.sources import Source
@@ -19,6 +20,8 @@ from hart.runtime.files import read_text
 
 NAME = 60
 """Characters of a task's name: with four bytes each a file system still takes it."""
+HELD_OUT = "_held_out"
+"""End of the name of a task that has the rows held out of another."""
 MOST_LABELS, ROWS_PER_LABEL = 20, 3
 """Outputs count as labels where there are at most so many different ones, and so many rows of each on average."""
 
@@ -252,6 +255,42 @@ def _task(name: str, group: _Group, demonstrations: int, seed: int | None, *, na
     definition = _plain(group.definition)
     untold = tuple(output for label, output in spelt.items() if label not in told and not _names_it(definition, label))
     return Made(task, places, labels, len(rows) - len(kept) - len(chosen), untold[::-1])
+
+
+def hold_out(made: Made, number: int, seed: int) -> tuple[Made, Task]:
+    """Split off at least `number` random instances of a task to test on.
+
+    Instances with the same input stay together, so that no test input is trained on.
+
+    Returns:
+        The task without them, and a task `NAME_held_out` of them, with the same definition and demonstrations.
+
+    Raises:
+        HartError: no instance would be left to train on.
+    """
+    task = made.task
+    inputs = [each.input for each in task.instances]
+    if number >= len(inputs):
+        raise HartError(
+            f"--test-rows: task {task.name} has {len(inputs)} rows beside its demonstrations, {number} cannot be held "
+            "out; at least one must be left to train on"
+        )
+    counts = Counter(inputs)
+    drawn: set[str] = set()
+    for index in named_stream(seed, "held out", task.name).permutation(len(inputs)).tolist():
+        if sum(counts[text] for text in drawn) >= number:
+            break
+        drawn.add(inputs[index])
+    held = [each for each in task.instances if each.input in drawn]
+    left = [each for each in task.instances if each.input not in drawn]
+    if not left:
+        raise HartError(
+            f"--test-rows: task {task.name} has {len(inputs)} rows of {len(drawn)} inputs, {number} cannot be held "
+            "out; at least one input must be left to train on"
+        )
+    return replace(made, task=replace(task, instances=left)), replace(
+        task, name=f"{task.name[: NAME - len(HELD_OUT)]}{HELD_OUT}", instances=held
+    )
 
 
 def _names_it(text: str, label: str) -> bool:
