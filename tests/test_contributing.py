@@ -1,5 +1,7 @@
 """The examples of CONTRIBUTING.md run as they stand there."""
 
+import json
+import os
 import re
 import runpy
 import sys
@@ -11,9 +13,11 @@ from types import ModuleType
 import pytest
 
 from hart import HartModel, Instance, Task
+from hart.cli import main
 from hart.data.config import DataConfig
 from hart.hypernetwork.schemes.base import SCHEMES
 from hart.peft.base import KINDS
+from hart.runtime.extensions import load_extensions
 from hart.training.config import RunConfig
 from hart.training.train import train
 
@@ -40,6 +44,7 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
             del registry[name]
     for name in {"pooled", "shift", "sums"} - modules:
         sys.modules.pop(name, None)
+    load_extensions.cache_clear()
 
 
 def imported(path: Path) -> ModuleType:
@@ -73,6 +78,31 @@ def test_the_command_takes_a_scheme_of_ones_own(
         runpy.run_path(str(script), run_name="__main__")
     assert ended.value.code == 0
     assert (tmp_path / "run" / "final" / "config.json").is_file()
+
+
+def test_an_installed_package_needs_no_import(
+    example: Callable[[str, str], Path],
+    run_config: Callable[..., RunConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The processes of a sweep find its scheme as well; the metadata are those that pip writes."""
+    example("class Pooled", "pooled")
+    metadata = tmp_path / "pooled-0.1.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: pooled\nVersion: 0.1\n", encoding="utf-8")
+    entry = re.search(r'entry-points\."(.+)"\]\n(\w+) = "(\w+)"', TEXT)
+    assert entry is not None
+    (metadata / "entry_points.txt").write_text("[{}]\n{} = {}\n".format(*entry.groups()), encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    load_extensions.cache_clear()
+    run_config(max_steps=1).save(tmp_path / "run.yaml")
+    words = ["sweep", str(tmp_path / "sweep"), str(tmp_path / "run.yaml"), "--model.scheme", "{name: pooled}"]
+    assert main([*words, "--seeds", "0"]) == 0
+    (results,) = (tmp_path / "sweep").rglob("results.json")
+    assert json.loads(results.read_text())["config"]["model"]["scheme"]["name"] == "pooled"
+    assert "pooled" in SCHEMES  # in this process as well, which checked the configuration
+    assert HartModel.from_pretrained(results.parent / "run" / "final").hypernetwork.scheme.name == "pooled"
 
 
 def test_a_collection(example: Callable[[str, str], Path]) -> None:

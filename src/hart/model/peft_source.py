@@ -18,6 +18,7 @@ from hart.model.config import ModelConfig
 from hart.model.main_model import MainModel
 from hart.model.weights import check_floats, check_model_files, read_tensors
 from hart.peft.learned import LearnedWeights
+from hart.runtime.extensions import find
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
@@ -87,10 +88,10 @@ def load_peft_source(
         load_weights(learned, folder)
         return learned
     scheme = config.get("scheme")
-    if isinstance(scheme, Mapping) and scheme.get("name") not in SCHEMES:
+    if isinstance(scheme, Mapping) and find(SCHEMES, scheme.get("name")) is None:
         raise HartError(
             f"{folder}: has the scheme {scheme.get('name')!r}, which this version of hart does not have; if it is one "
-            "of your own, import its module first (CONTRIBUTING.md)"
+            "of your own, import its module first, or install its package (CONTRIBUTING.md)"
         )
     check_model_files(folder)
     for path in folder.glob("model*.safetensors"):  # a checkpoint's random states are beside them, and are integers

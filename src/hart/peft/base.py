@@ -19,6 +19,7 @@ from hart.errors import HartError
 from hart.peft.architectures import Stack as Stack
 from hart.peft.architectures import architecture, in_attention
 from hart.peft.injection import Binding, Site, sites, weight_of
+from hart.runtime.extensions import find
 
 STACKS: tuple[Stack, ...] = ("encoder", "decoder")
 """Of any main model, in the order of the layer states; `MainShape.stacks` are those that one has."""
@@ -237,11 +238,11 @@ def build_kinds(configs: Sequence[Mapping[str, Any]]) -> tuple[PeftKind, ...]:
     for config in configs:
         values = dict(config)
         name = values.pop("kind", None)
-        if not isinstance(name, str) or name not in KINDS:
+        cls = find(KINDS, name)
+        if cls is None:
             raise HartError(f"peft: unknown kind {name!r}; choose one of {', '.join(KINDS)}")
         if any(kind.name == name for kind in kinds):
             raise HartError(f"peft: kind {name!r} is given twice; keep one entry")
-        cls = KINDS[name]
         known = [field.name for field in fields(cls)]
         unknown = [key for key in values if key not in known]
         if unknown:

@@ -16,6 +16,7 @@ from pydantic import Field, TypeAdapter, model_validator
 
 from hart.data.config import DataConfig
 from hart.model.config import ModelConfig
+from hart.runtime.extensions import load_extensions
 from hart.runtime.files import write_text
 from hart.runtime.sections import (
     FieldError,
@@ -226,6 +227,8 @@ def json_schema() -> str:
     """The JSON schema of every configuration, which editors read (configs/schema.json)."""
     from hart.hypernetwork.schemes.base import SCHEMES  # not above: they import torch
     from hart.peft.base import KINDS
+
+    load_extensions()
 
     def entry(key: str, name: str, options: dict[str, Any]) -> dict[str, Any]:
         properties = {key: {"const": name}, **options}

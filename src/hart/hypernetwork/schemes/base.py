@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hart.errors import HartError
 from hart.peft.base import RowBlock
+from hart.runtime.extensions import find
 from hart.runtime.third_party.transformers import T5Stack
 
 
@@ -94,13 +95,13 @@ def register(scheme: SchemeT) -> SchemeT:
 
 def uses_decoder(config: Mapping[str, Any]) -> bool:
     """Whether the scheme of a configuration runs the hypernetwork's decoder; an unknown one might."""
-    scheme = SCHEMES.get(config.get("name", ""))
+    scheme = find(SCHEMES, config.get("name"))
     return scheme is None or scheme.uses_decoder
 
 
 def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     """A scheme's configuration, with the defaults of the options that it leaves out."""
-    scheme = SCHEMES.get(config.get("name", ""))
+    scheme = find(SCHEMES, config.get("name"))
     return {**(scheme.options() if scheme is not None else {}), **config}
 
 
@@ -112,9 +113,9 @@ def scheme_of(config: Mapping[str, Any]) -> tuple[type[GenerationScheme], dict[s
     """
     options = dict(config)
     name = options.pop("name", None)
-    if name not in SCHEMES:
+    scheme = find(SCHEMES, name)
+    if scheme is None:
         raise HartError(f"scheme: unknown name {name!r}; choose one of {', '.join(SCHEMES)}")
-    scheme = SCHEMES[name]
     known = scheme.options()
     unknown = [option for option in options if option not in known]
     if unknown:
