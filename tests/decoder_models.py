@@ -4,9 +4,12 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM as Models
 from transformers import (
+    Ernie4_5Config,
+    Exaone4Config,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
+    Glm4Config,
     GPT2Config,
     GPTNeoXConfig,
     GraniteConfig,
@@ -20,6 +23,7 @@ from transformers import (
     Olmo2Config,
     Olmo3Config,
     Phi3Config,
+    PhiConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -119,8 +123,12 @@ CONFIGS: dict[str, tuple[type[PreTrainedConfig], dict]] = {
     ),
     "lfm2": (Lfm2Config, {**GROUPED, **CONVOLUTIONS, "block_multiple_of": 8}),
     "lfm2_moe": (Lfm2MoeConfig, {**GROUPED, **CONVOLUTIONS, **FINE_EXPERTS, "num_dense_layers": 1}),
+    "glm4": (Glm4Config, WIDE),
+    "ernie4_5": (Ernie4_5Config, WIDE),
+    "exaone4": (Exaone4Config, {**WIDE, **WINDOW}),
     "olmo2": (Olmo2Config, GROUPED),
     "olmo3": (Olmo3Config, {**GROUPED, **WINDOW}),
+    "phi": (PhiConfig, GROUPED),
     "phi3": (Phi3Config, {**GROUPED, "sliding_window": 8}),
     "gpt2": (
         GPT2Config,

@@ -81,7 +81,8 @@ class Architecture:
         added: where it has passed none, paths of the norms behind attention and feed-forward, of whose outputs and the
             embeddings it is the sum (OLMo 2).
         gain: what is added to the weights of norms before they scale (Gemma's are differences from 1).
-        key_norm: path of the norm that keys pass behind their map, each head by itself or all of them together.
+        key_norm: path of the norm that keys pass behind their map, each head by itself or all of them together; where
+            it leads nowhere, a checkpoint has none (Phi).
         positions: path of the module that is told the position of each token; where it is None, tokens have none
             (Granite 4, whose recurrences know their order).
         positions_in_attention: whether attention is told it as well (Ministral 3 scales queries by it).
@@ -171,6 +172,7 @@ _LLAMA = Architecture(
 _QKV = ("q", "k", "v")
 _PHI3_QKV, _PHI3_WI = Fused("self_attn.qkv_proj", _QKV), Fused("mlp.gate_up_proj", ("wi_0", "wi_1"))
 _PHI3 = replace(_LLAMA, sites={**_LLAMA.sites, **dict.fromkeys(_QKV, _PHI3_QKV), "wi_0": _PHI3_WI, "wi_1": _PHI3_WI})
+_GLM4 = replace(_LLAMA, sites={**_LLAMA.sites, "wi_0": _PHI3_WI, "wi_1": _PHI3_WI})
 # The feed-forward as a whole, without its maps.
 _WHOLE = {name: place for name, place in _LLAMA.sites.items() if name not in ("wi_0", "wi_1", "wo")}
 _MIXTURE = replace(_LLAMA, sites=_WHOLE, experts=True, width=_experts_width("intermediate_size"))
@@ -234,6 +236,11 @@ _OLMO2 = replace(
     added=("post_attention_layernorm", "post_feedforward_layernorm"),
     key_norm="self_attn.k_norm",
 )
+_PHI = replace(
+    _LLAMA,
+    sites={**_WHOLE, "o": "self_attn.dense", "wi": "mlp.fc1", "wo": "mlp.fc2"},
+    key_norm="self_attn.k_layernorm",
+)
 _GPT2 = Architecture(
     stacks={"decoder": "transformer.h"},
     sites={
@@ -282,8 +289,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     "granitemoehybrid": _GRANITE4_MOE,
     "lfm2": _LFM2,
     "lfm2_moe": _LFM2_MOE,
+    "glm4": _GLM4,
+    "ernie4_5": _LLAMA,
+    "exaone4": _OLMO2,
     "olmo2": _OLMO2,
     "olmo3": _OLMO2,
+    "phi": _PHI,
     "phi3": _PHI3,
     "gpt2": _GPT2,
     "gpt_neox": _NEOX,
@@ -318,6 +329,16 @@ def at(module: Any, path: str) -> nn.Module:
     for name in path.split("."):
         module = module[int(name)] if isinstance(module, nn.ModuleList) else getattr(module, name)
     return module
+
+
+def key_norm(config: Any, layer: nn.Module) -> nn.Module | None:
+    """The norm that keys of a decoder-only model's layer pass, if they pass one."""
+    path = architecture(config).key_norm
+    if path is None:
+        return None
+    holder, _, name = path.rpartition(".")
+    found: nn.Module | None = getattr(at(layer, holder), name, None)
+    return found
 
 
 def layers(main: nn.Module, stack: Stack) -> list[nn.Module]:
