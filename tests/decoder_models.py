@@ -4,12 +4,18 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM as Models
 from transformers import (
+    Ernie4_5Config,
+    Exaone4Config,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
+    Glm4Config,
     GPT2Config,
     GPTNeoXConfig,
     GraniteConfig,
+    GraniteMoeHybridConfig,
+    Lfm2Config,
+    Lfm2MoeConfig,
     LlamaConfig,
     Ministral3Config,
     MistralConfig,
@@ -17,6 +23,7 @@ from transformers import (
     Olmo2Config,
     Olmo3Config,
     Phi3Config,
+    PhiConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -56,6 +63,24 @@ RECURRENT = {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
 }
+CONVOLUTIONS = {"layer_types": ["full_attention", "conv", "full_attention"]}
+SCALED = {
+    "attention_multiplier": 0.2,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.7,
+    "logits_scaling": 2.0,
+}
+GRANITE4 = {
+    **GROUPED,
+    **SCALED,
+    "num_local_experts": 0,
+    "shared_intermediate_size": 24,
+    "mamba_n_heads": 8,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 8,
+    "mamba_chunk_size": 4,
+}
+MAMBA = {"layer_types": ["full_attention", "linear_attention", "full_attention"]}
 EXPERTS = {"num_experts_per_tok": 2}
 FINE_EXPERTS = {**EXPERTS, "num_experts": 4, "moe_intermediate_size": 24}
 SHARED_EXPERT = {**FINE_EXPERTS, "shared_expert_intermediate_size": 16}
@@ -88,18 +113,22 @@ CONFIGS: dict[str, tuple[type[PreTrainedConfig], dict]] = {
     "gemma2": (Gemma2Config, {**WIDE, **WINDOW, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0}),
     "gemma3_text": (Gemma3TextConfig, {**WIDE, **WINDOW, "query_pre_attn_scalar": 16}),
     "smollm3": (SmolLM3Config, {**GROUPED, "no_rope_layer_interval": 3}),
-    "granite": (
-        GraniteConfig,
-        {
-            **GROUPED,
-            "attention_multiplier": 0.2,
-            "embedding_multiplier": 3.0,
-            "residual_multiplier": 0.7,
-            "logits_scaling": 2.0,
-        },
+    "granite": (GraniteConfig, {**GROUPED, **SCALED}),
+    # Granite 4: hybrids without positions, with experts and without; and a model with attention in all layers.
+    "granitemoehybrid": (GraniteMoeHybridConfig, {**GRANITE4, **MAMBA, **EXPERTS, "num_local_experts": 4}),
+    "granitemoehybrid, dense": (GraniteMoeHybridConfig, {**GRANITE4, **MAMBA}),
+    "granitemoehybrid, attention": (
+        GraniteMoeHybridConfig,
+        {**GRANITE4, "layer_types": ["full_attention"] * 3, "position_embedding_type": "rope"},
     ),
+    "lfm2": (Lfm2Config, {**GROUPED, **CONVOLUTIONS, "block_multiple_of": 8}),
+    "lfm2_moe": (Lfm2MoeConfig, {**GROUPED, **CONVOLUTIONS, **FINE_EXPERTS, "num_dense_layers": 1}),
+    "glm4": (Glm4Config, WIDE),
+    "ernie4_5": (Ernie4_5Config, WIDE),
+    "exaone4": (Exaone4Config, {**WIDE, **WINDOW}),
     "olmo2": (Olmo2Config, GROUPED),
     "olmo3": (Olmo3Config, {**GROUPED, **WINDOW}),
+    "phi": (PhiConfig, GROUPED),
     "phi3": (Phi3Config, {**GROUPED, "sliding_window": 8}),
     "gpt2": (
         GPT2Config,
@@ -107,6 +136,7 @@ CONFIGS: dict[str, tuple[type[PreTrainedConfig], dict]] = {
     ),
     "gpt_neox": (GPTNeoXConfig, {**SIZES, "use_parallel_residual": True}),
 }
+"""`model_type` → a configuration; where an architecture is of several kinds, these behind a comma."""
 
 
 def decoder_model(name: str, vocabulary: int = 64) -> PreTrainedModel:

@@ -23,8 +23,13 @@ LENGTHS = [11, 4, 14]
 
 
 @pytest.fixture(params=CONFIGS)
-def main(request: pytest.FixtureRequest) -> PreTrainedModel:
-    return prepared(request.param)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def main(name: str) -> PreTrainedModel:
+    return prepared(name)
 
 
 def prepared(name: str) -> PreTrainedModel:
@@ -53,10 +58,10 @@ def network_of(main: PreTrainedModel, **options: Any) -> HyperNetwork:
 
 
 @torch.no_grad()
-def test_states_are_those_of_the_stock_model(main: PreTrainedModel) -> None:
+def test_states_are_those_of_the_stock_model(name: str, main: PreTrainedModel) -> None:
     """In front of the last layer, whose output the stock model gives behind its final norm only."""
     ids, mask = batch()
-    stock = decoder_model(main.config.model_type)
+    stock = decoder_model(name)
     expected = stock(ids, attention_mask=mask, output_hidden_states=True).hidden_states
     first, second = MainStates(main, [2, 1])(ids, mask)
     torch.testing.assert_close(first[mask == 1], expected[2][mask == 1], rtol=1e-4, atol=1e-5)

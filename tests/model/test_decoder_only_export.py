@@ -99,7 +99,10 @@ def test_an_export_is_exact(main: MainModel, name: str, tmp_path: Path) -> None:
     assert isinstance(main, DecoderOnly)
 
 
-WITH_A_MEMORY = ("llama", "qwen2", "qwen3", "qwen3_moe", "olmo2", "gpt_neox")
+WITH_A_MEMORY = (
+    "llama", "qwen2", "qwen3", "qwen3_moe", "granitemoehybrid, attention", "glm4", "ernie4_5", "olmo2", "phi",
+    "gpt_neox",
+)  # fmt: skip
 """Rotary positions and no sliding window."""
 
 

@@ -87,7 +87,15 @@ def test_keys_and_values_are_those_of_the_stock_layers_at_position_0(main: MainM
             torch.testing.assert_close(found[index], getattr(cache.layers[layer], own), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "gpt_neox"])
+def test_a_norm_of_keys_that_not_all_checkpoints_have(
+    tiny_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, sizes = CONFIGS["phi"]
+    monkeypatch.setitem(CONFIGS, "phi, normed", (config, {**sizes, "qk_layernorm": True}))
+    test_keys_and_values_are_those_of_the_stock_layers_at_position_0(frozen("phi, normed", tiny_tokenizer))
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "glm4", "gpt2", "gpt_neox"])
 @torch.no_grad()
 def test_it_is_a_past_that_takes_no_positions(name: str, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     """Of models without a sliding window, in which a past is seen from everywhere."""

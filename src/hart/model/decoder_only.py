@@ -23,7 +23,7 @@ from hart.data.input_format import InputFormat
 from hart.errors import HartError
 from hart.model.adaptation import Adaptation
 from hart.model.main_model import MainModel
-from hart.peft.architectures import architecture, at, layers_with
+from hart.peft.architectures import architecture, at, key_norm, layers_with
 from hart.peft.base import Blocks, PeftKind
 from hart.peft.injection import Binding, ExtraKeyValues, Site, binding, learned_positions, mapped, sites
 from hart.peft.prefix import prefix_length
@@ -83,8 +83,8 @@ class DecoderOnly(MainModel):
         for layer, key_value in zip(layers_with(self.model, "decoder", "self_attention"), maps, strict=True):
             read = memory if table.norm is None else at(layer, table.norm)(memory)
             keys, values = mapped(key_value, read)
-            if table.key_norm is not None:
-                norm: Any = at(layer, table.key_norm)
+            norm: Any = key_norm(self.model.config, layer)
+            if norm is not None:
                 keys = norm(keys.unflatten(-1, (width // norm.weight.shape[0], -1))).flatten(-2)
             keys, values = (part.unflatten(-1, (heads, -1)) for part in (keys, values))
             made.append((keys.transpose(1, 2), values.transpose(1, 2)))

@@ -5,7 +5,9 @@ every token by m positions. Rotary embedding sees differences of positions alone
 stand to the tokens as before.
 """
 
+import sys
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -80,8 +82,9 @@ def _rotated(keys: Float[Tensor, "L p heads d_kv"], position: int, main: MainMod
     cos, sin = rotary(keys.to(main.device), torch.tensor([[position]], device=main.device))
     cos, sin = ((part / rotary.attention_scaling).cpu() for part in (cos, sin))
     turned, rest = keys[..., : cos.shape[-1]], keys[..., cos.shape[-1] :]
-    first, second = turned.chunk(2, dim=-1)
-    moved = torch.cat([turned * cos + torch.cat([-second, first], dim=-1) * sin, rest], dim=-1)
+    # Each architecture has a function of its own: GLM 4 pairs neighbours, others halves.
+    stock: Any = sys.modules[type(rotary).__module__]
+    moved = torch.cat([stock.apply_rotary_pos_emb(turned, turned, cos, sin, unsqueeze_dim=2)[1], rest], dim=-1)
     # Layers without positions (SmolLM 3) rotate nothing.
     for layer, attention in enumerate(injection.sites(main.model, "decoder", "self_attention")):
         if not getattr(attention, "use_rope", True):

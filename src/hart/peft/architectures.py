@@ -6,7 +6,7 @@ model has fused with others (GPT-2's `c_attn`, GPT-NeoX's `query_key_value`, Phi
 module's output. Another architecture is another row; `MainShape.of` checks a row against the modules of a model.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -34,6 +34,42 @@ class Fused:
     per_head: bool = False
 
 
+def _own_width(config: Any) -> int:
+    """Of a feed-forward, as most configurations give it; GPT-2's only where it is not four times the hidden size."""
+    width: int = (
+        getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
+    )
+    return width
+
+
+def _experts_width(expert: str, shared: str | None = None) -> Callable[[Any], int]:
+    """The total width of the experts that one token passes.
+
+    Args:
+        expert: name of the configuration's field that is the width of one.
+        shared: of the field that is the width of what all tokens pass beside them.
+    """
+
+    def width(config: Any) -> int:
+        beside = getattr(config, shared) if shared is not None else 0
+        total: int = config.num_experts_per_tok * getattr(config, expert) + beside
+        return total
+
+    return width
+
+
+def _lfm2_width(config: Any) -> int:
+    """As LFM 2 makes it of what its configuration says: two thirds, scaled, rounded up to a multiple."""
+    width: int = config.intermediate_size
+    if not config.block_auto_adjust_ff_dim:
+        return width
+    width = int(2 * width / 3)
+    if config.block_ffn_dim_multiplier is None:
+        return width
+    multiple: int = config.block_multiple_of
+    return -(-int(config.block_ffn_dim_multiplier * width) // multiple) * multiple
+
+
 @dataclass(frozen=True)
 class Architecture:
     """One row of the table.
@@ -45,15 +81,18 @@ class Architecture:
         added: where it has passed none, paths of the norms behind attention and feed-forward, of whose outputs and the
             embeddings it is the sum (OLMo 2).
         gain: what is added to the weights of norms before they scale (Gemma's are differences from 1).
-        key_norm: path of the norm that keys pass behind their map, each head by itself or all of them together.
-        positions: path of the module that is told the position of each token.
+        key_norm: path of the norm that keys pass behind their map, each head by itself or all of them together; where
+            it leads nowhere, a checkpoint has none (Phi).
+        positions: path of the module that is told the position of each token; where it is None, tokens have none
+            (Granite 4, whose recurrences know their order).
         positions_in_attention: whether attention is told it as well (Ministral 3 scales queries by it).
         dropout: name of the attribute of attention modules that holds their dropout rate, where it is not a module.
         eager: whether attention does what fused kernels cannot (Gemma 2 caps scores).
         hybrid: whether only layers of the configuration's type `full_attention` have attention; others mix tokens by a
-            recurrence, where no site is (Qwen 3.5).
-        expert_width: name of the configuration's field that is the width of an expert, where the feed-forward is a
-            mixture of experts; these are no sites.
+            recurrence or a convolution, where no site is (Qwen 3.5, LFM 2).
+        experts: whether the feed-forward is a mixture of experts, in all layers or in most; their maps are no sites.
+        width: of the feed-forward, or of all experts that one token passes, by the configuration.
+        without_experts: the row of a checkpoint whose configuration has none (Granite 4).
     """
 
     stacks: Mapping[Stack, str]
@@ -67,7 +106,9 @@ class Architecture:
     dropout: str | None = "attention_dropout"
     eager: bool = False
     hybrid: bool = False
-    expert_width: str | None = None
+    experts: bool = False
+    width: Callable[[Any], int] = _own_width
+    without_experts: "Architecture | None" = None
 
     @property
     def has_encoder(self) -> bool:
@@ -77,25 +118,22 @@ class Architecture:
         """The layers of a decoder-only model that have attention, where others have none; None: all have."""
         if not self.hybrid:
             return None
-        return tuple(layer for layer, kind in enumerate(config.layer_types) if kind == "full_attention")
+        found = tuple(layer for layer, kind in enumerate(config.layer_types) if kind == "full_attention")
+        return None if len(found) == len(config.layer_types) else found
 
     def sizes(self, config: Any) -> dict[str, Any]:
         """The fields of `MainShape` for a decoder-only model's configuration."""
         heads = config.num_attention_heads
         kv_heads = getattr(config, "num_key_value_heads", None) or heads
-        d_ff = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
-        if self.expert_width is not None:
-            d_ff = config.num_experts_per_tok * getattr(config, self.expert_width)
-            d_ff += getattr(config, "shared_expert_intermediate_size", 0)
         return {
             "d_model": config.hidden_size,
             "num_heads": heads,
             "d_kv": getattr(config, "head_dim", None) or config.hidden_size // heads,
-            "d_ff": d_ff,
+            "d_ff": self.width(config),
             "encoder_layers": 0,
             "decoder_layers": config.num_hidden_layers,
             "gated": "wi" not in self.sites,
-            "experts": self.expert_width is not None,
+            "experts": self.experts,
             "attention": self.attention_layers(config),
             "kv_heads": None if kv_heads == heads else kv_heads,
         }
@@ -134,20 +172,74 @@ _LLAMA = Architecture(
 _QKV = ("q", "k", "v")
 _PHI3_QKV, _PHI3_WI = Fused("self_attn.qkv_proj", _QKV), Fused("mlp.gate_up_proj", ("wi_0", "wi_1"))
 _PHI3 = replace(_LLAMA, sites={**_LLAMA.sites, **dict.fromkeys(_QKV, _PHI3_QKV), "wi_0": _PHI3_WI, "wi_1": _PHI3_WI})
-_MIXTURE = replace(
-    _LLAMA,
-    sites={name: place for name, place in _LLAMA.sites.items() if name not in ("wi_0", "wi_1", "wo")},
-    expert_width="intermediate_size",
-)
+_GLM4 = replace(_LLAMA, sites={**_LLAMA.sites, "wi_0": _PHI3_WI, "wi_1": _PHI3_WI})
+# The feed-forward as a whole, without its maps.
+_WHOLE = {name: place for name, place in _LLAMA.sites.items() if name not in ("wi_0", "wi_1", "wo")}
+_MIXTURE = replace(_LLAMA, sites=_WHOLE, experts=True, width=_experts_width("intermediate_size"))
 # Each head's query lies beside its gate, a map that is no site.
 _GATED_Q = Fused("self_attn.q_proj", ("q", "gate"), per_head=True)
 _QWEN35 = replace(_LLAMA, sites={**_LLAMA.sites, "q": _GATED_Q}, gain=1.0, key_norm="self_attn.k_norm", hybrid=True)
-_QWEN35_MOE = replace(_QWEN35, sites={**_MIXTURE.sites, "q": _GATED_Q}, expert_width="moe_intermediate_size")
+_QWEN35_MOE = replace(
+    _QWEN35,
+    sites={**_WHOLE, "q": _GATED_Q},
+    experts=True,
+    width=_experts_width("moe_intermediate_size", "shared_expert_intermediate_size"),
+)
+_LFM2 = replace(
+    _LLAMA,
+    sites={
+        **_LLAMA.sites,
+        "o": "self_attn.out_proj",
+        "feed_forward": "feed_forward",
+        "wi_0": "feed_forward.w1",
+        "wi_1": "feed_forward.w3",
+        "wo": "feed_forward.w2",
+    },
+    norm="operator_norm",
+    key_norm="self_attn.k_layernorm",
+    dropout=None,
+    hybrid=True,
+    width=_lfm2_width,
+)
+_LFM2_MOE = replace(
+    _LFM2,
+    sites={**_WHOLE, "o": "self_attn.out_proj", "feed_forward": "feed_forward"},
+    positions="model.pos_emb",
+    experts=True,
+    width=_experts_width("moe_intermediate_size"),
+)
+# Experts stand beside a feed-forward that every token passes; both read the same and are added, so an adapter beside
+# the one is beside both.
+_GRANITE4_WI = Fused("shared_mlp.input_linear", ("wi_0", "wi_1"))
+_GRANITE4 = replace(
+    _LLAMA,
+    sites={
+        **_LLAMA.sites,
+        "feed_forward": "shared_mlp",
+        "wi_0": _GRANITE4_WI,
+        "wi_1": _GRANITE4_WI,
+        "wo": "shared_mlp.output_linear",
+    },
+    hybrid=True,
+    width=lambda config: config.shared_intermediate_size,
+)
+_GRANITE4_MOE = replace(
+    _GRANITE4,
+    sites={**_WHOLE, "feed_forward": "shared_mlp"},
+    experts=True,
+    width=_experts_width("intermediate_size", "shared_intermediate_size"),
+    without_experts=_GRANITE4,
+)
 _OLMO2 = replace(
     _LLAMA,
     norm=None,
     added=("post_attention_layernorm", "post_feedforward_layernorm"),
     key_norm="self_attn.k_norm",
+)
+_PHI = replace(
+    _LLAMA,
+    sites={**_WHOLE, "o": "self_attn.dense", "wi": "mlp.fc1", "wo": "mlp.fc2"},
+    key_norm="self_attn.k_layernorm",
 )
 _GPT2 = Architecture(
     stacks={"decoder": "transformer.h"},
@@ -185,7 +277,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mixtral": _MIXTURE,
     "qwen2": _LLAMA,
     "qwen3": replace(_LLAMA, key_norm="self_attn.k_norm"),
-    "qwen3_moe": replace(_MIXTURE, key_norm="self_attn.k_norm", expert_width="moe_intermediate_size"),
+    "qwen3_moe": replace(_MIXTURE, key_norm="self_attn.k_norm", width=_experts_width("moe_intermediate_size")),
     "qwen3_5_text": _QWEN35,
     "qwen3_5_moe_text": _QWEN35_MOE,
     "qwen3_next": _QWEN35_MOE,
@@ -194,8 +286,15 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma3_text": replace(_LLAMA, gain=1.0, key_norm="self_attn.k_norm"),
     "smollm3": _LLAMA,  # of its layers every fourth has no positions
     "granite": _LLAMA,
+    "granitemoehybrid": _GRANITE4_MOE,
+    "lfm2": _LFM2,
+    "lfm2_moe": _LFM2_MOE,
+    "glm4": _GLM4,
+    "ernie4_5": _LLAMA,
+    "exaone4": _OLMO2,
     "olmo2": _OLMO2,
     "olmo3": _OLMO2,
+    "phi": _PHI,
     "phi3": _PHI3,
     "gpt2": _GPT2,
     "gpt_neox": _NEOX,
@@ -215,6 +314,8 @@ def architecture(config: Any) -> Architecture:
             f"main models of the architecture {config.model_type!r} have no row in hart's table of sites; "
             f"it has {', '.join(ARCHITECTURES)}"
         )
+    if found.without_experts is not None and not config.num_local_experts:
+        return found.without_experts
     return found
 
 
@@ -228,6 +329,16 @@ def at(module: Any, path: str) -> nn.Module:
     for name in path.split("."):
         module = module[int(name)] if isinstance(module, nn.ModuleList) else getattr(module, name)
     return module
+
+
+def key_norm(config: Any, layer: nn.Module) -> nn.Module | None:
+    """The norm that keys of a decoder-only model's layer pass, if they pass one."""
+    path = architecture(config).key_norm
+    if path is None:
+        return None
+    holder, _, name = path.rpartition(".")
+    found: nn.Module | None = getattr(at(layer, holder), name, None)
+    return found
 
 
 def layers(main: nn.Module, stack: Stack) -> list[nn.Module]:

@@ -222,7 +222,7 @@ def positions(main: PreTrainedModel) -> list[Input]:
     told = [] if table.positions is None else [at(main, table.positions)]
     if table.positions_in_attention:
         told += [module_of(each) for each in sites(main, "decoder", "self_attention")]
-    return [Input(module, whole_numbers=True) for module in told]
+    return [Input(module, whole_numbers=True) for module in told if module is not None]
 
 
 def learned_positions(main: PreTrainedModel) -> int | None:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from hart.errors import HartError
 from hart.peft import injection
-from hart.peft.architectures import architecture, at, layers, layers_with
+from hart.peft.architectures import architecture, at, key_norm, layers, layers_with
 from hart.peft.base import Blocks, MainShape, PeftKind, RowBlock, Stack, register
 
 
@@ -86,8 +86,9 @@ class Prefix(PeftKind):
                 maps = injection.sites(main, stack, target)
                 per_layer = []
                 for layer, (place, size) in enumerate(zip(maps, sizes, strict=True)):
-                    if projection == "k" and table.key_norm is not None:
-                        gains = _gains(at(layers_with(main, stack, site)[layer], table.key_norm), table.gain)
+                    norm = key_norm(main.config, layers_with(main, stack, site)[layer]) if projection == "k" else None
+                    if norm is not None:
+                        gains = _gains(norm, table.gain)
                         per_layer.append(gains.square().mean().sqrt())
                         continue
                     product = injection.weight_of(place).detach().float() * size.to(injection.weight_of(place).device)
