@@ -41,6 +41,7 @@ def test_hart_adapts_to_each_task(model_dir: Path, sni_dir: Path, tmp_path: Path
     assert content["details"]["model"] == str(model_dir)
     assert content["details"]["base_fingerprint"] == model.main.fingerprint
     assert content["details"]["split"] == "test"
+    assert content["details"]["num_demonstrations"] is None  # nothing was drawn: the tasks have their own
     assert set(content["categories"]) == {"Odd", "Even"}
 
 
@@ -214,6 +215,7 @@ def test_p3_prints_the_table_of_the_paper_beside_both_baselines(
     assert {line.split("│")[1].strip() for line in out.splitlines() if "33.3" in line} >= {"chance"}
     content = json.loads(results.read_text(encoding="utf-8"))
     assert set(content["details"]["baselines"]) == {"majority", "chance"}
+    assert content["details"]["num_demonstrations"] == 16
     assert content["details"]["model"] == str(p3_model)
     tasks = load_p3(toy_p3_dir, "test")
     model = HartModel.from_pretrained(p3_model)

@@ -95,7 +95,7 @@ def test_rows_taken_from_a_stack_are_those_put_in(tokens) -> None:
         assert_same(stacked[row], single)
     assert_same(stacked[-1], singles[-1])
     assert_same(stacked.select([2, 0, 2]), Adaptation.stack([singles[2], singles[0], singles[2]]))
-    with pytest.raises(IndexError):
+    with pytest.raises(IndexError, match="^adaptation 3 of 3$"):
         stacked[len(singles)]
 
 

@@ -138,5 +138,11 @@ class Selection:
             raise FieldError("data", problem)
 
     def to_dict(self) -> dict[str, Any]:
-        """The attributes in plain JSON types, for the details of results."""
-        return {**asdict(self), "task_files": [str(path) for path in self.task_files or ()]}
+        """The attributes in plain JSON types, for the details of results.
+
+        `num_demonstrations` is null where the tasks have demonstrations of their own, as it draws none of them.
+        """
+        values = {**asdict(self), "task_files": [str(path) for path in self.task_files or ()]}
+        if self.data is None or COLLECTIONS[self.data].has_demonstrations:
+            values["num_demonstrations"] = None
+        return values

@@ -120,8 +120,15 @@ class Adaptation:
         return [Task.from_dict(task, source="adaptation", name=str(task.get("name", ""))) for task in self.tasks]
 
     def __getitem__(self, entry: int | slice) -> Self:
-        """The adaptation of one task (an index; negative ones count from the end) or of several (a slice)."""
-        chosen = range(len(self))[entry]
+        """The adaptation of one task (an index; negative ones count from the end) or of several (a slice).
+
+        Raises:
+            IndexError: there is no such task.
+        """
+        try:
+            chosen = range(len(self))[entry]
+        except IndexError:
+            raise IndexError(f"adaptation {entry} of {len(self)}") from None
         return self.select([chosen] if isinstance(chosen, int) else list(chosen))
 
     def select(self, entries: Sequence[int]) -> Self:
