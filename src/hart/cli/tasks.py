@@ -106,6 +106,11 @@ examples:
         default=0,
         help="of each task that is trained on, held out at random: a test task NAME_held_out (default: none)",
     )
+    make.add_argument(
+        "--choices",
+        action="store_true",
+        help="outputs are labels: hart evaluate then chooses among them, as of multiple-choice tasks",
+    )
     make.add_argument("--split", metavar="NAME", help="of a data set (default: the only one)")
     make.add_argument("--subset", metavar="NAME", help="configuration of a data set on the hub")
     make.add_argument("--skip-errors", action="store_true", help="tell of a wrong row and leave it out")
@@ -144,6 +149,7 @@ def run_make(args: argparse.Namespace) -> None:
             definition=args.definition,
             demonstrations=args.demonstrations,
             seed=args.seed,
+            choices=args.choices,
             skip=skip if args.skip_errors else None,
         )
     usable = [each.task.name for each in made if each.task.instances]

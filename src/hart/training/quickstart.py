@@ -44,8 +44,8 @@ NEW_QUERIES = ("plum lion hat banana", "red melon fig train peach nurse")
 def quickstart_config(output_dir: str, *, seed: int = 0) -> RunConfig:
     """The configuration of the quickstart, also in configs/mini/hart_procedural.yaml.
 
-    Scheme, optimizer, queries per task, rates, `definition_first` and `init_scale` were chosen on the validation tasks of the collection
-    (docs/LOG.md), never on the test tasks. The paper's own scheme is `{"name": "autoregressive"}`
+    Scheme, optimizer, queries per task, rates, `definition_first` and `init_scale` were chosen on the validation tasks
+    of the collection (docs/LOG.md), never on the test tasks. The paper's own scheme is `{"name": "autoregressive"}`
     (docs/results.md compares them).
     """
     return RunConfig(

@@ -235,6 +235,19 @@ def test_nothing_is_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+def test_labels_become_choices(tmp_path: Path) -> None:
+    """In the first spelling of each, so that the answer is one of the choices."""
+    rows = [(f"query {number}", ["yes", "No", "no ", "YES"][number % 4]) for number in range(12)]
+    (whole,) = made(write_csv(tmp_path / "t.csv", rows), choices=True)
+    assert {each.choices for each in whole.task.instances} == {("yes", "No")} and whole.task.multiple_choice
+    assert {each.references for each in whole.task.instances} == {("yes",), ("No",)}
+    whole.task.save(tmp_path / "t.json")
+    assert Task.from_file(tmp_path / "t.json").multiple_choice
+    assert hold_out(whole, 3, 0)[1].multiple_choice
+    with pytest.raises(HartError, match="task t: has 21 different outputs, and choices"):
+        made(write_csv(tmp_path / "t.csv", [(f"q {n}", f"a {n}") for n in range(21)]), choices=True)
+
+
 def test_held_out_rows_share_no_input_with_those_that_are_left(tmp_path: Path) -> None:
     """Rows with one input stay together, another seed draws others, and the names go into the list of test tasks."""
     rows = [(f"query {number // 2}", f"answer {number}") for number in range(40)]

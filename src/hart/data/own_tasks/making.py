@@ -76,6 +76,7 @@ def make_tasks(
     definition: str | None = None,
     demonstrations: int = 2,
     seed: int | None = None,
+    choices: bool = False,
     skip: Callable[[RowError], None] | None = None,
 ) -> list[Made]:
     """The tasks of a source.
@@ -85,10 +86,12 @@ def make_tasks(
         definition: of all rows; None: that of the column `fields.definition`, else of the file beside the table.
         demonstrations: rows that become demonstrations, at least one. They are the first rows, or with a `seed`
             random ones; where outputs are labels (`MOST_LABELS`), the first of each label in turn.
+        choices: make each task multiple-choice: its outputs are labels, and each instance has all of them as choices.
         skip: takes a row that cannot be used; None raises it.
 
     Raises:
-        HartError: a row or a column is missing or malformed, a task has no definition or no rows, two have one name.
+        HartError: a row or a column is missing or malformed, a task has no definition or no rows, two have one name, or
+            outputs are no labels to choose from.
     """
     name = source.name if name is None else name
     if definition is None and fields.definition is None:
@@ -108,7 +111,7 @@ def make_tasks(
         raise HartError(f"{source.label}: holds no row; give a table with at least {demonstrations} rows")
     names = _names(name, groups, by_value=fields.task is not None)
     return [
-        _task(names[key], group, demonstrations, seed, named_by=f"{source.label}: task {names[key]}")
+        _task(names[key], group, demonstrations, seed, choices, named_by=f"{source.label}: task {names[key]}")
         for key, group in groups.items()
     ]
 
@@ -225,8 +228,12 @@ def refuse_twins(named: Iterable[tuple[str, str]]) -> None:
         seen[name.casefold()] = origin
 
 
-def _task(name: str, group: _Group, demonstrations: int, seed: int | None, *, named_by: str) -> Made:
+def _task(name: str, group: _Group, demonstrations: int, seed: int | None, choices: bool, *, named_by: str) -> Made:
     rows = group.rows
+    if choices:
+        rows, options = _as_labels(rows, named_by)
+    else:
+        options = ()
     # The first row of each input: a second one would show nothing new, or contradict it.
     firsts: dict[str, int] = {}
     for index, (_, text, _) in enumerate(rows):
@@ -247,7 +254,7 @@ def _task(name: str, group: _Group, demonstrations: int, seed: int | None, *, na
         group.definition,
         [(rows[index][1], rows[index][2][0]) for index in chosen],
         name=name,
-        instances=[Instance(rows[index][1], rows[index][2], f"{name}-{index + 1:0{width}}") for index in kept],
+        instances=[Instance(rows[index][1], rows[index][2], f"{name}-{index + 1:0{width}}", options) for index in kept],
     )
     places = tuple(rows[index][0] for index in chosen)
     told = {_plain(each.output) for each in task.demonstrations}
@@ -255,6 +262,25 @@ def _task(name: str, group: _Group, demonstrations: int, seed: int | None, *, na
     definition = _plain(group.definition)
     untold = tuple(output for label, output in spelt.items() if label not in told and not _names_it(definition, label))
     return Made(task, places, labels, len(rows) - len(kept) - len(chosen), untold[::-1])
+
+
+def _as_labels(
+    rows: Sequence[tuple[str, str, tuple[str, ...]]], named_by: str
+) -> tuple[list[tuple[str, str, tuple[str, ...]]], tuple[str, ...]]:
+    """The rows with each label in its first spelling, and all labels."""
+    spelt: dict[str, str] = {}
+    for _, _, answers in rows:
+        for answer in answers:
+            spelt.setdefault(_plain(answer), answer)
+    if not 2 <= len(spelt) <= MOST_LABELS:
+        raise HartError(
+            f"{named_by}: has {len(spelt)} different outputs, and choices are 2 to {MOST_LABELS} labels; "
+            "leave --choices out"
+        )
+    told = [
+        (place, text, tuple(dict.fromkeys(spelt[_plain(each)] for each in answers))) for place, text, answers in rows
+    ]
+    return told, tuple(spelt.values())
 
 
 def hold_out(made: Made, number: int, seed: int) -> tuple[Made, Task]:
