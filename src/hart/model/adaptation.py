@@ -38,19 +38,20 @@ def _now() -> str:
 
 @dataclass(eq=False, repr=False)
 class Adaptation:
-    """What adapts a main model to n tasks: generated or learned parameters, and a memory.
+    """The adaptation of a main model to n tasks: generated or learned PEFT parameters, and a memory.
 
-    Two adaptations are equal if they have the same base, tasks, model and input format and equal tensors, on whatever
-    device; the time of generation does not count. An adaptation is mutable, so it has no hash.
+    Two adaptations are equal if their base, PEFT kinds, model, tasks and tensors are equal and the main model reads the
+    same parts of a task (`in_context`, `input_eos`, `chat_template`). Length limits, device and time of generation are
+    ignored. An adaptation is mutable, so it has no hash.
 
     Attributes:
-        blocks: block name → `[n, L, p, width]`; empty where there are no PEFT parameters.
-        memory: `[n, s, d]` in the main model's width: the decoder of an encoder-decoder attends to it before the
-            query's encoding, a decoder-only model in front of the query; or None.
+        blocks: block name → `[n, L, p, width]`; empty without PEFT parameters.
+        memory: `[n, s, d]` in the main model's width, or None. The decoder of an encoder-decoder attends to it before
+            the query's encoding; a decoder-only model attends to it in front of the query's tokens.
         memory_mask: 1 for tokens and 0 for padding on the right; None without memory.
         peft: configuration of each PEFT kind, as `PeftKind.to_config` returns it.
-        base: name of the main model, as it was given to `MainModel.from_pretrained`.
-        base_revision: its revision on the hub, if it has one.
+        base: name of the main model, as given to `MainModel.from_pretrained`.
+        base_revision: revision of the main model on the hub, if it has one.
         base_fingerprint: `MainModel.fingerprint`; a main model with other weights or another tokenizer refuses the
             adaptation.
         tasks: the task from which each entry was generated, JSON-ready.
@@ -62,7 +63,8 @@ class Adaptation:
             computed them; never saved.
 
     Raises:
-        HartError: the parts disagree about n, or `peft` names an unknown kind.
+        HartError: `tasks` is empty, only one of `memory` and `memory_mask` is given, a tensor is for another number of
+            tasks, or `peft` names an unknown kind.
     """
 
     blocks: Blocks
@@ -94,7 +96,7 @@ class Adaptation:
         return len(self.tasks)
 
     def __repr__(self) -> str:
-        """One line without any tensor."""
+        """Base, model, number of tasks, PEFT kinds and length of the memory in one line."""
         kinds = "+".join(kind.name for kind in self.kinds) or "none"
         parts = [f"base={self.base!r}", f"model={self.model!r}", f"tasks={len(self)}", f"peft={kinds}"]
         parts += [f"memory={self.memory.shape[1]} tokens"] if self.memory is not None else []
@@ -112,15 +114,15 @@ class Adaptation:
     __hash__ = None  # type: ignore[assignment]
 
     def read_tasks(self) -> list[Task]:
-        """The tasks from which it was generated, without instances.
+        """The tasks from which the adaptation was generated, without instances.
 
         Raises:
-            HartError: what an entry has as its task is malformed.
+            HartError: the task of an entry is malformed.
         """
         return [Task.from_dict(task, source="adaptation", name=str(task.get("name", ""))) for task in self.tasks]
 
     def __getitem__(self, entry: int | slice) -> Self:
-        """The adaptation of one task (an index; negative ones count from the end) or of several (a slice).
+        """The adaptation to one task (by index; negative ones count from the end) or to several (by slice).
 
         Raises:
             IndexError: there is no such task.
@@ -132,10 +134,10 @@ class Adaptation:
         return self.select([chosen] if isinstance(chosen, int) else list(chosen))
 
     def select(self, entries: Sequence[int]) -> Self:
-        """The given entries in the given order; an entry that is named twice is repeated.
+        """The entries with these indices, in this order; an index may be repeated.
 
-        Memory columns that are padding in every selected entry are dropped, so that an entry taken out
-        of a stack equals the one that was put in.
+        Memory columns that are padding in every selected entry are dropped, so that `stack` followed by `select`
+        returns an entry equal to the original.
         """
         memory, mask, kept = self.memory, self.memory_mask, self.kept
         if memory is not None and mask is not None:
@@ -155,10 +157,11 @@ class Adaptation:
 
     @classmethod
     def stack(cls, adaptations: Sequence[Self]) -> Self:
-        """All entries in order, on the device of the first adaptation; memory is padded on the right to the longest.
+        """One adaptation with all entries in order, on the first one's device; memories are padded on the right.
 
         Raises:
-            HartError: the list is empty, or they differ in base, PEFT kinds, memory, limits, or what main models read.
+            HartError: the list is empty, or the adaptations differ in base, PEFT kinds, presence of a memory, length
+                limits, or the parts of a task that the main model reads.
         """
         if not adaptations:
             raise HartError("adaptation: nothing to stack")
@@ -195,7 +198,7 @@ class Adaptation:
         )
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """A copy on `device` with blocks and memory in `dtype`; None leaves either as it is."""
+        """A copy on `device` with blocks and memory in `dtype`; None keeps the current one."""
         return replace(
             self,
             blocks={name: values.to(device, dtype) for name, values in self.blocks.items()},
@@ -207,11 +210,10 @@ class Adaptation:
     def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write `adaptation.safetensors` and `adaptation.json` into `folder`, all or nothing.
 
-        A folder that is empty, or holds an earlier adaptation of the same tasks by the same model,
-        is replaced.
+        An empty folder, or one with an earlier adaptation to the same tasks by the same model, is replaced.
 
         Args:
-            overwrite: whether any other adaptation is replaced too; a folder with other content never is.
+            overwrite: replace any other adaptation, too. A folder with other content is never replaced.
 
         Raises:
             HartError: `folder` exists with other content, or cannot be written.
@@ -264,11 +266,11 @@ class Adaptation:
         return {"format": FORMAT, **{name: values[name] for name in _FIELD_TYPES if name != _CHECKSUM}}
 
     def _limits(self) -> tuple[int, int]:
-        """Of queries and answers, in tokens."""
+        """The length limits of queries and answers, in tokens."""
         return self.input_format.max_query_length, self.input_format.max_target_length
 
     def _reads(self) -> dict[str, Any]:
-        """What the main model reads, as it is saved: `in_context` is None where that is the query alone."""
+        """The saved fields of the main model's input; `in_context` is None if the main model reads only the query."""
         form = self.input_format
         demonstrations = {name: getattr(form, field) for name, field in _IN_CONTEXT.items()}
         return {
@@ -288,7 +290,7 @@ def _of_both(kept: tuple[Tensor, Tensor], change: Callable[[Tensor], Tensor]) ->
 
 
 def _stacked(every: Sequence[tuple[Tensor, Tensor] | None], length: int) -> tuple[Tensor, Tensor] | None:
-    """Kept keys and values side by side, padded to `length`; None if one of them has none."""
+    """Kept keys and values of all adaptations, padded to `length`; None if an adaptation has none."""
     present = [kept for kept in every if kept is not None]
     if len(present) < len(every):
         return None
@@ -349,7 +351,7 @@ def _read_fields(folder: Path) -> dict[str, Any]:
 
 
 def _input_format(fields: dict[str, Any]) -> InputFormat:
-    """The format that the saved fields describe."""
+    """The input format in the saved fields."""
     shown = fields["in_context"]
     values = {name: fields[name] for name in _FORMAT_FIELDS if name != "in_context"}
     if shown is not None:
@@ -362,7 +364,7 @@ def _input_format(fields: dict[str, Any]) -> InputFormat:
 
 
 def _refuse_other(folder: Path, fields: dict[str, Any], overwrite: bool) -> None:
-    """Raise `HartError` if `folder` holds something else than an adaptation, or one with other fields."""
+    """Raise `HartError` if `folder` has content other than an adaptation, or, without `overwrite`, one that differs."""
     if not folder.is_dir() or not content_of(folder):
         return
     if content_of(folder) != {FIELDS_FILE, TENSORS_FILE}:

@@ -1,4 +1,4 @@
-"""From tasks to adaptations: the hypernetwork's pass (§2.2), and tasks whose demonstrations arrive bit by bit."""
+"""Adapting to tasks: the hypernetwork's pass (§2.2), also for tasks whose demonstrations arrive over time."""
 
 import logging
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ _NO_LIMIT = 2**31
 
 
 def adapt(model: "HartModel", tasks: Sequence[Task], form: InputFormat, cuts: Cuts | None) -> Adaptation:
-    """`HartModel.adapt` of tasks that are read in a given format."""
+    """`HartModel.adapt` with the tasks read in a given format."""
     told = Cuts() if cuts is None else cuts
     for each in tasks:
         form.check_readable(each)
@@ -46,29 +46,29 @@ def read(model: "HartModel", tasks: Sequence[Task], form: InputFormat, cuts: Cut
     network = _network(model)
     encoded = [form.encode_groups(model.reader, each, cuts) for each in tasks]
     ids, mask = pad_groups(encoded, model.reader.pad_token_id, model.device)
-    # The main model too: its encoder may be the hypernetwork's.
+    # The main model too, because the hypernetwork may use its encoder.
     with evaluating(network, model.main):
         output: HyperOutput = network(ids, mask)
     return output
 
 
 class IncrementalTask:
-    """A task whose demonstrations arrive bit by bit; nothing is read twice.
+    """A task whose demonstrations arrive over time; each is encoded once.
 
-    Demonstrations are read in groups of the size used in training, each behind the definition, and generation attends
-    to all groups regardless of their order. So the cost of `add` depends only on what is added, and the cost of
-    `adaptation` on how much was read so far. A later call never extends a group that an earlier one began. The
-    definition is read on its own only as long as there are no demonstrations.
+    Demonstrations are encoded in groups of the size used in training, each group after the definition, and generation
+    attends to all groups regardless of their order. The cost of `add` depends only on the new demonstrations, the cost
+    of `adaptation` on all that were added. Each call of `add` begins new groups. The definition is encoded alone only
+    while there are no demonstrations.
 
         growing = model.incremental(task)
         growing.add([("plum lion", "plum")]).adaptation()
 
     Args:
         model: a model with a hypernetwork that reads demonstrations.
-        task: the task as it is known at the start; its demonstrations are read at once.
+        task: the task at the start; its demonstrations are encoded at once.
 
     Raises:
-        HartError: the model has no hypernetwork or reads no demonstrations, or the task has nothing that the model
+        HartError: the model has no hypernetwork or reads no demonstrations, or the task has no text that the model
             reads.
     """
 
@@ -87,7 +87,7 @@ class IncrementalTask:
             self._read(task.demonstrations)
 
     def add(self, demonstrations: Sequence[Demonstration | tuple[str, str]]) -> Self:
-        """Read more demonstrations, in groups of their own.
+        """Encode more demonstrations, in new groups.
 
         Raises:
             HartError: none are given, or one is malformed.
@@ -100,7 +100,7 @@ class IncrementalTask:
         return self
 
     def adaptation(self) -> Adaptation:
-        """The adaptation to everything read so far: one pass of the hypernetwork's decoder."""
+        """The adaptation to all demonstrations so far: one pass of the hypernetwork's decoder."""
         network = _network(self._model)
         if not self._memories:
             return self._model.adapt(self.task)
@@ -132,7 +132,7 @@ def _network(model: "HartModel") -> HyperNetwork:
 
 
 def _adaptation(model: "HartModel", tasks: Sequence[Task], made: HyperOutput | None, form: InputFormat) -> Adaptation:
-    """What was generated for tasks, or without a hypernetwork the learned parameters for each of them."""
+    """The adaptation with the generated output, or, without a hypernetwork, with the learned parameters per task."""
     blocks: Blocks = {}
     memory = memory_mask = None
     if made is not None:
@@ -141,7 +141,7 @@ def _adaptation(model: "HartModel", tasks: Sequence[Task], made: HyperOutput | N
             raise HartError(f"{model.name or 'model'}: generates numbers that are not finite; its weights are damaged")
         memory, memory_mask = (made.memory, made.memory_mask) if model.gives_memory else (None, None)
     elif model.learned is not None:
-        # A copy: training may go on.
+        # A copy, because training may continue.
         blocks = {name: rows.detach().repeat(len(tasks), 1, 1, 1) for name, rows in model.learned().items()}
     return Adaptation(
         blocks=blocks,

@@ -1,4 +1,4 @@
-"""Queries as tokens, answers of a main model to one batch, and the options that they are decoded with."""
+"""Answering a batch of queries: queries to tokens, checks of the decoding options, generated tokens to answers."""
 
 import logging
 import math
@@ -24,22 +24,22 @@ from hart.model.token_scores import TokenScore, TokenScores
 logger = logging.getLogger(__name__)
 
 _LEAST = {"max_new_tokens": 1, "max_query_length": 2, "max_target_length": 2}
-"""An input or a target has room for a token beside the end of sequence; an answer may be one token."""
+"""Smallest limits: a query or target has a token and the end of sequence; an answer may be one token."""
 
 _OF_SAMPLING = ("top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 _NEUTRAL: dict[str, float] = {
     "top_k": 0, "min_p": 0, "typical_p": 1, "epsilon_cutoff": 0, "eta_cutoff": 0, "repetition_penalty": 1,
     "no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0, "guidance_scale": 1,
 }  # fmt: skip
-"""Values with which an option does nothing."""
+"""Option → the value with which it has no effect."""
 _RULES = (
     "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "min_length", "min_new_tokens", "sequence_bias",
     "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "guidance_scale",
     "exponential_decay_length_penalty", "prefix_allowed_tokens_fn", "logits_processor",
 )  # fmt: skip
-"""Options that change what the model itself says of the next token."""
+"""Options that change the model's own distribution of the next token."""
 _SEVERAL_AT_ONCE = ("assistant_model", "prompt_lookup_num_tokens")
-"""Options with which a step of `generate` makes several tokens."""
+"""Options with which one step of `generate` produces several tokens."""
 _OTHER_OUTPUT = (
     "return_dict_in_generate", "output_scores", "output_logits", "output_attentions", "output_hidden_states",
 )  # fmt: skip
@@ -52,9 +52,10 @@ class Answer:
     Attributes:
         text: the answer without special tokens.
         ids: the generated tokens, including the one that ends the answer.
-        finished: whether it ended with that token, and neither at `max_new_tokens` nor by a stopping criterion.
-        query_tokens: number of tokens that the model read, including demonstrations in its own input.
-        scores: log-probabilities of each generated token, where they were asked for.
+        finished: whether the answer ends with an end-of-answer token; False if `max_new_tokens` or a stopping criterion
+            cut it.
+        query_tokens: number of tokens in the main model's input, including demonstrations in it.
+        scores: log-probabilities of each generated token, if requested.
     """
 
     text: str
@@ -65,7 +66,7 @@ class Answer:
 
     @property
     def tokens(self) -> int:
-        """How many were generated."""
+        """Number of generated tokens."""
         return len(self.ids)
 
 
@@ -76,10 +77,10 @@ def encode_queries(
     form: InputFormat,
     cuts: Cuts | None = None,
 ) -> list[list[int]]:
-    """Tokens of each query in a format, behind its task's demonstrations where the format puts them there.
+    """The tokens of each query in an input format, after its task's demonstrations if the main model reads them.
 
-    Queries that are longer than the format's limit, or far from what a bundled model was trained on, are recorded in
-    `cuts`; without it a warning names them.
+    Queries that are longer than the format's limit, or far from a bundled model's training data, are recorded in
+    `cuts`; without `cuts` a warning names them.
 
     Raises:
         HartError: a query is empty, or neither a text nor a list of tokens.
@@ -108,16 +109,16 @@ def encode_queries(
 
 
 class Generating:
-    """One call of `generate`: its options, and what takes note of it so that its tokens become answers.
+    """One call of `generate`: its options with recorders of log-probabilities and row ends, and tokens to answers.
 
     Args:
-        tokenizer: the main model's.
+        tokenizer: the main model's tokenizer.
         ends: tokens that end an answer.
-        options: those of `decoding_options`.
-        logprobs: as in `MainModel.answers`, checked (`check_logprobs`).
+        options: options from `decoding_options`.
+        logprobs: as in `MainModel.answers`, already checked (`check_logprobs`).
 
     Attributes:
-        options: with what takes note.
+        options: the options of the call, including the recorders.
     """
 
     def __init__(
@@ -142,19 +143,19 @@ class Generating:
         if criteria and self.options.get("num_beams", 1) == 1:
             self._stops = RowEnds(criteria)
             criteria = [self._stops]
-        elif strings:  # rows of beams change places, so where one ended is looked for in its text
+        elif strings:  # beams change rows, so the end of an answer is searched in its text
             self._strings = [strings] if isinstance(strings, str) else list(strings)
         if criteria:
             self.options["stopping_criteria"] = criteria
 
     def answers(self, tokens: Int[Tensor, "b u"], mask: Int[Tensor, "b t"]) -> list[Answer]:
-        """What was generated for each query, whose tokens are where `mask` is 1."""
+        """The answer to each query, from the generated tokens; `mask` is that of the queries' tokens."""
         rows, width = tokens.tolist(), tokens.shape[1]
         stops = [self._stop(row) for row in rows] if self._stops is None else self._stops.lengths(width)
         scores = [None] * len(rows) if self._scores is None else self._scores.read(tokens)
         answers = []
         for row, stop, read, own in zip(rows, stops, mask.sum(dim=1).tolist(), scores, strict=True):
-            # Behind its stop a row is padding, as others of the batch went on; that may be the token of an end.
+            # After its end a row is padded while other rows continue, and the padding token may be an end token.
             count = next((at for at, token in enumerate(row[:stop], start=1) if token in self._ends), stop)
             finished = count > 0 and row[count - 1] in self._ends
             while self._stops is None and not finished and count and row[count - 1] == self._tokenizer.pad_token_id:
@@ -165,7 +166,7 @@ class Generating:
         return answers
 
     def _stop(self, row: list[int]) -> int:
-        """How many tokens of an answer of beams there are up to its first stop string."""
+        """Number of tokens up to the first stop string, in an answer found by beam search."""
 
         def stopped(count: int) -> bool:
             text = str(self._tokenizer.decode(row[:count], skip_special_tokens=True))
@@ -175,7 +176,7 @@ class Generating:
 
 
 class RowEnds(StoppingCriteria):
-    """Stopping criteria, and where they end each row of a batch: behind that the other rows go on."""
+    """Stopping criteria that record where they end each row, as `generate` continues until all rows have ended."""
 
     def __init__(self, criteria: Sequence[StoppingCriteria]) -> None:
         self._criteria = StoppingCriteriaList(criteria)
@@ -191,14 +192,14 @@ class RowEnds(StoppingCriteria):
         return now
 
     def lengths(self, width: int) -> list[int]:
-        """How many of the `width` tokens that the call generated belong to each row."""
+        """For each row, how many of the `width` generated tokens precede its end."""
         assert self._ended is not None
         return [width - (self._length - end) if end else width for end in self._ended.tolist()]
 
 
 @contextmanager
 def naming_unknown_options() -> Iterator[None]:
-    """Within, `generate` names options that it does not know in one line."""
+    """A context in which unknown options of `generate` raise a `HartError` that names them in one line."""
     try:
         yield
     except ValueError as error:
@@ -222,9 +223,9 @@ def listed(queries: Any) -> list[Any]:
 
 
 def parts_of(adaptation: Adaptation | None, queries: Sequence[int], total: int) -> tuple[list[int], Adaptation | None]:
-    """Some of `total` queries, with those of one adaptation entry adjacent, and the part of the adaptation for them.
+    """Some of `total` queries, sorted by adaptation entry, and the part of the adaptation for them.
 
-    The part has one entry per query, or each entry once where all entries serve equally many of the queries.
+    The part has one entry per query, or each entry once if all entries serve equally many of the queries.
     """
     if adaptation is None or len(adaptation) == 1:
         return list(queries), adaptation
@@ -238,10 +239,10 @@ def parts_of(adaptation: Adaptation | None, queries: Sequence[int], total: int) 
 
 
 def decoding_options(num_beams: int, temperature: float, top_p: float, more: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of `transformers`' `generate`.
+    """Keyword arguments for `transformers`' `generate`.
 
     Raises:
-        HartError: a value out of range, or values that contradict each other.
+        HartError: a value is out of range, two values contradict each other, or an option is unsupported.
     """
     if more.get("num_return_sequences", 1) != 1:
         raise HartError("num_return_sequences must be 1: generate returns one answer per query")
@@ -272,8 +273,8 @@ def decoding_options(num_beams: int, temperature: float, top_p: float, more: Map
 def check_logprobs(logprobs: Any, options: Mapping[str, Any]) -> None:
     """Raise `HartError` unless the model's own log-probabilities can be recorded with these options.
 
-    `logprobs` must be a whole number of at least 0. Refused are beams, which assemble answers from several, rules that
-    change the model's probabilities, and steps that make several tokens at once.
+    `logprobs` must be a whole number of at least 0. Beam search, rules that change the model's probabilities, and steps
+    that produce several tokens at once are refused.
     """
     if type(logprobs) is not int or logprobs < 0:
         raise HartError(f"logprobs must be a whole number of at least 0, not {logprobs!r}")
@@ -284,15 +285,15 @@ def check_logprobs(logprobs: Any, options: Mapping[str, Any]) -> None:
 
 
 def _acts(name: str, value: Any) -> bool:
-    """Whether an option of `generate` does anything with this value."""
+    """Whether an option of `generate` has an effect with this value."""
     return value is not None and not (isinstance(value, int | float) and value == _NEUTRAL.get(name))
 
 
 def limit(name: str, value: int | None, default: int) -> int:
-    """A number of tokens: `value`, or the default.
+    """A checked limit in tokens: `value`, or `default` if it is None.
 
     Raises:
-        HartError: it is no whole number, or too small.
+        HartError: `value` is not a whole number, or too small.
     """
     if value is None:
         return default
@@ -302,10 +303,11 @@ def limit(name: str, value: int | None, default: int) -> int:
 
 
 def query_limit(value: int | None, form: InputFormat) -> int:
-    """The limit of a query's tokens; refused where demonstrations and query are read together, which have their own.
+    """The checked limit of a query's tokens.
 
     Raises:
-        HartError: as `limit`, or a format in which the main model reads the demonstrations.
+        HartError: as `limit`; or `value` is given and the main model reads demonstrations and query together, for which
+            the format has a common limit.
     """
     if value is not None and form.in_context:
         raise HartError(

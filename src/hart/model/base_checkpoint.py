@@ -1,4 +1,4 @@
-"""A checkpoint and its tokenizer, loaded whole and checked to be able to work: what a main model starts from."""
+"""Loading a base checkpoint with its tokenizer, with checks that both are complete and belong together."""
 
 import threading
 from pathlib import Path
@@ -25,25 +25,25 @@ from hart.peft.architectures import architecture
 from hart.runtime.third_party.transformers import forget_renamings
 
 LEAST_VOCABULARY = 3
-"""Pieces beside special tokens. Without its files transformers builds a tokenizer that knows one, the space."""
+"""Least number of pieces beside special tokens. If its files are missing, transformers builds a tokenizer with one."""
 
 WITH_IMAGES = ("gemma3", "mistral3", "qwen3_5", "qwen3_5_moe")
-"""Architectures that read images beside text, of which the part for text is taken."""
+"""Architectures that read images and text; only their text part is loaded."""
 
 TEXT_PART = {r"^(model\.)?language_model\.(model\.)?(?!lm_head)": "model.", r"^language_model\.lm_head": "lm_head"}
-"""Names of weights in the checkpoint of a model of images and text → in the model of text that is part of it."""
+"""Pattern of weight names in a checkpoint of images and text → replacement in the names of its text part."""
 
 
 class NoCheckpointError(HartError):
-    """Nothing is where a checkpoint should be."""
+    """There is no checkpoint of the given name."""
 
 
-# While transformers loads, it changes defaults of the whole process for a moment (dtype, initialisation).
+# transformers changes defaults of the whole process while it loads (dtype, initialisation).
 loading = threading.Lock()
 
 
 class BaseCheckpoint(NamedTuple):
-    """`commit` is that of the hub's revision which was found, None for a folder; `is_part`: of a larger checkpoint."""
+    """A loaded base. `commit` is the commit on the hub, None for a folder; `is_part`: text part of a checkpoint."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -55,13 +55,13 @@ def load_base(name: str, *, revision: str | None = None, dtype: torch.dtype | st
     """The checkpoint in a folder, on the hub or in the package (`mini-base`), in eval mode.
 
     Args:
-        revision: branch, tag or commit on the hub, None for the default branch.
-        dtype: of the weights in memory, None or "auto" as stored.
+        revision: branch, tag or commit on the hub; None: the default branch.
+        dtype: type of the weights in memory; None or "auto": as stored.
 
     Raises:
-        HartError: no such checkpoint (`NoCheckpointError`), one of an architecture without a table of sites or of
-            quantised weights, incomplete or damaged files, a tokenizer that is missing or another model's, or float16,
-            which overflows.
+        HartError: there is no such checkpoint (`NoCheckpointError`), its architecture has no table of sites, its
+            weights are quantised or in float16 (which overflows), its files are incomplete or damaged, or the tokenizer
+            is missing or belongs to another model.
     """
     wanted = _dtype(dtype)
     source = resolve_base(name)
@@ -121,27 +121,28 @@ def load_base(name: str, *, revision: str | None = None, dtype: torch.dtype | st
 
 
 def read_base_config(source: str | Path, **at_revision: Any) -> PreTrainedConfig:
-    """The configuration of a checkpoint; that of an mT5 as the T5 1.1 which it is, with a vocabulary of its own.
+    """The configuration of a checkpoint.
 
-    Of one that reads images beside text (Gemma 3 from 4B on) it is that of the part that reads text.
+    For an mT5 it is a T5 v1.1 configuration, as they differ only in the vocabulary. For a checkpoint that reads images
+    and text (Gemma 3 from 4B on) it is the configuration of the text part.
 
     Raises:
-        OSError, ValueError: transformers finds none there.
+        OSError, ValueError: transformers finds no configuration.
     """
     return _read_config(source, **at_revision)[0]
 
 
 def _read_config(source: str | Path, **at_revision: Any) -> tuple[PreTrainedConfig, bool]:
-    """As `read_base_config`, and whether it is of a part of the checkpoint."""
+    """The result of `read_base_config`, and whether it is that of a text part."""
     config: Any = AutoConfig.from_pretrained(source, **at_revision)
     if config.model_type == "mt5":
-        # Their heads are not the embeddings, whatever the file says, so a T5 must not scale what they read.
+        # The output head of an mT5 is not tied to the embeddings, whatever the file says, so its input is not scaled.
         changed = {"model_type": "t5", "architectures": None, "tie_word_embeddings": False}
         return T5Config(**{**config.to_dict(), **changed}), False
     if config.model_type not in WITH_IMAGES:
         return config, False
     text = config.text_config
-    # Said of the whole alone, or of both.
+    # Some checkpoints have the field only in the whole configuration, others in both.
     text.tie_word_embeddings = bool(text.tie_word_embeddings or config.tie_word_embeddings)
     if getattr(config, "quantization_config", None) is not None:
         text.quantization_config = config.quantization_config
@@ -149,10 +150,10 @@ def _read_config(source: str | Path, **at_revision: Any) -> tuple[PreTrainedConf
 
 
 def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint alone, where no weights are needed.
+    """The tokenizer of a checkpoint, without loading its weights.
 
     Raises:
-        HartError: none there, or damaged files.
+        HartError: there is no tokenizer, or its files are damaged.
     """
     source = resolve_base(name)
     with loading:
@@ -160,7 +161,7 @@ def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedToken
 
 
 def _at_revision(source: str, revision: str | None) -> dict[str, Any]:
-    """What transformers is told of a revision; a folder has none."""
+    """The argument `revision` for transformers, left out for a folder."""
     return {} if revision is None or Path(source).is_dir() else {"revision": revision}
 
 
@@ -174,7 +175,7 @@ def _tokenizer(name: str, source: str, at_revision: dict[str, Any]) -> PreTraine
 
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """A floating type that T5 can be computed in; None for what is stored."""
+    """The torch dtype, which must be one in which T5 can be computed; None: as stored."""
     if dtype is None or dtype == "auto":
         return None
     found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
@@ -185,7 +186,7 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
 
 
 def _commit(source: str, revision: str | None) -> str | None:
-    """The commit of the files that the hub's cache has for a revision."""
+    """The commit that the hub's cache has for a revision; None for a folder."""
     if Path(source).is_dir():
         return None
     found = try_to_load_from_cache(source, "config.json", revision=revision)
@@ -207,7 +208,7 @@ def _check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, model: PreTr
             )
     embeddings: Any = model.get_input_embeddings()
     count = embeddings.weight.shape[0]
-    # Some have tokens of images added, beyond the embeddings of a model that reads text alone (Gemma 3).
+    # Gemma 3 adds tokens for images, for which a text-only model has no embeddings.
     vocabulary, added = tokenizer.get_vocab(), tokenizer.get_added_vocab()
     needed = {str(token) for token in (tokenizer.pad_token, tokenizer.eos_token, tokenizer.bos_token)}
     largest = max(number for piece, number in vocabulary.items() if piece not in added or piece in needed)

@@ -1,4 +1,4 @@
-"""The README.md of a saved model, from its configuration, and the scores that are put into it later."""
+"""The model card (README.md) of a saved model, from its configuration, and the scores added to it later."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ from hart.runtime.files import write_text
 
 CARD_FILE = "README.md"
 _BEGIN, _END = "<!-- hart: scores -->", "<!-- hart: end of scores -->"
-"""Lines around the scores, which tell a card of ours from one that somebody has written."""
+"""Lines around the scores; a card without them was written by hand."""
 
 
 def model_card(config: Mapping[str, Any], about: str = "") -> str:
@@ -18,7 +18,7 @@ def model_card(config: Mapping[str, Any], about: str = "") -> str:
 
     Args:
         config: content of the saved config.json (`HyperNetworkConfig` with its `system` part).
-        about: Markdown to end with.
+        about: Markdown appended to the card.
     """
     system = config["system"]
     weights, trained = system["weights"], system["train_main"]
@@ -44,7 +44,7 @@ def model_card(config: Mapping[str, Any], about: str = "") -> str:
         if config.get("memory_in_front"):
             rows[-1] = ("memory in front", "keys and values of the hypernetwork's memory stand before each query")
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
-    # Of a system without a hypernetwork, config.json does not say which family its base is of.
+    # The config.json of a system without a hypernetwork does not name the family of its base.
     family = ["t5"] if config.get("main", {}).get("encoder_layers") else []
     header = ModelCardData(
         base_model=system["base"], library_name="hart-hypernet", tags=["hypernetwork", "peft", *family, "hart"]
@@ -79,7 +79,7 @@ None were measured yet: `hart evaluate THIS FOLDER … --output THIS FOLDER/../r
 
 
 def put_scores(folder: Path, scores: str) -> bool:
-    """Put scores into the card of a saved model, in the place of earlier ones; whether the card has a place for them.
+    """Write scores into the card of a saved model, replacing earlier ones; False if the card has no place for them.
 
     Raises:
         HartError: the card cannot be written.

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Classification:
-    """The answer to one query with given choices.
+    """The choice for one query, with the probability of every choice.
 
     Attributes:
-        choice: the most probable choice, the first of several equally probable ones.
-        probabilities: choice → its probability, in the order of the choices; they add up to 1.
+        choice: the most probable choice; the first one at a tie.
+        probabilities: choice → probability, in the order of the choices; they sum to 1.
     """
 
     choice: str

@@ -1,4 +1,4 @@
-"""The best of given choices for each query, with probabilities: rank classification (§4.2) for applications.
+"""Rank classification (§4.2) for applications: the most probable of the given choices, and all probabilities.
 
 A choice's probability is the softmax, over the choices of its query, of the scores of `hart.model.scoring`. With sums
 of log-probabilities it is the model's probability of the choice's whole text, renormalised over the choices. With
@@ -23,15 +23,15 @@ from hart.model.main_model import MainModel
 from hart.model.scoring import Normalisation, score_choices
 
 CONTENT_FREE = "N/A"
-"""The first of the content-free inputs of Zhao et al. (2021, §5)."""
+"""The query without content: the first content-free input of Zhao et al. (2021, §5)."""
 
 
 def check_classes(choices: Sequence[str], where: str) -> list[str]:
-    """The choices without white space around them.
+    """The choices, stripped of surrounding white space.
 
     Raises:
-        HartError: fewer than two, one that is empty or no text, or two that read the same: equal once case and white
-            space do not count and characters are in their compatible form (NFKC), as tokenizers make them.
+        HartError: there are fewer than two, one is empty or not a text, or two are equal up to case, white space and
+            Unicode compatibility (NFKC), which tokenizers normalise.
     """
     if isinstance(choices, str):
         raise HartError(f"{where}: the choices are one text; give a list of texts")
@@ -51,7 +51,7 @@ def check_classes(choices: Sequence[str], where: str) -> list[str]:
 def check_tokens(
     tokenizer: PreTrainedTokenizerBase, choices: Sequence[str], max_target_length: int, where: str
 ) -> None:
-    """Raise `HartError` if two choices are the same tokens, as where a vocabulary has neither of their scripts."""
+    """Raise `HartError` if two choices have the same tokens, as two words in scripts that the vocabulary lacks."""
     form = InputFormat(max_target_length=max_target_length)
     tokens: dict[tuple[int, ...], str] = {}
     for text in choices:
@@ -76,23 +76,23 @@ def classify(
     max_target_length: int | None = None,
     **options: Any,
 ) -> list[Classification]:
-    """The best choice for each query and the probabilities of all choices. Thread-safe.
+    """The most probable choice for each query and the probabilities of all choices. Thread-safe.
 
     Args:
         main: the main model.
         queries: texts, or lists of tokens, as for `score_choices`.
         choices: one list for all queries, or one list per query.
         adaptation: as for `score_choices`.
-        calibrate: subtract the scores for `content_free`, at the cost of one more query for each distinct pair of an
-            adaptation entry and a set of choices.
+        calibrate: subtract the scores for `content_free`; this costs one more query per distinct pair of adaptation
+            entry and choices.
         content_free: a query without content, as a text or its tokens.
-        alike: for each query a key of its adaptation entry; entries with equal keys are calibrated once.
-        normalisation: how scores are formed: `sum`, the probability of the whole text, which is smaller for longer
-            ones; or `mean` per token, which is not the probability of a text but does not prefer short ones.
+        alike: a key of each query's adaptation entry; entries with equal keys are calibrated once.
+        normalisation: `sum`, the log-probability of the whole text, which is smaller for longer texts; or `mean`, the
+            average per token, which does not prefer short texts but is not the log-probability of a text.
         max_target_length, options: as for `score_choices`.
 
     Raises:
-        HartError: as `score_choices` and `check_classes`, or two choices are the same tokens.
+        HartError: as in `score_choices` and `check_classes`, or two choices have the same tokens.
     """
     if isinstance(queries, str) or isinstance(choices, str):
         raise HartError("queries and choices must be lists of texts; one of them is a text")
@@ -113,7 +113,7 @@ def classify(
         if adaptation is not None and entries > 1:
             part = adaptation.select(list(distinct.values()))
         asked: Any = [content_free] * len(distinct)
-        # What is cut of the choices was told above, and of the content-free query there is nothing to tell.
+        # Cut choices were reported above, and the content-free query needs no report.
         quietly = {**scored, "cuts": Cuts()}
         free = score_choices(main, asked, [texts for _, texts in distinct], part, **quietly)
         prior = dict(zip(distinct, free, strict=True))

@@ -1,13 +1,14 @@
 """Decoder-only main models, from GPT-2 to Qwen 3.5 (`hart.peft.architectures`).
 
-A query and its answer are one sequence. Queries are padded on the left and answers on the right, so the answers of a
-batch begin in one column: the stock model computes logits from there on alone, in training as in generation, and a
-window that slides over tokens meets no padding between query and answer. Positions count tokens, not padding.
+A query and its answer are one sequence. Queries are padded on the left and answers on the right, so all answers of a
+batch begin in the same column. The stock model then computes logits only from that column on, in training and in
+generation, and a sliding window meets no padding between query and answer. Positions count tokens, not padding.
 
-There is no cross-attention to fuse a memory in (App. 8.1.3). In its place, and not in the paper, the hypernetwork's
-memory can stand in front of the tokens: each layer's frozen norm and maps make keys and values of it, as a T5's
-cross-attention does. They are computed once for an adaptation, and no layer has to run for them. A memory is at no
-position: its keys are not rotated (as at position 0), it takes none from queries, and no sliding window hides it.
+A decoder-only model has no cross-attention in which to fuse a memory (App. 8.1.3). Instead (not in the paper) the
+hypernetwork's memory can stand in front of the tokens: the frozen norm and the key and value maps of each layer project
+it, as a T5's cross-attention does. The keys and values are computed once per adaptation, without running any layer. A
+memory has no position: its keys are not rotated (as at position 0), the queries' positions stay as they are, and no
+sliding window hides it.
 """
 
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ from hart.runtime.third_party.transformers import CACHE
 
 
 class DecoderOnly(MainModel):
-    """A decoder-only language model that takes generated parameters with any forward pass."""
+    """A decoder-only language model that accepts generated parameters in any forward pass."""
 
     def forward(
         self,
@@ -43,11 +44,11 @@ class DecoderOnly(MainModel):
         memory: Float[Tensor, "#b s d"] | None = None,
         memory_mask: Shaped[Tensor, "#b s"] | None = None,
     ) -> CausalLMOutputWithPast:
-        """As `MainModel.forward`: query and answer are one sequence; logits are those that predict the answer."""
+        """As `MainModel.forward`; query and answer are one sequence, and logits are those that predict the answer."""
         if (memory is None) != (memory_mask is None):
             raise HartError("memory and memory_mask must be given together")
         ids, mask = _to_the_left(query_ids, query_mask)
-        # The last token of an answer predicts nothing that counts: each is read where another one follows.
+        # The last token of an answer predicts no label, so it is not read.
         answer, answered = labels[:, :-1], (labels[:, 1:] >= 0).to(mask.dtype)
         ids = torch.cat([ids, answer.masked_fill(answered == 0, self.tokenizer.pad_token_id)], dim=1)
         mask = torch.cat([mask, answered], dim=1)
@@ -55,7 +56,7 @@ class DecoderOnly(MainModel):
         with self.binding(blocks, peft, batch=ids.shape[0]):
             front: dict[Site, Binding] = {}
             if memory is not None:
-                # Every row its own, as the rows of LoRA at k and v are.
+                # One memory per row, because each row has its own LoRA at k and v.
                 memory = memory.expand(ids.shape[0], -1, -1)
                 front = self._in_front(*self._memory_key_values(memory), memory_mask)
             with binding(front):
@@ -69,13 +70,16 @@ class DecoderOnly(MainModel):
             return made
 
     def _plain_format(self) -> InputFormat:
-        """Without an end of sequence, which would tell a base that continues texts that another one begins."""
+        """The input format without an end of sequence, after which a language model would begin another text."""
         return InputFormat(input_eos=False)
 
     def _memory_key_values(
         self, memory: Float[Tensor, "n s d"]
     ) -> tuple[Float[Tensor, "L n heads s d_kv"], Float[Tensor, "L n heads s d_kv"]]:
-        """With the norm that each layer's input passes, and the one that its keys pass; LoRA at k and v acts here."""
+        """As `MainModel._memory_key_values`, after the norm of each layer's input; keys pass their norm, if any.
+
+        LoRA at k and v applies.
+        """
         table, memory = architecture(self.model.config), memory.to(self.model.dtype)
         heads, width = self.shape.heads_in_front, self.shape.kv_inner
         made: list[tuple[Tensor, Tensor]] = []
@@ -97,7 +101,7 @@ class DecoderOnly(MainModel):
         values: Float[Tensor, "L n heads s d_kv"],
         mask: Shaped[Tensor, "n s"] | None,
     ) -> dict[Site, Binding]:
-        """In front of self-attention's own, behind a prefix."""
+        """As `MainModel._in_front`: before the keys and values of self-attention, after a prefix."""
         return {
             site: ExtraKeyValues(keys[layer], values[layer], mask, placeless=keys.shape[3])
             for layer, site in enumerate(sites(self.model, "decoder", "self_attention"))
@@ -114,7 +118,7 @@ class DecoderOnly(MainModel):
         part: Adaptation | None,
         part_of_answers: Adaptation | None,
     ) -> Float[Tensor, "c u vocabulary"]:
-        """As `MainModel.answer_logits`: keys and values of a query are computed once, for all its answers."""
+        """As `MainModel.answer_logits`; the keys and values of a query are computed once for all its answers."""
         ids, mask = _to_the_left(query_ids, query_mask)
         whole = torch.cat([mask[owner], label_mask[:, 1:]], dim=1)
         self._check_length(whole, () if part is None else part.kinds)
@@ -154,16 +158,16 @@ class DecoderOnly(MainModel):
         return tokens[:, ids.shape[1] :]
 
     def room(self, kinds: Sequence[PeftKind]) -> int | None:
-        """As `MainModel.room`: GPT-2 has learned positions, of which a prefix takes its length."""
+        """As `MainModel.room`: the learned positions (GPT-2) minus the length of a prefix."""
         most = learned_positions(self.model)
         return None if most is None else most - prefix_length(kinds)
 
     def _check_length(self, mask: Shaped[Tensor, "b t"], kinds: Sequence[PeftKind], *, more: int = 0) -> None:
-        """Raise `HartError` where a row's tokens and `more`, behind a prefix, do not fit learned positions."""
+        """Raise `HartError` if prefix, tokens and `more` further tokens of a row exceed the learned positions."""
         room, most = self.room(kinds), self.room(())
         if room is None or most is None:
             return
-        # Padding has no position of its own.
+        # Padding takes no position.
         tokens = int(mask.long().sum(dim=1).max()) + more
         if tokens > room:
             raise HartError(
@@ -183,5 +187,5 @@ def _to_the_left(
 
 
 def _positions(mask: Shaped[Tensor, "b t"]) -> Int[Tensor, "b t"]:
-    """How many tokens each one has before it; 0 on padding before the first."""
+    """Position of each token: the number of tokens before it; 0 on padding before the first."""
     return (mask.long().cumsum(dim=1) - 1).clamp(min=0)

@@ -23,7 +23,7 @@ from hart.runtime.third_party.transformers import CACHE
 
 
 class EncoderDecoder(MainModel):
-    """A T5 that takes generated parameters and fused memory with any forward pass."""
+    """A T5 that accepts generated parameters and a fused memory in any forward pass."""
 
     def forward(
         self,
@@ -35,7 +35,7 @@ class EncoderDecoder(MainModel):
         memory: Float[Tensor, "#b s d"] | None = None,
         memory_mask: Shaped[Tensor, "#b s"] | None = None,
     ) -> Seq2SeqLMOutput:
-        """As `MainModel.forward`: labels, shifted right, go to the decoder; memory precedes the encoder's output."""
+        """As `MainModel.forward`; the decoder reads the labels, shifted right; memory precedes the encoder's output."""
         with self.binding(blocks, peft, batch=query_ids.shape[0]):
             states, mask = self.encode(query_ids, query_mask, memory, memory_mask)
             made: Seq2SeqLMOutput = self.model(
@@ -79,14 +79,14 @@ class EncoderDecoder(MainModel):
     ) -> Int[Tensor, "b u"]:
         own = options.get(CACHE) is not None or options.get("cache_implementation") is not None
         if options.get("use_cache", True) and not own:
-            # Left to itself, generate gives cross-attention's cache as many layers as the encoder has.
+            # By default, generate gives the cross-attention's cache as many layers as the encoder has.
             options = {**options, CACHE: EncoderDecoderCache(DynamicCache(), DynamicCache())}
         tokens: Tensor = self.model.generate(
             encoder_outputs=self.model.get_encoder()(input_ids=query_ids, attention_mask=query_mask),
             attention_mask=query_mask,
             **options,
         )
-        return tokens[:, 1:]  # the first one is what the decoder starts with
+        return tokens[:, 1:]  # without the decoder's start token
 
     def _generation_config(self) -> GenerationConfig:
         config = super()._generation_config()
@@ -100,7 +100,7 @@ class EncoderDecoder(MainModel):
         memory: Float[Tensor, "#b s d"] | None,
         memory_mask: Shaped[Tensor, "#b s"] | None,
     ) -> tuple[Float[Tensor, "b x d"], Shaped[Tensor, "b x"]]:
-        """States that the decoder attends to, x = s + t of them, and their mask; memory first."""
+        """The x = s + t states that the decoder attends to, memory first, and their mask."""
         if (memory is None) != (memory_mask is None):
             raise HartError("memory and memory_mask must be given together")
         states = self.model.encoder(input_ids=query_ids, attention_mask=query_mask).last_hidden_state
@@ -114,7 +114,7 @@ class EncoderDecoder(MainModel):
     def _memory_key_values(
         self, memory: Float[Tensor, "n s d"]
     ) -> tuple[Float[Tensor, "L n heads s d_kv"], Float[Tensor, "L n heads s d_kv"]]:
-        """What cross-attention's layers make of a memory."""
+        """As `MainModel._memory_key_values`, by the projections of each layer's cross-attention."""
         memory = memory.to(self.model.dtype)
         sites: Any = sites_of(self.model, "decoder", "cross_attention")
         shape = self.shape
@@ -131,6 +131,6 @@ class EncoderDecoder(MainModel):
         values: Float[Tensor, "L n heads s d_kv"],
         mask: Shaped[Tensor, "n s"] | None,
     ) -> dict[Site, Binding]:
-        """In front of cross-attention's own."""
+        """As `MainModel._in_front`: before the keys and values of cross-attention."""
         sites = sites_of(self.model, "decoder", "cross_attention")
         return {site: ExtraKeyValues(keys[layer], values[layer], mask) for layer, site in enumerate(sites)}

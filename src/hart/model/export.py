@@ -1,13 +1,13 @@
-"""Adaptations for other programs: PEFT adapters, a base with the change merged in, and a single file to pass on.
+"""Export of adaptations: adapters for the PEFT library, and bases with the adaptation merged into their weights.
 
-PEFT's LoRA and (IA)³ compute the same as ours, so these exports are exact, and so are prefixes of a decoder-only model.
-Prefixes of a T5 are not: PEFT puts them into the key/value cache of the decoder alone, where T5 gives them the relative
-bias of earlier tokens, and ours have none. A memory in front of a decoder-only model becomes rows of a prefix
-(`hart.model.memory_prefix`) where positions allow it; PEFT has no other place for a memory. `what_is_lost` lists the
+LoRA, (IA)³ and the prefixes of a decoder-only model are exported exactly, as PEFT computes the same. Prefixes of a T5
+are not exact: PEFT puts them only into the decoder's key/value cache, where T5 gives them the relative bias of earlier
+tokens, while ours have bias 0. A memory in front of a decoder-only model becomes rows of a prefix
+(`hart.model.memory_prefix`) if the positions allow it; PEFT has no other place for a memory. `what_is_lost` lists the
 losses; a lossy export must be requested.
 
-Maps that a model fuses into one (GPT-2's `c_attn`) have a LoRA each here and a single one in PEFT, with the ranks of
-ours side by side and zeros where one does not act on an output.
+A model may fuse several maps into one (GPT-2's `c_attn`). Each map has its own LoRA here; PEFT has one for the fused
+map, in which their ranks are concatenated, with zeros for the outputs of the other maps.
 """
 
 import copy
@@ -43,13 +43,14 @@ _IA3_SITES = {"key": "k", "value": "v", "ff": "wo", "cross_key": "cross_k", "cro
 
 
 def what_is_lost(adaptation: Adaptation, main: MainModel | None = None) -> list[str]:
-    """What an export to PEFT would lose, one phrase each; empty where the export is exact.
+    """The losses of an export to PEFT, one phrase each; empty if the export is exact.
 
     Args:
-        main: the base, which decides whether a memory can be kept; without it a memory that might be is not listed.
+        main: the base, which decides whether a memory can be kept. Without it, a memory that some bases can keep is not
+            listed.
 
     Raises:
-        HartError: the adaptation cannot be exported at all, not even in part.
+        HartError: no part of the adaptation can be exported.
     """
     if main is not None:
         adaptation = _without_memory(adaptation, main)
@@ -74,8 +75,8 @@ def what_is_lost(adaptation: Adaptation, main: MainModel | None = None) -> list[
 def to_peft(adaptation: Adaptation, main: MainModel, *, lossy: bool = False) -> "PeftModel":
     """The adapted base as a model of the PEFT library, in memory.
 
-    It shares the weights of `main`, except those of the modules that it changes: PEFT merges in place and unnoticed,
-    which would silently turn `main` into another base. Its `save_pretrained` writes the same files as `save_peft`.
+    The result shares the weights of `main`, except those of adapted modules, which are copied: PEFT merges in place,
+    which would silently change `main`. Its `save_pretrained` writes the same files as `save_peft`.
 
     Args:
         adaptation: an adaptation to one task.
@@ -96,7 +97,7 @@ def to_peft(adaptation: Adaptation, main: MainModel, *, lossy: bool = False) -> 
 
 
 def _wrapped(adaptation: Adaptation, main: MainModel, lossy: bool) -> "PeftModel":
-    """As `to_peft`, with all weights of `main`."""
+    """As `to_peft`, but sharing all weights of `main`."""
     import_peft()
     from peft import get_peft_model
     from peft.utils import set_peft_model_state_dict
@@ -113,10 +114,10 @@ def _wrapped(adaptation: Adaptation, main: MainModel, lossy: bool) -> "PeftModel
 
 
 def merge(adaptation: Adaptation, main: MainModel, *, lossy: bool = False) -> PreTrainedModel:
-    """A plain model in `main`'s dtype whose weights have the LoRA or (IA)³ of one task in them; `main` stays as it is.
+    """A plain model in `main`'s dtype with the LoRA or (IA)³ of one task merged into its weights; `main` is unchanged.
 
     Raises:
-        HartError: as `to_peft`, or the adaptation has only prefixes or a memory, which change no weight.
+        HartError: as in `to_peft`, or the adaptation has only prefixes or a memory, which change no weight.
     """
     refuse_unmergeable(adaptation)
     wrapped = _wrapped(adaptation, main, lossy)
@@ -129,13 +130,13 @@ def merge(adaptation: Adaptation, main: MainModel, *, lossy: bool = False) -> Pr
 def save_peft(
     adaptation: Adaptation, main: MainModel, folder: str | Path, *, lossy: bool = False, overwrite: bool = False
 ) -> None:
-    """Write adapter_config.json and adapter_model.safetensors, which `PeftModel.from_pretrained` takes.
+    """Write adapter_config.json and adapter_model.safetensors, which `PeftModel.from_pretrained` loads.
 
     Args:
-        overwrite: whether a folder with the export of another adaptation is replaced.
+        overwrite: replace a folder with the export of another adaptation.
 
     Raises:
-        HartError: as `to_peft`, or the folder exists with other content, or cannot be written.
+        HartError: as in `to_peft`, or the folder exists with other content, or cannot be written.
     """
     model = _wrapped(adaptation, main, lossy)
     with _new_export(adaptation, folder, "peft", overwrite) as partial:
@@ -151,10 +152,10 @@ def save_merged(
     """Write the merged model of `merge` and the tokenizer as a plain checkpoint.
 
     Args:
-        overwrite: whether a folder with the export of another adaptation is replaced.
+        overwrite: replace a folder with the export of another adaptation.
 
     Raises:
-        HartError: as `merge`, or the folder exists with other content, or cannot be written.
+        HartError: as in `merge`, or the folder exists with other content, or cannot be written.
     """
     model = merge(adaptation, main, lossy=lossy)
     if model.generation_config is not None:
@@ -168,7 +169,7 @@ def save_merged(
 
 
 def _savable(config: GenerationConfig) -> GenerationConfig:
-    """A base's own, without what acts on sampling where it does not sample, as transformers saves no such file."""
+    """A base's generation configuration, without its sampling options if transformers refuses to save them."""
     try:
         config.validate(strict=True)
     except ValueError:
@@ -178,19 +179,21 @@ def _savable(config: GenerationConfig) -> GenerationConfig:
 
 
 EXPORT_FILE = "hart_export.json"
-"""What tells an export from an adapter or a checkpoint of somebody else, and says what it was made of."""
+"""The file that marks a folder as an export of ours and records base, model and tasks."""
 
 
 @contextmanager
 def _new_export(adaptation: Adaptation, folder: str | Path, form: str, overwrite: bool) -> Iterator[Path]:
-    """A folder to fill, with `EXPORT_FILE`; an earlier export of the same is replaced, of another if asked to.
+    """A context that yields a new folder to fill, with `EXPORT_FILE` in it.
+
+    An earlier export of the same adaptation is replaced; with `overwrite` also one of another adaptation.
 
     Raises:
-        HartError: it exists with other content, or cannot be written.
+        HartError: the folder exists with other content, or cannot be written.
     """
     folder = Path(folder)
     names = ("base", "base_fingerprint", "model")
-    # Not the tasks themselves: their demonstrations may be nobody else's business.
+    # A digest instead of the tasks, as demonstrations may be private.
     tasks = hashlib.sha256(json.dumps(adaptation.tasks, sort_keys=True).encode()).hexdigest()
     about = {"format": form, **{name: getattr(adaptation, name) for name in names}, "tasks_sha256": tasks}
     found: dict[str, Any] = {}
@@ -208,7 +211,7 @@ def _new_export(adaptation: Adaptation, folder: str | Path, form: str, overwrite
 
 
 def refuse_unmergeable(adaptation: Adaptation) -> None:
-    """Raise `HartError` where nothing of an adaptation is a change of a weight."""
+    """Raise `HartError` if no part of an adaptation changes weights of the base."""
     if all(isinstance(kind, Prefix) for kind in adaptation.kinds):
         raise HartError(
             "prefixes and a memory are rows beside keys and values, no change of a weight; they cannot be merged"
@@ -216,7 +219,7 @@ def refuse_unmergeable(adaptation: Adaptation) -> None:
 
 
 def refuse_loss(adaptation: Adaptation, lossy: bool, main: MainModel | None = None) -> None:
-    """Raise `HartError` where an export would lose something that was not given up; `main` as for `what_is_lost`."""
+    """Raise `HartError` if an export would be lossy and `lossy` is False; `main` as in `what_is_lost`."""
     lost = what_is_lost(adaptation, main)
     if lost and not lossy:
         raise HartError(
@@ -225,7 +228,7 @@ def refuse_loss(adaptation: Adaptation, lossy: bool, main: MainModel | None = No
 
 
 def peft_config(adaptation: Adaptation, main: MainModel) -> "PeftConfig":
-    """PEFT's configuration of the adaptation's kind; target modules are named in full, one by one."""
+    """PEFT's configuration of the adaptation's kind, with the full name of every target module."""
     from peft import IA3Config, LoraConfig, PrefixTuningConfig
 
     adaptation = _without_memory(adaptation, main)
@@ -247,7 +250,7 @@ def peft_config(adaptation: Adaptation, main: MainModel) -> "PeftConfig":
         )
     maps = _maps(adaptation, main)
     common["target_modules"] = sorted(maps)
-    # GPT-2's maps, whose weights lie the other way round.
+    # The weights of GPT-2's maps are transposed.
     common["fan_in_fan_out"] = any(isinstance(main.model.get_submodule(path), Conv1D) for path in maps)
     if isinstance(kind, Lora):
         joined = {path: len(parts) // 2 for path, parts in maps.items() if len(parts) > 2}
@@ -263,7 +266,7 @@ def peft_config(adaptation: Adaptation, main: MainModel) -> "PeftConfig":
 
 
 def peft_tensors(adaptation: Adaptation, main: MainModel) -> dict[str, Tensor]:
-    """The adaptation's parameters under the names and in the shapes of PEFT's adapter_model.safetensors."""
+    """The adaptation's parameters with the names and shapes of PEFT's adapter_model.safetensors."""
     adaptation = _without_memory(adaptation, main)
     kind = _exportable(adaptation)
     if isinstance(kind, Prefix):
@@ -283,7 +286,7 @@ def peft_tensors(adaptation: Adaptation, main: MainModel) -> dict[str, Tensor]:
 
 
 def _prompt_embeddings(adaptation: Adaptation, shape: MainShape, length: int) -> Tensor:
-    """Prefixes as PEFT has them: for each token, keys and values of every layer side by side."""
+    """Prefixes in PEFT's layout: for each prefix token, keys and values of every layer side by side."""
     pieces = 4 if shape.has_encoder else 2
     rows = torch.zeros(length, pieces * shape.decoder_layers, shape.kv_inner)
     for piece, part in enumerate(("key", "value")):
@@ -292,7 +295,7 @@ def _prompt_embeddings(adaptation: Adaptation, shape: MainShape, length: int) ->
 
 
 def _wide(each: "_Rows", module: nn.Module) -> Tensor:
-    """Rows for some of a module's outputs, with zeros for the others."""
+    """Rows for some outputs of a module, with zeros for its other outputs."""
     if not isinstance(each.site, injection.Slice):
         return each.rows
     outputs = injection.weight_of(module).shape[0]
@@ -327,14 +330,14 @@ def _of_encoder(adaptation: Adaptation) -> bool:
 
 
 def _without_memory(adaptation: Adaptation, main: MainModel) -> Adaptation:
-    """With its memory as prefixes where that is the same, else as it is."""
+    """The adaptation with its memory as prefixes if that is exact, else unchanged."""
     if adaptation.memory is None or len(adaptation) != 1 or why_not(adaptation, main):
         return adaptation
     return as_prefixes(adaptation, main)
 
 
 class _Rows(NamedTuple):
-    """One row block of one layer: which part of its kind it is, where it acts, and its rows."""
+    """One row block of one layer: part of its kind, site, and rows."""
 
     part: str
     site: injection.Site
@@ -342,7 +345,7 @@ class _Rows(NamedTuple):
 
 
 def _maps(adaptation: Adaptation, main: MainModel) -> dict[str, list[_Rows]]:
-    """Path of a module → the row blocks of LoRA or (IA)³ that act there; several where maps are fused."""
+    """Path of a module → the row blocks of LoRA or (IA)³ that act on it; several if maps are fused."""
     paths = {module: path for path, module in main.model.named_modules()}
     maps: dict[str, list[_Rows]] = {}
     for name, values in adaptation.blocks.items():
@@ -356,14 +359,14 @@ def _maps(adaptation: Adaptation, main: MainModel) -> dict[str, list[_Rows]]:
 
 
 def _stock(main: MainModel) -> PreTrainedModel:
-    """A plain model with the weights of `main` (the same tensors) and none of our seams."""
-    # Not loaded anew: while transformers loads, it changes defaults of the whole process, which other threads use.
+    """A stock model that shares the weight tensors of `main`, without our attention functions and hooks."""
+    # Copied, not loaded: while transformers loads, it changes defaults of the whole process, which other threads use.
     shared: dict[int, Any] = {id(each): nn.Parameter(each.detach()) for each in main.model.parameters()}
     model: Any = copy.deepcopy(main.model, shared | {id(each): each for each in main.model.buffers()})
     # What else `binding` has left there does nothing to a copy.
     model.set_attn_implementation("eager" if architecture(model.config).eager else "sdpa")
     main.restore_dropout(model)  # a frozen model has none
     model.generation_config = copy.deepcopy(main.stock_generation_config)
-    model.name_or_path = main.name  # what PEFT writes down as the base
+    model.name_or_path = main.name  # PEFT saves this as the name of the base
     plain: PreTrainedModel = model.eval()
     return plain

@@ -1,4 +1,4 @@
-"""The README.md of an export: what it was made of, how to load and ask it, and what it has lost."""
+"""The README.md of an export: its base, model and task, how to load and use it, and what was lost."""
 
 from collections.abc import Sequence
 
@@ -13,8 +13,8 @@ def export_card(adaptation: Adaptation, main: MainModel, library: str, lost: Seq
     """Markdown with the hub's metadata block.
 
     Args:
-        library: that reads the export, `peft` or `transformers`.
-        lost: what the export leaves out, a phrase each.
+        library: library that loads the export, `peft` or `transformers`.
+        lost: losses of the export, one phrase each.
     """
     lost = lost or ["nothing; logits are those of the adaptation up to rounding"]
     task = "text2text-generation" if main.shape.has_encoder else "text-generation"
@@ -39,8 +39,9 @@ def export_card(adaptation: Adaptation, main: MainModel, library: str, lost: Seq
 
 
 def _how_to_load(main: MainModel) -> list[str]:
-    """A checkpoint that reads images too is another class of model, with other names, unless its text part is asked
-    for.
+    """How to load an adapter for the text part of a checkpoint that also reads images.
+
+    transformers loads such a checkpoint as another class with other weight names unless the text part is requested.
     """
     options = "" if main.revision is None else f", revision={main.revision!r}"
     return [

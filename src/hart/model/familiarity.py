@@ -1,8 +1,8 @@
-"""Whether a query is of the words that a bundled model was trained on; a model of a few hundred words cannot tell.
+"""Detection of queries that a bundled model has never seen the words of, as it knows only a few hundred words.
 
-Beside the weights of a bundled model lies the list of the tokens that its training queries have (made by
-`recipes/mini/seen_tokens.py`). A query of which more than `MOST` are others is far from all of them: of ordinary
-English 99.6 % of the queries are, of the unseen tasks' none (docs/results.md).
+The list of all tokens in a bundled model's training queries is stored beside its weights (made by
+`recipes/mini/seen_tokens.py`). A query is far from the training data if more than `MOST` of its tokens are not in the
+list. This holds for 99.6 % of queries in ordinary English and for none of the unseen tasks (docs/results.md).
 """
 
 from collections.abc import Sequence
@@ -15,28 +15,28 @@ from hart.runtime.files import read_json
 
 SEEN_FILE = "seen_tokens.json"
 MOST = 0.3
-"""Share of tokens that no training query has, above which a query is told of."""
+"""Share of tokens absent from all training queries, above which a query is reported."""
 
 
 def unseen_share(model: str, tokens: Sequence[int]) -> float | None:
-    """Share of the tokens of a query that the training queries of a model lack; None where they are not known.
+    """Share of a query's tokens that are in no training query of a model; None if there is no list for the model.
 
     Args:
         model: name of the model that made the adaptation.
-        tokens: as the main model reads the query.
+        tokens: the query's tokens in the main model's input.
     """
     seen = _seen(model)
     return None if seen is None or not tokens else sum(token not in seen for token in tokens) / len(tokens)
 
 
 def is_far(model: str, tokens: Sequence[int]) -> bool:
-    """Whether a query is known to be far from what a model was trained on; arguments as of `unseen_share`."""
+    """Whether a query is known to be far from a model's training data; arguments as in `unseen_share`."""
     share = unseen_share(model, tokens)
     return share is not None and share > MOST
 
 
 def note_unfamiliar(model: str, tokens: Sequence[int], cuts: Cuts, name: str) -> None:
-    """Take note of a query that is far from what a model was trained on."""
+    """Record in `cuts` a query that is far from a model's training data."""
     if is_far(model, tokens):
         told = f"{unseen_share(model, tokens):.0%} of its tokens never occur in the training of {model}"
         cuts.note(
@@ -45,9 +45,9 @@ def note_unfamiliar(model: str, tokens: Sequence[int], cuts: Cuts, name: str) ->
 
 
 def note_unfamiliar_task(model: str, shown: Sequence[str], tokenizer: Tokenizer, cuts: Cuts, name: str) -> None:
-    """The same of a task, by the inputs of the demonstrations that are shown."""
+    """Record in `cuts` a task whose demonstrations have inputs (`shown`) far from a model's training data."""
     if _seen(model) is None:
-        return  # what nobody asks for is not tokenised
+        return  # without a list nothing is compared, so nothing is tokenised
     tokens = tokenizer(" ".join(shown), add_special_tokens=False, verbose=False)["input_ids"]
     if is_far(model, tokens):
         told = f"{unseen_share(model, tokens):.0%} of the tokens of its demonstrations never occur in the training of"

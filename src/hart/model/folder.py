@@ -1,8 +1,8 @@
-"""The folder of a saved system: config.json, model.safetensors, README.md, main/ where the main model was trained, and
-tokenizer/ where the hypernetwork has one of its own.
+"""The folder of a saved system: config.json, model.safetensors and README.md, with main/ and tokenizer/ if needed.
 
-model.safetensors holds what was trained beside the main model: a hypernetwork, or learned PEFT parameters. A frozen
-base is named, not stored. A trained main model lies in main/ as a plain checkpoint, which transformers can load.
+model.safetensors holds the hypernetwork or the learned PEFT parameters. A frozen base is named, not stored; a trained
+main model is stored in main/ as a plain checkpoint, which transformers can load. tokenizer/ is the hypernetwork's
+tokenizer, if it differs from the main model's.
 """
 
 import json
@@ -37,10 +37,10 @@ PLAIN_MODEL_TYPE = "hart-system"
 """model_type of a system without a hypernetwork."""
 
 MODEL_TYPES = (HyperNetworkConfig.model_type, PLAIN_MODEL_TYPE)
-"""model_type of a saved system, by which it is told from a plain checkpoint."""
+"""Values of model_type in the config.json of a saved system; a plain checkpoint has another one."""
 
 FIELDS = ("base", "base_revision", "base_fingerprint", "weights", "fusion", "train_main", "input_format")
-"""What config.json must say under `system`."""
+"""Fields that config.json must have under `system`."""
 
 MAKE = (
     "weights",
@@ -54,14 +54,14 @@ MAKE = (
     "head_bias",
     "peft",
 )
-"""What two systems must share for one to start from the other's weights."""
+"""Fields that must be equal for one system to start from the other's weights."""
 
 SIZES = ("vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "num_layers")
-"""What of their hypernetworks' `T5_FIELDS` they must share."""
+"""`T5_FIELDS` of both hypernetworks that must be equal, too."""
 
 
 def model_type_of(name: str) -> str | None:
-    """The `model_type` of a folder, a hub name or a bundled name; None where none is found, which the loader tells."""
+    """The `model_type` of a folder, hub name or bundled name; None if there is none, which the loader reports."""
     try:
         config, _ = PreTrainedConfig.get_config_dict(resolve_base(resolve_model(name)))
     except (OSError, ValueError):
@@ -97,10 +97,10 @@ def fetch(name: str, revision: str | None) -> Path:
 def load_system(
     name: str, *, revision: str | None, base: str | None, dtype: torch.dtype | str, attention: str
 ) -> tuple[dict[str, Any], bool]:
-    """What `HartModel` is built from (its arguments), and whether its main model was trained.
+    """The arguments of `HartModel` for a saved system, and whether its main model was trained.
 
     Raises:
-        HartError: as `HartModel.from_pretrained`.
+        HartError: as in `HartModel.from_pretrained`.
     """
     folder = fetch(name, revision)
     config = read_config(folder)
@@ -137,13 +137,13 @@ def load_system(
 
 
 def read_reader(folder: Path, config: Mapping[str, Any], has_encoder: bool) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of a hypernetwork that has one of its own, as every T5 beside a decoder-only base has.
+    """The hypernetwork's own tokenizer, which every T5 beside a decoder-only base has; None if it has none.
 
     Args:
         has_encoder: whether the base is an encoder-decoder.
 
     Raises:
-        HartError: it should be there and is not, or is damaged.
+        HartError: the tokenizer is missing or damaged.
     """
     beside = config["model_type"] != PLAIN_MODEL_TYPE and config.get("encoder_layers") is None
     own = beside and not has_encoder
@@ -163,7 +163,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The checked config.json of a saved system.
 
     Raises:
-        HartError: it cannot be read, is that of something else, or lacks a field.
+        HartError: the file cannot be read, does not belong to a saved system, or lacks a field.
     """
     path = folder / CONFIG_FILE
     absent = f"{path}: no such file; is {folder} the folder of a saved HART model?"
@@ -189,7 +189,7 @@ def read_input_format(folder: Path, fields: Any) -> InputFormat:
     """The input format in a config.json.
 
     Raises:
-        HartError: it has fields or values that this version does not know.
+        HartError: it has fields or values unknown to this version.
     """
     try:
         return InputFormat(**fields)
@@ -202,16 +202,18 @@ def read_input_format(folder: Path, fields: Any) -> InputFormat:
 
 
 def check_make(name: str, saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Raise `HartError` unless the system in a config.json is made as `own` says; what either does not say is equal.
+    """Raise `HartError` unless a saved system has the same make (`MAKE`, `SIZES`) as the system in `own`.
+
+    A field that one of the two lacks counts as equal.
 
     Args:
-        name: of the saved system, as the user gave it in `model.init_from`.
-        saved: its config.json.
-        own: what the system that takes over its weights would write there.
+        name: name of the saved system, as given in `model.init_from`.
+        saved: config.json of the saved system.
+        own: config.json fields of the system that shall start from its weights.
     """
     said, own = {**saved.get("t5", {}), **saved, **saved["system"]}, {**own.get("t5", {}), **own}
     if "scheme" in said:
-        said["scheme"] = with_defaults(said["scheme"])  # saved before an option of it came
+        said["scheme"] = with_defaults(said["scheme"])  # older files lack newer options
     for key in (*MAKE, *SIZES):
         if key in said and key in own and said[key] != own[key]:
             raise HartError(f"model.init_from: {name} has {key} {said[key]}, this run {own[key]}; they must be equal")
@@ -228,17 +230,17 @@ def write_folder(
     weights: Mapping[str, Tensor] | None = None,
     reader: PreTrainedTokenizerBase | None = None,
 ) -> None:
-    """Put the files of a system into a folder that exists.
+    """Write the files of a system into an existing folder.
 
     Args:
-        source: what was trained beside the main model.
-        main: the main model, where it was trained; None names the base only.
-        info: what config.json says under `system`, with at least `FIELDS`.
-        kinds: the PEFT kinds that it makes.
+        source: the hypernetwork or learned parameters.
+        main: the main model if it was trained; None stores only the name of the base.
+        info: the fields under `system` in config.json, at least `FIELDS`.
+        kinds: the PEFT kinds that the source produces.
         card: text of README.md; None writes one from config.json.
-        about: what this one ends with.
-        weights: trained values of both, under their names in the system; None takes those in the modules.
-        reader: the hypernetwork's tokenizer, where it has one of its own.
+        about: Markdown appended to that card.
+        weights: trained values of source and main model, by their names in the system; None: the modules' own.
+        reader: the hypernetwork's tokenizer, if it has its own.
     """
     if isinstance(source, HyperNetwork):
         source.config.system = dict(info)
@@ -265,7 +267,7 @@ def _below(prefix: str, weights: Mapping[str, Tensor] | None) -> dict[str, Tenso
 
 
 def upload(folder: Path, repo_id: str, *, private: bool, revision: str | None) -> str:
-    """Put the files of a saved system on the hub; returns the address of the commit.
+    """Upload the files of a saved system to the hub; returns the address of the commit.
 
     Raises:
         HartError: the hub refuses, or cannot be reached.

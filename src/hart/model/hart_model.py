@@ -1,9 +1,10 @@
-"""The whole system: a main model and what adapts it to a task (Fig. 2; the systems of Tables 2 to 7).
+"""The whole system: a main model with its source of PEFT parameters (Fig. 2; the systems of Tables 2 to 7).
 
 In HART a hypernetwork reads the task and generates PEFT parameters for a frozen main model. The baselines are the same
 class with other parts: learned parameters instead of generated ones, a trained main model, demonstrations in its
 input, or an encoder that both networks share. `adapt` turns a task into an `Adaptation` in one forward pass;
-`generate` and `score` use it. `forward` is the training pass. `hart.model.folder` has the files of a saved system.
+`generate`, `score` and `classify` use it. `forward` is the training pass. `hart.model.folder` reads and writes the
+files of a saved system.
 """
 
 import tempfile
@@ -45,7 +46,7 @@ class HartOutput:
     """The result of a training pass.
 
     Attributes:
-        logits: logits of the main model, for the shifted labels.
+        logits: logits of the main model under teacher forcing, one for each label.
         states: layer states of the hypernetwork; L = 0 without one.
     """
 
@@ -54,7 +55,7 @@ class HartOutput:
 
 
 class HartModel(nn.Module):
-    """A main model and what adapts it: a hypernetwork, learned PEFT parameters, or only its own training.
+    """A main model with a hypernetwork, with learned PEFT parameters, or alone (full fine-tuning).
 
     `adapt`, `generate`, `answers`, `score`, `classify` and everything built on them (evaluation, export) may be called
     from several threads and asyncio tasks at the same time. Training, loading weights and moving to another device
@@ -62,7 +63,7 @@ class HartModel(nn.Module):
 
     Args:
         main: the main model.
-        peft_source: where its PEFT parameters come from: a `HyperNetwork` made for a main model of the same shape,
+        peft_source: the source of the PEFT parameters: a `HyperNetwork` made for a main model of the same shape,
             `LearnedWeights`, or None (full fine-tuning).
         fusion: whether the main decoder also attends to the hypernetwork's encoding (App. 8.1.3); the main model needs
             cross-attention.
@@ -73,8 +74,8 @@ class HartModel(nn.Module):
         origin: name, revision and fingerprint of the base from which a trained `main` started.
 
     Raises:
-        HartError: the hypernetwork was made for another main model, or this family of main models lacks a part asked
-            for.
+        HartError: the hypernetwork was made for another main model, or this family of main models lacks a requested
+            part.
     """
 
     def __init__(
@@ -98,18 +99,18 @@ class HartModel(nn.Module):
         self.fusion = fusion and self.hypernetwork is not None
         self.train_main = train_main
         self.input_format = input_format or InputFormat()
-        # The bare base is told a query as an adapted one is; demonstrations come with an adaptation alone.
+        # The bare base reads a query as the adapted one does, without demonstrations, which only an adaptation has.
         main.plain_format = replace(self.input_format, demonstrations_to="nowhere")
         self.name = name
         if self.hypernetwork is not None:
             self.hypernetwork.use_main(main.model)
-        # Before training: afterwards the weights are others.
+        # Computed before training, which changes the weights.
         self._origin = dict(origin) if origin else main.identity
         if not train_main:
             main.freeze()
 
     def __repr__(self) -> str:
-        """One line; `model.main.model` and `model.hypernetwork` show their modules."""
+        """A one-line summary; `model.main.model` and `model.hypernetwork` show their modules."""
         kinds = "+".join(kind.name for kind in self.kinds) or "none"
         parts = [f"name={self.name!r}", f"base={self.main.name!r}", f"weights={self.weights}", f"peft={kinds}"]
         if self.hypernetwork is not None and self.hypernetwork.scheme is not None:
@@ -157,15 +158,15 @@ class HartModel(nn.Module):
         attention: Literal["sdpa", "eager"] = "sdpa",
         device: str | torch.device | None = None,
     ) -> Self:
-        """Load a trained system from a folder, the hub or `mini`, together with the base that it names.
+        """Load a trained system from a folder, the hub or the package (`mini`), together with its base.
 
         Args:
             name: folder or hub name of a saved `HartModel`, or `mini`.
             revision: revision of the saved model on the hub.
-            base: location of the base, if it is not the one that the model names (a copy on a machine without
-                internet). A main model that was trained is in the saved folder itself.
-            dtype: type of both networks' weights: bfloat16 takes half the memory, and less time on processors that
-                multiply it (docs/performance.md). T5 overflows in float16.
+            base: location of the base, if not the one named in the model (e.g. a copy on a machine without internet).
+                A trained main model is in the saved folder itself.
+            dtype: type of both networks' weights: bfloat16 takes half the memory, and less time on processors with
+                bfloat16 products (docs/performance.md). T5 overflows in float16.
             attention: `sdpa` or `eager`.
             device: device of all weights.
 
@@ -174,7 +175,7 @@ class HartModel(nn.Module):
                 differs from the one it was trained with.
         """
         arguments, trained = load_system(str(name), revision=revision, base=base, dtype=dtype, attention=attention)
-        # Frozen also where it was trained: what is loaded is for use.
+        # A loaded system is for use, so a trained main model is frozen, too.
         system = cls(**arguments)
         system.train_main = trained
         return system.eval().to(device) if device is not None else system.eval()
@@ -208,20 +209,20 @@ class HartModel(nn.Module):
 
         Args:
             card, about: as in `save_pretrained`.
-            weights: complete values of the trained parameters by name, where the modules hold only their shard.
+            weights: complete values of the trained parameters by name, needed if the modules hold only shards.
         """
         main = self.main if self.train_main else None
-        # That of a T5 beside a decoder-only base is saved even where it happens to be the base's.
+        # The tokenizer of a T5 beside a decoder-only base is saved even if it is the same as the base's.
         beside = self.hypernetwork is not None and self.hypernetwork.config.has_own_encoder
         own = self.reader is not self.main.tokenizer or (beside and not self.main.shape.has_encoder)
         reader = self.reader if own else None
         write_folder(folder, self.peft_source, main, self._info(), self.kinds, card, about, weights, reader)
 
     def start_from(self, name: str | Path) -> None:
-        """Start from the trained weights of a saved system of the same make: pre-training, then fine-tuning (§4.1).
+        """Load the trained weights of a saved system of the same make: pre-training, then fine-tuning (§4.1).
 
         Raises:
-            HartError: nothing is found under `name`, or a system of another make.
+            HartError: nothing is found under `name`, or its system has another make (`hart.model.folder.check_make`).
         """
         folder = fetch(str(name), None)
         own = {} if self.hypernetwork is None else self.hypernetwork.config.to_dict()
@@ -233,7 +234,7 @@ class HartModel(nn.Module):
         """Copy the trained weights of a saved system or a checkpoint of the same configuration.
 
         Raises:
-            HartError: files are missing, damaged, or of another make.
+            HartError: files are missing, damaged, or belong to a system of another make.
         """
         if self.peft_source is not None:
             load_weights(self.peft_source, folder)
@@ -255,7 +256,7 @@ class HartModel(nn.Module):
             return upload(folder, repo_id, private=private, revision=revision)
 
     def _info(self) -> dict[str, Any]:
-        """What a saved model says of the whole system; with at least `hart.model.folder.FIELDS`."""
+        """The fields under `system` in config.json, at least `hart.model.folder.FIELDS`."""
         return {
             **self._origin,
             "weights": self.weights,
@@ -266,7 +267,7 @@ class HartModel(nn.Module):
 
     @property
     def peft_source(self) -> PeftSource | None:
-        """Where the PEFT parameters come from."""
+        """The source of the PEFT parameters; None for full fine-tuning."""
         return self.hypernetwork or self.learned
 
     @property
@@ -295,7 +296,7 @@ class HartModel(nn.Module):
         network = self.hypernetwork
         if network is not None and network.config.has_own_encoder:
             network.encoder.activation_checkpointing_enable({"use_reentrant": False})
-        # Of the decoder the attention weights alone, where a step has many positions (`DecoderPass`).
+        # In the hypernetwork's decoder only attention weights of long steps are recomputed (`DecoderPass`).
         if network is not None and network.decoder is not None:
             network.decoder.gradient_checkpointing = True  # its own blocks never run; the method would look for inputs
         self.main.enable_gradient_checkpointing()
@@ -308,16 +309,16 @@ class HartModel(nn.Module):
         demo_ids: Int[Tensor, "n *g s"] | None = None,
         demo_mask: Shaped[Tensor, "n *g s"] | None = None,
     ) -> HartOutput:
-        """One training pass (Eq. 5 before its loss): each row of the batch is its own task.
+        """One training pass (Eq. 5 without the loss) over queries of n tasks.
 
         Args:
-            query_ids, query_mask: input of the main model, including demonstrations where the main model reads them.
+            query_ids, query_mask: input of the main model, including demonstrations if the main model reads them.
             labels: target tokens, -100 on padding.
             demo_ids, demo_mask: definition and demonstrations, for the hypernetwork; n divides b, and task g serves
                 the queries g·b/n to (g+1)·b/n − 1. None without a hypernetwork.
 
         Raises:
-            HartError: demonstrations are missing, are given without a hypernetwork, or n does not divide b.
+            HartError: demonstrations are missing, they are given without a hypernetwork, or n does not divide b.
         """
         reads = self.hypernetwork is not None
         if (demo_ids is not None) != reads or (demo_mask is not None) != reads:
@@ -346,21 +347,21 @@ class HartModel(nn.Module):
     def adapt(
         self, task: Task | Sequence[Task], *, demonstration_groups: int | None = None, cuts: Cuts | None = None
     ) -> Adaptation:
-        """Read a task once and return the adaptation of the main model to it: one forward pass, no gradients.
+        """Adapt the main model to a task in one forward pass, without gradients. Thread-safe.
 
-        With several tasks the adaptation has one entry per task; use it with one query per entry, or index it. Without
-        a hypernetwork nothing is computed: the adaptation holds the learned parameters and the demonstrations
-        that the main model reads before each query. Thread-safe.
+        The adaptation to several tasks has one entry per task; use it with one query per entry, or index it. Without a
+        hypernetwork nothing is computed: the adaptation holds the learned parameters, or the demonstrations that the
+        main model reads before each query.
 
-        A warning is logged where a task has more demonstrations, or longer texts, than the model reads.
+        A warning is logged if a task has more demonstrations or longer texts than the model reads.
 
         Args:
-            demonstration_groups: the most groups of demonstrations that the hypernetwork reads; None: as many as in
-                training (`data.demonstration_groups`). A group has `data.num_demonstrations` demonstrations.
+            demonstration_groups: largest number of groups of demonstrations that the hypernetwork reads; None: as many
+                as in training (`data.demonstration_groups`). A group has `data.num_demonstrations` demonstrations.
             cuts: records these cuts instead of the warning.
 
         Raises:
-            HartError: no task is given, a value is not a task, a task has nothing that the model reads, groups are
+            HartError: no task is given, a value is not a task, a task has no text that the model reads, groups are
                 given to a model that reads none, or the generated parameters are not finite.
         """
         given = isinstance(task, Iterable) and not isinstance(task, str | Mapping)
@@ -384,10 +385,10 @@ class HartModel(nn.Module):
         return replace(self.input_format, demonstration_groups=groups)
 
     def incremental(self, task: Task) -> adapting.IncrementalTask:
-        """A task that is read while demonstrations are still arriving; see `hart.model.adapting.IncrementalTask`.
+        """A task whose demonstrations arrive over time; see `hart.model.adapting.IncrementalTask`.
 
         Raises:
-            HartError: the model reads no demonstrations, or the task has nothing that it reads.
+            HartError: the model reads no demonstrations, or the task has no text that the model reads.
         """
         return adapting.IncrementalTask(self, task)
 
@@ -398,22 +399,22 @@ class HartModel(nn.Module):
             cuts: records demonstrations and texts that did not fit.
 
         Raises:
-            HartError: the system has no hypernetwork, or a task lacks what its format needs.
+            HartError: the system has no hypernetwork, or a task has no text that the model reads.
         """
         return adapting.read(self, tasks, self.input_format, cuts)
 
     def generate(self, queries: str | Sequence[str], adaptation: Adaptation | None = None, **options: Any) -> list[str]:
-        """Answers of the adapted main model as texts; options as in `MainModel.answers`. Thread-safe.
+        """Generate answers to the queries with the adapted main model; options as in `MainModel.answers`. Thread-safe.
 
         `adaptation` has one entry for all queries, one per query (a batch that mixes tasks), or one per group of
-        neighbouring queries, all groups of one size; None asks the un-adapted base.
+        neighbouring queries, all groups of equal size; None: the un-adapted base answers.
         """
         return [answer.text for answer in self.answers(queries, adaptation, **options)]
 
     def answers(
         self, queries: str | Sequence[str], adaptation: Adaptation | None = None, **options: Any
     ) -> list[Answer]:
-        """As `generate`, but each answer comes with its token counts and whether it is finished."""
+        """As `generate`, but returns each answer with its tokens, token counts and whether it is finished."""
         return self.main.answers([queries] if isinstance(queries, str) else queries, adaptation, **options)
 
     def score(
@@ -441,7 +442,7 @@ class HartModel(nn.Module):
         adaptation: Adaptation | None = None,
         **options: Any,
     ) -> list[Classification]:
-        """The best choice for each query and the probability of every choice; options as in `classifying.classify`.
+        """The most probable choice for each query and all probabilities; options as in `classifying.classify`.
 
         Thread-safe. `choices` is one list for all queries, or one list per query.
         """

@@ -1,8 +1,8 @@
-"""The main model M(x; θ, φ): a stock transformers model with seams for generated parameters (Eq. 5).
+"""The main model M(x; θ, φ): a stock transformers model that accepts generated parameters (Eq. 5).
 
-This module has what all families share: loading, identity, freezing, binding parameters for a thread, answers. What
-differs by family (the training pass, generation, scores of given answers) is in `encoder_decoder` and `decoder_only`.
-Weights, tokenizer and generation are those of the checkpoint; nothing of the model is copied or subclassed.
+All families share this module: loading, identity, freezing, binding parameters for a thread, answers. Each family has
+its own training pass, generation, and scores of given answers (`encoder_decoder`, `decoder_only`). Weights, tokenizer
+and generation are those of the checkpoint; model code is neither copied nor subclassed.
 """
 
 import logging
@@ -58,11 +58,11 @@ class MainModel(nn.Module, ABC):
         tokenizer: its tokenizer.
         shape: the sizes that determine the shapes of generated parameters.
         name, revision: where it was loaded from; the revision is the commit on the hub.
-        is_part: whether the checkpoint also reads images and this is only its text part.
+        is_part: whether the model is the text part of a checkpoint that also reads images.
         frozen: whether `freeze` was called.
-        plain_format: how queries become tokens for the bare base, without an adaptation.
-        stock_generation_config: the checkpoint's own. Only its end-of-answer tokens are used: unless `generate` is
-            given other options, it decodes greedily without further rules.
+        plain_format: input format of queries without an adaptation (the bare base).
+        stock_generation_config: generation configuration of the checkpoint. Only its end-of-answer tokens are used:
+            `generate` decodes greedily unless it is given options.
     """
 
     def __init__(
@@ -104,8 +104,8 @@ class MainModel(nn.Module, ABC):
         """Load a checkpoint of any family: a folder, a name on the hub, or a bundled base (`mini-base`).
 
         Args:
-            revision: branch, tag or commit on the hub, None for the default branch; the commit that
-                was found is kept as the attribute `revision`.
+            revision: branch, tag or commit on the hub; None: the default branch. The attribute `revision` is the
+                resolved commit.
             dtype: type of the weights in memory: bfloat16 or float32, as T5 overflows in float16; None: as stored.
             attention: `sdpa` or `eager`.
 
@@ -113,7 +113,7 @@ class MainModel(nn.Module, ABC):
             HartError: there is no such checkpoint, its architecture has no table of sites, its files are incomplete or
                 damaged, or the tokenizer is not the model's.
         """
-        # Families build on this file.
+        # Imported here, because the families import this module.
         from hart.model.decoder_only import DecoderOnly
         from hart.model.encoder_decoder import EncoderDecoder
 
@@ -140,11 +140,11 @@ class MainModel(nn.Module, ABC):
             labels: target tokens, -100 on padding.
             blocks: generated parameters for each query, or one set for all.
             peft: the kinds to which `blocks` belong.
-            memory, memory_mask: an encoding that the decoder attends to before the query: fused with a T5's own, or
-                in front of a decoder-only model's tokens, in its width.
+            memory, memory_mask: an encoding in the main model's width. A T5's decoder attends to it before the query's
+                encoding (fusion); in a decoder-only model it stands in front of the tokens.
 
         Raises:
-            HartError: `blocks` do not fit `peft`, this model or the batch; or a memory has no mask.
+            HartError: `blocks` do not fit `peft`, this model or the batch, or `memory` has no mask.
         """
 
     @abstractmethod
@@ -158,7 +158,7 @@ class MainModel(nn.Module, ABC):
         part: Adaptation | None,
         part_of_answers: Adaptation | None,
     ) -> Float[Tensor, "c u vocabulary"]:
-        """Logits of c given answers, each conditioned on its own query; each query is read once.
+        """Logits of c given answers to b queries under teacher forcing; each query is encoded once.
 
         Args:
             query_ids, query_mask: padded on the right.
@@ -175,24 +175,24 @@ class MainModel(nn.Module, ABC):
         part: Adaptation | None,
         options: dict[str, Any],
     ) -> Int[Tensor, "b u"]:
-        """Tokens of the answers alone, within `adapted`.
+        """Generate the tokens of the answers, without those of the queries, within the context of `adapted`.
 
         Args:
             query_ids, query_mask: padded on the right.
-            part: what the model is adapted with.
-            options: of `transformers`' `generate`, `max_new_tokens` among them.
+            part: the adaptation that is bound.
+            options: options of `transformers`' `generate`, including `max_new_tokens`.
         """
 
     def room(self, kinds: Sequence[PeftKind]) -> int | None:
-        """The most tokens that a query and its answer may have together; None: positions set no limit."""
+        """The most tokens of a query with its answer that the model's positions allow; None: no limit."""
         return None
 
     def _plain_format(self) -> InputFormat:
-        """`plain_format` of a base that no `HartModel` has: the lengths of App. 8.1.3."""
+        """Default of `plain_format`, for a base outside a `HartModel`: the lengths of App. 8.1.3."""
         return InputFormat()
 
     def _generation_config(self) -> GenerationConfig:
-        # Instruct models end a turn with another token than a text, and say both.
+        # Instruct models end turns and texts with different tokens, and list both.
         own = self.stock_generation_config.eos_token_id
         more = [] if own is None else own if isinstance(own, list) else [own]
         ends = list(dict.fromkeys([self.tokenizer.eos_token_id, *more]))
@@ -200,12 +200,12 @@ class MainModel(nn.Module, ABC):
 
     @property
     def ends(self) -> list[int]:
-        """Tokens that end an answer, as the model's generation configuration says now."""
+        """Tokens that end an answer, from the model's current generation configuration."""
         said = self.model.generation_config.eos_token_id
         return [] if said is None else [said] if isinstance(said, int) else list(said)
 
     def format_of(self, adaptation: Adaptation | None) -> InputFormat:
-        """How a query becomes tokens: as the adaptation says, or as the bare base reads it."""
+        """The input format of queries: the adaptation's, or `plain_format` without one."""
         return self.plain_format if adaptation is None else adaptation.input_format
 
     @property
@@ -214,7 +214,7 @@ class MainModel(nn.Module, ABC):
 
     @property
     def fingerprint(self) -> str:
-        """`hart.runtime.identity.fingerprint` of these weights, as they are now, and this tokenizer."""
+        """`hart.runtime.identity.fingerprint` of the current weights and the tokenizer."""
         if self._kept is not None:
             return self._kept
         now = (trace(self.model.parameters()), len(self.tokenizer))
@@ -224,18 +224,18 @@ class MainModel(nn.Module, ABC):
         return known[1]
 
     def keep_fingerprint(self) -> None:
-        """Fix the fingerprint as it is now: processes will shard the weights, and then none can compute it."""
+        """Fix the current fingerprint, before the weights are sharded and no process can compute it."""
         self._kept = self.fingerprint
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Name, revision and fingerprint, as saved models and adaptations name their base."""
+        """Name, revision and fingerprint of the base, as fields of saved models and adaptations."""
         return {"base": self.name, "base_revision": self.revision, "base_fingerprint": self.fingerprint}
 
     def freeze(self) -> None:
-        """Freeze the weights for good (§4.1, "We freeze the main model"); gradients flow through.
+        """Freeze the weights permanently (§4.1, "We freeze the main model"); gradients still flow to the adaptation.
 
-        Dropout never acts again, even where gradient checkpointing needs training mode.
+        Dropout is disabled permanently, even when gradient checkpointing needs training mode.
         """
         self.frozen = True
         self.model.requires_grad_(False)
@@ -244,15 +244,15 @@ class MainModel(nn.Module, ABC):
         self.train(self.training)
 
     def restore_dropout(self, copied: PreTrainedModel) -> None:
-        """Give a copy of the model the dropout that the checkpoint came with."""
+        """Set the dropout of a copy of the model to that of the checkpoint."""
         for name, module, what in dropouts(copied):
             setattr(module, what, self._dropout[name, what])
 
     def train(self, mode: bool = True) -> Self:
-        """As for any module, but a frozen model stays in eval mode.
+        """As `nn.Module.train`, but a frozen model stays in eval mode.
 
-        With gradient checkpointing it does enter training mode, because transformers checkpoints
-        nothing otherwise; its dropout is gone by then.
+        With gradient checkpointing a frozen model enters training mode, without which transformers checkpoints nothing;
+        its dropout is disabled.
         """
         super().train(mode)
         if self.frozen:
@@ -260,10 +260,10 @@ class MainModel(nn.Module, ABC):
         return self
 
     def enable_gradient_checkpointing(self) -> None:
-        """Recompute each layer in the backward pass, under the blocks of its own forward pass.
+        """Recompute each layer in the backward pass, with the blocks that were bound in its forward pass.
 
-        Use this rather than the method of `model`, which does not know about blocks: the backward
-        pass would fail with an error of `torch.utils.checkpoint`.
+        Use this method instead of that of `model`: without the blocks, the backward pass fails with an error of
+        `torch.utils.checkpoint`.
         """
         self.model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": checkpoint_contexts})
         self.train(self.training)
@@ -271,7 +271,7 @@ class MainModel(nn.Module, ABC):
     def generate(
         self, queries: Sequence[str] | Sequence[list[int]], adaptation: Adaptation | None = None, **options: Any
     ) -> list[str]:
-        """The texts of `answers`, with its options."""
+        """Generate answers to queries and return their texts; options as in `answers`."""
         return [answer.text for answer in self.answers(queries, adaptation, **options)]
 
     @torch.no_grad()
@@ -293,10 +293,10 @@ class MainModel(nn.Module, ABC):
         """The answer to each query, in the order of `queries`. Thread-safe.
 
         Args:
-            queries: texts, cut from the end with a warning where they are longer than `max_query_length` tokens; or
-                token ids, which are used as they are.
+            queries: texts, of which the end is cut with a warning if they are longer than `max_query_length` tokens; or
+                token ids, which are used unchanged.
             adaptation: one entry for all queries, or n entries, each for an equal number of neighbouring queries (one,
-                in a batch that mixes tasks); None is the bare base. The keys and values of its memory are computed
+                in a batch that mixes tasks); None: the bare base. The keys and values of its memory are computed
                 once per call, or taken from `keep_memory`.
             max_new_tokens, max_query_length: in tokens; None: the limits of `format_of` the adaptation, 128 and 384
                 for a base outside any `HartModel` (App. 8.1.3).
@@ -304,7 +304,7 @@ class MainModel(nn.Module, ABC):
             temperature: 0 takes the likeliest token; above 0 tokens are sampled.
             top_p: sample among the likeliest tokens whose probabilities add up to this share.
             batch_size: number of queries, of similar length, answered together.
-            logprobs: add `scores` to the answers: log-probabilities of their tokens and of this many likeliest ones.
+            logprobs: add `scores` to the answers: log-probabilities of each token and of this many likeliest tokens.
             cuts: records cut queries instead of the warning.
             generate_kwargs: further arguments of `transformers`' `generate`, e.g. `streamer`.
 
@@ -327,14 +327,14 @@ class MainModel(nn.Module, ABC):
         answers: list[Any] = [None] * len(queries)
         longest_first = sorted(range(len(queries)), key=lambda i: -len(encoded[i]))
         with evaluating(self):
-            # A part of several entries is projected with its batch, so that only one batch's is in memory.
+            # With several entries the memory is projected batch by batch, which bounds its size.
             if adaptation is not None and len(adaptation) == 1:
                 adaptation = self.keep_memory(adaptation)
             for start in range(0, len(queries), batch_size):
                 chosen, part = parts_of(adaptation, longest_first[start : start + batch_size], len(queries))
                 ids, mask = self.pad([encoded[i] for i in chosen])
                 with self.adapted(part, batch=len(chosen)):
-                    # Processes of one run answer different queries.
+                    # Not synchronised, because the processes of a run answer different queries.
                     given = {"max_new_tokens": new_tokens, "synced_gpus": False, **options}
                     call = Generating(self.tokenizer, ends, given, logprobs)
                     with naming_unknown_options():
@@ -371,11 +371,12 @@ class MainModel(nn.Module, ABC):
 
     @torch.no_grad()
     def keep_memory(self, adaptation: Adaptation) -> Adaptation:
-        """The adaptation with its memory's keys and values in every layer of the decoder, for all later queries.
+        """The adaptation with precomputed keys and values of its memory in every decoder layer.
 
-        `generate` and `score_choices` then need not compute them. They take 2 · layers · s · (width of keys) numbers
-        per entry: 192 MiB for T5-Large, 1024 tokens and float32, where the memory itself takes 4 MiB. They stay in
-        this process; `save_pretrained` leaves them out. Without memory the adaptation is returned unchanged.
+        `generate` and `score_choices` then use them instead of computing them in each call. They take
+        2 · layers · s · (width of keys) numbers per entry: 192 MiB for T5-Large, 1024 tokens and float32, where the
+        memory itself takes 4 MiB. `save_pretrained` leaves them out. Without memory the adaptation is returned
+        unchanged.
 
         Raises:
             HartError: the adaptation is for another base.
@@ -388,10 +389,10 @@ class MainModel(nn.Module, ABC):
 
     @contextmanager
     def adapted(self, adaptation: Adaptation | None, batch: int) -> Iterator[None]:
-        """Context in which blocks and memory act on every forward pass and on `generate`, for this thread.
+        """A context in which blocks and memory act on all forward passes and on `generate` in this thread.
 
         The memory enters as keys and values in front of those of the attention that reads it, so it is projected once
-        and read once for all queries that share it. For use without gradients.
+        for all queries that share it. Only for use without gradients.
         """
         if adaptation is None:
             yield
@@ -408,7 +409,7 @@ class MainModel(nn.Module, ABC):
     def _memory_key_values(
         self, memory: Float[Tensor, "n s d"]
     ) -> tuple[Float[Tensor, "L n heads s d_kv"], Float[Tensor, "L n heads s d_kv"]]:
-        """What the layers that read a memory make of it, under the parameters that are bound now."""
+        """Keys and values of a memory in every layer that reads it, under the currently bound parameters."""
 
     @abstractmethod
     def _in_front(
@@ -417,11 +418,15 @@ class MainModel(nn.Module, ABC):
         values: Float[Tensor, "L n heads s d_kv"],
         mask: Shaped[Tensor, "n s"] | None,
     ) -> dict[Site, Binding]:
-        """Where they stand."""
+        """Bindings that put a memory's keys and values in front of those of the attention that reads it."""
 
     @contextmanager
     def binding(self, blocks: Blocks | None, peft: Sequence[PeftKind], batch: int) -> Iterator[None]:
-        """Context in which blocks act, for this thread: one set for all rows, or one per row."""
+        """A context in which blocks act in this thread: n sets, each for batch / n neighbouring rows.
+
+        Raises:
+            HartError: the blocks do not fit `peft`, this model or the batch.
+        """
         if not blocks:
             yield
             return
@@ -436,7 +441,7 @@ class MainModel(nn.Module, ABC):
         """Token ids, padded on the right, and their mask, on this model's device.
 
         Raises:
-            HartError: the model has no embedding for a token, as with the non-text tokens of some tokenizers.
+            HartError: the model has no embedding for a token, such as the non-text tokens of some tokenizers.
         """
         known = self.model.get_input_embeddings().num_embeddings
         wrong = [token for tokens in sequences for token in tokens if not 0 <= token < known]

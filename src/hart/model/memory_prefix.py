@@ -1,8 +1,8 @@
-"""A memory in front of a decoder-only model's tokens as prefixes: PEFT has a place for these, and none for a memory.
+"""Conversion of a memory in front of a decoder-only model's tokens into prefixes, for which PEFT has a place.
 
-The base makes keys and values of a memory of m tokens in every layer, at no position. A prefix of m rows more moves
-every token by m positions. Rotary embedding sees differences of positions alone, so keys that are rotated to position m
-stand to the tokens as before.
+A memory of m tokens has keys and values in every layer, without positions. As m rows of a prefix it moves every token
+by m positions. Rotary embedding depends only on differences of positions, so memory keys rotated to position m keep
+their relation to the tokens.
 """
 
 import sys
@@ -20,11 +20,11 @@ from hart.peft.architectures import architecture, at
 from hart.peft.prefix import Prefix
 
 _FIXED = ("default", "linear", "llama3", "yarn")
-"""Kinds of rotary embedding whose angles do not depend on the length of the input."""
+"""Types of rotary embedding whose angles do not depend on the length of the input."""
 
 
 def why_not(adaptation: Adaptation, main: MainModel) -> str | None:
-    """Why the memory of an adaptation cannot become prefixes without changing what they do; None where it can."""
+    """The reason why the memory of an adaptation cannot be converted into prefixes exactly; None if it can."""
     if main.shape.has_encoder:
         return "a T5's cross-attention reads it"
     if any(not isinstance(kind, Prefix) for kind in adaptation.kinds):
@@ -45,10 +45,10 @@ def why_not(adaptation: Adaptation, main: MainModel) -> str | None:
 
 @torch.no_grad()
 def as_prefixes(adaptation: Adaptation, main: MainModel) -> Adaptation:
-    """An adaptation of one task that does the same without a memory, its p rows of a prefix behind the memory's m.
+    """The equivalent adaptation to one task without a memory: m prefix rows of the memory, then its own p prefix rows.
 
     Args:
-        adaptation: with a memory that `why_not` has nothing to say against.
+        adaptation: adaptation to one task with a memory, for which `why_not` returns None.
     """
     kept = main.keep_memory(adaptation).kept
     assert kept is not None and adaptation.memory_mask is not None
@@ -75,7 +75,7 @@ def as_prefixes(adaptation: Adaptation, main: MainModel) -> Adaptation:
 
 
 def _rotated(keys: Float[Tensor, "L p heads d_kv"], position: int, main: MainModel) -> Float[Tensor, "L p heads d_kv"]:
-    """Keys as the base's rotary embedding turns them at a position; what it scales queries and keys by is left out."""
+    """Keys rotated to a position by the base's rotary embedding, without its scaling of queries and keys."""
     path = architecture(main.model.config).positions
     assert path is not None
     rotary = at(main.model, path)

@@ -1,4 +1,4 @@
-"""Eval mode for as long as anybody needs it, for several threads that use the same modules."""
+"""Temporary eval mode of modules that several threads use at the same time."""
 
 import threading
 from collections.abc import Iterator
@@ -8,15 +8,15 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 _lock = threading.Lock()
-# Module → how many are within, and the mode that the first of them found each of its parts in.
+# Module → number of threads in the context, and the mode of each sub-module before the first one entered.
 _users: "WeakKeyDictionary[nn.Module, tuple[int, list[tuple[nn.Module, bool]]]]" = WeakKeyDictionary()
 
 
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Within, the modules are in eval mode: no dropout, and no checkpointing, which would refuse the cache.
+    """A context in which the modules are in eval mode: no dropout, and no checkpointing, which excludes a cache.
 
-    The last thread that leaves restores the modes that the first one found; parts of a module may have their own.
+    The last thread that leaves restores the mode of each sub-module from before the first one entered.
     """
     with _lock:
         for module in modules:

@@ -1,4 +1,4 @@
-"""Where the PEFT parameters of a system come from: a hypernetwork that generates them, or one learned set."""
+"""The source of a system's PEFT parameters: a hypernetwork that generates them, or one learned set."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,16 +23,16 @@ from hart.runtime.extensions import find
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
 PeftSource = HyperNetwork | LearnedWeights
-"""None in its place: the main model is adapted by its own training alone (full fine-tuning)."""
+"""A source of PEFT parameters. None in its place means full fine-tuning of the main model."""
 
 
 def new_peft_source(model: ModelConfig, main: MainModel) -> tuple[PeftSource | None, PreTrainedTokenizerBase | None]:
-    """That of a configuration, before training, and the tokenizer that a hypernetwork reads tasks with.
+    """The untrained source of a configuration, and the tokenizer with which its hypernetwork reads tasks.
 
-    The tokenizer is None where it is the main model's. Random numbers are drawn from torch's generator.
+    The tokenizer is None if it is the main model's. Random numbers are drawn from torch's generator.
 
     Raises:
-        HartError: no such checkpoint, or parts that do not fit each other.
+        HartError: there is no such checkpoint, or parts do not fit each other.
     """
     if model.weights == "generated":
         shared: dict[str, Any] = {
@@ -62,7 +62,7 @@ def new_peft_source(model: ModelConfig, main: MainModel) -> tuple[PeftSource | N
 
 
 def check_source(source: PeftSource | None, main: MainModel, *, fusion: bool, name: str = "") -> None:
-    """Raise `HartError` for a source of another main model, or fusion that no cross-attention could read."""
+    """Raise `HartError` if a source was made for another main model, or fusion lacks a cross-attention."""
     if source is not None and source.shape != main.shape:
         raise HartError(
             f"{name or 'hypernetwork'}: made for a main model of {source.shape}, "
@@ -75,7 +75,7 @@ def check_source(source: PeftSource | None, main: MainModel, *, fusion: bool, na
 def load_peft_source(
     folder: Path, config: Mapping[str, Any], main: MainModel, dtype: torch.dtype | str
 ) -> PeftSource | None:
-    """That of a saved system, with its trained weights. A hypernetwork's are in `dtype`, however the file holds them.
+    """The source of a saved system, with its trained weights; those of a hypernetwork are converted to `dtype`.
 
     Raises:
         HartError: files are missing or damaged, or do not fit each other.
@@ -94,7 +94,7 @@ def load_peft_source(
             "of your own, import its module first, or install its package (CONTRIBUTING.md)"
         )
     check_model_files(folder)
-    for path in folder.glob("model*.safetensors"):  # a checkpoint's random states are beside them, and are integers
+    for path in folder.glob("model*.safetensors"):  # not a checkpoint's random states, which are integers
         check_floats(path)
     try:
         made = HyperNetworkConfig.from_dict(dict(config))
@@ -105,7 +105,7 @@ def load_peft_source(
 
 
 def load_weights(module: nn.Module, folder: Path) -> None:
-    """Copy model.safetensors of a saved system into `module`, every tensor of it.
+    """Copy all tensors of a saved system's model.safetensors into `module`.
 
     Raises:
         HartError: the file is missing or damaged, or holds other tensors.

@@ -1,8 +1,8 @@
-"""Log-probabilities of given answers, which rank classification compares (§4.2, "multiple-choice scoring").
+"""Log-probabilities of given answers, for rank classification (§4.2, "multiple-choice scoring").
 
-Each query is read once, whatever the number of its choices; one pass of the decoder serves all choices of a batch of
-queries, of different number and length. A choice's score is the sum over its tokens, end of sequence included, without
-length normalisation (T0's protocol), or the mean per token. A plain decoder-only base continues texts, so it scores a
+Each query is encoded once for all its choices, and one decoder pass scores all choices of a batch of queries, of any
+number and length. A choice's score is the sum of the log-probabilities of its tokens, including the end of sequence,
+without length normalisation (T0's protocol), or their mean. A plain decoder-only base continues texts, so it scores a
 choice as a continuation: after a space, and without an end of sequence.
 """
 
@@ -42,23 +42,23 @@ def score_choices(
 ) -> list[list[float]]:
     """The score of every choice of every query, in nats. Thread-safe.
 
-    Equal choices get equal scores. Ties between best choices are left to the caller.
+    Equal choices have equal scores. The caller decides ties between best choices.
 
     Args:
         main: the main model.
-        queries: texts, cut from the end where they are longer than `max_query_length` tokens; or lists of tokens,
-            which are used as they are.
+        queries: texts, of which the end is cut if they are longer than `max_query_length` tokens; or lists of tokens,
+            which are used unchanged.
         choices: the choices of each query, at least one; their number may differ.
-        adaptation: one entry for all queries, or n entries, each for an equal number of neighbouring queries; None is
-            the bare base.
+        adaptation: one entry for all queries, or n entries, each for an equal number of neighbouring queries; None: the
+            bare base.
         normalisation: `sum` or `mean` of the log-probabilities of a choice's tokens.
         batch_size: number of queries encoded together.
         max_query_length, max_target_length: in tokens; None: the limits of `main.format_of(adaptation)`. A warning
             names longer queries and choices.
-        cuts: records these instead of the warning.
+        cuts: records cut queries and choices instead of the warning.
 
     Raises:
-        HartError: a query is empty or has no choices, its choices are one text, the adaptation has another base or
+        HartError: a query is empty or has no choices, its choices are a single text, the adaptation has another base or
             number of entries, or an option is out of range.
     """
     queries = listed(queries)
@@ -97,7 +97,7 @@ def score_choices(
             chosen, part = parts_of(adaptation, longest_first[start : start + batch_size], len(queries))
             found = _score_batch(main, [encoded[i] for i in chosen], [targets[i] for i in chosen], part, normalisation)
             for i, values in zip(chosen, found, strict=True):
-                # Choices of the same tokens once cut have the same score, however a product rounded their rows.
+                # Choices with the same tokens after cutting get the same score, despite rounding in different rows.
                 scores[i] = [values[targets[i].index(target)] for target in targets[i]]
     return scores
 
@@ -112,7 +112,7 @@ def _score_batch(
     ids, mask = main.pad(queries)
     if part is not None:
         part = main.keep_memory(part)
-    # Each choice, beside the query that it answers.
+    # Index of the query of each choice.
     owner = torch.tensor([row for row, own in enumerate(targets) for _ in own], device=ids.device)
     labels, label_mask = main.pad([target for own in targets for target in own])
     of_choices = part
@@ -128,6 +128,6 @@ def _score_batch(
 def _log_probabilities(
     logits: Float[Tensor, "b u v"], labels: Int[Tensor, "b u"], mask: Int[Tensor, "b u"]
 ) -> Float[Tensor, " b"]:
-    """Sum over the tokens of each answer, in float32."""
+    """The log-probability of each answer, summed over its tokens, in float32."""
     chosen = logits.float().log_softmax(dim=-1).gather(2, labels.unsqueeze(2)).squeeze(2)
     return (chosen * mask).sum(dim=1)

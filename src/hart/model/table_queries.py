@@ -1,7 +1,7 @@
-"""A user's queries: each row of a table checked, matched with its adaptation and its choices, and turned into tokens.
+"""A user's queries from a table: each row is checked, matched with its adaptation and choices, and tokenised.
 
-They are read as often as they are needed, and never all in memory: once to find what is wrong before a base is loaded,
-once with its tokenizer, and once to be answered.
+The rows are read several times instead of being kept in memory: to find errors before a base is loaded, with its
+tokenizer, and to be answered.
 """
 
 import logging
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Query:
-    """One query: its row, its text, which entry of the adaptation answers it, and what there is to choose from."""
+    """One query: its row, its text, the index of its adaptation entry, and its choices."""
 
     row: Row
     text: str
@@ -34,23 +34,23 @@ class Query:
 
 
 class Queries:
-    """The queries that a command asks, checked whenever they are read.
+    """The queries of a command, checked whenever they are read.
 
     Args:
-        source: a table, or the text of the only query.
-        folders: those of the adaptations, one of which a row names where there are several.
-        field: of the query (`Table.queries`).
-        choices: of all queries that have none of their own; checked.
-        choices_field: of a row's own choices, a list or a text with commas.
-        skip_errors: whether a wrong row is told of and passed over.
+        source: a table, or the text of a single query.
+        folders: folders of the adaptations; if there are several, each row names one of them.
+        field: name of the field with the query (`Table.queries`).
+        choices: checked choices for the queries without their own.
+        choices_field: name of the field with a row's own choices, a list or a text with commas.
+        skip_errors: log a warning for a wrong row and skip it, instead of raising an error.
 
     Attributes:
-        name: of their source, for messages.
-        again: whether they can be read more than once.
-        choices: of all queries that have none of their own; may be empty.
-        choosing: whether queries are answered by choosing.
-        skipped: how many rows were told to be wrong.
-        columns: the fields that rows were seen to have, in the order of their first appearance; None before `check`.
+        name: name of the source, for messages.
+        again: whether the source can be read more than once.
+        choices: choices for the queries without their own; may be empty.
+        choosing: whether queries are answered with one of their choices.
+        skipped: number of skipped rows.
+        columns: the fields of all rows, in the order of their first appearance; None before `check`.
     """
 
     def __init__(
@@ -77,14 +77,14 @@ class Queries:
 
     @property
     def but_skipped(self) -> str:
-        """The end of a message that says that there are none."""
+        """The end of an error message about missing queries: the number of skipped rows."""
         return f" but {self.skipped} wrong ones" if self.skipped else ""
 
     def check(self) -> int:
-        """Read all rows once; how many there are.
+        """Read and check all rows; returns the number of queries.
 
         Raises:
-            HartError: there are none, or one is wrong and none is to be skipped.
+            HartError: there are no queries, or a row is wrong and `skip_errors` is False.
         """
         total = 0
         self.columns = {}
@@ -96,14 +96,14 @@ class Queries:
         return total
 
     def read(self, encode: "Encoder | None", *, tell: Collection[str]) -> Iterator[tuple[Query, list[int]]]:
-        """Each query with its tokens; without an encoder these are empty.
+        """Each query with its tokens, which are empty without an encoder.
 
         Args:
-            tell: of which wrong rows to tell where they are skipped: those that are wrong as a `row`, and those of
-                which the tokenizer leaves nothing (`tokens`).
+            tell: which skipped rows to report and count: those with an error in the row itself (`row`), and those with
+                an error in tokenisation (`tokens`).
 
         Raises:
-            HartError: a row is wrong and none is to be skipped, or the rest cannot be read.
+            HartError: a row is wrong and `skip_errors` is False, or the table cannot be read further.
         """
         for item in self._rows():
             stage = "row"
@@ -144,7 +144,7 @@ class Queries:
 
 
 class Encoder:
-    """Queries as the main model reads them; `cuts` takes note of those that were cut."""
+    """Tokenisation of queries for the main model; `cuts` records those that were cut."""
 
     def __init__(self, main: MainModel, adaptation: Adaptation, max_query_length: int | None) -> None:
         form = adaptation.input_format
@@ -158,10 +158,10 @@ class Encoder:
         """Tokens of one query.
 
         Args:
-            checked: choices that are known to be different tokens.
+            checked: choices that are known to have different tokens.
 
         Raises:
-            RowError: the tokenizer turns it into nothing, or two of its choices into the same.
+            RowError: the query has no tokens, or two of its choices have the same tokens.
         """
         form, tokenizer, where = self._form, self._main.tokenizer, query.row.where
         noted = None if form.in_context else self.cuts
@@ -178,7 +178,7 @@ class Encoder:
         )
 
     def check_choices(self, choices: Sequence[str], where: str) -> None:
-        """Raise `RowError` where two choices are the same tokens."""
+        """Raise `RowError` if two choices have the same tokens."""
         try:
             check_tokens(self._main.tokenizer, choices, self._form.max_target_length, where)
         except HartError as error:
@@ -186,7 +186,7 @@ class Encoder:
 
 
 def split_choices(value: Any, where: str) -> list[str]:
-    """Choices as a row has them: a list, the JSON text of one, or a text with commas."""
+    """The choices in a row's field: a list, a list as JSON text, or a text with commas."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         value = parse_json(value, where, "a list of choices")
     if isinstance(value, str):
@@ -201,7 +201,7 @@ def _empty(where: str) -> RowError:
 
 
 def _entry(row: Row, folders: Sequence[str]) -> int:
-    """Which of the folders a row of the input names."""
+    """The index of the adaptation folder that a row names."""
     name = row.content.get("adaptation")
     if name is None and len(folders) == 1:
         return 0

@@ -1,7 +1,7 @@
-"""Log-probabilities of generated tokens, noted while they are generated.
+"""Log-probabilities of generated tokens, recorded during generation.
 
-They are those of the model itself, in nats: before temperature, top_p and all else that sampling does to them, and so
-the ones that teacher forcing of the same tokens gives (`hart.model.scoring`).
+They are the model's own, in nats, before temperature, top_p and other sampling options. Teacher forcing of the same
+tokens (`hart.model.scoring`) gives the same values.
 """
 
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from transformers import LogitsProcessor
 
 @dataclass(frozen=True)
 class TokenScore:
-    """What the model said where one token was generated.
+    """The model's log-probabilities at one generated token.
 
     Attributes:
-        logprob: of the token that was generated, in nats.
-        top: the likeliest tokens there and their log-probabilities, the likeliest first.
+        logprob: log-probability of the generated token, in nats.
+        top: the likeliest tokens at this position with their log-probabilities, the likeliest first.
     """
 
     logprob: float
@@ -26,14 +26,13 @@ class TokenScore:
 
 
 class TokenScores(LogitsProcessor):
-    """Takes note of one call of `generate` without beams, in which it changes nothing.
+    """Logits processor that records one call of `generate` without beams and changes no logits.
 
-    transformers runs it before temperature and top_p, and behind the rules of a generation configuration, of which
-    a main model has none. Of all steps but the newest only what is asked for is kept: whole distributions of 512 tokens
-    would take gigabytes.
+    transformers runs it before temperature and top_p, and after the rules of a generation configuration, of which a
+    main model has none. Only the newest step keeps its whole distribution, as those of 512 steps would take gigabytes.
 
     Args:
-        top: how many of the likeliest tokens to keep at each step.
+        top: number of likeliest tokens to record at each step.
     """
 
     def __init__(self, top: int) -> None:
@@ -51,7 +50,7 @@ class TokenScores(LogitsProcessor):
         return scores
 
     def read(self, tokens: Int[Tensor, "b u"]) -> list[list[TokenScore]]:
-        """A score for each of the tokens that the call generated, also of those behind the end of a row."""
+        """The score of each generated token, including those after the end of a row."""
         assert self._newest is not None
         chosen = torch.cat([*self._chosen, self._newest.gather(1, tokens[:, -1:])], dim=1).tolist()
         logprobs, ids = (torch.stack(each, dim=1).tolist() for each in zip(*self._likeliest, strict=True))

@@ -1,4 +1,4 @@
-"""How a model turns text into tokens, without its weights: its input format and its tokenizers."""
+"""The input format and tokenizers of a model, loaded without its weights."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from hart.peft.base import MainShape
 
 
 class Tokenization(NamedTuple):
-    """`reader` is the tokenizer that tasks are read with, the main model's unless the hypernetwork has its own."""
+    """Input format and tokenizers. `reader` tokenises tasks: the hypernetwork's own tokenizer or the main model's."""
 
     form: InputFormat
     tokenizer: PreTrainedTokenizerBase
@@ -24,10 +24,10 @@ class Tokenization(NamedTuple):
 
 
 def tokenization_of_model(name: str) -> Tokenization:
-    """That of a trained system: a folder, a hub name or `mini`.
+    """The tokenization of a trained system: a folder, a hub name or `mini`.
 
     Raises:
-        HartError: no such system, or its base's tokenizer is nowhere.
+        HartError: there is no such system, or the tokenizer of its base is missing.
     """
     folder = fetch(name, None)
     config = read_config(folder)
@@ -35,17 +35,17 @@ def tokenization_of_model(name: str) -> Tokenization:
     trained = info["train_main"]
     revision = None if trained else info["base_revision"]
     tokenizer = load_tokenizer(str(folder / MAIN_FOLDER) if trained else info["base"], revision=revision)
-    # A system without a hypernetwork has no reader, and does not say what its base is.
+    # A system without a hypernetwork has no reader, and its config.json no shape of the base.
     has_encoder = "main" not in config or MainShape(**config["main"]).has_encoder
     reader = read_reader(folder, config, has_encoder) or tokenizer
     return Tokenization(read_input_format(folder, info["input_format"]), tokenizer, reader)
 
 
 def tokenization_of_config(model: ModelConfig, data: DataConfig) -> Tokenization:
-    """That of a system before its training.
+    """The tokenization of an untrained system, from its configuration.
 
     Raises:
-        HartError: its base, or the checkpoint that its hypernetwork starts from, has no tokenizer.
+        HartError: the base, or the checkpoint of the hypernetwork's initialisation, has no tokenizer.
     """
     tokenizer = reader = load_tokenizer(model.base, revision=model.base_revision)
     if model.weights == "generated" and model.encoder != "main_model" and model.hypernetwork_init is not None:

@@ -1,4 +1,4 @@
-"""Safetensors files and the folders of models that hold them, checked so that what is wrong is one line."""
+"""Reading and checking safetensors files and folders of models, with errors of one line."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,34 +12,34 @@ from hart.runtime.files import read_json, refuse_lfs_pointer
 
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
 _OTHERS_JSON = frozenset({"tokenizer.json", "vocab.json"})
-"""JSON of many megabytes, whose reader is not Python and has messages of its own."""
+"""Large JSON files that tokenizer libraries read and check themselves."""
 
 
 def read_tensors(path: Path, *, again: str = "download it again") -> dict[str, Tensor]:
     """The tensors of a safetensors file by name, on the CPU.
 
     Args:
-        again: what to do about a file that is not whole, for messages.
+        again: advice for an incomplete file, for messages.
 
     Raises:
-        HartError: the file is missing, a Git LFS pointer, truncated, or no safetensors file.
+        HartError: the file is missing, a Git LFS pointer, truncated, or not a safetensors file.
     """
     with _opened(path, again) as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def tensor_names(path: Path) -> set[str]:
-    """What a safetensors file holds, by name.
+    """The names of the tensors in a safetensors file.
 
     Raises:
-        HartError: as `read_tensors`.
+        HartError: as in `read_tensors`.
     """
     with _opened(path, "download it again") as file:
         return set(file.keys())
 
 
 def check_floats(path: Path) -> None:
-    """Raise `HartError` unless a safetensors file is whole and holds floating-point numbers only, as weights are."""
+    """Raise `HartError` unless a safetensors file is complete and all its tensors are floating-point."""
     with _opened(path, "download it again") as file:
         for name in file.keys():  # noqa: SIM118
             kind = file.get_slice(name).get_dtype()
@@ -48,10 +48,10 @@ def check_floats(path: Path) -> None:
 
 
 def check_model_files(folder: Path) -> None:
-    """Read what can be read quickly of the files of a model: sizes, headers and JSON.
+    """Check the files of a model's folder by sizes, headers and JSON, without reading the weights.
 
     Raises:
-        HartError: one is a Git LFS pointer, truncated, or not of its format.
+        HartError: a file is a Git LFS pointer, truncated, or malformed.
     """
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         refuse_lfs_pointer(path)

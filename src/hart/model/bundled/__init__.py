@@ -1,4 +1,4 @@
-"""The files that come with the package: bundled bases, and the models trained for them."""
+"""The models that come with the package: bundled bases, and the hypernetworks trained for them."""
 
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -10,7 +10,7 @@ MODELS = ("mini", "mini-causal")
 
 
 def resolve_base(name: str) -> str:
-    """The folder of a bundled base (`mini-base`, a T5, `mini-causal-base`, a Llama); another name is returned as it is.
+    """The folder of a bundled base: `mini-base` (a T5) or `mini-causal-base` (a Llama); other names are unchanged.
 
     Raises `HartError` if this installation lacks the bundled files.
     """
@@ -18,7 +18,7 @@ def resolve_base(name: str) -> str:
 
 
 def resolve_model(name: str) -> str:
-    """The folder of a bundled model (`mini`, `mini-causal`); any other name is returned as it is.
+    """The folder of a bundled model (`mini`, `mini-causal`); other names are unchanged.
 
     Raises `HartError` if this installation lacks the bundled files.
     """
