@@ -1,15 +1,13 @@
-"""Runs the blocks of a stock T5 decoder on embeddings, a few positions at a time.
+"""Step-by-step decoding of embeddings with the blocks of a stock T5 decoder, several positions per step.
 
-`T5Stack.forward` builds masks and zero biases in every call and only decodes causally, one position
-after the other. A scheme makes tens of calls with two positions each and wants those of one step to see
-each other. So this file calls the sub-modules of the stock blocks (norms, projections,
-feed-forward, dropout) in the stock order and hands them a ready bias; the weights and all of T5's
-arithmetic stay in the stock modules. The linear maps of a hypernetwork are
-`StepLinear`s: the same map, on a CPU made for many steps.
+`T5Stack.forward` builds masks and zero biases in every call and only decodes causally, one position at a time. A scheme
+makes tens of steps with two positions each, which attend to each other. So this file calls the sub-modules of the stock
+blocks (norms, projections, feed-forward, dropout) in the stock order with a precomputed bias; weights and arithmetic
+stay in the stock modules. The linear maps of a hypernetwork are `StepLinear`s: the same maps, optimised on a CPU for
+many steps.
 
-One deviation: the stock stack ends with dropout. Here the states end with the final norm, because a
-state is fed back through the dropout of the next step's input anyway, and the consistency loss is
-meant to compare states, not the noise on them.
+One deviation: the stock stack ends with dropout, this pass with the final norm, because a state that is fed back passes
+the dropout of the next step's input anyway, and the consistency loss is to compare states without noise.
 """
 
 from typing import Any
@@ -24,23 +22,23 @@ from hart.hypernetwork.step_linear import Steps
 from hart.runtime.third_party.transformers import T5Attention, T5Stack
 
 MANY = 64
-"""Positions in one step from which on, with gradient checkpointing, attention weights are computed twice, not kept."""
+"""Number of positions in a step from which gradient checkpointing recomputes attention weights."""
 
 
 class DecoderPass:
     """A decoder conditioned on the memories of n tasks, with the keys and values of its past positions.
 
-    Keys and values of cross-attention are computed once, at construction; those of self-attention
-    grow with every `step`. All of it carries gradient.
+    Keys and values of cross-attention are computed once, at construction; those of self-attention grow with every
+    `step`. All of them carry gradients.
 
     Args:
         decoder: a stock T5 decoder stack.
         memory: encoded demonstrations.
-        memory_mask: 1 for tokens and 0 for padding; none may be all padding.
+        memory_mask: 1 for tokens and 0 for padding; each task needs at least one token.
 
     Attributes:
-        attention_weights: of the last layer's self-attention in the latest step.
-        before_norm: states of the latest step, without the final norm.
+        attention_weights: weights of the last layer's self-attention in the latest step.
+        before_norm: states of the latest step, before the final norm.
     """
 
     attention_weights: Float[Tensor, "n heads x k"]
@@ -57,7 +55,7 @@ class DecoderPass:
         self._memory_bias = torch.zeros_like(hidden, dtype=memory.dtype).masked_fill(
             hidden, torch.finfo(memory.dtype).min
         )
-        # Contiguous, or every step of a batch would copy them again before its matrix products.
+        # Made contiguous once; otherwise every step of a batch would copy them for its matrix products.
         self._of_memory: list[tuple[Tensor, Tensor]] = []
         for _, cross_attention, _ in self._layers:
             keys, values = _keys_and_values(cross_attention.EncDecAttention, memory)
@@ -69,11 +67,11 @@ class DecoderPass:
 
         Args:
             inputs: embeddings.
-            bias: added to the self-attention scores: relative bias, and a large negative number where a position
-                must not look.
+            bias: bias of the self-attention scores: the relative bias, with a large negative number for hidden
+                positions.
 
         Returns:
-            States, after the final norm.
+            The states, after the final norm.
         """
         with self._steps:
             return self._step(inputs, bias)
@@ -107,10 +105,10 @@ class DecoderPass:
         values: Float[Tensor, "n heads k d_kv"],
         bias: Float[Tensor, "#n #heads #x k"],
     ) -> tuple[Float[Tensor, "n x d"], Float[Tensor, "n heads x k"]]:
-        """T5 attention (unscaled scores), projected to d; and its weights.
+        """The output of T5 attention (unscaled scores) after its projection to d, and the attention weights.
 
-        Plain matrix products: a handful of queries leaves a fused kernel little to save, and the
-        relative bias needs gradient. Of many queries the weights are most of what a pass would keep.
+        Computed by plain matrix products, as a fused kernel saves little for a few queries and the relative bias needs
+        gradients. For many queries, gradient checkpointing recomputes the weights, which take most of the memory.
         """
         queries = _split_heads(attention, attention.q(hidden))
         rate = attention.dropout if attention.training else 0.0
@@ -121,14 +119,14 @@ class DecoderPass:
         return attention.o(mixed.transpose(1, 2).flatten(2)), weights
 
     def forget(self) -> None:
-        """Drop the past positions; the next step sees only itself and the memory."""
+        """Drop the past positions; the next step attends only to itself and the memory."""
         self._past = [None] * len(self._past)
 
 
 def relative_bias(decoder: T5Stack, length: int) -> Float[Tensor, "1 heads k k"]:
-    """The decoder's relative position bias for k = `length` positions, with gradient.
+    """The decoder's relative position bias for k = `length` positions, with gradients.
 
-    T5 gives all positions that come later the bias of distance 0, which is what those of one step see.
+    T5 gives later positions the bias of distance 0; this applies between positions of the same step.
     """
     first: Any = decoder.block[0]
     return first.layer[0].SelfAttention.compute_bias(length, length)
@@ -151,6 +149,6 @@ def _mixed(
     bias: Float[Tensor, "#n #heads #x k"],
     rate: float,
 ) -> tuple[Float[Tensor, "n heads x d_kv"], Float[Tensor, "n heads x k"]]:
-    """Values mixed by attention weights, some of which are dropped at a rate; and the weights before that."""
+    """Values averaged by attention weights after dropout with a rate, and the weights before dropout."""
     weights = F.softmax(queries @ keys.transpose(-1, -2) + bias, dim=-1).type_as(values)
     return F.dropout(weights, rate) @ values, weights

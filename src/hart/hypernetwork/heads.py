@@ -1,15 +1,14 @@
-"""The heads: layer states → row blocks (App. 8.1.2).
+"""The heads, which map layer states to row blocks (App. 8.1.2).
 
 "Each MLP consists of a layer normalization, 2 linear projections and a tanh non-linear activation."
-Per family of blocks (of a T5 with prefixes: encoder/decoder × key/value): LayerNorm with its own gain and shift per
-layer → one linear map d → (rows/m)·d shared by the layers → reshape to `rows` rows of d → tanh → one
-linear map d → width per layer. All layers of a family are computed at once as a batched matrix
-product. The linear maps have no biases: the paper gives each projection as a matrix, and so the
-counts are 4·p·d² shared first maps and 4L second maps of d². The width is heads·d_kv of the main
-model, which the paper's models have equal to d.
+For each family of blocks (for a T5 with prefixes: encoder/decoder × key/value): LayerNorm with its own gain and shift
+per layer → one linear map d → (rows/m)·d shared by the layers → reshape to `rows` rows of d → tanh → one linear map
+d → width per layer. All layers of a family are computed at once as a batched matrix product. The linear maps have no
+biases, as the paper gives each projection as a matrix: 4·p·d² numbers for the shared first maps and 4L second maps of
+d². The width is heads·d_kv of the main model, which equals d in the paper's models.
 
-Not of the paper: with `bias` each row has a learned part beside what is generated, the same for all tasks (as in
-text-to-lora and doc-to-lora). Nothing above has one: the norms' shifts pass through tanh and two maps with the state.
+Not in the paper: with `bias` a learned bias, the same for all tasks, is added to each generated row (as in text-to-lora
+and doc-to-lora). The parts above have none: the norms' shifts pass through tanh and two maps together with the state.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +21,7 @@ from torch.nn import functional as F
 from hart.peft.base import STACKS, Blocks, RowBlock, Stack
 
 TANH_SECOND_MOMENT = 0.394294
-"""E[tanh²(x)] for x ~ N(0, 1), which is what the second maps receive before training."""
+"""E[tanh²(x)] for x ~ N(0, 1): the second moment of the second maps' input before training."""
 
 
 class LayerwiseNorm(nn.Module):
@@ -44,8 +43,8 @@ class BlockHead(nn.Module):
     Args:
         block: the family.
         d_model: width of the states.
-        vectors: m, of a state, that the block is made from; a divisor of the family's rows.
-        bias: whether a learned part that is the same for all tasks, 0 before training, is added to the rows.
+        vectors: number m of vectors of a state from which the block is generated; a divisor of the family's rows.
+        bias: whether a learned bias, the same for all tasks and 0 before training, is added to the rows.
 
     Raises:
         ValueError: m does not divide the rows.
@@ -65,8 +64,8 @@ class BlockHead(nn.Module):
     def reset_parameters(self, std: Float[Tensor, " L"]) -> None:
         """Draw the weights so that generated rows of layer l have standard deviation `std[l]`.
 
-        The norm's output has unit variance, so first maps of variance 1/d keep it, and second maps
-        of variance std² / (d · E[tanh²]) yield std.
+        The norm's output has unit variance; first maps of variance 1/d keep it, and second maps of variance
+        std² / (d · E[tanh²]) yield std.
         """
         d_model = self.first.in_features
         nn.init.ones_(self.norm.weight)
@@ -79,9 +78,9 @@ class BlockHead(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, states: Float[Tensor, "n _L m d"]) -> Float[Tensor, "n L p width"]:
-        """The family's rows, of which each layer's slice is contiguous; of more states than L those of its layers."""
-        # Layers first, so that the second maps are one batched product; matmul with the batch first
-        # would copy the maps for every row of it.
+        """The family's rows, contiguous for each layer. States of layers without such rows are ignored."""
+        # Layers first, so that the second maps are one batched product; with the batch first, matmul would copy the
+        # maps for every row.
         own = self.block.of
         states = (states[:, : self.block.layers] if own is None else states[:, list(own)]).transpose(0, 1)
         layers, batch, _, d_model = states.shape
@@ -94,15 +93,15 @@ class BlockHead(nn.Module):
 
 
 class RowBlockHeads(nn.Module):
-    """All families of a set of PEFT kinds.
+    """The heads of all families of a set of PEFT kinds.
 
-    Blocks of no rows need no head and come out empty.
+    Blocks without rows have no head and are empty.
 
     Args:
-        blocks: what to generate, in order.
+        blocks: the blocks to generate, in order.
         d_model: width of the states.
-        vectors_of: which vectors of a state serve a block (`GenerationScheme.vectors_of`).
-        stacks: those of the main model, in the order of axis 1 of the states.
+        vectors_of: maps a block to the vectors of a state that serve it (`GenerationScheme.vectors_of`).
+        stacks: stacks of the main model, in the order of axis 1 of the states.
         bias: as in `BlockHead`.
     """
 

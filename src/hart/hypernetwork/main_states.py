@@ -1,9 +1,9 @@
-"""The frozen main model as the hypernetwork's encoder (doc-to-lora, SHINE): its own hidden states of the task's text.
+"""The frozen main model as the hypernetwork's encoder: its hidden states of the task's text (doc-to-lora, SHINE).
 
-`MainStates` runs the main model over the text, without gradients, and takes what chosen layers give. `StatesToMemory`,
-which is trained, makes of them the memory that the hypernetwork's decoder reads. Nothing of the main model is copied.
+`MainStates` runs the main model over the text, without gradients, and returns the outputs of chosen layers. The trained
+`StatesToMemory` maps them to the memory that the hypernetwork's decoder reads. No part of the main model is copied.
 
-Causal attention and padding on the right leave the states of a task what they are alone, in a batch of any tasks.
+With causal attention and padding on the right, the states of a task do not depend on the other tasks in the batch.
 """
 
 import copy
@@ -22,14 +22,14 @@ from hart.peft.architectures import layers as layers_of
 from hart.peft.injection import Binding, Site, binding, learned_positions
 
 DEFAULT_DEPTH = 0.75
-"""Of the layer that is read where none is named: above it, states turn towards the next token."""
+"""Relative depth of the default layer; states of higher layers specialise in predicting the next token."""
 
 
 def chosen_layers(named: Sequence[int] | None, depth: int) -> list[int]:
-    """The layers to read, counted from 1, of a main model with `depth` of them.
+    """The layers to read, counted from 1, of a main model with `depth` layers.
 
     Raises:
-        HartError: none, one that there is not, or one named twice.
+        HartError: `named` is empty, or names a layer that does not exist or the same layer twice.
     """
     if named is None:
         return [max(1, round(DEFAULT_DEPTH * depth))]
@@ -41,11 +41,11 @@ def chosen_layers(named: Sequence[int] | None, depth: int) -> list[int]:
 
 
 class MainStates:
-    """Hidden states of a frozen decoder-only main model; no module, so that nothing of it is trained or saved.
+    """Hidden states of a frozen decoder-only main model. Not an `nn.Module`, so its weights are not trained or saved.
 
     Args:
         main: the stock model.
-        layers: whose outputs are taken, counted from 1.
+        layers: layers whose outputs are returned, counted from 1.
     """
 
     def __init__(self, main: PreTrainedModel, layers: Sequence[int]) -> None:
@@ -61,7 +61,7 @@ class MainStates:
             ids, mask: padded on the right.
 
         Raises:
-            HartError: more tokens than the main model has learned positions (GPT-2).
+            HartError: there are more tokens than learned positions of the main model (GPT-2).
         """
         most = learned_positions(self._main)
         if most is not None and ids.shape[1] > most:
@@ -74,13 +74,13 @@ class MainStates:
             layer: functools.partial(_take, states, index) for index, layer in enumerate(self._layers)
         }
         with binding(taken):
-            # Not by calling it: the hooks of ZeRO-3 know the base's own module, and those of its parts are enough.
+            # `forward` instead of a call: ZeRO-3 has hooks on the base's own module, and those of its parts suffice.
             self._read.forward(input_ids=ids, attention_mask=mask, use_cache=False)
         return [states[index] for index in range(len(self._layers))]
 
 
 def _lowest(main: PreTrainedModel, count: int) -> nn.Module:
-    """The main model without its head and the layers above the lowest `count`: the same modules, not copies."""
+    """The lowest `count` layers of the main model, without its head; they share its modules."""
     stack = copy.copy(main.base_model)
     name = architecture(main.config).stacks["decoder"].rpartition(".")[2]
     stack._modules = {**stack._modules, name: nn.ModuleList(layers_of(main, "decoder")[:count])}
@@ -93,8 +93,10 @@ def _take(states: dict[int, Tensor], index: int, _: Tensor, output: Tensor) -> T
 
 
 class WidthMap(nn.Linear):
-    """A linear map between the widths of two networks, without bias: at first the identity where they are equal, else
-    one that keeps sizes."""
+    """A linear map without bias between the widths of two networks.
+
+    It is initialised to the identity for equal widths, otherwise to a random map that keeps the size of its input.
+    """
 
     def __init__(self, width: int, other: int) -> None:
         super().__init__(width, other, bias=False)
@@ -109,19 +111,18 @@ class WidthMap(nn.Linear):
 class StatesToMemory(nn.Module):
     """States of k layers → memory: each divided by its root mean square, a learned weighted sum, one linear map.
 
-    Of the ways to read several layers the sum is the smallest: k numbers beside the map of one layer, where a map of
-    all of them side by side is k times as large. Layers grow in size from the bottom to the top, so each is scaled
-    before it is added.
+    The sum adds only k numbers to the map of one layer; a map of all layers side by side would be k times as large.
+    States grow in size from the bottom to the top layer, so each is scaled before the sum.
 
     Args:
-        layers: k.
-        width: of the main model.
-        d_model: of the memory.
+        layers: number k of layers.
+        width: width of the main model.
+        d_model: width of the memory.
     """
 
     def __init__(self, layers: int, width: int, d_model: int) -> None:
         super().__init__()
-        # At first their mean; one layer's weight would only scale the map.
+        # Initialised to the mean. A single layer needs no weight, which would only scale the map.
         self.weights = nn.Parameter(torch.full((layers,), 1 / layers)) if layers > 1 else None
         self.projection = WidthMap(width, d_model)
 

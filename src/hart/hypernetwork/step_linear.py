@@ -1,10 +1,10 @@
-"""Linear maps, on a CPU, for decoders that run many short steps: faster products, one weight gradient for all steps.
+"""Linear maps for decoders with many short steps on a CPU: faster products, one weight gradient for all steps.
 
-A step of one task is two vectors against all weights of the decoder, so it takes as long as moving those weights.
-Forwards, torch's CPU library reads weights two to three times as fast when they stand on the left of a few vectors.
-Backwards, each step would write a gradient as large as the weights and add it to that of the steps before; here the
-inputs and output gradients are kept until the first step has been reached, and one product makes the gradient of all.
-On a GPU, and under `torch.compile`, they do what torch's own do.
+A step of one task multiplies two vectors by all weights of the decoder, so its time is that of reading the weights. In
+the forward pass, torch's CPU library reads weights two to three times as fast if they are the left operand of a product
+with few vectors. In the backward pass, each step would write a gradient as large as the weights and add it to that of
+later steps; here inputs and output gradients are kept until the first step is reached, and one product computes the
+gradient of all steps. On a GPU, and under `torch.compile`, the maps are torch's own.
 """
 
 from contextlib import nullcontext
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from hart.runtime.devices import takes_cpu_paths
 
 MOST_FEW = 4
-"""Vectors up to which weights on the left are faster: two tasks in steps of two (docs/performance.md)."""
+"""Most vectors for which weights on the left are faster: two tasks in steps of two (docs/performance.md)."""
 
 
 class StepLinear(nn.Linear):
@@ -43,9 +43,9 @@ def step_linears(decoder: nn.Module) -> None:
 
 
 class Steps:
-    """The steps of one pass through a decoder: a context around each of them, for this thread.
+    """The steps of one pass through a decoder; each step runs within this context, in its thread.
 
-    Nothing happens for decoders whose maps are no `StepLinear`s, and where no gradient is asked for.
+    The context has no effect without gradients, or on decoders without `StepLinear`s.
     """
 
     def __init__(self) -> None:
@@ -58,22 +58,22 @@ class Steps:
         _current.set(None)
 
     def uses_of(self, module: StepLinear) -> "tuple[Tensor, _Uses]":
-        """What connects the uses of one map: a number that carries their gradient, and their record."""
+        """The scalar that connects the gradients of all uses of one map, and the record of these uses."""
         if module not in self._uses:
             uses = _Uses(module)
             self._uses[module] = _Gradient.apply(module.weight, uses), uses
         return self._uses[module]
 
 
-# Which steps the maps of a decoder are called in, in this thread; decoders take turns.
+# The steps in which a decoder's maps are called in this thread; one decoder runs at a time.
 _current: ContextVar[Steps | None] = ContextVar("hart_steps", default=None)
 
 
 class _Uses:
-    """What a map was given in one pass, and the gradients of what it made of it.
+    """The inputs of a map in one pass, and the gradients of its outputs.
 
-    The weight is asked from the module each time: layouts that share parameters out (ZeRO-3, FSDP) put it there for
-    the forward and again for the backward pass.
+    The weight is read from the module each time, because sharded layouts (ZeRO-3, FSDP) gather it there separately for
+    the forward and the backward pass.
     """
 
     def __init__(self, module: StepLinear) -> None:
@@ -83,7 +83,7 @@ class _Uses:
         self.gradients: list[Tensor] = []
 
     def weight(self, dtype: torch.dtype) -> Tensor:
-        """In another dtype, as autocast wants it, a copy that is kept for the pass."""
+        """The weight in `dtype`; if this differs from its own (autocast), a copy that is kept for the pass."""
         weight = self._module.weight
         if weight.dtype == dtype:
             return weight
@@ -92,7 +92,7 @@ class _Uses:
         return self._cast
 
     def gradient(self) -> Tensor | None:
-        """That of the weight `[out, in]`; what it is made of is dropped."""
+        """The gradient of the weight `[out, in]`; the recorded inputs and output gradients are released."""
         if not self.inputs:
             return None
         made = torch.cat(self.gradients).T @ torch.cat(self.inputs)
@@ -101,7 +101,7 @@ class _Uses:
 
 
 class _Gradient(torch.autograd.Function):
-    """weight → a number that all uses of it take as an input: its node runs when theirs have run."""
+    """weight → a scalar that is an input of all uses of the weight, so that its backward node runs after theirs."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, uses: _Uses) -> Tensor:
@@ -116,12 +116,12 @@ class _Gradient(torch.autograd.Function):
 
 
 class _Product(torch.autograd.Function):
-    """`[…, in]` → `[…, out]`, with the gradient of the input; that of the weight comes from `_Gradient`."""
+    """The product `[…, in]` → `[…, out]` with the gradient of its input; `_Gradient` has that of the weight."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, token: Tensor, uses: _Uses) -> Tensor:
         ctx.set_materialize_grads(False)
-        # Not left to autocast: it would keep a copy of the weight that has no gradient.
+        # Cast here, because autocast would cache a copy of the weight without a gradient.
         autocast = torch.is_autocast_enabled("cpu")
         ctx.uses, ctx.given = uses, inputs.dtype
         if autocast:
@@ -145,9 +145,9 @@ class _Product(torch.autograd.Function):
 
 
 def multiply(inputs: Float[Tensor, "*any x"], weight: Float[Tensor, "y x"]) -> Float[Tensor, "*any y"]:
-    """A linear map; of a few vectors of float32 as (W xᵀ)ᵀ.
+    """The linear map of inputs, computed as (W xᵀ)ᵀ for 2 to `MOST_FEW` float32 vectors.
 
-    The products are the same, the order of their sums may not be.
+    The result may differ by rounding, as the order of summation may differ.
     """
     few = inputs.numel() // max(1, inputs.shape[-1])
     if (
@@ -156,6 +156,6 @@ def multiply(inputs: Float[Tensor, "*any x"], weight: Float[Tensor, "y x"]) -> F
         or torch.is_autocast_enabled("cpu")
     ):
         return F.linear(inputs, weight)
-    # Contiguous, or the product is a slow one again; the copy is small.
+    # Contiguous, because the product is slow otherwise; the copy is small.
     left = inputs.reshape(few, -1).contiguous()
     return torch.mm(weight, left.T).T.contiguous().unflatten(0, inputs.shape[:-1])

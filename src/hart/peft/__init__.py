@@ -1,4 +1,4 @@
-"""PEFT kinds (§2.2, §4.1): the protocol in `base`, a file for each kind, and the seams at which they act.
+"""PEFT kinds (§2.2, §4.1): the interface in `base`, a file for each kind, and their injection into the main model.
 
 Importing the package registers the kinds, one line each, and the attention functions.
 """

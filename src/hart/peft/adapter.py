@@ -1,6 +1,7 @@
-"""Adapters (Houlsby et al. 2019), parallel to the feed-forward on its normed input, as HINT has them.
+"""Adapters (Houlsby et al. 2019) parallel to the feed-forward, as in HINT.
 
-y = FF(x̂) + gelu(x̂ Dᵀ + b_D) U + b_U, where x̂ is the layer's input after its norm. All four parts are generated.
+y = FF(x̂) + gelu(x̂ Dᵀ + b_D) U + b_U, where x̂ is the feed-forward's input after its norm. D, b_D, U and b_U are
+generated.
 """
 
 import functools
@@ -20,12 +21,13 @@ from hart.peft.base import Blocks, MainShape, PeftKind, RowBlock, register
 @register
 @dataclass(frozen=True)
 class Adapter(PeftKind):
-    """Blocks `adapter.{stack}.{down,up}` `[batch, layers, bottleneck, d_model]`, and with biases
-    `.down_bias` `[batch, layers, 1, bottleneck]` and `.up_bias` `[batch, layers, 1, d_model]`.
+    """Adapters as blocks `adapter.{stack}.{down,up}` `[batch, layers, bottleneck, d_model]`.
+
+    With biases also `.down_bias` `[batch, layers, 1, bottleneck]` and `.up_bias` `[batch, layers, 1, d_model]`.
 
     Fields:
         bottleneck: width of the adapter's inner layer.
-        biases: whether b_D and b_U are generated too (HINT) or left out.
+        biases: whether b_D and b_U are generated, too (HINT), or left out.
     """
 
     name: ClassVar[str] = "adapter"
@@ -50,7 +52,7 @@ class Adapter(PeftKind):
         )
 
     def init_std(self, main: PreTrainedModel | None, shape: MainShape) -> dict[str, Tensor]:
-        """All but the down-projection starts at 0, so the adapter starts as no change."""
+        """As `PeftKind.init_std`; all blocks except the down-projection start at 0, so the adapter changes nothing."""
         return {
             block.name: torch.full((block.layers,), block.width**-0.5 if block.name.endswith(".down") else 0.0)
             for block in self.row_blocks(shape)

@@ -1,20 +1,18 @@
-"""Attention functions for a stock transformers T5 that take keys and values in front of its own (§4.1).
+"""Attention functions for a stock transformers T5 that take extra keys and values in front of its own (§4.1).
 
-`hart_sdpa` and `hart_eager` are the stock functions, with what is bound to the calling module
-(`injection.ExtraKeyValues`) in front: prefixes in self-attention, the fused memory in cross-attention. They run after
-the update of the key/value cache, so what is in front never enters it, and they receive the relative position bias:
-columns in front get bias 0, real tokens keep theirs. A module with nothing in front computes exactly what the stock
-function computes.
+`hart_sdpa` and `hart_eager` are the stock functions with the extra keys and values that are bound to the calling module
+(`injection.ExtraKeyValues`): prefixes in self-attention, the fused memory in cross-attention. They run after the update
+of the key/value cache, so extra keys never enter it. Extra keys get relative position bias 0; tokens keep their bias.
+Without extra keys a module computes exactly what the stock function computes.
 
-Two things make them fast on a CPU, and act there alone. What is added to the scores (position bias and mask) is put
-together once per stack, where the stock function does so in every layer. And for few queries, as in decoding, the
-scores in front and those of tokens are two products with one softmax: no layer copies its keys and values to join
-them, and what serves several rows of the batch is read once for all of them. On a GPU, and compiled, keys and values
-are joined and go to the stock function.
+Two optimisations are for CPUs only. The sum of position bias and mask is computed once per stack, not in every layer.
+For few queries, as in decoding, the scores of extra keys and of tokens are two products with one softmax: no layer
+copies its keys and values to concatenate them, and extra keys shared by several rows of the batch are read once. On a
+GPU, and in compiled code, keys and values are concatenated and passed to the stock function.
 
-The mask functions registered under the same names always build a mask. The stock SDPA one may return none where
-causality is implied; the columns in front would then shift the implied triangle and the decoder would silently see
-the future.
+The mask functions registered under the same names always build a mask. The stock SDPA mask function may return none for
+an implied causal mask; the extra columns would then shift the implied triangle, and the decoder would silently attend
+to the future.
 """
 
 from collections.abc import Callable
@@ -51,7 +49,7 @@ def hart_sdpa(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "b t heads d_kv"], None]:
-    """As `sdpa_attention_forward`."""
+    """`sdpa_attention_forward` with extra keys and values."""
     extra = extra_at(module)
     own = attention_mask
     if attention_mask is None or position_bias is None:
@@ -59,7 +57,7 @@ def hart_sdpa(
     elif extra is not None or takes_cpu_paths(query):
         own = _tokens_bias(module, position_bias, attention_mask, query, key)
         if extra is not None and takes_cpu_paths(query) and query.shape[2] < 2 * query.shape[3]:
-            # The scores are smaller than copies of keys and values would be.
+            # With few queries, scores are smaller than copies of keys and values.
             return _two_products(module, query, key, value, own, extra, dropout, scaling), None
         if extra is not None:
             key, value = joined(extra.key, key), joined(extra.value, value)
@@ -80,7 +78,7 @@ def hart_eager(
     position_bias: Float[Tensor, "#b heads t s"] | None = None,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "b t heads d_kv"], Float[Tensor, "b heads t _p_and_s"]]:
-    """As `eager_attention_forward`, which also gives the attention weights; columns in front come first in them."""
+    """`eager_attention_forward` with extra keys and values; its attention weights have their columns first."""
     extra = extra_at(module)
     if attention_mask is None or position_bias is None:
         _refuse(extra)
@@ -106,13 +104,13 @@ def _two_products(
     dropout: float,
     scaling: float | None,
 ) -> Float[Tensor, "b t heads d_kv"]:
-    """Attention to what is in front and to tokens, in one softmax over both."""
+    """Attention with one softmax over the scores of extra keys and of tokens, computed as two products."""
     batch = query.shape[0]
     n = extra.key.shape[0]
     if batch % n:
         raise ValueError(f"{n} sets of parameters cannot serve a batch of {batch} rows")
     extra_keys, extra_values = extra.key.to(query.dtype), extra.value.to(query.dtype)
-    # The queries of all rows of the batch that share a set lie together: one product reads the set once.
+    # The queries of all rows that share a set are adjacent, so that one product reads the set once.
     to_extra = _grouped(query, n) @ extra_keys.transpose(-1, -2)
     to_tokens = query @ key.transpose(-1, -2)
     if scaling is not None and scaling != 1.0:
@@ -120,7 +118,7 @@ def _two_products(
     if extra.mask is not None:
         to_extra = to_extra + _hidden(extra.mask, to_extra.dtype)
     scores = torch.cat([_ungrouped(to_extra, batch), to_tokens + own], dim=-1)
-    # In float32 at least, as the fused kernels do.
+    # At least in float32, as in the fused kernels.
     weights = F.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
     weights = F.dropout(weights, dropout, module.training)
     on_extra, on_tokens = weights.split([extra_keys.shape[2], key.shape[2]], dim=-1)
@@ -129,7 +127,7 @@ def _two_products(
 
 
 def _grouped(values: Float[Tensor, "b heads t x"], n: int) -> Float[Tensor, "n heads t_of_set x"]:
-    """What neighbouring rows of the batch have, one after the other: b / n · t for each of n sets."""
+    """The values of the b / n neighbouring rows that share a set, concatenated: b / n · t of them for each set."""
     if n == values.shape[0]:
         return values
     return values.unflatten(0, (n, -1)).transpose(1, 2).flatten(2, 3)
@@ -144,10 +142,10 @@ def _ungrouped(values: Float[Tensor, "n heads t_of_set x"], batch: int) -> Float
 
 
 def _tokens_bias(module: Any, position_bias: Tensor, mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
-    """What is added to the scores of tokens: `[b or 1, heads, queries, tokens]`, with the stock function's values."""
+    """Position bias plus mask for the scores of tokens `[b or 1, heads, queries, tokens]`, as in the stock function."""
 
     def make() -> Tensor:
-        # Asked on the CPU only: elsewhere the answer would wait for the device.
+        # Only on a CPU: elsewhere the check would wait for the device.
         if mask.dtype == torch.bool and takes_cpu_paths(mask) and bool(mask.all()):
             return position_bias.contiguous()
         return create_position_bias_mask(position_bias, mask, False, query, key)
@@ -156,7 +154,7 @@ def _tokens_bias(module: Any, position_bias: Tensor, mask: Tensor, query: Tensor
 
 
 def _joined_bias(module: Any, position_bias: Tensor, own: Tensor, extra: ExtraKeyValues) -> Tensor:
-    """`own` of `[b or 1, heads or 1, t, s]` with columns for what is in front: `[…, p + s]`."""
+    """`own` `[b or 1, heads or 1, t, s]` with columns for the p extra keys: `[…, p + s]`."""
 
     def make() -> Tensor:
         if extra.mask is None:
@@ -169,15 +167,15 @@ def _joined_bias(module: Any, position_bias: Tensor, own: Tensor, extra: ExtraKe
 
 
 def _hidden(mask: Shaped[Tensor, "n p"], dtype: torch.dtype) -> Float[Tensor, "n 1 1 p"]:
-    """A mask, 0 where hidden, as what is added to scores."""
+    """A mask (0: hidden) as a bias for scores: 0, or a large negative number at hidden keys."""
     return torch.zeros_like(mask, dtype=dtype).masked_fill(mask == 0, torch.finfo(dtype).min)[:, None, None, :]
 
 
 def _once(module: Any, position_bias: Tensor, name: str, parts: tuple[Any, ...], make: Callable[[], Tensor]) -> Tensor:
-    """What `make` gives, the first time that a stack asks for it in a pass (on a CPU).
+    """The result of `make`, computed once per pass and stack (on a CPU).
 
-    The layers of a stack hand on one position bias, so the result is kept with it, and goes when it goes. With
-    gradients, a recomputed layer must do what it did in its forward pass, so nothing is shared with other layers then.
+    All layers of a stack share one position bias tensor, with which the result is stored and released. With gradients
+    layers share nothing, because a recomputed layer must repeat its forward pass.
     """
     recomputed = torch.is_grad_enabled() and getattr(module, "gradient_checkpointing", False)
     if not takes_cpu_paths(position_bias) or (position_bias.requires_grad and recomputed):
@@ -185,7 +183,7 @@ def _once(module: Any, position_bias: Tensor, name: str, parts: tuple[Any, ...],
     if not hasattr(position_bias, _ONCE):
         setattr(position_bias, _ONCE, {})
     kept: dict[str, tuple[tuple[Any, ...], Tensor | None]] = getattr(position_bias, _ONCE)
-    # None stands for the position bias itself, which would else hold itself in memory.
+    # None stands for the position bias, as a reference to itself would keep it in memory.
     given = tuple(None if part is position_bias else part for part in parts)
     found = kept.get(name)
     if found is None or any(a is not b for a, b in zip(found[0], given, strict=True)):
@@ -195,7 +193,7 @@ def _once(module: Any, position_bias: Tensor, name: str, parts: tuple[Any, ...],
 
 
 def _never_skipping(stock: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
-    """The mask function `stock` without its licence to return no mask."""
+    """The mask function `stock`, which then always returns a mask."""
 
     def mask(**kwargs: Any) -> Tensor | None:
         skips = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}

@@ -1,9 +1,8 @@
-"""PEFT kinds: which rows a layer of the main model receives, and how they act there (§2.2, §4.1).
+"""The interface of PEFT kinds: the row blocks that a layer of the main model receives, and their effect (§2.2, §4.1).
 
-Every kind is a set of row blocks per layer. A kind declares its blocks, gives their size at the
-start of training, and states at which sites of the main model generated values act. One kind is
-one file in this package: a frozen dataclass whose fields are its configuration, decorated with
-`register` and imported in `__init__.py`.
+Every kind is a set of row blocks per layer. A kind declares its blocks, their standard deviation at the start of
+training, and the sites of the main model at which they act. Each kind has one file in this package: a frozen dataclass
+whose fields are its configuration, decorated with `register` and imported in `__init__.py`.
 """
 
 from abc import ABC, abstractmethod
@@ -22,10 +21,10 @@ from hart.peft.injection import Binding, Site, sites, weight_of
 from hart.runtime.extensions import find
 
 STACKS: tuple[Stack, ...] = ("encoder", "decoder")
-"""Of any main model, in the order of the layer states; `MainShape.stacks` are those that one has."""
+"""All stacks in the order of the layer states; `MainShape.stacks` are those of one main model."""
 
 Blocks = dict[str, Float[Tensor, "_n _L _p _width"]]
-"""Block name → rows for n tasks, in each layer p of a width; those of one task serve a whole batch."""
+"""Block name → p rows per layer for each of n tasks; the rows of a single task serve a whole batch."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +43,14 @@ class MainShape:
     encoder_layers: int
     decoder_layers: int
     gated: bool = True
-    """Whether the feed-forward has two input maps, wi_0 and wi_1 (T5 v1.1, Llama), or one, wi."""
+    """Whether the feed-forward has two input maps, wi_0 and wi_1 (T5 v1.1, Llama), or one (wi)."""
     kv_heads: int | None = None
-    """Heads of keys and values, where several heads of queries share one; None: as many as there are of queries."""
+    """Number of key and value heads if several query heads share one (grouped queries); None: as many as queries."""
     experts: bool = False
-    """Whether the feed-forward is a mixture of experts, whose maps are no sites; `d_ff` is then the total width of the
-    experts that one token passes."""
+    """Whether the feed-forward is a mixture of experts, whose maps are not sites; `d_ff` is then the total width of the
+    experts of one token."""
     attention: tuple[int, ...] | None = None
-    """The layers of a decoder-only model that have attention, where others mix tokens by a recurrence; None: all."""
+    """Layers with attention in a decoder-only model whose other layers have a recurrence; None: all layers."""
 
     def __post_init__(self) -> None:
         if self.attention is not None:  # a list, where it comes from a file
@@ -63,7 +62,7 @@ class MainShape:
 
     @property
     def heads_in_front(self) -> int:
-        """Heads that keys and values have."""
+        """Number of heads of keys and values."""
         return self.kv_heads or self.num_heads
 
     @property
@@ -72,29 +71,29 @@ class MainShape:
 
     @property
     def has_encoder(self) -> bool:
-        """Whether there is an encoder, and cross-attention to it."""
+        """Whether the model has an encoder, and cross-attention to it."""
         return self.encoder_layers > 0
 
     @property
     def stacks(self) -> tuple[Stack, ...]:
-        """Those that it has, in the order of the layer states."""
+        """The stacks of this model, in the order of the layer states."""
         return STACKS if self.has_encoder else ("decoder",)
 
     @property
     def depths(self) -> tuple[int, ...]:
-        """Layers of each of its stacks."""
+        """Number of layers of each stack."""
         return tuple(map(self.layers, self.stacks))
 
     def layers(self, stack: Stack) -> int:
         return self.encoder_layers if stack == "encoder" else self.decoder_layers
 
     def block(self, name: str, stack: Stack, site: str, rows: int, width: int) -> "RowBlock":
-        """A family of rows, for every layer of a stack that has the site."""
+        """A row block for all layers of a stack that have the site."""
         chosen = self.attention if in_attention(site) else None
         return RowBlock(name, stack, self.layers(stack) if chosen is None else len(chosen), rows, width, chosen)
 
     def widths(self, site: str) -> tuple[int, int]:
-        """Input and output width of a linear map, by the name of its site."""
+        """Input and output width of the linear map with this site name."""
         sizes = {
             "q": (self.d_model, self.inner),
             **dict.fromkeys(("k", "v"), (self.d_model, self.kv_inner)),
@@ -106,10 +105,10 @@ class MainShape:
 
     @classmethod
     def of(cls, main: PreTrainedModel) -> Self:
-        """The shape of a model, with its configuration checked against its maps.
+        """The shape of a model, checked against the shapes of its linear maps.
 
         Raises:
-            HartError: its architecture has no table of sites, or its layers have other widths than its configuration.
+            HartError: the architecture has no table of sites, or layers have other widths than the configuration.
         """
         shape = cls.from_config(main.config)
         for stack in shape.stacks:
@@ -126,10 +125,10 @@ class MainShape:
 
     @classmethod
     def from_config(cls, config: PreTrainedConfig) -> Self:
-        """The shape of a model, from its configuration alone.
+        """The shape of a model from its configuration, without its weights.
 
         Raises:
-            HartError: its architecture has no table of sites.
+            HartError: the architecture has no table of sites.
         """
         table = architecture(config)
         if not isinstance(config, T5Config):
@@ -147,10 +146,10 @@ class MainShape:
 
 @dataclass(frozen=True)
 class RowBlock:
-    """One family of generated rows: `rows` rows of `width` numbers per layer of one stack.
+    """One family of generated rows: `rows` rows of `width` numbers in each layer of one stack.
 
-    `name` is `<kind>.<stack>.<part>`, e.g. `prefix.encoder.key`, and is the key of the family in
-    `Blocks`. `of` lists the layers that have such rows, where not all do.
+    `name` is `<kind>.<stack>.<part>`, e.g. `prefix.encoder.key`, the family's key in `Blocks`. `of` lists the layers
+    that have such rows; None: all layers.
     """
 
     name: str
@@ -163,35 +162,35 @@ class RowBlock:
 
 @dataclass(frozen=True)
 class PeftKind(ABC):
-    """How one kind of generated parameters enters the main model.
+    """One kind of PEFT parameters: its row blocks, their initialisation, and their effect on the main model.
 
-    Concrete kinds are frozen dataclasses; their fields are the keys allowed in the configuration
-    in addition to `kind`. `__post_init__` raises `HartError` for a value out of range.
+    Concrete kinds are frozen dataclasses; their fields are the keys allowed in the configuration beside `kind`.
+    `__post_init__` raises `HartError` for a value out of range.
     """
 
     name: ClassVar[str]
     identity_at_start: ClassVar[bool]
-    """Whether new parameters leave the main model as it is until they are trained."""
+    """Whether untrained parameters leave the main model's outputs unchanged."""
 
     @abstractmethod
     def row_blocks(self, shape: MainShape) -> tuple[RowBlock, ...]:
         """The blocks of this kind for a main model of `shape`, in a fixed order.
 
         Raises:
-            HartError: the kind is to act at a site that such a main model does not have.
+            HartError: the main model lacks a site of this kind.
         """
 
     @abstractmethod
     def init_std(self, main: PreTrainedModel | None, shape: MainShape) -> dict[str, Float[Tensor, " _L"]]:
-        """Block name → standard deviation, in each layer, of generated rows before training.
+        """Block name → standard deviation of generated rows before training, for each layer.
 
-        Computed from the weights of `main`, without data. With `main=None` (shapes only, or weights
-        on the meta device) the weights are taken to have the variance T5 is initialised with.
+        The values are computed from the weights of `main`, without data. With `main=None` (shapes only, or weights on
+        the meta device) the weights are assumed to have the variance of T5's initialisation.
         """
 
     @abstractmethod
     def bindings(self, main: PreTrainedModel, blocks: Blocks) -> dict[Site, Binding]:
-        """Site of `main` → what `blocks` do there, with gradients, within `hart.peft.injection.binding`.
+        """Site of `main` → action of `blocks` at it, with gradients, for `hart.peft.injection.binding`.
 
         `main` must have been prepared with `hart.peft.injection.attach`.
         """
@@ -201,17 +200,17 @@ class PeftKind(ABC):
         return {"kind": self.name, **{f.name: getattr(self, f.name) for f in fields(self)}}
 
     def _needs_cross_attention(self, shape: MainShape, field: str) -> None:
-        """Raise `HartError` unless the main model has the cross-attention that a field asks for."""
+        """Raise `HartError` unless the main model has cross-attention, which `field` requires."""
         if not shape.has_encoder:
             raise HartError(f"peft.{self.name}.{field} is for cross-attention, which a decoder-only base has not")
 
     def _needs_dense(self, shape: MainShape, field: str) -> None:
-        """Raise `HartError` where a field asks for maps of the feed-forward and the main model has experts there."""
+        """Raise `HartError` if the main model has experts instead of the dense feed-forward that `field` requires."""
         if shape.experts:
             raise HartError(f"peft.{self.name}.{field}: wi and wo are no maps of a mixture of experts; leave them out")
 
     def _whole_number(self, field: str) -> None:
-        """Raise `HartError` unless the field of that name is a whole number ≥ 1."""
+        """Raise `HartError` unless the value of `field` is a whole number ≥ 1."""
         value = getattr(self, field)
         if type(value) is not int or value < 1:
             raise HartError(f"peft.{self.name}.{field} must be a whole number ≥ 1, not {value!r}")
@@ -224,7 +223,7 @@ KindT = TypeVar("KindT", bound=type[PeftKind])
 
 
 def register(kind: KindT) -> KindT:
-    """Class decorator: makes a kind available to configurations under its `name`."""
+    """Class decorator that makes a kind available to configurations under its `name`."""
     KINDS[kind.name] = kind
     return kind
 
@@ -232,7 +231,7 @@ def register(kind: KindT) -> KindT:
 def build_kinds(configs: Sequence[Mapping[str, Any]]) -> tuple[PeftKind, ...]:
     """Kinds from configurations such as `[{"kind": "prefix", "length": 32}]`, in the given order.
 
-    Raises `HartError` for an unknown kind or field, or a kind named twice.
+    Raises `HartError` for an unknown kind or field, or a kind that is listed twice.
     """
     kinds: list[PeftKind] = []
     for config in configs:

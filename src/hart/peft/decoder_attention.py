@@ -1,15 +1,15 @@
-"""Attention functions for stock decoder-only models that take keys and values in front of their own.
+"""Attention functions for stock decoder-only models that take extra keys and values in front of their own.
 
-`hart_decoder_sdpa` and `hart_decoder_eager` are the stock functions, with prefixes (`injection.ExtraKeyValues`) in
-front, at the convention of the PEFT library: a prefix of length p is a past of p tokens. Its keys are taken as they
-are, after rotary embedding and any norm of keys; the first token is at position p (`injection.positions`); where the
-model slides a window, the prefix leaves it as tokens at these positions would. A memory that stands in front is at no
-position: its keys are not rotated, tokens are where they are without it, and no window leaves it behind. The functions
-run after the update of the key/value cache, so what is in front never enters it. A module with nothing in front
-computes exactly what the stock function computes.
+`hart_decoder_sdpa` and `hart_decoder_eager` are the stock functions with extra keys and values
+(`injection.ExtraKeyValues`). Prefixes follow the convention of the PEFT library: a prefix of length p is a past of p
+tokens. Its keys are used unchanged, as keys after rotary embedding and any norm; the first token is at position p
+(`injection.positions`); a sliding window excludes prefix rows as it would tokens at their positions. A memory has no
+position: its keys are not rotated, the tokens' positions stay the same, and no window excludes it. The functions run
+after the update of the key/value cache, so extra keys never enter it. Without extra keys a module computes exactly what
+the stock function computes.
 
-The mask functions registered under the same names build a mask wherever something is in front: the stock SDPA one
-may return none where causality is implied, and the columns in front would shift the implied triangle.
+The mask functions registered under the same names build a mask whenever extra keys are bound: the stock SDPA mask
+function may return none for an implied causal mask, and the extra columns would shift the implied triangle.
 """
 
 import sys
@@ -33,7 +33,7 @@ def hart_decoder_sdpa(
     attention_mask: Shaped[Tensor, "#b 1 t s"] | None,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "b t heads d_kv"], None]:
-    """As `sdpa_attention_forward`."""
+    """`sdpa_attention_forward` with extra keys and values."""
     extra = extra_at(module)
     if extra is not None:
         attention_mask = _joined_mask(extra, attention_mask, key, kwargs.get("sliding_window"))
@@ -49,12 +49,12 @@ def hart_decoder_eager(
     attention_mask: Float[Tensor, "#b 1 t s"] | None,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "b t heads d_kv"], Float[Tensor, "b heads t _p_and_s"]]:
-    """As the architecture's own `eager_attention_forward`, which also gives the weights; those in front come first."""
+    """The architecture's own `eager_attention_forward` with extra keys and values; its weights have them first."""
     extra = extra_at(module)
     if extra is not None:
         attention_mask = _joined_mask(extra, attention_mask, key, kwargs.get("sliding_window"))
         key, value = joined(extra.key, key), joined(extra.value, value)
-    # Each architecture has one, for what is its own (GPT-2 without scale, Gemma 2 with a cap).
+    # Each architecture has its own function (GPT-2 without scale, Gemma 2 with a cap).
     stock: Any = sys.modules[type(module).__module__]
     return stock.eager_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
@@ -62,7 +62,7 @@ def hart_decoder_eager(
 def _joined_mask(
     extra: ExtraKeyValues, own: Shaped[Tensor, "#b 1 t s"] | None, key: Tensor, window: int | None
 ) -> Shaped[Tensor, "b 1 t _p_and_s"]:
-    """The mask of tokens with columns for what is in front of them."""
+    """The mask of tokens, with columns for the extra keys in front of them."""
     if own is None:
         raise RuntimeError("keys and values in front need an explicit mask")
     length, batch = extra.key.shape[2], key.shape[0]
@@ -73,7 +73,7 @@ def _joined_mask(
         front = front & (for_batch(extra.mask[:, None, None, :], own) != 0)
     if window is not None:
         past = length - extra.placeless
-        # A query that sees c tokens of its window is at position p + c - 1, or further where the window is full.
+        # A query that sees c tokens of its window is at position p + c - 1, or later if the window is full.
         position = past - 1 + seen.sum(dim=-1, keepdim=True)
         places = torch.arange(length, device=own.device)
         front = front & ((position - places < window) | (places >= past))
@@ -83,7 +83,7 @@ def _joined_mask(
 
 
 def _skipping_without_prefix(stock: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
-    """The mask function `stock`, which returns no mask only where nothing is in front."""
+    """The mask function `stock`, which then always returns a mask while extra keys are bound."""
 
     def mask(**kwargs: Any) -> Tensor | None:
         if extra_anywhere():

@@ -1,6 +1,6 @@
 """(IA)³ (Liu et al. 2022): vectors that scale keys, values and the inner activation of the feed-forward.
 
-Not in the paper: it shows that another PEFT kind is one file. The vectors are stored as their difference from 1.
+Not in the paper; an example of a further PEFT kind in one file. The vectors are stored as their difference from 1.
 """
 
 import functools
@@ -22,12 +22,12 @@ _MODULES = {"key": "k", "value": "v", "ff": "feed_forward_inner", "cross_key": "
 @register
 @dataclass(frozen=True)
 class Ia3(PeftKind):
-    """Blocks `ia3.{stack}.{key,value}` `[batch, layers, 1, kv_inner]` and `.ff` `[batch, layers, 1, d_ff]`.
+    """(IA)³ as blocks `ia3.{stack}.{key,value}` `[batch, layers, 1, kv_inner]` and `.ff` `[batch, layers, 1, d_ff]`.
 
-    All of them start at 0: no change. A mixture of experts has no `.ff`.
+    All blocks start at 0 (no change). A mixture of experts has no `.ff`.
 
     Fields:
-        cross: whether the decoder's cross-attention has its vectors too (`ia3.decoder.cross_key`, `.cross_value`).
+        cross: whether the decoder's cross-attention has vectors, too (`ia3.decoder.cross_key`, `.cross_value`).
     """
 
     name: ClassVar[str] = "ia3"

@@ -1,7 +1,7 @@
 """PEFT parameters that are learned directly, one set for all tasks (§4.1, PEFT baselines).
 
-Prefix-Tuning and LoRA of the paper's tables: the same blocks as a hypernetwork would generate, bound to the main
-model in the same way, but as parameters of their own. No reparametrisation through an MLP (Li & Liang 2021 use one;
+They are Prefix-Tuning and LoRA of the paper's tables: the blocks that a hypernetwork would generate, bound to the main
+model in the same way, as trained parameters. Prefixes are not reparametrised through an MLP (Li & Liang 2021 use one;
 this paper does not mention it).
 """
 
@@ -20,10 +20,10 @@ class LearnedWeights(nn.Module):
 
     Args:
         peft: configuration of the kinds.
-        shape: of the main model.
+        shape: shape of the main model.
 
     Raises:
-        HartError: unknown kind or field.
+        HartError: a kind or field is unknown.
     """
 
     def __init__(self, peft: Sequence[Mapping[str, Any]], shape: MainShape) -> None:
@@ -38,7 +38,7 @@ class LearnedWeights(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, main: PreTrainedModel | None) -> None:
-        """Draw rows of the size that each kind asks for at the start (`PeftKind.init_std`)."""
+        """Draw the rows with the initial standard deviation of each kind (`PeftKind.init_std`)."""
         for kind in self.kinds:
             for name, std in kind.init_std(main, self.shape).items():
                 rows = self.values[_key(name)]

@@ -1,8 +1,8 @@
 """LoRA (Hu et al. 2021): generated low-rank changes of linear maps.
 
-§4.1: "add a pair of rank-decomposition weight matrices to each attention weight matrix". As in HINT both matrices of a
-pair are generated and scaled by alpha / rank. They act as two thin products beside the frozen map; a changed weight
-matrix is never formed, so each row of a batch can have its own.
+§4.1: "add a pair of rank-decomposition weight matrices to each attention weight matrix". As in HINT, both matrices of a
+pair are generated and their product is scaled by alpha / rank. They act as two thin products beside the frozen map; the
+changed weight matrix is never formed, so each row of a batch can have its own LoRA.
 """
 
 import functools
@@ -26,16 +26,16 @@ TARGETS = (*SELF, *CROSS, *FEED_FORWARD)
 @register
 @dataclass(frozen=True)
 class Lora(PeftKind):
-    """Blocks `lora.{stack}.{target}.a` `[batch, layers, rank, in]` and `.b` `[batch, layers, rank, out]`.
+    """LoRA as blocks `lora.{stack}.{target}.a` `[batch, layers, rank, in]` and `.b` `[batch, layers, rank, out]`.
 
     A target's output becomes y + (alpha / rank) · (x Aᵀ) B.
 
     Fields:
-        rank: r.
-        alpha: numerator of the scale; the paper gives neither (open; HINT scales by alpha / rank).
-        targets: which maps of each layer: q, k, v, o of self-attention; cross_q, … of the decoder's cross-attention;
-            wi (both input maps where the feed-forward is gated; Llama's gate and up) and wo
-            (Llama's down), which a mixture of experts has not. HINT takes q and v.
+        rank: rank of the change.
+        alpha: numerator of the scale; the paper gives neither rank nor alpha (open; HINT scales by alpha / rank).
+        targets: the changed maps of each layer: q, k, v, o of self-attention; cross_q, … of the decoder's
+            cross-attention; wi (both input maps of a gated feed-forward; Llama's gate and up) and wo (Llama's down),
+            except in a mixture of experts. HINT uses q and v.
     """
 
     name: ClassVar[str] = "lora"
@@ -67,7 +67,7 @@ class Lora(PeftKind):
         )
 
     def init_std(self, main: PreTrainedModel | None, shape: MainShape) -> dict[str, Tensor]:
-        """B starts at 0, so LoRA starts as no change; A such that A x keeps the size of x."""
+        """As `PeftKind.init_std`; B starts at 0, so LoRA changes nothing, and A such that A x keeps the size of x."""
         return {
             block.name: torch.full((block.layers,), block.width**-0.5 if block.name.endswith(".a") else 0.0)
             for block in self.row_blocks(shape)

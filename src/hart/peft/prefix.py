@@ -1,8 +1,8 @@
-"""Prefix tuning (Li & Liang 2021): generated rows beside the keys and values of self-attention.
+"""Prefix tuning (Li & Liang 2021): generated rows in front of the keys and values of self-attention.
 
-§4.1: "generates the prefixes for the layerwise key and value representations". App. 8.1.2 counts
-4L heads: one key and one value prefix per layer of each stack, so the prefixes go to the
-self-attention of the encoder and of the decoder, not to cross-attention.
+§4.1: "generates the prefixes for the layerwise key and value representations". App. 8.1.2 counts 4L heads: one key and
+one value prefix per layer of each stack. So the self-attention of encoder and decoder has prefixes, cross-attention has
+none.
 """
 
 import functools
@@ -25,17 +25,17 @@ from hart.peft.base import Blocks, MainShape, PeftKind, RowBlock, Stack, registe
 @register
 @dataclass(frozen=True)
 class Prefix(PeftKind):
-    """Blocks `prefix.{stack}.{key,value}` `[batch, layers, length, kv_heads · d_kv]`.
+    """Prefixes as blocks `prefix.{stack}.{key,value}` `[batch, layers, length, kv_heads · d_kv]`.
 
     With `cross` also `prefix.decoder.{cross_key,cross_value}`.
 
     Fields:
-        length: rows per layer, p; App. 8.1.2: "which is set to be 32".
-        init_scale: initial standard deviation of the rows, as a fraction of that of the main
-            model's own keys and values. The paper leaves it open. T5 does not divide scores by
-            √d_kv, so rows as large as real keys would already draw attention from the tokens.
-        cross: whether the decoder's cross-attention has prefixes too, as in HINT; the paper counts
-            heads for self-attention alone (open).
+        length: number p of rows per layer; App. 8.1.2: "which is set to be 32".
+        init_scale: initial standard deviation of the rows, as a fraction of that of the main model's own keys and
+            values. The paper leaves it open. T5 does not divide scores by √d_kv, so rows as large as real keys would
+            draw attention from the tokens before training.
+        cross: whether the decoder's cross-attention has prefixes, too, as in HINT; the paper counts heads for
+            self-attention only (open).
     """
 
     name: ClassVar[str] = "prefix"
@@ -63,20 +63,20 @@ class Prefix(PeftKind):
         )
 
     def init_std(self, main: PreTrainedModel | None, shape: MainShape) -> dict[str, Tensor]:
-        """`init_scale` times the standard deviation of the main model's own keys and values.
+        """As `PeftKind.init_std`: `init_scale` times the standard deviation of the main model's keys and values.
 
-        The input x̂ of the projections has unit root mean square before the norm's gain g, so with
-        uncorrelated features Var[(W(g∘x̂))_i] = Σ_j W_ij² g_j², averaged over i per layer. T5 is
-        initialised with Var[W_ij] = 1/d and g = 1, hence standard deviation 1 without weights. Keys that pass a norm
-        of their own (Qwen 3, Gemma 3) have its gains for deviations. Without a norm (OLMo 2) x is the sum of an
-        embedding and of what the layers below have added, each of which has passed a norm: g² is the sum of theirs.
+        The input x̂ of the projections has unit root mean square before the norm's gain g, so with uncorrelated
+        features Var[(W(g∘x̂))_i] = Σ_j W_ij² g_j², averaged over i per layer. T5 is initialised with Var[W_ij] = 1/d
+        and g = 1, hence standard deviation 1 without weights. If keys have their own norm (Qwen 3, Gemma 3), its gains
+        are their standard deviations. Without a norm of the input (OLMo 2), x is the sum of an embedding and the normed
+        outputs of all layers below: g² is the sum of the embedding's mean square and the squared gains of their norms.
         """
         if main is None:
             return {block.name: torch.full((block.layers,), self.init_scale) for block in self.row_blocks(shape)}
         stds: dict[str, Tensor] = {}
         table = architecture(main.config)
         for stack, site, names in self._sites(shape):
-            # Self-attention reads what its own layer has normed, cross-attention the encoder's output.
+            # Self-attention reads its layer's normed input, cross-attention the encoder's output.
             if site == "self_attention":
                 sizes = _sizes(main, stack)
             else:
@@ -119,7 +119,7 @@ class Prefix(PeftKind):
 
 
 def _sizes(main: PreTrainedModel, stack: Stack) -> list[Float[Tensor, " d"]]:
-    """Root mean square of each feature of what self-attention reads, in every layer."""
+    """Root mean square of each feature of self-attention's input, for every layer."""
     table = architecture(main.config)
     if table.norm is not None:
         return [_gains(at(layer, table.norm), table.gain) for layer in layers_with(main, stack, "self_attention")]
@@ -134,11 +134,11 @@ def _sizes(main: PreTrainedModel, stack: Stack) -> list[Float[Tensor, " d"]]:
 
 
 def _gains(norm: nn.Module, more: float) -> Float[Tensor, " d"]:
-    """What a norm scales by; some add `more` to their weights."""
+    """The gains of a norm: its weights plus `more`, which is not 0 for some architectures."""
     weight: Tensor = norm.weight  # type: ignore[assignment]
     return weight.detach().float() + more
 
 
 def prefix_length(kinds: Iterable[PeftKind]) -> int:
-    """Tokens that the prefixes among `kinds` stand for."""
+    """The number of tokens that prefixes among `kinds` count as."""
     return sum(kind.length for kind in kinds if isinstance(kind, Prefix))

@@ -1,4 +1,4 @@
-"""Generation schemes (§2.2, §3.1): the protocol in `base`, a file for each scheme.
+"""Generation schemes (§2.2, §3.1): the interface in `base`, a file for each scheme.
 
 Importing the package registers the schemes, one line each.
 """

@@ -1,14 +1,14 @@
-"""HART's scheme: the states of all layers, one after the other (§3.1, App. 8.1.2).
+"""HART's autoregressive scheme: layer states are decoded one after another (§3.1, App. 8.1.2).
 
-h_1 = H_dec(z), h_l = H_dec(h_{l−1}): L decoding steps of two positions each. The first position of step l serves
-layer l of the main encoder, the second layer l of the main decoder (without an encoder, a step has one position).
-The paper leaves open, and we choose: step l attends to all earlier steps (a decoder that "autoregressively decodes a
-sequence"), its two positions see each other, and h_l is the decoder's output after its final norm, fed back as the
-next embedding. Orders other than bottom layer to top are those of Table 7 (App. 8.2).
+h_1 = H_dec(z), h_l = H_dec(h_{l−1}): L decoding steps of two positions each. The first position of step l serves layer
+l of the main encoder, the second layer l of the main decoder (without an encoder, a step has one position). Our choices
+for what the paper leaves open: step l attends to all earlier steps (a decoder that "autoregressively decodes a
+sequence"), its two positions attend to each other, and h_l is the decoder's output after its final norm, fed back as
+the next embedding. Orders other than bottom layer to top are those of Table 7 (App. 8.2).
 
-A state that is fed back unchanged through one decoder runs into a fixed point: the states of the upper layers
-become one (docs/results.md). `feedback` and `step_embeddings` change what is fed back; the scheme `causal` feeds
-nothing back.
+A recursion that feeds states back unchanged through one decoder converges to a fixed point: the states of the upper
+layers become equal (docs/results.md). `feedback` and `step_embeddings` change the fed-back input; the scheme `causal`
+has no feedback.
 """
 
 from collections.abc import Sequence
@@ -36,20 +36,20 @@ class Autoregressive(GenerationScheme):
     Args:
         d_model: width of the decoder.
         layers: L, the number of steps.
-        blocks: what is generated from the states; not needed here.
+        blocks: blocks to generate from the states; unused here.
         stacks: S, the number of positions of a step, one per stack.
-        history: what step l may see: `all` earlier steps, or `last`, only its own input h_{l−1},
-            the equations of §3.1 to the letter.
-        order: order in which the layers get their steps: `bottom_up`, `top_down`, or `random`, a fixed permutation.
-            A stack with fewer than L layers leaves the steps of the missing layers unused.
+        history: the steps that step l attends to: `all` earlier steps, or `last`, only its own input h_{l−1} (literally
+            the equations of §3.1).
+        order: order of the layers' steps: `bottom_up`, `top_down`, or `random`, a fixed permutation. A stack with fewer
+            than L layers leaves the steps of the missing layers unused.
         order_seed: seed of the permutation; the result is the same in every process and on every machine.
-        feedback: what becomes the next step's input: the `state` h_{l−1}; the state `scaled` to the root mean square
-            of z, the size of embeddings; the hidden vectors `before_norm`, without the decoder's final norm; or the
-            `residual` sum of h_{l−1} and the input that it was made from.
-        step_embeddings: add a learned vector of each step to what is fed back; zero at the start.
+        feedback: the next step's input: the `state` h_{l−1}; the state `scaled` to the root mean square of z, the size
+            of embeddings; the hidden vectors `before_norm`, without the decoder's final norm; or the `residual` sum of
+            h_{l−1} and its step's input.
+        step_embeddings: whether a learned vector of each step, initially zero, is added to the fed-back input.
 
     Raises:
-        HartError: unknown `history`, `order` or `feedback`, or a seed that is no whole number ≥ 0.
+        HartError: `history`, `order` or `feedback` is unknown, or the seed is not a whole number ≥ 0.
     """
 
     name = "autoregressive"

@@ -1,9 +1,9 @@
-"""Generation schemes: how the states for the layers of the main model are made (§2.2, §3.1).
+"""The interface of generation schemes, which produce a state for each layer of the main model (§2.2, §3.1).
 
-Every scheme yields layer states `[n, S, L, m, d]` from the encoded demonstrations of n tasks: axis 1 is the
-stack of the main model (of a T5: 0 encoder, 1 decoder), L the layers, m the vectors of one state. A scheme
-owns its learnable inputs; the decoder belongs to the hypernetwork. One scheme is one file in this
-package, decorated with `register` and imported in `__init__.py`.
+Every scheme produces layer states `[n, S, L, m, d]` from the encoded demonstrations of n tasks: axis 1 is the stack of
+the main model (for a T5: 0 encoder, 1 decoder), L the number of layers, m the number of vectors of one state. A scheme
+owns its learnable inputs; the decoder belongs to the hypernetwork. Each scheme has one file in this package, with a
+class decorated with `register` and imported in `__init__.py`.
 """
 
 import inspect
@@ -23,15 +23,15 @@ from hart.runtime.third_party.transformers import T5Stack
 class GenerationScheme(nn.Module, ABC):
     """Turns encoded demonstrations into layer states by running the hypernetwork's decoder.
 
-    Concrete schemes accept `(d_model, layers, blocks, stacks)` and then keyword-only arguments, which are the
-    keys allowed in the configuration in addition to `name`; each is kept as an attribute of the same name.
+    Concrete schemes accept `(d_model, layers, blocks, stacks)` and then keyword-only arguments, which are the keys
+    allowed in the configuration beside `name`; each is kept as an attribute of the same name.
 
     Attributes:
         layers: L, the number of layers of the main model's deepest stack.
         stacks: S, the number of stacks of the main model: 2 for a T5, 1 for a decoder-only model.
         state_vectors: m, the number of vectors of one state.
-        uses_decoder: False for a scheme that needs no T5 decoder; the hypernetwork then has none.
-        shared_by_layers: True for a scheme whose one state serves all layers by construction.
+        uses_decoder: False for a scheme without a T5 decoder; the hypernetwork then has none.
+        shared_by_layers: True for a scheme with one state for all layers.
     """
 
     name: ClassVar[str]
@@ -43,15 +43,15 @@ class GenerationScheme(nn.Module, ABC):
 
     @property
     def positions(self) -> int:
-        """Vectors that the decoder computes for one task, over all steps."""
+        """Number of vectors that the decoder computes for one task in all steps."""
         return self.stacks * self.layers * self.state_vectors
 
     @abstractmethod
     def reset_parameters(self, std: float) -> None:
-        """Draw the learnable inputs; `std` is the standard deviation of embeddings that the decoder is used to."""
+        """Draw the learnable inputs; `std` is the standard deviation of the embeddings of the decoder's checkpoint."""
 
     def vectors_of(self, block: RowBlock) -> slice:
-        """Which of the m vectors of a state serve `block`: all of them, unless a scheme tells blocks apart."""
+        """The vectors of a state, of m, that serve `block`; by default all."""
         return slice(0, self.state_vectors)
 
     @abstractmethod
@@ -61,8 +61,8 @@ class GenerationScheme(nn.Module, ABC):
         """Layer states for a batch of encoded demonstrations.
 
         Args:
-            decoder: a stock T5 decoder stack, of which the scheme uses blocks and final norm; None where
-                `uses_decoder` is False.
+            decoder: a stock T5 decoder stack; the scheme uses its blocks and final norm. None if `uses_decoder` is
+                False.
             memory: encoded demonstrations.
             memory_mask: 1 for tokens and 0 for padding.
 
@@ -77,7 +77,7 @@ class GenerationScheme(nn.Module, ABC):
         return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
     def to_config(self) -> dict[str, Any]:
-        """The configuration, defaults written out, that `build_scheme` turns back into this."""
+        """The configuration for `build_scheme`, including defaults."""
         return {"name": self.name, **{name: getattr(self, name) for name in self.options()}}
 
 
@@ -88,19 +88,19 @@ SchemeT = TypeVar("SchemeT", bound=type[GenerationScheme])
 
 
 def register(scheme: SchemeT) -> SchemeT:
-    """Class decorator: makes a scheme available to configurations under its `name`."""
+    """Class decorator that makes a scheme available to configurations under its `name`."""
     SCHEMES[scheme.name] = scheme
     return scheme
 
 
 def uses_decoder(config: Mapping[str, Any]) -> bool:
-    """Whether the scheme of a configuration runs the hypernetwork's decoder; an unknown one might."""
+    """Whether the scheme of a configuration runs the hypernetwork's decoder; True for an unknown scheme."""
     scheme = find(SCHEMES, config.get("name"))
     return scheme is None or scheme.uses_decoder
 
 
 def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A scheme's configuration, with the defaults of the options that it leaves out."""
+    """A scheme's configuration, completed with the defaults of missing options."""
     scheme = find(SCHEMES, config.get("name"))
     return {**(scheme.options() if scheme is not None else {}), **config}
 
@@ -132,11 +132,11 @@ def build_scheme(
     Args:
         d_model: width of the decoder.
         layers: L, the largest number of layers of the main model's stacks.
-        blocks: what will be generated from the states.
-        stacks: S, how many stacks the main model has.
+        blocks: blocks to generate from the states.
+        stacks: S, the number of stacks of the main model.
 
     Raises:
-        HartError: unknown scheme or option, or an option out of range.
+        HartError: the scheme or an option is unknown, or an option is out of range.
     """
     scheme, options = scheme_of(config)
     built = scheme(d_model, layers, blocks, stacks, **options)

@@ -1,8 +1,8 @@
-"""All layer states at once, each attending to all others (§1, Fig. 1).
+"""The bidirectional scheme: all layer states at once, each attending to all others (§1, Fig. 1).
 
-The experiment that motivates HART: "we train the decoder to generate a sequence of hidden states using bidirectional
-attention, with each state responsible for learning the weights for an individual layer". Its attention map shows which
-layers depend on which.
+It is the experiment that motivates HART: "we train the decoder to generate a sequence of hidden states using
+bidirectional attention, with each state responsible for learning the weights for an individual layer". Its attention
+map shows the dependencies between layers.
 """
 
 from collections.abc import Sequence
@@ -23,20 +23,20 @@ from hart.runtime.third_party.transformers import T5Stack
 class Bidirectional(GenerationScheme):
     """One bidirectional pass over z `[S·L·m, d]`: m learned inputs per layer and stack.
 
-    Positions have the order of the autoregressive scheme's steps: encoder layer 1, decoder layer 1, encoder layer 2, …
-    So with one row the decoder's relative bias sees the same distances between layers in both schemes. T5 gives all
-    later positions the bias of distance 0.
+    Positions are in the order of the autoregressive scheme's steps: encoder layer 1, decoder layer 1, encoder layer 2,
+    … So with m = 1 the distances between layers in the decoder's relative bias are the same in both schemes. T5 gives
+    all later positions the bias of distance 0.
 
     Args:
         d_model: width of the decoder.
         layers: L.
-        blocks: what is generated from the states; not needed here.
+        blocks: blocks to generate from the states; unused here.
         stacks: S.
-        rows: m, vectors of a state, which must divide the rows of every block. HART has 1; the prefix length gives
-            each row of the prefix its own state, as in HyperTuning.
+        rows: m, the number of vectors of a state, which must divide the rows of every block. HART has 1; with the
+            prefix length each row of the prefix has its own state, as in HyperTuning.
 
     Raises:
-        HartError: `rows` is no whole number ≥ 1.
+        HartError: `rows` is not a whole number ≥ 1.
     """
 
     name = "bidirectional"
@@ -66,12 +66,12 @@ class Bidirectional(GenerationScheme):
     def attention_maps(
         self, decoder: T5Stack | None, memory: Float[Tensor, "n s d"], memory_mask: Shaped[Tensor, "n s"]
     ) -> Float[Tensor, "n S L L"]:
-        """Self-attention of the last decoder layer, averaged over its heads and the rows of a state: what Fig. 1 draws.
+        """The attention maps of Fig. 1: self-attention of the last decoder layer, averaged over heads and rows.
 
         Returns:
-            For each stack of the main model, how much the state of a layer (third axis) attends to
-            that of another layer of the same stack (fourth axis). Rows sum to 1 over all stacks together, so to less
-            than 1 for each of two stacks.
+            For each stack of the main model, the attention of one layer's state (third axis) to another layer's state
+            of the same stack (fourth axis). Rows sum to 1 over all stacks together, so to less than 1 for each of two
+            stacks.
         """
         _, weights = self._run(decoder, memory, memory_mask)
         shape = (self.layers, self.stacks, self.rows)
@@ -81,13 +81,13 @@ class Bidirectional(GenerationScheme):
         return by_step[:, :, order][:, :, :, order]
 
     def bias(self, decoder: T5Stack) -> Float[Tensor, "1 heads x x"]:
-        """What is added to the self-attention scores of the x = S·L·m positions."""
+        """The bias of the self-attention scores of the x = S·L·m positions."""
         return relative_bias(decoder, self.z.shape[0])
 
     def _run(
         self, decoder: T5Stack | None, memory: Float[Tensor, "n s d"], memory_mask: Shaped[Tensor, "n s"]
     ) -> tuple[Float[Tensor, "n x d"], Float[Tensor, "n heads x x"]]:
-        """States at x = S·L·m positions, and attention weights of the last layer."""
+        """The states at x = S·L·m positions, and the attention weights of the last layer."""
         assert decoder is not None
         inputs = self.z.expand(memory.shape[0], -1, -1)
         decoding = DecoderPass(decoder, memory, memory_mask)

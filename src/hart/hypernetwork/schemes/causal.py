@@ -1,10 +1,10 @@
-"""One causal pass: each layer's state depends on those of the layers before it, and nothing is fed back.
+"""The causal scheme: one pass in which each layer's state depends on those of the layers before it, without feedback.
 
-HART's dependency (§3.1: the parameters of a layer are generated from those of the layers before it) without its
+It has HART's dependency (§3.1: the parameters of a layer are generated from those of the layers before it) without its
 recursion. Each layer has a learned input; in every block of the decoder the positions of a layer attend to those of
 the same and of earlier layers. So layer l is conditioned on the layers before it as in the autoregressive scheme, but
-through their hidden vectors at each depth instead of their final states, in one pass instead of L steps. States cannot
-collapse into the fixed point of a recursion, as there is none (docs/results.md has the comparison). Not in the paper.
+through their hidden vectors at each depth instead of their final states, in one pass instead of L steps. Without a
+recursion, states cannot collapse into its fixed point (comparison in docs/results.md). Not in the paper.
 """
 
 from collections.abc import Sequence
@@ -28,14 +28,14 @@ class Causal(Bidirectional):
     Args:
         d_model: width of the decoder.
         layers: L.
-        blocks: what is generated from the states; not needed here.
+        blocks: blocks to generate from the states; unused here.
         stacks: S.
-        rows: m, vectors of a state, as in `Bidirectional`.
-        order: which layers come before which: `bottom_up`, `top_down` or `random`, a fixed permutation (Table 7).
-        order_seed: of the permutation; the same in every process and on every machine.
+        rows: m, the number of vectors of a state, as in `Bidirectional`.
+        order: order of the layers: `bottom_up`, `top_down` or `random`, a fixed permutation (Table 7).
+        order_seed: seed of the permutation; the result is the same in every process and on every machine.
 
     Raises:
-        HartError: unknown `order`, a seed that is no whole number ≥ 0, or `rows` that are none ≥ 1.
+        HartError: `order` is unknown, the seed is not a whole number ≥ 0, or `rows` is not a whole number ≥ 1.
     """
 
     name = "causal"
@@ -57,7 +57,7 @@ class Causal(Bidirectional):
         self.order_seed = order_seed
 
     def bias(self, decoder: T5Stack) -> Float[Tensor, "1 heads x x"]:
-        """The relative bias, and a large negative number where a position belongs to a later layer."""
+        """The relative bias, with a large negative number for positions of later layers."""
         bias = relative_bias(decoder, self.z.shape[0])
         step = torch.arange(self.layers, device=bias.device).repeat_interleave(self.stacks * self.rows)
         return bias.masked_fill(step[None, :] > step[:, None], torch.finfo(bias.dtype).min)

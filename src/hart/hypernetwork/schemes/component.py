@@ -1,9 +1,9 @@
 """HINT's scheme: one cross-attention from learned (layer, component) embeddings (§4.1; Ivison et al. 2022).
 
-No decoder: each layer and each component of its parameters has an embedding, which attends once to the encoded
-demonstrations. A component is a row of a prefix, or a whole matrix or bias of another kind. The embedding of a pair
-is the sum of a learned vector of the layer and one of the component, per stack, which keeps them few. Norm, residual
-and heads are those of T5's cross-attention; the paper does not describe them.
+There is no decoder: the embedding of each layer and component attends once to the encoded demonstrations. A component
+is a row of a prefix, or a whole matrix or bias of another kind. To have few parameters, the embedding is the sum of a
+learned vector of the layer and one of the component, per stack. Norm, residual and heads are those of T5's
+cross-attention; the paper does not describe them.
 """
 
 from collections.abc import Sequence
@@ -23,14 +23,14 @@ EPSILON = 1e-6
 
 @register
 class Component(GenerationScheme):
-    """States of m vectors, one for each component of a layer; a block is made from its own vectors alone.
+    """States of m vectors, one for each component of a layer; a block is generated only from its own vectors.
 
     Args:
         d_model: width of the encoder's output.
         layers: L.
-        blocks: what is generated; decides the components.
+        blocks: blocks to generate, which determine the components.
         stacks: S.
-        heads: of the cross-attention, each of width d_model / heads.
+        heads: number of heads of the cross-attention, each of width d_model / heads.
 
     Raises:
         HartError: `heads` does not divide d_model.
@@ -47,12 +47,12 @@ class Component(GenerationScheme):
             raise HartError(f"scheme.component.heads must be a divisor of d_model {d_model} or null, not {heads!r}")
         self.layers = layers
         self.stacks = stacks
-        # Heads of width 64 as in T5 from small to XL, where the width allows it.
+        # Heads of width 64, as in T5 from small to XL, if 64 divides the width.
         self.heads = heads or (d_model // 64 if d_model % 64 == 0 else 1)
         self._vectors: dict[str, slice] = {}
         self.state_vectors = 0
         for stack in {block.stack for block in blocks}:
-            # Stacks are told apart by axis 1 of the states, so both count from 0.
+            # Axis 1 of the states is the stack, so components count from 0 in each stack.
             used = 0
             for block in (each for each in blocks if each.stack == stack):
                 count = block.rows if block.name.startswith("prefix.") else 1
@@ -69,14 +69,14 @@ class Component(GenerationScheme):
 
     @torch.no_grad()
     def reset_parameters(self, std: float) -> None:
-        """Embeddings whose sums have the checkpoint's deviation; projections that keep the variance of their input."""
+        """Draw embeddings whose sums have standard deviation `std`, and projections that keep the input's variance."""
         for embedding in (self.z, self.components):
             nn.init.normal_(embedding, std=std * 0.5**0.5)
         nn.init.ones_(self.norm)
         width = self.z.shape[-1]
         for linear in (self.key, self.value, self.output):
             nn.init.normal_(linear.weight, std=width**-0.5)
-        # Scores are not divided by the root of the head width, as in T5, whose queries start that much smaller.
+        # As in T5, scores are not divided by the root of the head width; query weights start smaller by it instead.
         nn.init.normal_(self.query.weight, std=(width * (width // self.heads)) ** -0.5)
 
     def forward(

@@ -1,4 +1,4 @@
-"""The order in which the layers of the main model get their states (Table 7, App. 8.2)."""
+"""The order in which the states of the main model's layers are generated (Table 7, App. 8.2)."""
 
 from typing import Literal, get_args
 
@@ -10,16 +10,16 @@ Order = Literal["bottom_up", "top_down", "random"]
 
 
 class LayerOrder:
-    """Which layer, counted from 0 at the bottom, each step serves, and the reverse.
+    """The mapping between steps and layers (counted from 0 at the bottom), in both directions.
 
     Args:
-        scheme: the name to be used in messages.
+        scheme: name of the scheme, for messages.
         layers: L, the number of steps.
         order: `bottom_up` (HART), `top_down`, or `random`, a fixed permutation.
-        seed: of the permutation; the same in every process and on every machine.
+        seed: seed of the permutation; the result is the same in every process and on every machine.
 
     Raises:
-        HartError: unknown order, or a seed that is no whole number ≥ 0.
+        HartError: the order is unknown, or the seed is not a whole number ≥ 0.
     """
 
     def __init__(self, scheme: str, layers: int, order: Order = "bottom_up", seed: int = 0) -> None:

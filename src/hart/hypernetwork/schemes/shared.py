@@ -1,9 +1,8 @@
 """HyperTuning's scheme: one state shared by all layers (§2.2 Eq. 3–4, App. 8.1.2).
 
-One decoder pass over 2m learnable inputs with bidirectional self-attention. The first m states serve
-the encoder of the main model and the last m its decoder (without an encoder there are m inputs), the
-same for every layer; only the heads' second linear maps differ by layer. This is the baseline with
-which HART's layer-by-layer states are compared.
+It is one decoder pass over 2m learnable inputs with bidirectional self-attention. In every layer, the first m states
+serve the encoder of the main model and the last m its decoder (without an encoder there are m inputs); only the heads'
+norms and second linear maps differ by layer. This is the baseline for HART's layer-by-layer states.
 """
 
 import math
@@ -26,14 +25,14 @@ class Shared(GenerationScheme):
 
     Args:
         d_model: width of the decoder.
-        layers: L, how many layers share the state.
-        blocks: what is generated.
+        layers: L, the number of layers that share the state.
+        blocks: blocks to generate.
         stacks: S.
-        rows: m, vectors of a state, which must divide the rows of every block; None takes their greatest common
-            divisor, hence the prefix length p where only prefixes are generated, as in the paper.
+        rows: m, the number of vectors of a state, which must divide the rows of every block; None: their greatest
+            common divisor. This is the prefix length p if only prefixes are generated, as in the paper.
 
     Raises:
-        HartError: `rows` is no whole number ≥ 1.
+        HartError: `rows` is not a whole number ≥ 1.
     """
 
     name = "shared"
