@@ -35,5 +35,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """The public names too that were not used yet."""
+    """All names, including public names that were not imported yet."""
     return sorted({*globals(), *__all__})

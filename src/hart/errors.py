@@ -1,15 +1,14 @@
-"""The one exception that stands for a mistake of the user rather than of the program, and parts of its messages."""
+"""The exception for errors in the user's input, and helpers for its messages."""
 
 import difflib
 from collections.abc import Collection
 
 
 class HartError(Exception):
-    """Something the user gave cannot be used.
+    """An input of the user cannot be used.
 
-    The message is one line that names the file and field and says what to do. The command line
-    prints it as ``hart: error: <message>`` and exits with status 2. Any other exception is a bug
-    in hart.
+    The message is one line that names the file and field and says what to do. The command line prints it as
+    ``hart: error: <message>`` and exits with status 2. Any other exception is a bug in hart.
     """
 
 
@@ -19,6 +18,6 @@ def first_line(error: Exception) -> str:
 
 
 def suggestion(wrong: str, known: Collection[str]) -> str:
-    """A hint for a message: the name that was probably meant, or else the names to choose from."""
+    """A hint for an error message: the closest known name, or all known names if none is close."""
     near = difflib.get_close_matches(wrong, known, n=1)
     return f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"

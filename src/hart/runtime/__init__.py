@@ -1,1 +1,1 @@
-"""What everything stands on: files, strict reading, devices, processes and their ranks, fingerprints."""
+"""The basis of all other packages: files, configuration sections, devices, processes and ranks, fingerprints."""

@@ -1,4 +1,4 @@
-"""The device that a command computes on, and what is made for CPUs alone."""
+"""The device of a command, and the condition for CPU-only optimisations."""
 
 import os
 import re
@@ -9,22 +9,22 @@ from hart.errors import HartError
 
 
 def takes_cpu_paths(tensor: torch.Tensor) -> bool:
-    """Whether to compute as is fast on a CPU; a GPU and `torch.compile` get what torch and transformers have."""
+    """Whether to use code that is fast on a CPU; on a GPU and under `torch.compile` the libraries' own code runs."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def select_device(name: str | None = None) -> torch.device:
-    """The device called `name`, or the best one.
+    """The device called `name`; None: a GPU if there is one, else the CPU.
 
     Raises:
-        HartError: no such device on this machine.
+        HartError: this machine has no such device.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name is None:
-        # Of several processes on one machine, each has its own.
+        # Each process of a machine has its own GPU.
         own = os.environ.get("LOCAL_RANK")
         return torch.device("cpu" if not gpus else "cuda" if own is None else f"cuda:{int(own) % gpus}")
-    # Not read by torch.device, which takes cuda:999 for some other number.
+    # Parsed here, because torch.device reads cuda:999 as another number.
     match = re.fullmatch(r"cpu|cuda(:(\d+))?", name)
     if match is None:
         raise HartError(f"--device: '{name}' is not a device that hart knows; give cpu, cuda or cuda:N")

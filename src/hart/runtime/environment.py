@@ -1,7 +1,6 @@
-"""What a bug report should say of the machine: versions, devices, settings; never a token.
+"""The environment for a bug report: versions, devices and settings, without secrets.
 
-Nothing is imported by `environment` but for torch, in a process of its own: where it is missing, broken or hangs, that
-is what the report says.
+`environment` imports only torch, in a separate process; if torch is missing, broken or hangs, the report says so.
 """
 
 import importlib.metadata
@@ -42,9 +41,9 @@ VARIABLES = re.compile(
     r"(HF|HUGGINGFACE|TRANSFORMERS|HART|TORCH|PYTORCH|CUDA|NCCL|GLOO|OMP|MKL|DS|ACCELERATE|TOKENIZERS)_\w+"
     r"|WORLD_SIZE|RANK|LOCAL_RANK|MASTER_ADDR|MASTER_PORT"
 )
-"""Names of the environment variables that change what hart does."""
+"""Names of the environment variables that affect hart."""
 _SECRET = {"TOKEN", "TOKENS", "KEY", "KEYS", "SECRET", "PASSWORD", "PASS", "AUTH", "CREDENTIALS"}
-"""Parts of names whose values are told by nobody."""
+"""Parts of the names of variables whose values are secret."""
 _SECRET_VALUE = re.compile(r"//[^/@\s]*@|\bhf_\w{8,}")
 HIDDEN = "(set, hidden)"
 
@@ -75,7 +74,7 @@ def environment(*, seconds: float = TORCH_SECONDS) -> dict[str, Any]:
     """The report, JSON-ready.
 
     Args:
-        seconds: how long torch may take to be imported.
+        seconds: time limit for the import of torch.
     """
     return {
         "hart": {"version": version_of(DISTRIBUTION), "folder": str(_package()), "commit": _commit()},
@@ -95,7 +94,7 @@ def environment(*, seconds: float = TORCH_SECONDS) -> dict[str, Any]:
 
 
 def host_facts(processes: int = 1) -> dict[str, Any]:
-    """What a number depends on beside the configuration; nothing that names the machine."""
+    """Facts beside the configuration that measured numbers depend on, without the machine's name."""
     import torch
     import transformers
 
@@ -117,7 +116,7 @@ def host_facts(processes: int = 1) -> dict[str, Any]:
 
 
 def version_of(distribution: str) -> str | None:
-    """The version that is installed; None without one."""
+    """The installed version of a distribution; None if it is not installed."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -125,7 +124,7 @@ def version_of(distribution: str) -> str | None:
 
 
 def variables(given: "os._Environ[str] | dict[str, str]") -> dict[str, str]:
-    """Those variables that change what hart does, by name; values that may be secret are hidden."""
+    """The environment variables that affect hart, by name, with secret values hidden."""
     return {
         name: HIDDEN if _SECRET & set(name.split("_")) or _SECRET_VALUE.search(value) else value
         for name, value in sorted(given.items())
@@ -134,7 +133,7 @@ def variables(given: "os._Environ[str] | dict[str, str]") -> dict[str, str]:
 
 
 def _torch(seconds: float) -> dict[str, Any]:
-    """What torch says of itself, or under `problem` why it does not."""
+    """Facts about torch and its devices, or, under `problem`, the reason why it cannot be imported."""
     if version_of("torch") is None:
         return {"problem": "is not installed"}
     try:
@@ -155,10 +154,10 @@ def _package() -> Path:
 
 
 def _commit() -> str | None:
-    """The commit of a checkout that this package lies in, marked where files differ from it; None without one."""
+    """The commit of the package's git checkout, marked if files have changed; None without a checkout."""
     root = _package().parents[1]
     if not (root / ".git").exists() or _package() != root / "src" / "hart":
-        return None  # installed; a repository around it is somebody else's
+        return None  # installed; a repository around it is not ours
     try:
         words = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
         return subprocess.run(words, capture_output=True, text=True, timeout=10).stdout.strip() or None
@@ -183,6 +182,6 @@ def _hart_cache() -> str:
 def _hub_cache() -> str | None:
     try:
         from huggingface_hub.constants import HF_HUB_CACHE
-    except Exception:  # a damaged installation is what may be reported here
+    except Exception:  # the report must also work for a damaged installation
         return None
     return str(HF_HUB_CACHE)

@@ -1,4 +1,4 @@
-"""What of a fingerprint of a base (`hart.runtime.identity`) needs no torch: the tokenizer's part, comparison."""
+"""The torch-free parts of a base's fingerprint (`hart.runtime.identity`): digest of the tokenizer, comparison."""
 
 import hashlib
 import json
@@ -12,9 +12,9 @@ _TEXTS = (
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """Hex digest of how a tokenizer cuts texts: vocabulary, special tokens, and the tokens of a few texts.
+    """Hex digest of a tokenizer's behaviour: vocabulary, special tokens, and the tokens of a few texts.
 
-    By what it does and not by its file, which versions of the libraries write differently.
+    The digest does not use the tokenizer's file, which versions of the libraries write differently.
     """
     special = [tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id]
     tokens = [tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"] for text in _TEXTS]
@@ -23,5 +23,5 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 
 def difference(one: str, other: str) -> str:
-    """What two different fingerprints say, to follow "whose": the weights differ, or only the tokenizer does."""
+    """The difference between two fingerprints, as text after "whose": the weights differ, or only the tokenizer."""
     return "weights differ" if one.split("-")[0] != other.split("-")[0] else "tokenizer differs"

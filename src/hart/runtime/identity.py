@@ -1,6 +1,6 @@
-"""What tells one base from another: its weights and its tokenizer. One definition for models, adaptations and servers.
+"""The fingerprint of a base: digests of its weights and its tokenizer, for models, adaptations and servers.
 
-A fingerprint is `WEIGHTS-TOKENIZER`, two hex digests.
+Its form is `WEIGHTS-TOKENIZER`, two hex digests.
 """
 
 import hashlib
@@ -16,22 +16,22 @@ from hart.runtime.fingerprints import tokenizer_digest
 from hart.runtime.third_party.torch import version_of
 
 SAMPLES = 4096
-"""Numbers of each tensor that the digest of the weights covers."""
+"""Sample size per tensor in the digest of the weights."""
 
 _QUICK_SAMPLES = 8
 
 
 def fingerprint(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Of the weights as they are now and the tokenizer, 64 and 16 hex digits joined by a dash.
+    """The fingerprint of the current weights and the tokenizer: 64 and 16 hex digits joined by a dash.
 
-    The weights' part covers names, shapes and an evenly spread sample of every tensor, rounded to bfloat16: a
-    checkpoint has the same fingerprint whether it is loaded as float32 or as bfloat16.
+    The digest of the weights covers names, shapes and an evenly spread sample of every tensor, rounded to bfloat16, so
+    a checkpoint has the same fingerprint whether it is loaded as float32 or as bfloat16.
     """
     return f"{_weights_digest(model)}-{tokenizer_digest(tokenizer)[:16]}"
 
 
 def peft_digest(module: nn.Module | None, *settings: Any) -> str:
-    """Hex digest of all weights that make PEFT parameters (a hypernetwork, learned ones) and of what else decides."""
+    """Hex digest of all weights of a source of PEFT parameters (hypernetwork or learned), and of further settings."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in sorted(module.state_dict().items()) if module is not None else ():
         digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}\n".encode())
@@ -40,10 +40,10 @@ def peft_digest(module: nn.Module | None, *settings: Any) -> str:
 
 
 def trace(parameters: Iterable[nn.Parameter]) -> tuple[Any, ...]:
-    """What has changed if the weights have: a cheap look at each tensor, to know when to take the fingerprint anew.
+    """A cheap value that changes with the weights, by which an outdated fingerprint is detected.
 
-    In-place operations count up a tensor's version. Some optimizers write past it, so of weights that can be trained
-    a few numbers are looked at, too.
+    In-place operations increment a tensor's version. Some optimizers bypass it, so the value also has a few numbers of
+    each trainable tensor.
     """
     seen: list[Any] = []
     trained: list[Tensor] = []

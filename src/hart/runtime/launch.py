@@ -1,7 +1,7 @@
-"""Several processes on one machine's CPU cores, each with its share of every batch.
+"""Launching a command in several processes on one machine's CPU cores, each with its share of every batch.
 
-On few cores, two processes of one thread each train faster than one process of two threads: small matrices leave a
-second thread little to do. GPUs and clusters use torchrun or accelerate instead; the environment is the same.
+On few cores, two processes of one thread train faster than one process of two threads, as small matrices leave a second
+thread little to do. GPUs and clusters use torchrun or accelerate instead, with the same environment variables.
 """
 
 import atexit
@@ -20,13 +20,13 @@ from hart.errors import HartError
 
 POLL_SECONDS = 0.1
 TERMINATED = 128 + signal.SIGTERM
-"""Exit status of a command that SIGTERM has ended, as the shell has it."""
+"""Exit status of a command ended by SIGTERM, as in the shell."""
 INTERRUPTED = 128 + signal.SIGINT
-"""The same of Ctrl-C."""
+"""Exit status of a command ended by Ctrl-C."""
 
 
 def cpu_cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -36,15 +36,15 @@ def is_one_of_several() -> bool:
 
 
 def is_first() -> bool:
-    """Whether this process is the first of the group that a launcher has announced, or alone."""
+    """Whether this process has rank 0 in its launcher's environment, or is alone."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def sensible_processes(batch_groups: int) -> int:
-    """How many processes train a small model fastest here: two on a CPU with two cores or more, else one.
+    """The fastest number of processes to train a small model: two on a CPU with at least two cores, else one.
 
     Args:
-        batch_groups: hypernetwork passes of a step; they must divide evenly.
+        batch_groups: number of hypernetwork passes of a step, which the number of processes must divide.
     """
     import torch
 
@@ -55,27 +55,27 @@ def sensible_processes(batch_groups: int) -> int:
 
 
 def _threads() -> int:
-    """Those that this process may have: what OMP_NUM_THREADS says, or all cores."""
+    """Number of threads that this process may use: OMP_NUM_THREADS, or all cores."""
     said = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return int(said) if said.isdecimal() else cpu_cores()
 
 
 @contextmanager
 def on_sigterm(handle: Callable[[], Any] = lambda: None, *, interrupts: bool = False) -> Iterator[list[int]]:
-    """Within, SIGTERM calls `handle` instead of ending the process, and stands in the list that is yielded.
+    """A context in which SIGTERM calls `handle` instead of ending the process, and is appended to the yielded list.
 
-    Schedulers send it before they take a machine away. In another thread than the main one, which alone may handle
-    signals, nothing is changed.
+    Schedulers send SIGTERM before they take a machine away. Only the main thread can handle signals; in other threads
+    the context has no effect.
 
     Args:
-        interrupts: whether Ctrl-C (SIGINT) does so as well; at the second one the process is interrupted as ever.
+        interrupts: handle Ctrl-C (SIGINT) in the same way; a second Ctrl-C interrupts the process as usual.
     """
     told: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield told
         return
 
-    # A list, not a threading.Event: a second signal within the setting of one would wait for the first for ever.
+    # A list, not a threading.Event: a second signal during `Event.set` would deadlock.
     def note(number: int, _: Any) -> None:
         told.append(number)
         if number == signal.SIGINT:
@@ -83,7 +83,7 @@ def on_sigterm(handle: Callable[[], Any] = lambda: None, *, interrupts: bool = F
         handle()
 
     numbers = [signal.SIGTERM]
-    if interrupts and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as of a job in the background
+    if interrupts and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # background jobs ignore it
         numbers.append(signal.SIGINT)
     before: dict[int, Any] = {number: signal.getsignal(number) for number in numbers}
     for number in numbers:
@@ -96,16 +96,16 @@ def on_sigterm(handle: Callable[[], Any] = lambda: None, *, interrupts: bool = F
 
 
 def run_hart(words: Sequence[str], processes: int) -> None:
-    """Run the command `hart WORDS` in `processes` processes that know each other (torch's env:// convention).
+    """Run the command `hart WORDS` in a group of `processes` processes (torch's env:// convention).
 
     Args:
-        words: of the command line, e.g. `["train", "config.yaml"]`; the command must expect to be one of several.
-        processes: how many; the cores, or OMP_NUM_THREADS, are shared out between them.
+        words: words of the command line, e.g. `["train", "config.yaml"]`; the command must support several processes.
+        processes: number of processes; the cores, or OMP_NUM_THREADS, are divided between them.
 
     Raises:
-        HartError: one of them failed; its own message is on stderr already, and the others were stopped.
-        KeyboardInterrupt: the user stopped them.
-        SystemExit: SIGTERM came, was handed on, and they have saved what they did (status 143).
+        HartError: a process failed; its own message is already on stderr, and the others were stopped.
+        KeyboardInterrupt: the user stopped the processes.
+        SystemExit: SIGTERM was passed on to the processes, which have saved their state (status 143).
     """
     shared = {
         **os.environ,
@@ -129,14 +129,14 @@ def run_hart(words: Sequence[str], processes: int) -> None:
     def wait() -> None:
         while any(member.poll() is None for member in members):
             if any(member.poll() not in (None, 0, TERMINATED, INTERRUPTED) for member in members):
-                break  # the others would wait for it for ever
+                break  # the others would wait for it forever
             time.sleep(POLL_SECONDS)
 
     with on_sigterm(hand_on):
         try:
             wait()
         except KeyboardInterrupt:
-            # The terminal has interrupted them too: they finish a step and save. At the second Ctrl-C all end at once.
+            # The terminal has interrupted the processes, too: they finish a step and save. A second Ctrl-C ends all.
             hand_on()
             wait()
             raise
@@ -154,26 +154,26 @@ def run_hart(words: Sequence[str], processes: int) -> None:
 def end_with(command: Callable[[], int | None]) -> NoReturn:
     """Run a command and end this process with its exit status.
 
-    A process that a launcher has started ends right after Python's exit handlers. What would come after them, the
-    interpreter taking itself apart, can abort a process whose work is done and saved: a thread of Gloo that still
-    holds the tensors of the last collective needs the interpreter to let go of them, and destroying the group does
-    not join that thread as long as anything in C++ (the gradients' reducer) refers to the group.
+    A process started by a launcher ends right after Python's exit handlers, without finalising the interpreter, which
+    can abort a process whose work is done and saved: a Gloo thread that still holds the tensors of the last collective
+    needs the interpreter to release them, and destroying the group does not join that thread while C++ objects (the
+    gradients' reducer) refer to the group.
 
     Args:
-        command: returns the status, None for 0. It should import what registers exit handlers (torch, multiprocessing):
-            those that were registered before do not run.
+        command: returns the status, None for 0. It should itself import the libraries that register exit handlers
+            (torch, multiprocessing), as handlers registered before do not run.
     """
     if "WORLD_SIZE" not in os.environ:
         sys.exit(command())
-    status = 1  # of an exception that nobody expected: the interpreter prints it
+    status = 1  # for an unexpected exception, which the interpreter prints
 
     def leave() -> None:
         for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):  # a reader that went away, or closed already
+            with suppress(OSError, ValueError):  # the reader has gone, or the stream is closed
                 stream.flush()
         os._exit(status)
 
-    # The handler registered first runs last. Libraries are imported, and register theirs, when the command runs.
+    # Handlers run in reverse order: those of libraries that the command imports run before this one.
     atexit.register(leave)
     try:
         status = command() or 0
@@ -184,14 +184,14 @@ def end_with(command: Callable[[], int | None]) -> NoReturn:
 
 
 def announce_alone() -> None:
-    """Say in the environment what a launcher says, for a library that insists on one: a group of this process only."""
+    """Set the environment variables of a launcher for a group of one process, for libraries that require them."""
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     for name, value in {**alone, "MASTER_PORT": str(free_port())}.items():
         os.environ.setdefault(name, value)
 
 
 def free_port() -> int:
-    """A port of this machine that nothing listens on as yet."""
+    """A free port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

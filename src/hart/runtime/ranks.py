@@ -1,10 +1,10 @@
-"""Work that the processes of one run share out, and the answers they give each other.
+"""Shared work and exchanged results of the processes (ranks) of one run.
 
-accelerate's `PartialState`, `gather_object` and `broadcast_object_list` are not used here. They are the same calls of
-`torch.distributed` with nothing around them: where one process fails, the others wait until they time out, which
-`together`, `from_first` and `shared_out` are there to prevent. And their state belongs to the process: a run of
-training makes it anew (`hart.training.loop`), long after its processes have first had to agree (on the run's folder,
-the data), and `hart evaluate`, which exchanges answers through Gloo on any device, has no use for it.
+`together`, `from_first` and `shared_out` prevent that the other processes wait for one that has failed until they time
+out. accelerate's `PartialState`, `gather_object` and `broadcast_object_list` are the same calls of `torch.distributed`
+without this protection, so they are not used. Their state also belongs to the process: a training run creates it anew
+(`hart.training.loop`), long after its processes must first agree (on the run's folder, the data), and `hart evaluate`,
+which exchanges results through Gloo on any device, does not need it.
 """
 
 import os
@@ -19,19 +19,19 @@ from hart.errors import HartError
 from hart.runtime.launch import is_one_of_several
 
 PATIENCE = timedelta(minutes=30)
-"""How long a process waits for the others of its group."""
+"""Time limit for waiting for the other processes of a group."""
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 
 def world_size() -> int:
-    """Processes of the group that this one has joined; 1 without a group."""
+    """Number of processes in this process's group; 1 without a group."""
     return torch.distributed.get_world_size() if _joined() else 1
 
 
 def rank() -> int:
-    """Number of this process, from 0; the first one speaks and writes for all."""
+    """Rank of this process, from 0; rank 0 prints and writes for all."""
     return torch.distributed.get_rank() if _joined() else 0
 
 
@@ -41,11 +41,11 @@ def _joined() -> bool:
 
 @contextmanager
 def joining() -> Iterator[None]:
-    """Within, this process belongs to the group that its launcher (torchrun, accelerate) has announced, if any."""
+    """A context in which this process belongs to the group of its launcher (torchrun, accelerate), if any."""
     if not is_one_of_several() or _joined():
         yield
         return
-    # Answers are exchanged, never tensors of a device.
+    # Gloo, because objects are exchanged, not tensors on a device.
     torch.distributed.init_process_group("gloo")
     try:
         yield
@@ -54,25 +54,25 @@ def joining() -> Iterator[None]:
 
 
 def join_to_train() -> None:
-    """Join the group that this process's launcher has announced, if any, and stay in it.
+    """Join the group of this process's launcher, if any, and stay in it.
 
-    Before anything is read or written, so that a failure of any process can be told to all (`together`).
-    accelerate takes a group that there is.
+    Called before anything is read or written, so that a failure of any process reaches all (`together`). accelerate
+    uses the existing group.
     """
     if not is_one_of_several() or _joined():
         return
     if torch.cuda.is_available():
-        # Where each task of a cluster's job sees its own GPU alone, that is the first one of all of them.
+        # If each task of a cluster's job sees only its own GPU, this GPU has number 0 in every task.
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Within, an error of one process becomes an error of all when the block ends; nobody waits for one that is gone.
+    """A context that raises an error of one process in all processes when the block ends, so that none waits for it.
 
-    All processes of the group must enter it together, and whatever they exchange within must have been exchanged
-    before one of them can fail. A process that did not fail itself gets the first failed one's message.
+    All processes of the group must enter it together, and must complete their exchanges within it before one of them
+    can fail. The other processes get the message of the first failed one.
 
     Raises:
         HartError: another process failed.
@@ -92,7 +92,7 @@ def together() -> Iterator[None]:
 
 
 def anywhere(flag: bool) -> bool:
-    """Whether `flag` is true in some process. All must ask together; cheap enough to be asked in every pass."""
+    """Whether `flag` is true in any process. All processes must call it together; cheap enough for every pass."""
     if world_size() == 1:
         return flag
     on_gpu = torch.distributed.get_backend() == "nccl"
@@ -107,10 +107,10 @@ def _in_one_line(error: Exception) -> str:
 
 
 def from_first(answer: Callable[[], Answer]) -> Answer:
-    """What `answer` gives in the first process, in all of them. All must call it together.
+    """The result of `answer` in the first process, returned in all processes, which must call it together.
 
     Raises:
-        HartError: the one that `answer` raised there, in all of them.
+        HartError: `answer` raised it in the first process; it is raised in all.
     """
     if world_size() == 1:
         return answer()
@@ -127,13 +127,13 @@ def from_first(answer: Callable[[], Answer]) -> Answer:
 
 
 def shared_out(answer: Callable[[Item], Answer], items: Sequence[Item]) -> Callable[[Item], Answer]:
-    """A function that gives what `answer` gives for `items`, each of which only one process works on.
+    """A function with the results of `answer` for `items`, each computed by only one process.
 
-    All processes must call it for the first time together: they then do their shares and exchange the answers.
-    An error in one of them is one in all. Alone, a process gets `answer` back.
+    All processes must make the first call together: they then compute their shares and exchange the results. An error
+    in one process is raised in all. A single process gets `answer` itself.
 
     Args:
-        items: the same in every process; they are told apart by identity.
+        items: the same items in every process, distinguished by identity.
     """
     if world_size() == 1:
         return answer

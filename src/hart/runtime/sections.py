@@ -1,6 +1,6 @@
 """Sections of a configuration: strict pydantic models, read from YAML and the command line.
 
-What is not understood is refused with one line that names the file or the option, and `section.field`.
+Unknown names and wrong values are refused with one line that names the file or option, and `section.field`.
 """
 
 import copy
@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails
 from hart.errors import HartError
 from hart.runtime.files.reading import half_character, read_text
 
-LIMIT = 10**18  # still a size or a seed for every library underneath
+LIMIT = 10**18  # small enough as a size or seed for all libraries
 PositiveInt = Annotated[int, Field(ge=1, lt=LIMIT)]
 NaturalInt = Annotated[int, Field(ge=0, lt=LIMIT)]
 PositiveFloat = Annotated[float, Field(gt=0, lt=LIMIT)]
@@ -27,7 +27,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class FieldError(HartError):
-    """A value that a field cannot take. ``field`` is its dotted name."""
+    """A wrong value of a field; ``field`` is its dotted name."""
 
     def __init__(self, field: str, problem: str, prefix: str = "") -> None:
         super().__init__(f"{prefix}{field}: {problem}")
@@ -35,7 +35,7 @@ class FieldError(HartError):
         self.problem = problem
 
     def within(self, prefix: str) -> "FieldError":
-        """The same error, saying where the value came from."""
+        """The same error with the source of the value in front."""
         return FieldError(self.field, self.problem, prefix)
 
 
@@ -70,7 +70,7 @@ class Section(BaseModel):
 
     @classmethod
     def _told(cls, error: ErrorDetails) -> FieldError:
-        """Our line for an error of pydantic."""
+        """The `FieldError` for an error of pydantic."""
         where, limits = [str(each) for each in (cls.section, *error["loc"]) if each != ""], error.get("ctx", {})
         if where[-1] == "[key]":
             where, problem = where[:-2], "keys must be text"
@@ -86,7 +86,7 @@ class Section(BaseModel):
         return FieldError(".".join(where), f"{problem}, not {shortened(error['input'])}")
 
     def changed(self, **updates: Any) -> Self:
-        """A copy with other values, held to the same rules; a mapping changes some fields of a section in it."""
+        """A copy with other values, checked by the same rules; a mapping updates the fields of a nested section."""
         for name, value in updates.items():
             section = getattr(self, name, None)
             if isinstance(section, Section) and isinstance(value, Mapping):
@@ -94,7 +94,7 @@ class Section(BaseModel):
         return type(self)(**dict(self) | updates)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain nested values; a deep copy."""
+        """The values as nested plain Python objects, deeply copied."""
         return self.model_dump()
 
 
@@ -115,7 +115,7 @@ _NAMES = {
 
 
 def shortened(value: Any) -> str:
-    """A value as a message shows it."""
+    """A value for an error message, shortened."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:100]}…"
 
@@ -124,11 +124,11 @@ def shortened(value: Any) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML for what a person writes.
+    """Loader of hand-written YAML without objects.
 
-    Unlike YAML 1.1, which PyYAML implements, it reads 5e-5 as a number and refuses a key given twice. It also refuses
-    what no configuration needs and what would break its reader: collections that repeat, or hold, themselves, endless
-    nesting, numbers of thousands of digits.
+    Unlike YAML 1.1, which PyYAML implements, it reads 5e-5 as a number and refuses duplicate keys. It also refuses YAML
+    that no configuration needs and that would break the reader: repeated or recursive collections, deep nesting,
+    numbers of thousands of digits.
     """
 
     DEEPEST = 50
@@ -149,8 +149,8 @@ class _Loader(yaml.SafeLoader):
         try:
             value = super().construct_object(node, deep)
             if isinstance(value, int):
-                float(value)  # what is too large for this cannot be printed either
-        except (ValueError, OverflowError, LookupError, AttributeError):  # of PyYAML too: what a tag promises is not so
+                float(value)  # larger numbers cannot be printed either
+        except (ValueError, OverflowError, LookupError, AttributeError):  # PyYAML's, too, if a value belies its tag
             kind, text = node.tag.rpartition(":")[2], shortened(node.value)
             raise yaml.constructor.ConstructorError(None, None, f"no {kind}: {text}", node.start_mark) from None
         return value
@@ -184,10 +184,10 @@ def _parse(text: str, source: str) -> Any:
 
 
 def read_yaml(path: Path, what: str = "configuration file") -> Any:
-    """What a YAML file holds.
+    """The content of a YAML file.
 
     Raises:
-        HartError: it cannot be read, or is not YAML (a key given twice is none).
+        HartError: the file cannot be read, or is not valid YAML; duplicate keys are invalid.
     """
     return _parse(read_text(path, f"a {what}", missing=f"{path}: no such {what}"), f"{path}:")
 
@@ -196,7 +196,7 @@ Sections = Mapping[str, type[Section]]
 
 
 def read_sections(path: Path, sections: Sections) -> dict[str, dict[str, Any]]:
-    """The sections of a YAML file, each name checked, no value checked; absent ones are empty.
+    """The sections of a YAML file, with checked names and unchecked values; absent sections are empty.
 
     Raises:
         HartError: the file cannot be read, is not YAML, or holds an unknown section or field.
@@ -221,7 +221,7 @@ def read_sections(path: Path, sections: Sections) -> dict[str, dict[str, Any]]:
 def _check_field(section: str, name: Any, sections: Sections, dashes: str = "", *, source: str = "") -> None:
     """Raise `HartError` with the nearest valid name unless ``section`` has a field ``name``.
 
-    ``dashes`` is "--" where the name was an option; ``source`` begins the message.
+    ``dashes`` is "--" if the name was an option; ``source`` begins the message.
     """
     if name not in sections[section].model_fields:
         wrong = f"{section}.{name}"
@@ -229,16 +229,16 @@ def _check_field(section: str, name: Any, sections: Sections, dashes: str = "", 
 
 
 def _suggest(wrong: str, sections: Sections, dashes: str = "") -> str:
-    """The name that was probably meant, else what there is to choose from."""
+    """A hint for an error message: the closest known name, or the names to choose from."""
     section, dot, name = wrong.partition(".")
     fields = {each: list(model.model_fields) for each, model in sections.items()}
     full = [f"{each}.{field}" for each in fields for field in fields[each]]
-    # A right field without its section, or in the wrong one, is a nearer miss than a misspelling.
+    # A correct field name without a section, or with a wrong one, is closer than a misspelled name.
     own = [each for each in full if each.split(".")[1] == (name or section)]
     if wrong in fields:
         return f"name one of its fields, e.g. {dashes}{wrong}.{fields[wrong][0]}"
     if dot and section in fields:
-        # Compared without the section, which would make every field of it look alike.
+        # Compared without the section, which would make all its fields look similar.
         near = own or [f"{section}.{each}" for each in difflib.get_close_matches(name, fields[section], n=1)]
     else:
         near = own or difflib.get_close_matches(wrong, [*fields, *full], n=1)
@@ -251,13 +251,13 @@ def _suggest(wrong: str, sections: Sections, dashes: str = "") -> str:
 
 
 def apply_overrides(raw: dict[str, dict[str, Any]], words: Sequence[str], sections: Sections) -> set[str]:
-    """Put ``--section.field value`` and ``--section.field=value`` into ``raw``, in order.
+    """Set the values of ``--section.field value`` and ``--section.field=value`` in ``raw``, in order.
 
     Returns:
-        Dotted names of the fields that were set.
+        The dotted names of the fields that were set.
 
     Raises:
-        HartError: a word is no option or lacks its value, or names something unknown.
+        HartError: a word is not an option, or lacks its value, or names an unknown field.
     """
     touched = set()
     for option, text in _options(words):
@@ -269,7 +269,7 @@ def apply_overrides(raw: dict[str, dict[str, Any]], words: Sequence[str], sectio
         _check_field(section, name, sections, "--")
         values, field = raw[section], sections[section].model_fields[name]
         if inner:
-            # The file may leave the field at its default, whose other entries are to be kept.
+            # If the file does not set the field, the other entries of its default are kept.
             values.setdefault(name, copy.deepcopy(field.default))
             _set(values[name], inner, _value(text, Any, option), option)
         else:
@@ -292,7 +292,7 @@ def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _value(text: str, hint: Any, option: str) -> Any:
-    """What ``text`` stands for. Text fields keep it as it is: a folder may be called 2024 or no."""
+    """The value of ``text``, read as YAML; text fields keep it unchanged, as a folder may be called 2024 or no."""
     choices = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     if type(None) in choices and text in ("", "null", "None"):
         return None
@@ -309,7 +309,7 @@ def _set(container: Any, path: Sequence[str], value: Any, option: str) -> None:
 
 
 def _key(container: Any, key: str, option: str) -> Any:
-    """``key`` as the index of an entry that ``container`` has."""
+    """``key`` as the key or index of an existing entry of ``container``."""
     if isinstance(container, dict) and key in container:
         return key
     if isinstance(container, list) and key.isdecimal() and int(key) < len(container):

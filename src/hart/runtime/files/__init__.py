@@ -1,8 +1,8 @@
-"""Reading and writing files and folders, so that a reader never sees half of them and nobody's file is destroyed.
+"""Reading and atomic writing of files and folders: readers never see half of one, and no foreign file is destroyed.
 
-What is written is put beside its place under another name and renamed, with the mode that an ordinary `open` or `mkdir`
-gives. What a rename would destroy is not renamed over: a device, a pipe or `/dev/stdout` is written to, a symbolic link
-is followed, a folder that cannot move (a mount point, the working directory) is filled where it is.
+New content is written beside its place under another name and then renamed, with the mode of an ordinary `open` or
+`mkdir`. Targets that a rename would destroy are handled in place: a device, a pipe or `/dev/stdout` is written to, a
+symbolic link is followed, a folder that cannot be moved (a mount point, the working directory) is filled in place.
 """
 
 from hart.runtime.files.folders import (

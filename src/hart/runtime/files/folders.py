@@ -1,4 +1,4 @@
-"""Writing a folder, and telling later whether it is whole."""
+"""Atomic writing of folders, and checks that a folder is complete."""
 
 import errno
 import hashlib
@@ -18,16 +18,15 @@ from hart.runtime.files.writing import PREFIX, new_name, reason, stat_of, try_fo
 
 @contextmanager
 def new_directory(path: str | Path, *, replaces: str, drops: Collection[str] = ()) -> Iterator[Path]:
-    """An empty folder to fill, which becomes `path` when the block ends without an error.
+    """A context that yields an empty folder to fill, which becomes `path` when the block ends without an error.
 
-    A folder that stands there is replaced if it is empty, or if it has a file called `replaces` and nothing that the
-    new folder has not, but for the names in `drops`: so only an earlier version of the same is ever deleted. It keeps
-    its mode. Where it must not
-    move (it is empty, a mount point, the working directory, or in a folder of others), it is filled where it is, the
-    file `replaces` last. A symbolic link to a folder stays one. Files get the modes that an ordinary `open` would give.
+    An existing folder is replaced if it is empty, or if it has a file called `replaces` and all its other entries are
+    in the new folder or in `drops`; so only an earlier version is ever deleted. It keeps its mode. A folder that must
+    not be moved (an empty one, a mount point, the working directory, or one in another user's folder) is filled in
+    place, the file `replaces` last. A symbolic link to a folder is kept. Files get the modes of an ordinary `open`.
 
     Raises:
-        HartError: `path` exists with other content, or cannot be written; what was there is there still.
+        HartError: `path` exists with other content, or cannot be written; the existing content is kept.
     """
     path = Path(path)
     try:
@@ -49,21 +48,21 @@ def new_directory(path: str | Path, *, replaces: str, drops: Collection[str] = (
         raise HartError(f"{path}: cannot be written ({reason(error)})") from error
     finally:
         with suppress(OSError):
-            old.rmdir()  # empty, unless something could not be put back
+            old.rmdir()  # empty, unless an entry could not be moved back
         if not old.exists():
             shutil.rmtree(work, ignore_errors=True)
 
 
 def _of_the_disk(error: Exception) -> bool:
-    """Whether a file could not be written; the Rust libraries say so in exceptions of their own, or of no kind."""
+    """Whether an exception means a failed write; the Rust libraries raise their own types or bare exceptions."""
     return isinstance(error, OSError | SafetensorError) or "(os error " in str(error)
 
 
 def check_folder_target(path: str | Path, *, replaces: str) -> None:
-    """Refuse before the work what `new_directory` could not write after it.
+    """Check in advance that `new_directory` can write to `path`.
 
     Args:
-        replaces: as for `new_directory`.
+        replaces: as in `new_directory`.
 
     Raises:
         HartError: `path` exists with other content, or cannot be written.
@@ -77,14 +76,14 @@ def check_folder_target(path: str | Path, *, replaces: str) -> None:
 
 
 def content_of(folder: Path) -> set[str]:
-    """Names of what is in a folder, without what an unfinished writing left, and what a file system puts at its top."""
+    """The names in a folder, without those of unfinished writes and those that file systems create at their root."""
     names = {each.name for each in folder.iterdir() if not each.name.startswith(PREFIX)}
     return names - {"lost+found"} if os.path.ismount(os.path.realpath(folder)) else names
 
 
 def ordinary_modes(folder: Path) -> None:
-    """Give all below a folder the modes of an ordinary `open` and `mkdir`: some libraries make private files."""
-    # Tried, not computed: to ask for the umask one has to set it, and all threads have the same.
+    """Give the content of a folder the modes of `open` and `mkdir`, as some libraries make private files."""
+    # Found by a trial, because reading the umask means setting it for all threads.
     trial = new_name(folder)
     trial.mkdir()
     mode = stat.S_IMODE(trial.stat().st_mode)
@@ -104,7 +103,7 @@ def _refuse_other_content(path: Path, replaces: str, written: Collection[str] | 
 
 
 def _work_folder(target: Path) -> Path:
-    """A new private folder beside `target`, or inside it where no rename leads from there into it."""
+    """A new private folder beside `target`, or inside it if nothing can be renamed from beside into it."""
     work = new_name(target.parent)
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +114,7 @@ def _work_folder(target: Path) -> Path:
         trial = new_name(work)
         trial.touch()
         trial.rename(target / trial.name).unlink()
-    except OSError:  # a mount point, or in a folder of others
+    except OSError:  # a mount point, or in another user's folder
         shutil.rmtree(work, ignore_errors=True)
         work = new_name(target)
         work.mkdir(mode=0o700)
@@ -123,7 +122,7 @@ def _work_folder(target: Path) -> Path:
 
 
 def _put(new: Path, target: Path, old: Path, replaces: str) -> None:
-    """Make what is in `new` the content of `target`, all of it or OSError; what was there is deleted."""
+    """Replace the content of `target` by that of `new`, completely or with an OSError; old content is deleted."""
     if not target.exists():
         new.rename(target)
         return
@@ -131,7 +130,7 @@ def _put(new: Path, target: Path, old: Path, replaces: str) -> None:
     movable = present and old.parent.parent == target.parent and not _holds_working_directory(target)
     if not (movable and _swapped(new, target, old)):
         old.mkdir()
-        # What has no file `replaces` is not taken for whole.
+        # The file `replaces` first, as a folder without it counts as incomplete.
         away = sorted(present, key=lambda name: name != replaces)
         come = sorted((each.name for each in new.iterdir()), key=lambda name: name == replaces)
         _rename_all([(target / n, old / n) for n in away] + [(new / n, target / n) for n in come])
@@ -146,20 +145,20 @@ def _holds_working_directory(folder: Path) -> bool:
 
 
 def _swapped(new: Path, target: Path, old: Path) -> bool:
-    """Whether `new` could be put in the place of the folder `target`."""
+    """Try to replace the folder `target` by `new`; returns whether this was possible."""
     try:
         new.chmod(stat.S_IMODE(target.stat().st_mode))
         _rename_all([(target, old), (new, target)])
-    except OSError:  # no folder can be moved in a sticky folder of others, nor from the image of a container
+    except OSError:  # folders cannot be moved in another user's sticky folder, nor out of a container's image
         return False
     return True
 
 
 def _rename_all(moves: Sequence[tuple[Path, Path]]) -> None:
-    """Rename each to a name that is free; after an error none is renamed.
+    """Rename each path to a free name; after an error, completed renames are undone.
 
     Raises:
-        HartError: after an error something could not be put back; says where it is.
+        HartError: an undo failed; the message says where the content is.
     """
     done: list[tuple[Path, Path]] = []
     try:
@@ -187,9 +186,9 @@ CHECKSUMS_FILE = "checksums.json"
 
 
 def seal(folder: Path) -> None:
-    """Give all in a folder ordinary modes, write the SHA-256 of every file into it, and wait until it is on the disk.
+    """Give the content of a folder ordinary modes, write the SHA-256 of every file into it, and sync it to disk.
 
-    A rename that follows makes the folder appear whole even if the machine loses its power.
+    After a following rename the folder is complete even if the machine loses power.
     """
     ordinary_modes(folder)
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != CHECKSUMS_FILE]
@@ -200,10 +199,10 @@ def seal(folder: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """Which file of a sealed folder is missing or has changed; None if it is whole, or was never sealed.
+    """The first missing or changed file of a sealed folder; None if it is complete, or was never sealed.
 
     Raises:
-        HartError: a file cannot be read now (too many are open, no right to), which says nothing of its content.
+        HartError: a file cannot be read now (too many open files, no permission), so its content is unknown.
     """
     sealed = folder / CHECKSUMS_FILE
     if not sealed.is_file():

@@ -1,4 +1,4 @@
-"""Where hart keeps what belongs to no command, also for a user whom the system does not know."""
+"""The cache folder and home of a user, also for users that the system does not know."""
 
 import logging
 import os
@@ -17,12 +17,12 @@ logger = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """Where hart keeps what it need not compute twice: HART_CACHE, or the platform's place for caches.
+    """The cache folder: HART_CACHE, or the platform's place for caches.
 
-    A user without a home, or with one that cannot be written to, has a private folder among the temporary files.
+    A user without a writable home has a private folder among the temporary files.
 
     Raises:
-        HartError: that folder is not the user's alone.
+        HartError: that folder is not private to the user.
     """
     given = os.environ.get("HART_CACHE")
     if given:
@@ -37,12 +37,12 @@ def cache_folder() -> Path:
 
 
 def ensure_home() -> None:
-    """Give this process a home (HOME) if its user has none; for a command, before it imports other libraries.
+    """Set HOME for this process if its user has no home; commands call this before they import other libraries.
 
-    Some of them look for a home or a name of the user when they are imported, and fail, or make a folder called `~`.
+    Some libraries look up the user's home or name when they are imported, and fail, or create a folder called `~`.
 
     Raises:
-        HartError: there is no place for one.
+        HartError: no home can be created.
     """
     if not os.path.isabs(os.path.expanduser("~")):
         os.environ["HOME"] = str(_private_home())

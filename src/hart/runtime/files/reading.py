@@ -1,4 +1,4 @@
-"""Reading text and JSON, and telling what is no content at all."""
+"""Reading text and JSON, with detection of Git LFS pointers."""
 
 import json
 import sys
@@ -9,18 +9,18 @@ from hart.errors import HartError
 from hart.runtime.files.writing import reason
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-"""How a file begins that Git LFS put in the place of another."""
+"""First bytes of a Git LFS pointer, which stands in the place of another file."""
 
 
 def read_text(path: str | Path, what: str, *, missing: str | None = None) -> str:
     """The text of a file in UTF-8, with or without a byte order mark.
 
     Args:
-        what: the file should be, for messages: "a task file".
-        missing: the message where there is no such file; None says that.
+        what: expected kind of file, for messages: "a task file".
+        missing: the message for a missing file; None: a default.
 
     Raises:
-        HartError: the file is missing, cannot be read, is no text, or is what Git LFS puts in its place.
+        HartError: the file is missing, cannot be read, is not text, or is a Git LFS pointer.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -28,7 +28,7 @@ def read_text(path: str | Path, what: str, *, missing: str | None = None) -> str
         raise HartError(missing or f"{path}: no such file; give {what}") from None
     except UnicodeDecodeError:
         raise HartError(f"{path}: not {what}, the text is not UTF-8") from None
-    except (OSError, ValueError) as error:  # ValueError: no file can have such a name
+    except (OSError, ValueError) as error:  # ValueError: an impossible file name
         raise HartError(f"{path}: cannot be read ({reason(error)}); give {what}") from None
     if text.startswith(LFS_POINTER.decode()):
         raise HartError(lfs_message(str(path)))
@@ -42,7 +42,7 @@ def read_json(path: str | Path, what: str, *, missing: str | None = None) -> Any
         what, missing: as in `read_text`.
 
     Raises:
-        HartError: as `read_text` and `parse_json`.
+        HartError: as in `read_text` and `parse_json`.
     """
     return parse_json(read_text(path, what, missing=missing), str(path), what)
 
@@ -51,13 +51,13 @@ def parse_json(content: bytes | str, source: str, what: str, *, whole: bool = Tr
     """The value that a JSON text describes.
 
     Args:
-        source: where the text comes from, to begin a message with: "tasks.jsonl, line 3".
-        what: it should be, for messages: "a task".
-        whole: refuse half a character in any text; False where the caller looks at those texts that it uses.
+        source: origin of the text, with which messages begin: "tasks.jsonl, line 3".
+        what: expected content, for messages: "a task".
+        whole: refuse a lone surrogate in any text; False if the caller checks the texts that it uses.
 
     Raises:
-        HartError: not UTF-8 or not JSON, a number of thousands of digits, brackets in brackets without end, or half a
-            character (a lone surrogate), which no tokenizer and no file takes.
+        HartError: the text is not UTF-8 or not JSON, or has a number of thousands of digits, too deep nesting, or a
+            lone surrogate (half a character), which tokenizers and files cannot hold.
     """
     wrong = f"{source}: not {what}"
     try:
@@ -74,7 +74,7 @@ def parse_json(content: bytes | str, source: str, what: str, *, whole: bool = Tr
         raise HartError(f"{wrong}, a number has more than {sys.get_int_max_str_digits()} digits") from None
     except RecursionError:
         raise HartError(f"{wrong}, its brackets are nested too deeply") from None
-    # UTF-8 has no surrogates, so an escape is the only way for half a character to come in.
+    # UTF-8 has no surrogates, so a lone one can only come from an escape.
     if whole and ("\\ud" in text or "\\uD" in text):
         half = half_character(value)
         if half is not None:
@@ -83,7 +83,7 @@ def parse_json(content: bytes | str, source: str, what: str, *, whole: bool = Tr
 
 
 def half_character(value: Any) -> str | None:
-    """The place of the first text that cannot be written as UTF-8; None if there is none."""
+    """The path to the first text with a lone surrogate, which UTF-8 cannot encode; None if there is none."""
     waiting: list[tuple[str, Any]] = [("", value)]
     while waiting:
         place, item = waiting.pop()
@@ -101,7 +101,7 @@ def half_character(value: Any) -> str | None:
 
 
 def refuse_lfs_pointer(path: str | Path) -> None:
-    """Raise `HartError` if a file is what Git LFS puts in its place; any other, or none, passes."""
+    """Raise `HartError` if a file is a Git LFS pointer; other and missing files pass."""
     try:
         with open(path, "rb") as file:
             begins = file.read(len(LFS_POINTER))
@@ -112,5 +112,5 @@ def refuse_lfs_pointer(path: str | Path) -> None:
 
 
 def lfs_message(source: str) -> str:
-    """What to say of a file that begins with `LFS_POINTER`."""
+    """The error message for a Git LFS pointer."""
     return f"{source}: is a Git LFS pointer, not the file itself; run 'git lfs pull' in its repository"

@@ -1,4 +1,4 @@
-"""Writing a file."""
+"""Atomic writing of files."""
 
 import errno
 import json
@@ -14,28 +14,28 @@ from typing import Any, BinaryIO
 from hart.errors import HartError
 
 PREFIX = ".hart-"
-"""How the names of unfinished files and folders begin."""
+"""Prefix of the names of unfinished files and folders."""
 
 _NOT_REPLACEABLE = frozenset({errno.EACCES, errno.EPERM, errno.EBUSY, errno.EROFS, errno.EXDEV})
-"""Errors of a folder that lets no file come or go, and of a file that is a mount point."""
+"""Errors of a rename in a folder without write permission, or onto a mount point."""
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write `text` as UTF-8 under `path`, as `write_bytes` does; half a character is written as its escape."""
+    """Write `text` as UTF-8 to `path`, as `write_bytes` does; a lone surrogate is written as its escape."""
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: str | Path, content: Any, *, indent: int | None = 2) -> None:
-    """Write `content` as JSON, as `write_text` does."""
+    """Write `content` as JSON to `path`, as `write_text` does."""
     write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write `content` under `path`, at once or not at all; missing folders are created.
+    """Write `content` to `path` atomically; missing folders are created.
 
-    A file that stands there is replaced, keeps its mode, and stays whole if the writing fails. Through a symbolic link
-    the file that it names is replaced or created. What is no regular file (a device, a pipe, `/dev/stdout`) is written
-    to. A file that may be written but not replaced (a mount of its own, or in a folder of others) is overwritten.
+    An existing file is replaced and keeps its mode; if writing fails, it stays unchanged. For a symbolic link, the file
+    that it names is replaced or created. Other than regular files (a device, a pipe, `/dev/stdout`) are written to. A
+    file that can be written but not replaced (a mount point, or in another user's folder) is overwritten.
 
     Raises:
         HartError: `path` is a folder or a socket, or cannot be written.
@@ -63,7 +63,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 
 def check_file_target(path: str | Path) -> None:
-    """Refuse before the work what `write_bytes` could not write after it.
+    """Check in advance that `write_bytes` can write to `path`.
 
     Raises:
         HartError: `path` is a folder or a socket, or cannot be written.
@@ -95,7 +95,7 @@ def _told(path: Path) -> Iterator[None]:
 
 
 def _target(path: Path) -> Path | int:
-    """Where the links of a path lead, to a file or to an open descriptor of this process; refuses folders, sockets."""
+    """The target of a path after its links: a file or an open descriptor of this process; refuses folders, sockets."""
     descriptor = _descriptor(path)
     if descriptor is not None:
         return descriptor
@@ -107,7 +107,7 @@ def _target(path: Path) -> Path | int:
 
 
 def stat_of(path: Path) -> os.stat_result | None:
-    """What a path leads to; None if there is nothing."""
+    """The status of a path's target; None if it does not exist."""
     try:
         return path.stat()
     except FileNotFoundError:
@@ -115,7 +115,7 @@ def stat_of(path: Path) -> os.stat_result | None:
 
 
 def _descriptor(path: Path) -> int | None:
-    """The number of the open file of this process that a path such as `/dev/stdout` names, or a link to it."""
+    """The open descriptor of this process that a path such as `/dev/stdout`, or a link to it, names; else None."""
     folders = {f"/proc/{os.getpid()}/fd", "/dev/fd"}
     for _ in range(40):  # as many links as Linux follows
         parent = os.path.realpath(path.parent)
@@ -128,15 +128,15 @@ def _descriptor(path: Path) -> int | None:
 
 
 def _only_overwritten(target: Path, found: os.stat_result | None, error: OSError) -> bool:
-    """Whether a file that could not be replaced can be written to where it is."""
+    """Whether a file that could not be replaced can be overwritten in place."""
     return found is not None and error.errno in _NOT_REPLACEABLE and os.access(target, os.W_OK)
 
 
 def open_target(path: str | Path) -> BinaryIO:
-    """What `path` leads to, open for content that comes bit by bit: a file is emptied, missing folders are created.
+    """The target of `path`, opened for incremental writing; a file is truncated, missing folders are created.
 
     Raises:
-        HartError: as `write_bytes`.
+        HartError: as in `write_bytes`.
     """
     path = Path(path)
     with _told(path):
@@ -150,25 +150,25 @@ def open_target(path: str | Path) -> BinaryIO:
 
 
 def _open_descriptor(number: int) -> BinaryIO:
-    """Where the process writes already, after what it has written; opened anew, a file would begin again."""
+    """An open descriptor, written from its current position; opening its file again would start at the beginning."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # closed, or no file at all
+        with suppress(OSError, ValueError):  # closed, or not a file
             if stream.fileno() == number:
                 stream.flush()
     return open(os.dup(number), "wb")
 
 
 def _open_existing(target: Path) -> BinaryIO:
-    """What is there and stays what it is; a file is emptied."""
-    # Never created: systems refuse that for the pipes of others in folders of all.
+    """An existing target, opened for writing in place; a file is truncated."""
+    # Without O_CREAT, which systems refuse for other users' pipes in world-writable folders.
     return open(target, "wb", opener=lambda name, flags: os.open(name, flags & ~os.O_CREAT))
 
 
 def _replace(target: Path, content: bytes, found: os.stat_result | None) -> None:
-    """Put a new file in the place of `target`, with owner and mode of the one that was found there."""
+    """Replace `target` by a new file, with owner and mode of the existing one."""
     temporary = new_name(target.parent)  # the same folder, because a rename cannot leave its file system
     try:
-        # Not mkstemp, whose files are private: open() gives the mode that the umask leaves.
+        # open() instead of mkstemp, whose files are private: the mode follows the umask.
         with open(temporary, "xb") as file:
             file.write(content)
         if found is not None:
@@ -183,7 +183,7 @@ def _replace(target: Path, content: bytes, found: os.stat_result | None) -> None
 
 
 def new_name(folder: Path) -> Path:
-    """A name in a folder that nothing has."""
+    """An unused path in a folder."""
     return folder / f"{PREFIX}{secrets.token_hex(8)}"
 
 

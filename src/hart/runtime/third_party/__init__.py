@@ -1,1 +1,1 @@
-"""Names of other libraries that they do not promise to keep: one file per library, one place to mend."""
+"""All uses of undocumented parts of other libraries, which may change: one file per library."""

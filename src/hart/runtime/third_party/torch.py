@@ -1,4 +1,4 @@
-"""What hart uses of `torch` beside its documented interface; reasons are in docs/architecture.md."""
+"""Uses of undocumented parts of `torch`; reasons are in docs/architecture.md."""
 
 import sys
 from collections.abc import Callable
@@ -15,15 +15,15 @@ CPU_ATTENTION: dict[Any, Callable[..., int]] = {
     _FORWARD: lambda q, k, v, *_, **__: sdpa_flop_count(q.shape, k.shape, v.shape),
     _BACKWARD: lambda gradient, q, k, v, *_, **__: sdpa_backward_flop_count(gradient.shape, q.shape, k.shape, v.shape),
 }
-"""FLOPs of the CPU's fused attention: torch has formulas for those of GPUs only."""
+"""FLOP formulas of the CPU's fused attention, as torch has only those of GPU kernels."""
 
 
 def version_of(tensor: torch.Tensor) -> int:
-    """How often a tensor was written to in place."""
+    """The version counter of a tensor: its number of in-place writes."""
     return tensor._version
 
 
 def forget_compiled() -> None:
-    """Let `torch.compile` compile anew what it has; there is nothing until its compiler was imported."""
+    """Discard the code that `torch.compile` has compiled; no effect if its compiler was never imported."""
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()

@@ -1,4 +1,4 @@
-"""What hart uses of `transformers` beside its documented interface; reasons are in docs/architecture.md."""
+"""Uses of undocumented parts of `transformers`; reasons are in docs/architecture.md."""
 
 from collections.abc import Collection
 from inspect import signature
@@ -14,11 +14,14 @@ from transformers.models.t5.modeling_t5 import T5Stack as T5Stack
 from transformers.models.t5.modeling_t5 import eager_attention_forward as eager_attention_forward
 
 CACHE = "cache" if "cache" in signature(GenerationMixin.prepare_inputs_for_generation).parameters else "past_key_values"
-"""The argument under which models take a cache: renamed in version 5.24."""
+"""Name of the models' argument for a cache, which was renamed in version 5.24."""
 
 
 def forget_renamings(model: Any, patterns: Collection[str]) -> None:
-    """Save a model under its own names, not under those that `key_mapping` has read it from; other changes stay."""
+    """Let a model be saved with its own weight names, not those from which `key_mapping` loaded it.
+
+    Other conversions of weights are kept.
+    """
     renamings: Any = getattr(model, "_weight_conversions", None) or ()
     kept = [each for each in renamings if not set(each.source_patterns) & set(patterns)]
     if kept:
