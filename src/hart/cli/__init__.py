@@ -1,10 +1,10 @@
-"""The command `hart`: one subcommand per file, each a thin layer over the Python surface.
+"""The command `hart`: one subcommand per file, each a thin layer over the Python interface.
 
-A file offers `add_parser(subparsers)` and `run(args)`. Parsing imports nothing heavy, so that `--help` answers at once;
+Each file has `add_parser(subparsers)` and `run(args)`. Parsing imports no large library, so that `--help` is fast;
 torch and transformers are imported when a command runs.
 
-Exit status: 0; 1 where a command answers no (`estimate` for what does not fit), or all is done and saved but nobody
-read what was printed; 2 after `hart: error: <one line>` for a mistake of the user; 130 when interrupted.
+Exit status: 0; 1 if the answer of a command is no (`estimate`: does not fit), or if all is done and saved but the
+reader of standard output has gone; 2 after `hart: error: <one line>` for an error of the user; 130 when interrupted.
 """
 
 import argparse
@@ -64,13 +64,13 @@ CONFIGURED = {
     "estimate": estimate.OWN_OPTIONS,
     "config": config.OWN_OPTIONS,
 }
-"""Commands that take fields of a configuration, and the options that are none."""
+"""Command that takes fields of a configuration → its other options."""
 TEXTS = {"adapt": adapt.TEXTS, "predict": predict.TEXTS, "serve": serve.TEXTS, "tasks": tasks.TEXTS}
-"""Commands with options whose values are any text, and the number of texts of each."""
+"""Command → its options whose values are arbitrary texts, with the number of texts of each."""
 
 
 def command() -> NoReturn:
-    """The command `hart` and `python -m hart`: `main`, and the end of the process."""
+    """The command `hart` and `python -m hart`: run `main` and end the process with its status."""
     end_with(main)
 
 
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
     Args:
-        argv: the words after `hart`; None takes those of this process.
+        argv: the words after `hart`; None: those of this process.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0].startswith("--local_rank="):
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tell(f"\nhart: interrupted{f'; {stop}' if str(stop) else ''}")
         return 130
     except BrokenPipeError:
-        # The reader of our answers went away (`hart predict … | head`): nobody to say anything to.
+        # The reader of standard output has gone (`hart predict … | head`), so no message is printed.
         finish()
         return 1
     except SystemExit:
@@ -115,7 +115,7 @@ def _run(words: list[str]) -> int:
     args, unknown = parser.parse_known_args(words)
     if unknown:
         named = [word.partition("=")[0] for word in unknown if word.startswith("--")]
-        # One that another part of the command has is not misspelt.
+        # An option of another subcommand is not a misspelling.
         meant = [near for word in named if word not in options for near in get_close_matches(word, options, n=1)]
         advice = f"; did you mean {' and '.join(meant)}?" if meant else ""
         raise HartError(f"unrecognized arguments: {' '.join(unknown)}{advice} (see hart {args.command} --help)")
@@ -123,17 +123,17 @@ def _run(words: list[str]) -> int:
     with _own_messages():
         ensure_home()
         if "read" in args:
-            args.read(args)  # a mistake in a configuration is told before torch is imported
+            args.read(args)  # errors in a configuration are reported before torch is imported
         if "light" not in args:
             silence_libraries()
         return args.run(args) or 0
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports mistakes like every other mistake, in one line.
+    """Argument parser that reports errors in one line, as all other errors.
 
     Attributes:
-        made: parsers of commands by what they are called with.
+        made: parsers by the words of their command.
     """
 
     made: ClassVar[dict[str, "_Parser"]] = {}
@@ -161,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _options(command: str) -> list[str]:
-    """The options of a command and of what is below it, as their usage shows them."""
+    """The options of a command and of its subcommands, from their usage texts."""
     usages = [each.format_usage() for prog, each in _Parser.made.items() if f"{prog} ".startswith(f"hart {command} ")]
     return sorted({option for usage in usages for option in re.findall(r"(?<!\w)--[a-z][a-z-]*", usage)})
 
@@ -172,13 +172,13 @@ def _version() -> str:
 
 @contextmanager
 def _own_messages() -> Iterator[None]:
-    """Within, what `hart` logs appears as `hart: …` on the terminal."""
+    """A context in which log messages of `hart` appear as `hart: …` on the terminal."""
     logger = logging.getLogger("hart")
     handler, level, propagate = _Terminal(), logger.level, logger.propagate
     logger.addHandler(handler)
-    # Libraries give the root logger a handler of their own, which would say everything again.
+    # Libraries add a handler to the root logger, which would repeat every message.
     logger.propagate = False
-    # Of several processes the first one speaks; errors come from any.
+    # The first of several processes logs everything, the others only errors.
     logger.setLevel(logging.INFO if is_first() else logging.ERROR)
     try:
         yield

@@ -1,4 +1,4 @@
-"""hart adapt: read a task once, keep what adapts the base to it."""
+"""hart adapt: adapt the base to a task in one forward pass, and save the adaptation."""
 
 import argparse
 import time

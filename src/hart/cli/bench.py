@@ -1,4 +1,4 @@
-"""hart bench: ratios of speed, measured side by side on this machine."""
+"""hart bench: speed ratios of hart and its alternatives, measured side by side on this machine."""
 
 import argparse
 import shlex

@@ -1,4 +1,4 @@
-"""hart config: the configuration that a run would have, and the schema of all of them."""
+"""hart config: the resolved configuration of a run, and the JSON schema of configurations."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""hart env: what a bug report should say of the machine."""
+"""hart env: versions, devices and settings of the machine for a bug report."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""hart estimate: what a configuration costs, before it is run."""
+"""hart estimate: parameters, FLOPs and memory of a configuration, without running it."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""hart evaluate: a system on the tasks of a split or of files, as tables and results.json."""
+"""hart evaluate: score a system on the tasks of a split or of files, with tables and results.json."""
 
 import argparse
 import os
@@ -159,7 +159,7 @@ def run(args: argparse.Namespace) -> None:
     from hart.runtime.sections import FieldError
 
     with joining(), open(os.devnull, "w", encoding="utf-8", errors="backslashreplace") as nowhere:
-        # Of several processes, the first one speaks and writes.
+        # The first of several processes prints and writes.
         with redirect_stdout(nowhere) if rank() else nullcontext():
             try:
                 _run(args, first=not rank())
@@ -216,7 +216,7 @@ def _run(args: argparse.Namespace, *, first: bool) -> None:
     with progress_bar("tasks", len(tasks)) as advance:
         results = evaluate(system, tasks, metric, details=details, on_task=lambda _: advance(1), beside=True)
     results.details["seconds"] = round(time.monotonic() - start, 1)
-    # Saved before more is done, and before it is printed, which a terminal may refuse.
+    # Saved before further work, and before printing, which may fail on a terminal.
     if first and args.output is not None:
         results.save(args.output)
     how = {name: getattr(args, name) for name in ("batch_size", "normalisation")}
@@ -242,7 +242,7 @@ def _run(args: argparse.Namespace, *, first: bool) -> None:
         results = replace(results, robustness=robust.to_dict())
         if first and args.output is not None:
             results.save(args.output)
-    if system not in metric.beside:  # whose ties are meant
+    if system not in metric.beside:  # those have ties by design
         warn(system, results)
     show(*results.tables())
     for line in results.lines:
@@ -279,7 +279,7 @@ def _of_base(
 
 
 def _side_by_side(systems: Sequence["Results"]) -> "Table":
-    """A row for each system: its means over all instances."""
+    """A table with a row for each system: its means over all instances."""
     from rich.table import Table
 
     table = Table("system", title="against its base")
@@ -291,7 +291,7 @@ def _side_by_side(systems: Sequence["Results"]) -> "Table":
 
 
 def _beside(output: Path, model: Path) -> bool:
-    """Whether results lie in the folder of a model or in the one around it, which is its run's."""
+    """Whether the results file is in the folder of a model or in its parent, the folder of its run."""
     return model.is_dir() and output.resolve().parent in (model.resolve(), model.resolve().parent)
 
 

@@ -1,4 +1,4 @@
-"""hart export: an adaptation in a form that others read."""
+"""hart export: convert an adaptation into a format for other programs."""
 
 import argparse
 import logging
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Format → a file by which an earlier export of the same form is known.
+# Format → the file that marks a folder as an earlier export in this format.
 FORMATS = {"peft": "hart_export.json", "merged": "hart_export.json", "safetensors": "adaptation.json"}
 
 
@@ -69,9 +69,9 @@ def run(args: argparse.Namespace) -> None:
         if args.format == "merged":
             refuse_unmergeable(adaptation)
         refuse_loss(adaptation, args.lossy)
-        # Before the base is loaded, which may take long.
+        # Checked before the base is loaded, which may take long.
         main = load_base(adaptation, args.base, dtype="float32")
-        if args.base is not None:  # where the export, too, should look for it
+        if args.base is not None:  # the export names this location of the base, too
             adaptation = replace(adaptation, base=main.name, base_revision=main.revision)
         save = save_peft if args.format == "peft" else save_merged
         save(adaptation, main, args.output_dir, lossy=args.lossy, overwrite=args.overwrite)
@@ -88,7 +88,7 @@ def _load(name: str) -> "Adaptation":
         raise HartError(f"{name}: no such folder; of an adaptation of the store, give the whole id, 64 digits")
     if not ID.fullmatch(name) or Path(name).is_dir():
         return Adaptation.from_pretrained(name)
-    store = Store(max_bytes=None)  # whoever reads drops nothing
+    store = Store(max_bytes=None)  # without a limit, as reading must delete no adaptation
     kept = store.get(name)
     if kept is None:
         raise HartError(f"{name}: no such adaptation in {store.folder}; of another store, give the folder of that name")

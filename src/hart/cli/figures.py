@@ -1,4 +1,4 @@
-"""hart figures: the paper's figures from runs, as PNG, SVG and CSV."""
+"""hart figures: draw the paper's figures from runs, as PNG, SVG and CSV."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The notes and bars of other libraries, kept from the user."""
+"""Suppression of messages and progress bars of other libraries."""
 
 import importlib.util
 import logging
@@ -8,9 +8,9 @@ import warnings
 
 
 def silence_libraries() -> None:
-    """Keep the notes and bars of the libraries underneath from the user; what matters we say ourselves.
+    """Suppress messages and progress bars of libraries, as hart reports what matters itself.
 
-    Errors still show, and so do downloads, which may take long.
+    Errors and progress bars of downloads, which may take long, are still shown.
     """
     import torch
     from huggingface_hub.utils import enable_progress_bars
@@ -22,9 +22,9 @@ def silence_libraries() -> None:
     for name in ("bitsandbytes", "accelerate", "DeepSpeed"):
         logging.getLogger(name).setLevel(logging.ERROR)
     if importlib.util.find_spec("deepspeed") and not torch.cuda.is_available():
-        # Else it warns in every command that it has looked for a GPU.
+        # Without it, DeepSpeed warns in every command that it has looked for a GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # Bars of loading weights; the call switches those of downloads off as well.
+    # The progress bars of loading weights; the call also disables those of downloads.
     transformers_logging.disable_progress_bar()
     enable_progress_bars()
     if not sys.warnoptions:

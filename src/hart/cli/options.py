@@ -1,4 +1,4 @@
-"""What several commands share: options and a progress bar."""
+"""Options and the progress bar that several commands share."""
 
 import argparse
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -21,13 +21,13 @@ GROUPS_HELP = (
 
 
 def split_overrides(words: Sequence[str], own: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words of a command without the fields of a configuration (`--section.field value`), and these.
+    """Split the words of a command into its own and the fields of a configuration (`--section.field value`).
 
-    argparse alone would take the value of a field that it does not know for a positional argument.
+    argparse alone would parse the value of an unknown field as a positional argument.
 
     Args:
         words: all words of the command.
-        own: the options that are the command's own.
+        own: the command's own options.
     """
     kept, overrides = [], []
     waiting = list(words)
@@ -43,24 +43,24 @@ def split_overrides(words: Sequence[str], own: Sequence[str]) -> tuple[list[str]
 
 
 def read_configuration(args: argparse.Namespace) -> None:
-    """Put the configuration that `args` name into them, before anything that takes seconds to import."""
+    """Read the configuration named in `args` and store it there, before slow imports."""
     from hart.training.config import load
 
     args.configuration = load(args.config, args.overrides)
 
 
 def keep_texts(words: Sequence[str], options: Mapping[str, int], all_options: Collection[str] = ()) -> list[str]:
-    """The words of a command, in which the values of `options` are texts whatever they begin with.
+    """The words of a command, with the values of `options` marked as texts.
 
-    argparse alone would take a text that begins with a dash for an option. It is marked here, and `text`, the type of
-    these options, takes the mark away.
+    argparse alone would parse a text that begins with a dash as an option. The type of these options, `text`, removes
+    the mark.
 
     Args:
-        options: those whose values are texts, and how many each takes.
-        all_options: of the command; none of them is a text.
+        options: options whose values are texts, with the number of texts of each.
+        all_options: all options of the command, which are never texts.
 
     Raises:
-        HartError: an option stands where a text is missing.
+        HartError: an option stands in the place of a text.
     """
     kept: list[str] = []
     values, of = 0, ""
@@ -80,11 +80,11 @@ def keep_texts(words: Sequence[str], options: Mapping[str, int], all_options: Co
     return kept
 
 
-_TEXT = "\0"  # no word of a command line can hold it
+_TEXT = "\0"  # cannot occur in a command line
 
 
 def text(word: str) -> str:
-    """An argument type: a text that can be encoded."""
+    """Argument type: a text that UTF-8 can encode."""
     word = word.removeprefix(_TEXT)
     if word.encode("utf-8", "replace").decode() != word:
         raise argparse.ArgumentTypeError(f"must be text in UTF-8; {word!r} holds bytes that are not")
@@ -123,20 +123,20 @@ def add_overwrite(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def select_device(name: str | None) -> "torch.device":
-    """`hart.runtime.devices.select_device`, which imports torch only when a command runs."""
+    """`hart.runtime.devices.select_device`, which is imported (with torch) only when a command runs."""
     from hart.runtime import devices
 
     return devices.select_device(name)
 
 
 def load_base(adaptation: "Adaptation", base: str | None, **options: Any) -> "MainModel":
-    """The main model that an adaptation was made for, from where `--base` says or else the adaptation.
+    """The main model of an adaptation, from the location in `--base` or else in the adaptation.
 
     Args:
-        options: of `MainModel.from_pretrained`.
+        options: options of `MainModel.from_pretrained`.
 
     Raises:
-        HartError: none there, or another one.
+        HartError: the base is not there, or differs from the adaptation's.
     """
     from hart.model.main_model import MainModel
 
@@ -152,14 +152,14 @@ def load_base(adaptation: "Adaptation", base: str | None, **options: Any) -> "Ma
 
 
 def positive(text: str) -> int:
-    """An argument type: a whole number of at least 1."""
+    """Argument type: a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not '{text}'")
     return int(text)
 
 
 def natural(text: str) -> int:
-    """An argument type: a whole number of at least 0."""
+    """Argument type: a whole number of at least 0."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, not '{text}'")
     return int(text)
@@ -167,7 +167,7 @@ def natural(text: str) -> int:
 
 @contextmanager
 def progress_bar(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar with the time left, where someone can see it; yields the function that moves it on. None: nobody knows."""
+    """A progress bar on a terminal, with the time left if `total` is known; yields the function that advances it."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -1,4 +1,4 @@
-"""hart predict: answers of an adapted base, without the hypernetwork."""
+"""hart predict: answer queries with an adapted base, without the hypernetwork."""
 
 import argparse
 import logging
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Batches that are sorted by length together. More would save a little padding, but of mixed tasks each query brings
-# its own generated parameters.
+# Number of batches that are sorted by length together. More would save a little padding, but with mixed tasks each
+# query has its own generated parameters in memory.
 CHUNK = 8
 
 
@@ -163,7 +163,7 @@ def run(args: argparse.Namespace) -> None:
     if queries.choices:
         encode.check_choices(queries.choices, "--choices")
     if queries.again:
-        # All of them before the first is answered; what they are is not kept.
+        # All queries are checked before the first is answered; the tokens are not kept.
         for _ in queries.read(encode, tell={"tokens"}):
             pass
         encode.cuts.tell(logger)
@@ -235,7 +235,7 @@ def _respond(
     choosing: bool,
     cuts: "Cuts",
 ) -> list[dict[str, Any]]:
-    """The fields that answers add to their rows, by choosing or by generating."""
+    """The fields that answers add to their rows, by rank classification (`choosing`) or by generation."""
     from hart.model.classifying import classify
 
     tokens = [read for _, read in part]
@@ -284,13 +284,13 @@ def _refuse_what_has_no_use(args: argparse.Namespace, choosing: bool) -> None:
 
 
 def _refuse_the_input(output: Path, source: Path | None) -> None:
-    """Answers are written as they come: into their own queries, an interrupt would lose those not yet answered."""
+    """Raise `HartError` if the output is the input: an interrupt would lose the queries not yet answered."""
     if source is not None and output.is_file() and source.exists() and output.samefile(source):
         raise HartError(f"--output-file: {output} is the input file; give another one")
 
 
 def _load(folders: Sequence[str]) -> "Adaptation":
-    """One row for each folder."""
+    """One adaptation with an entry for each folder."""
     from hart.model.adaptation import Adaptation
 
     loaded = [Adaptation.from_pretrained(folder) for folder in folders]

@@ -1,8 +1,8 @@
-"""What commands print. Neither a terminal that cannot show a character nor a reader that went away costs a result.
+"""Printing of commands' output, robust against terminals that cannot show a character and readers that have gone.
 
-A command saves first and prints then, through these functions, and works on when nobody reads
-(`hart evaluate … | head`): only what had to be printed is lost, and the exit status says so. What goes nowhere but to
-standard output (the answers of `hart predict` without a file) is written by `answer`, which stops the command instead.
+A command saves its results before it prints them through these functions, and continues if the reader has gone
+(`hart evaluate … | head`): only printed output is lost, and the exit status says so. Results that only go to standard
+output (the answers of `hart predict` without a file) are written by `answer`, which stops the command instead.
 """
 
 import io
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 READABLE = 80
-"""Columns that tables take on a narrower terminal if their numbers need them; torn lines say less than wrapped ones."""
+"""Widest table on a narrower terminal: lines that the terminal wraps are clearer than a table with broken numbers."""
 NAME = 24
-"""Columns of a table's first column that are enough to tell its rows apart."""
+"""Width of a table's first column that suffices to distinguish its rows."""
 
 _left = False
-"""Whether the reader of standard output has gone away in this command."""
+"""Whether the reader of standard output has gone."""
 
 
 def prepare() -> None:
-    """Make standard output and standard error take every text: what they cannot show comes as `\\u65e5`."""
+    """Let standard output and standard error accept every text: characters they cannot show appear as `\\u65e5`."""
     global _left
     _left = False
-    if sys.stdout is None:  # closed by the caller: a file opened next must not get its number
+    if sys.stdout is None:  # closed by the caller: the next opened file must not get its descriptor
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")
@@ -41,7 +41,7 @@ def prepare() -> None:
 
 
 def finish() -> int:
-    """Empty standard output; the exit status of a command that has otherwise done all: 0, 1 without a reader, 2."""
+    """Flush standard output; returns the exit status of a successful command: 0, 1 without a reader, 2 on an error."""
     try:
         answer("")
     except BrokenPipeError:
@@ -53,7 +53,7 @@ def finish() -> int:
 
 
 def say(text: str, end: str = "\n") -> None:
-    """Print a line if someone still reads.
+    """Print a line unless the reader of standard output has gone.
 
     Raises:
         HartError: standard output cannot be written (a full disk).
@@ -65,11 +65,11 @@ def say(text: str, end: str = "\n") -> None:
 
 
 def answer(text: str) -> None:
-    """Print a text as it is, at once.
+    """Print a text unchanged and flush it.
 
     Raises:
-        BrokenPipeError: nobody reads any more.
-        HartError: as for `say`.
+        BrokenPipeError: the reader has gone.
+        HartError: as in `say`.
     """
     try:
         sys.stdout.write(text)
@@ -82,26 +82,26 @@ def answer(text: str) -> None:
 
 
 def tell(line: str) -> None:
-    """Print a line on standard error, whose absence is no reason to stop."""
+    """Print a line on standard error; a missing reader is ignored."""
     try:
         print(line, file=sys.stderr, flush=True)
     except (OSError, ValueError):
-        with suppress(OSError, ValueError):  # no file of the system, or closed
+        with suppress(OSError, ValueError):  # not a file, or closed
             _to_nowhere(sys.stderr)
 
 
 def show(*tables: "Table") -> None:
-    """Print tables; on a narrow terminal as wide as their numbers need.
+    """Print tables; on a narrow terminal in the width that their numbers need.
 
     Raises:
-        HartError: as for `say`.
+        HartError: as in `say`.
     """
     for table in tables:
         console(min(READABLE, _needs(table))).print(table)
 
 
 def console(least: int = READABLE // 2) -> "Console":
-    """A console on standard output that goes on without a reader, of at least so many columns."""
+    """A console on standard output with at least `least` columns, which continues without a reader."""
     from rich.console import Console
 
     class Printer(Console):
@@ -116,12 +116,12 @@ def console(least: int = READABLE // 2) -> "Console":
             self.quiet = True
             _leave()
 
-    # Some terminals report a width of 0, at which nothing at all would be printed.
+    # Some terminals report a width of 0, with which nothing would be printed.
     return Printer(width=max(least, Console().width))
 
 
 def _needs(table: "Table") -> int:
-    """Columns of a terminal that show all but the first column of a table whole."""
+    """Terminal width that shows all columns of a table completely, except for a first column longer than `NAME`."""
     from rich.cells import cell_len
 
     def longest(cells: Iterable[Any]) -> int:
@@ -138,7 +138,7 @@ def _leave() -> None:
 
 
 def _to_nowhere(stream: TextIO) -> None:
-    """What is still to be printed, and what waits in the buffer, vanishes without an error."""
+    """Redirect a stream to the null device, so that buffered and later output is dropped without an error."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)

@@ -1,4 +1,4 @@
-"""hart quickstart: the whole method with what the package brings, in a few minutes on two cores."""
+"""hart quickstart: train, evaluate, plot and adapt with the bundled base, in a few minutes on two cores."""
 
 import argparse
 from typing import Any

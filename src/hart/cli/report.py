@@ -1,4 +1,4 @@
-"""hart report: the runs of a study as one page."""
+"""hart report: one HTML page on the runs of a study."""
 
 import argparse
 from pathlib import Path
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _table(report: "CollectionReport") -> "Table":
-    """Scores of all rows with the difference and its interval over seeds."""
+    """A table of the scores of all rows, with the differences and their intervals over seeds."""
     from rich.table import Table
     from rich.text import Text
 

@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> None:
         cors_origins=tuple(args.cors_origin),
         strict=args.strict,
     )
-    # Before the model is loaded, which may take long.
+    # Opened before the model is loaded, which may take long.
     listener = _listen(args.host, args.port)
     store = Store(args.store, max_bytes=args.store_size * 1024**2)
     model = HartModel.from_pretrained(args.model, base=args.base, dtype=args.dtype, device=select_device(args.device))
@@ -151,8 +151,8 @@ def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family, backlog=2048)
-        # Connections inherit it. asyncio sets it only where a socket was made for TCP by name, and without it the
-        # second piece of a reply waits 40 ms for the client's acknowledgement of the first.
+        # Connections inherit TCP_NODELAY. asyncio sets it only for sockets with an explicit TCP protocol; without it,
+        # the second part of a reply waits 40 ms for the client's acknowledgement of the first.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listener
     except OSError as error:
@@ -169,16 +169,16 @@ def _serve(app: Any, listener: socket.socket, time_limit: float, root_path: str)
     config = uvicorn.Config(
         app,
         log_level="warning",
-        access_log=False,  # ours says more
+        access_log=False,  # our own has more fields
         root_path=root_path,
-        # Requests that came in are answered within the time limit, or not at all.
+        # Accepted requests are answered within the time limit, or not at all.
         timeout_graceful_shutdown=int(time_limit) + 5,
         limit_concurrency=2048,
-        # Longer than proxies keep idle connections (nginx: 60 s), so that none sends a request into one just closed.
+        # Longer than proxies keep idle connections (nginx: 60 s), so that none uses a connection just closed here.
         timeout_keep_alive=75,
         server_header=False,
     )
-    # uvicorn raises the signal again when all is finished; a server that ended as it was told has not failed.
+    # uvicorn raises the signal again at its end; a server stopped by SIGTERM has not failed.
     with on_sigterm():
         uvicorn.Server(config).run(sockets=[listener])
 

@@ -1,4 +1,4 @@
-"""hart sweep: several configurations and seeds, one table."""
+"""hart sweep: train and score several configurations and seeds, with one table."""
 
 import argparse
 from pathlib import Path

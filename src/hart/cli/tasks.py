@@ -1,4 +1,4 @@
-"""hart tasks: task files from tables, and a folder of them checked before it is trained on."""
+"""hart tasks: make task files from tables, and check a folder of them before training."""
 
 import argparse
 import json
@@ -190,7 +190,7 @@ def _refuse_what_has_no_use(args: argparse.Namespace) -> None:
 
 
 SHOWN = 5
-"""Tasks that `hart tasks make` tells of one by one."""
+"""Most tasks that `hart tasks make` reports one by one."""
 
 
 def _tell(made: "list[Made]", folder: Path, testing: set[str], *, drawn: bool, held_out: "Sequence[Task]" = ()) -> None:
@@ -292,7 +292,7 @@ _COLUMNS = {
     "same_definition": "tasks also in test",
     "same_rows": "rows also in test",
 }
-"""Field of `Counts` → how the table calls it."""
+"""Field of `Counts` → its label in the table."""
 
 
 def _show(report: "Report") -> None:
@@ -322,4 +322,4 @@ def _show(report: "Report") -> None:
 
 
 REFUSED = 20
-"""Lines of what is refused that the text shows."""
+"""Most lines on refused tasks in the text output."""

@@ -1,4 +1,4 @@
-"""hart train: a hypernetwork from a configuration file."""
+"""hart train: train a system from a configuration file."""
 
 import argparse
 import os
@@ -9,7 +9,7 @@ from hart.cli.printing import say, tell
 from hart.runtime.launch import is_first, is_one_of_several, run_hart
 
 OWN_OPTIONS = ("--help", "--device", "--processes")
-"""What is no field of a configuration (`hart.cli.options.split_overrides`)."""
+"""Options that are not fields of a configuration (`hart.cli.options.split_overrides`)."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -49,7 +49,7 @@ examples:
 
 def run(args: argparse.Namespace) -> int:
     if args.device == "cpu":
-        # accelerate takes a GPU where it sees one.
+        # Hides GPUs, which accelerate would use.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
     from hart.training.stopping import Stopped
