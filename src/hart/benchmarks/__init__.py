@@ -1,7 +1,8 @@
-"""What `hart bench` measures: figures of speed beside their targets and their limits (docs/performance.md).
+"""The benchmarks of `hart bench`: measured speed ratios with their targets and limits (docs/performance.md).
 
-One benchmark is one function of `Settings` that yields `Figure`s, with a row in `BENCHMARKS`. Weights are random, since
-the time of a pass does not depend on them; where text matters (evaluation, data), the bundled model and real tasks run.
+Each benchmark is a function of `Settings` that yields `Figure`s, listed in `benchmarks`. Weights are random, since the
+time of a pass does not depend on them; benchmarks that need text (evaluation, data) use the bundled model and real
+tasks.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,16 +20,16 @@ MIB = 1024**2
 
 @dataclass(frozen=True)
 class Settings:
-    """What a benchmark measures with.
+    """Settings of the benchmarks.
 
     Fields:
-        shape: one of `hart.benchmarks.models.SHAPES`; None for that of the benchmark.
-        batch: batch sizes; None for those of the benchmark.
-        tokens: of the demonstrations; queries and answers are in proportion to it (`scaled`).
-        repeats: of each pair, after one to warm up.
-        device, dtype: where and in which numbers.
+        shape: one of `hart.benchmarks.models.SHAPES`; None: the benchmark's own.
+        batch: batch sizes; None: the benchmark's own.
+        tokens: number of tokens of the demonstrations; queries and answers are proportional to it (`scaled`).
+        repeats: number of timed repeats of each pair, after a warm-up.
+        device, dtype: device and type of weights.
         data_dir: a clone of Super-NaturalInstructions for the benchmarks that read text; None: the bundled tasks.
-        plots: folder that pictures go to.
+        plots: folder for plots.
     """
 
     shape: str | None = None
@@ -45,7 +46,7 @@ class Settings:
         return getattr(torch, self.dtype)
 
     def scaled(self, tokens: int) -> int:
-        """A length that belongs to 1024 tokens of demonstrations, for as many as are set."""
+        """A length given for demonstrations of 1024 tokens, scaled to the number of tokens in these settings."""
         return max(2, tokens * self.tokens // 1024)
 
     def to_dict(self) -> dict[str, Any]:
@@ -54,16 +55,16 @@ class Settings:
 
 @dataclass(frozen=True)
 class Figure:
-    """One row of the table.
+    """One measured ratio: a row of the table.
 
     Fields:
-        name: what was measured; figures of one name replace each other in a file.
-        against: what it is compared with.
-        repeats: the ratio in each repeat, or its only value.
-        unit: written behind it.
-        target: what it should be, e.g. `("≤", 1.05)`; None where it is only reported.
-        limit: what bounds it, in words with a number.
-        variants: for each thing that was timed: its median seconds, and what was counted of it.
+        name: name of the measurement; in a file, a figure replaces an earlier one of the same name.
+        against: the alternative that it is compared with.
+        repeats: the ratio in each repeat, or a single value.
+        unit: unit of the value.
+        target: target of the value, e.g. `("≤", 1.05)`; None: it has no target.
+        limit: theoretical bound of the value, in words with a number.
+        variants: timed variant → its median seconds, counted GFLOP and peak memory.
         notes: further numbers.
     """
 
@@ -83,7 +84,7 @@ class Figure:
 
     @property
     def quartiles(self) -> tuple[float, float] | None:
-        """Between which half of the repeats lie; None for fewer than four."""
+        """Lower and upper quartile of the repeats; None for fewer than four repeats."""
         if len(self.repeats) < 4:
             return None
         lower, _, upper = quantiles(self.repeats, n=4, method="inclusive")
@@ -117,7 +118,7 @@ def summary(
 
 
 def measure(variants: Mapping[str, Run], settings: Settings) -> tuple[dict[str, list[float]], dict[str, Counter]]:
-    """Seconds of each variant in each repeat, and what it does, counted in a pass before them that warms up."""
+    """The seconds of each variant in each repeat, and the counts of a warm-up pass before them."""
     counts = {name: count(run) for name, run in variants.items()}
     return alternate(variants, settings.repeats, settings.device, warm_up=False), counts
 
@@ -132,9 +133,9 @@ def compare(
     limit: str = "",
     notes: Mapping[str, Any] | None = None,
 ) -> Figure:
-    """The figure of two variants, ours first: how long it takes in units of the other, or the inverse for a `≥`.
+    """The figure of two variants, ours first: the ratio of their times, or its inverse for a target with `≥`.
 
-    Without another `limit`, that is the ratio of their FLOPs.
+    The default `limit` is the ratio of their FLOPs.
     """
     times, counts = measure(variants, settings)
     ours, other = variants
@@ -152,7 +153,7 @@ def compare(
 
 def benchmarks() -> dict[str, Benchmark]:
     """Every benchmark by the name on the command line, in the order of the table."""
-    # Here, because the files import the names above.
+    # Imported here, because the files import the names above.
     from hart.benchmarks import answering, decoder_only, generating, growth, kinds, prefixes, text, training
 
     return {

@@ -1,4 +1,4 @@
-"""Answering queries with ready adaptations: against demonstrations in every input, and tasks mixed in one batch."""
+"""Speed of answering with finished adaptations: against demonstrations in every input, and with tasks in one batch."""
 
 import functools
 import math
@@ -14,15 +14,15 @@ from hart.model.adaptation import Adaptation
 from hart.model.main_model import MainModel
 
 QUERY, ANSWER = 96, 12
-"""Tokens; the means over the instances of Super-NaturalInstructions' test tasks are 95 and 11 (1.35 tokens a word)."""
+"""Tokens of query and answer; Super-NaturalInstructions' test tasks have 95 and 11 on average (1.35 tokens a word)."""
 
 
 @torch.no_grad()
 def against_in_context(settings: Settings) -> Iterator[Figure]:
-    """Queries per second with a ready adaptation, and of the same model with 1024 tokens in every input.
+    """Queries per second with a finished adaptation, and with demonstrations and query (1024 tokens) in every input.
 
-    Those 1024 tokens are the demonstrations that the hypernetwork has read, and the query. All queries are of one task.
-    Adapting is timed too, for the number of queries after which it has paid.
+    The hypernetwork reads the same demonstrations. All queries are of one task. Adapting is timed, too, for the number
+    of queries after which it takes less time in total.
     """
     config = t5_config(settings.shape or "t5-large")
     main = main_model(stock_model(config, settings.device, settings.torch_dtype))
@@ -64,7 +64,7 @@ def against_in_context(settings: Settings) -> Iterator[Figure]:
 
 @torch.no_grad()
 def in_half_precision(settings: Settings) -> Iterator[Figure]:
-    """The same weights in bfloat16 and in float32 (`settings.dtype` says nothing here): adapting, and answering."""
+    """Adapting and answering with weights in bfloat16 against float32; `settings.dtype` is ignored."""
     config = t5_config(settings.shape or "t5-large")
     task = torch.randint(1000, (1, settings.tokens), device=settings.device)
     query, answer = settings.scaled(QUERY), settings.scaled(ANSWER)
@@ -99,12 +99,12 @@ def _halved(what: str, runs: dict[str, Run], settings: Settings) -> Figure:
 
 @torch.no_grad()
 def mixed_tasks(settings: Settings) -> Iterator[Figure]:
-    """32 queries, two for each of 16 tasks: in one batch, and task after task. Adaptations are ready and kept."""
+    """32 queries, two for each of 16 tasks, in one batch against task after task, with precomputed adaptations."""
     config = t5_config(settings.shape or "t5-large")
     main = main_model(stock_model(config, settings.device, settings.torch_dtype))
     tasks, each = 16, 2
     answer = settings.scaled(ANSWER)
-    # As long as an average task of Super-NaturalInstructions (260 tokens): 16 of 1024 would be another question.
+    # The average length of a task of Super-NaturalInstructions (260 tokens); 16 memories of 1024 would be atypical.
     memory = settings.scaled(256)
     together = main.keep_memory(random_adaptation(main, tasks, memory, max_target_length=answer))
     apart = [together[row] for row in range(tasks)]

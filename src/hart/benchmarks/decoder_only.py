@@ -1,7 +1,7 @@
-"""Decoder-only main models: LoRA per row in generation, against demonstrations in context, and adapting.
+"""Speed of decoder-only main models: generation with a LoRA per row, against demonstrations in context; adapting.
 
-The main model is a Llama of the sizes of one stack of a T5 shape, and the hypernetwork a T5 of that shape. What is
-generated is LoRA, which servers of adapters take.
+The main model is a Llama with the sizes of one stack of a T5 shape, and the hypernetwork is a T5 of that shape, which
+generates LoRA, the kind that adapter servers support.
 """
 
 import functools
@@ -28,8 +28,11 @@ LORA = {"kind": "lora", "rank": RANK, "alpha": RANK, "targets": ["q", "v"]}
 
 @torch.no_grad()
 def decoder_only(settings: Settings) -> Iterator[Figure]:
-    """A Llama, by default of the size of T5-Base's decoder: 16 tasks in one generation, beside PEFT's mixed batches;
-    queries per second beside demonstrations in every input; the hypernetwork's pass; and a memory in front."""
+    """The figures for a Llama, by default of the size of T5-Base's decoder.
+
+    They are generation for 16 tasks in one batch against PEFT's mixed batches, queries per second against
+    demonstrations in every input, the hypernetwork's pass, and a memory in front of the tokens.
+    """
     shape = settings.shape or "t5-base"
     stock = _llama(shape, settings)
     main = _main_model(stock)
@@ -39,7 +42,7 @@ def decoder_only(settings: Settings) -> Iterator[Figure]:
 
 
 def _per_row(settings: Settings, main: MainModel, stock: LlamaForCausalLM) -> Iterator[Figure]:
-    """PEFT has the same matrices loaded as 16 adapters and gets their names with the batch; logits agree."""
+    """Generation with a LoRA per row, against PEFT with the same matrices as 16 adapters; the logits agree."""
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
@@ -125,7 +128,7 @@ def _against_in_context(settings: Settings, main: MainModel, shape: str) -> Iter
 
 
 def _memory_in_front(settings: Settings, main: MainModel) -> Iterator[Figure]:
-    """What a memory in front adds to generation, its keys and values made at each call, or kept."""
+    """The time that a memory in front adds to generation, with its keys and values computed at each call or kept."""
     query, answer = settings.scaled(QUERY), settings.scaled(ANSWER)
     tokens = settings.tokens - query
     plain = random_adaptation(main, 1, 0, peft=[LORA], max_target_length=answer)
@@ -151,7 +154,7 @@ def _memory_in_front(settings: Settings, main: MainModel) -> Iterator[Figure]:
 
 
 def _llama(shape: str, settings: Settings) -> LlamaForCausalLM:
-    """As `transformers` has it, in eval mode, with half as many heads of keys and values as of queries."""
+    """A stock Llama in eval mode, with half as many key and value heads as query heads."""
     t5 = t5_config(shape)
     config = LlamaConfig(
         vocab_size=t5.vocab_size,

@@ -1,4 +1,4 @@
-"""The pass of the hypernetwork: HART's against HyperTuning's, against its matrix products alone, steps with cache."""
+"""Speed of the hypernetwork's pass: HART against HyperTuning, against its matrix products, and with a cache."""
 
 import functools
 from collections.abc import Iterator
@@ -19,10 +19,10 @@ from hart.runtime.third_party.transformers import T5Stack
 
 @torch.no_grad()
 def hypernetwork_pass(settings: Settings) -> Iterator[Figure]:
-    """One pass over demonstrations, autoregressive states against one shared state.
+    """One pass over demonstrations with autoregressive states, against one shared state.
 
-    Encoder, decoder blocks and number of generated parameters are the same. The machine's rate is that of a product of
-    the encoder's feed-forward, timed in the same turns.
+    Encoder, decoder blocks and number of generated parameters are the same. The machine's rate is that of a matrix
+    product of the encoder's feed-forward, timed in the same repeats.
     """
     config = t5_config(settings.shape or "t5-large", vocabulary=1000)
     networks = {
@@ -56,7 +56,7 @@ def hypernetwork_pass(settings: Settings) -> Iterator[Figure]:
         read = [
             weight.numel() * weight.element_size()
             for name, weight in networks["HART"].named_parameters()
-            # Cross-attention's maps of the memory act once, not in every step.
+            # Cross-attention's maps of the memory run once, not in every step.
             if name.startswith("decoder.")
             and not name.endswith(("EncDecAttention.k.weight", "EncDecAttention.v.weight"))
         ]
@@ -84,7 +84,7 @@ def hypernetwork_pass(settings: Settings) -> Iterator[Figure]:
 
 @torch.no_grad()
 def cached_steps(settings: Settings) -> Iterator[Figure]:
-    """The decoder's steps and all heads on an encoded task: keys and values kept between steps, or computed anew."""
+    """The decoder's steps and all heads on an encoded task, with a key/value cache against without."""
     config = t5_config(settings.shape or "t5-large", vocabulary=1000)
     network = hypernetwork(config, device=settings.device, dtype=settings.torch_dtype)
     assert isinstance(network.scheme, Autoregressive)
@@ -110,7 +110,7 @@ def _blocks(network: HyperNetwork, scheme: Any, memory: Tensor, mask: Tensor) ->
 
 
 def uncached(scheme: Autoregressive, decoder: T5Stack, memory: Tensor, mask: Tensor) -> Tensor:
-    """The states of HART's scheme, bottom up, with the whole sequence decoded anew in each step."""
+    """The states of HART's scheme, bottom up, with the whole sequence decoded again in each step."""
     bias = relative_bias(decoder, scheme.layers * scheme.stacks)
     step_of = torch.arange(bias.shape[-1], device=bias.device) // scheme.stacks
     bias = bias.masked_fill(step_of[:, None] < step_of[None, :], torch.finfo(bias.dtype).min)

@@ -1,7 +1,7 @@
-"""How the cost grows: seconds and FLOPs against layers, demonstrations' tokens, prefix length, batch and tasks.
+"""Growth of the cost: seconds and FLOPs against layers, tokens of demonstrations, prefix length, batch and tasks.
 
-Exponents are fitted to the logarithms by least squares. Small sizes have an exponent below that of large ones, because
-what does not grow is still a part of them; the pictures show both.
+Exponents are fitted to the logarithms by least squares. At small sizes, constant costs lower the exponent; the plots
+show all sizes.
 """
 
 import math
@@ -27,7 +27,7 @@ QUERIES = 16
 
 @torch.no_grad()
 def growth(settings: Settings) -> Iterator[Figure]:
-    """The pass of HART's hypernetwork along each axis, and answering 16 queries of more and more tasks."""
+    """The pass of HART's hypernetwork along each axis, and answering 16 queries of an increasing number of tasks."""
     found: dict[str, dict[str, list[float]]] = {}
     for axis, (sizes, build) in _axes(settings).items():
         runs = {str(size): build(size) for size in sizes}
@@ -49,7 +49,7 @@ def growth(settings: Settings) -> Iterator[Figure]:
 
 
 def _axes(settings: Settings) -> dict[str, tuple[Sequence[int], Callable[[int], Run]]]:
-    """Axis → the sizes along it, and what runs at one of them."""
+    """Axis → its sizes, and the function that makes the run of one size."""
     shape = settings.shape or "t5-small"
     device, dtype, tokens = settings.device, settings.torch_dtype, settings.tokens
 
@@ -76,5 +76,5 @@ def _axes(settings: Settings) -> dict[str, tuple[Sequence[int], Callable[[int], 
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
-    """k of the power law c · size^k that fits the values best, in logarithms."""
+    """The exponent k of the power law c · size^k, fitted by least squares in logarithms."""
     return linear_regression([*map(math.log, sizes)], [*map(math.log, values)]).slope

@@ -1,4 +1,4 @@
-"""LoRA that differs per row of a batch: generated, against PEFT's mixed batches of loaded adapters."""
+"""Speed of a LoRA per row of a batch: generated LoRA against PEFT's mixed batches of loaded adapters."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,9 +15,9 @@ RANK, TASKS = 16, 16
 
 @torch.no_grad()
 def lora_per_row(settings: Settings) -> Iterator[Figure]:
-    """A forward pass of 16 rows with LoRA of rank 16 on the queries and values of self-attention, another for each row.
+    """A forward pass of 16 rows, each with its own LoRA of rank 16 on queries and values of self-attention.
 
-    PEFT has the same matrices loaded as 16 adapters and gets their names with the batch. Logits are checked to agree.
+    PEFT has the same matrices as 16 adapters, named per row. The logits are checked to agree.
     """
     try:
         from peft import LoraConfig, get_peft_model

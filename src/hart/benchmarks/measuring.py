@@ -1,8 +1,8 @@
-"""How the benchmarks measure: pairs timed in turn, and counts that do not depend on the machine.
+"""Measurement for the benchmarks: variants timed in turn, and counts that do not depend on the machine.
 
-Every repeat times each variant once, one after the other, so that a machine that slows down slows all of them; every
-second repeat in reverse, so that none always comes first. Ratios are medians of the ratios within a repeat. FLOPs,
-operations and memory are counted while a pass runs once.
+Every repeat times each variant once, so that a slower machine slows all of them; every second repeat runs in reverse
+order, so that no variant always comes first. A figure is the median of the ratios within each repeat. FLOPs, operations
+and memory are counted in one separate pass.
 """
 
 import gc
@@ -23,12 +23,13 @@ from hart.runtime.third_party.torch import CPU_ATTENTION, TorchDispatchMode
 
 Run = Callable[[], Any]
 
-# By name. Not torch's FlopCounterMode, whose hooks on modules fail on a parameter that is expanded without gradients.
+# Operation name → FLOP formula. torch's FlopCounterMode has hooks on modules, which fail on expanded parameters
+# without gradients.
 FORMULAS: dict[str, Callable[..., int]] = {str(name): made for name, made in {**flop_registry, **CPU_ATTENTION}.items()}
 
 
 def seconds(run: Run, device: str) -> float:
-    """Wall time of one call; on a GPU until its work is done."""
+    """Wall time of one call in seconds; on a GPU until its work is done."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -53,20 +54,20 @@ def alternate(
 
 
 def ratios(times: Mapping[str, list[float]], numerator: str, denominator: str) -> list[float]:
-    """One variant's time in units of another's, in each repeat."""
+    """The ratio of two variants' times in each repeat."""
     return [a / b for a, b in zip(times[numerator], times[denominator], strict=True)]
 
 
 class Counter(TorchDispatchMode):
-    """Counts what runs within: a context manager.
+    """A context manager that counts the operations, FLOPs and memory of its block.
 
     Attributes:
-        calls: how often each operation ran, by name, e.g. `aten.bmm`.
-        flops: of matrix products and attention, two for each multiplication and addition, by torch's formulas.
-        allocated: bytes of all tensors that operations have made.
-        live, peak: bytes of those that exist now, and the most that existed at once. Scratch memory inside an
-            operation is not seen; weights and other tensors from before do not count.
-        largest: bytes of the largest single tensor that was made, by the operation that made it.
+        calls: operation name, e.g. `aten.bmm` → number of calls.
+        flops: FLOPs of matrix products and attention by torch's formulas, two for each multiplication and addition.
+        allocated: bytes of all tensors made by operations.
+        live, peak: bytes of those that exist now, and the maximum at any time. Scratch memory inside an operation,
+            weights and other earlier tensors are not counted.
+        largest: operation name → bytes of the largest tensor that it made.
     """
 
     def __init__(self) -> None:
@@ -104,12 +105,12 @@ class Counter(TorchDispatchMode):
 
 
 def place(tensor: Tensor) -> int:
-    """What two views of the same memory have in common."""
+    """The address of a tensor's storage, which views of the same memory share."""
     return tensor.untyped_storage().data_ptr()
 
 
 def tensors_in(values: Any) -> Iterator[Tensor]:
-    """Those among arguments or results of an operation."""
+    """The tensors among (nested) arguments or results of an operation."""
     if isinstance(values, Tensor):
         yield values
     elif isinstance(values, list | tuple | dict):
@@ -118,7 +119,7 @@ def tensors_in(values: Any) -> Iterator[Tensor]:
 
 
 def count(run: Run) -> Counter:
-    """What one call does; its result is dropped before this returns."""
+    """The counts of one call, whose result is dropped."""
     gc.collect()
     counter = Counter()
     with counter:
@@ -128,14 +129,14 @@ def count(run: Run) -> Counter:
 
 
 def products(rows: int, inner: int, columns: int, device: str, dtype: torch.dtype) -> tuple[Run, int]:
-    """A matrix product of a layer's size to time a machine with, and its FLOPs."""
+    """A matrix product of a layer's size, for timing the machine, and its FLOPs."""
     left = torch.randn(rows, inner, device=device, dtype=dtype)
     right = torch.randn(columns, inner, device=device, dtype=dtype)
     return lambda: torch.nn.functional.linear(left, right), 2 * rows * inner * columns
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Where a figure was measured."""
+    """The machine and versions with which a figure was measured."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -149,7 +150,7 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """Name of the CPU, with the features that decide the speed of matrix products."""
+    """Name of the CPU, with the features that determine the speed of matrix products."""
     capability = torch.backends.cpu.get_cpu_capability()
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:

@@ -27,16 +27,16 @@ SHAPES: dict[str, dict[str, int]] = {
     "t5-large": {"d_model": 1024, "d_kv": 64, "d_ff": 2816, "num_heads": 16, "num_layers": 24},
     "t5-xl": {"d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_heads": 32, "num_layers": 24},
 }
-"""T5 v1.1's sizes, one for tests, and one for a quick look, which is T5 small with as many heads as fill its width."""
+"""The sizes of T5 v1.1, one for tests, and one for quick runs: T5 small with enough heads to fill its width."""
 
 PREFIX_LENGTH = 32
-"""App. 8.1.2."""
+"""Prefix length p (App. 8.1.2)."""
 
 PREFIX: dict[str, Any] = {"kind": "prefix", "length": PREFIX_LENGTH}
 
 
 class Numbers:
-    """A tokenizer whose texts are token numbers; what is none is unknown to it."""
+    """A tokenizer of texts that consist of token numbers; other words are unknown."""
 
     pad_token_id, eos_token_id, unk_token_id = 0, 1, 2
 
@@ -71,17 +71,17 @@ def t5_config(shape: str, vocabulary: int = VOCABULARY, **sizes: int) -> T5Confi
 def stock_model(
     config: T5Config, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> T5ForConditionalGeneration:
-    """A main model as `transformers` has it, in eval mode; its answers never end before their longest length."""
+    """A stock T5 in eval mode, whose answers always have the maximum length."""
     with torch.device("meta"):
         model = T5ForConditionalGeneration(config)
-    model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight))  # new models share it
+    model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight))  # new models tie it
     draw(model, device, dtype)
     model.generation_config = GenerationConfig(decoder_start_token_id=0, pad_token_id=0, eos_token_id=None)
     return model.eval().requires_grad_(False)
 
 
 def twin(model: T5ForConditionalGeneration) -> T5ForConditionalGeneration:
-    """Another model with the same weights in memory, whose attention functions may differ."""
+    """Another model that shares the weight tensors, for other attention functions."""
     with torch.device("meta"):
         other = T5ForConditionalGeneration(copy.deepcopy(model.config))
     other.load_state_dict(model.state_dict(), assign=True)
@@ -105,9 +105,9 @@ def hypernetwork(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> HyperNetwork:
-    """A hypernetwork for T5s of its own configuration, or for main models of another shape.
+    """A hypernetwork for main models of shape `main`; None: T5s of its own configuration.
 
-    `decoder_layers` are cut to those there are.
+    `decoder_layers` is at most the number of layers in `config`.
     """
     network_config = HyperNetworkConfig(
         t5={name: getattr(config, name) for name in T5_FIELDS},
@@ -123,7 +123,7 @@ def hypernetwork(
 
 @torch.no_grad()
 def draw(module: nn.Module, device: str, dtype: torch.dtype) -> nn.Module:
-    """Give a module on the meta device weights that keep activations finite."""
+    """Materialise a module on the meta device, with random weights that keep activations finite."""
     nn.Module.to(module, dtype)
     module.to_empty(device=device)
     for parameter in module.parameters():
@@ -142,7 +142,7 @@ def random_adaptation(
     peft: Sequence[Mapping[str, Any]] = (PREFIX,),
     max_target_length: int = 128,
 ) -> Adaptation:
-    """What a hypernetwork could have generated for some tasks; without memory if that has no tokens."""
+    """A random adaptation to some tasks, in the shapes that a hypernetwork generates; no memory for 0 memory tokens."""
     kinds = build_kinds(peft)
     like = main.model.get_input_embeddings().weight
     sizes = row_blocks(kinds, main.shape)

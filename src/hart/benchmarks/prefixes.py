@@ -1,4 +1,4 @@
-"""The main model with prefixes: what they add to a stock `transformers` model, and PEFT's Prefix-Tuning beside it."""
+"""Speed of the main model with prefixes, against a stock `transformers` model and against PEFT's Prefix-Tuning."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -18,9 +18,9 @@ LABELS, NEW_TOKENS = 32, 32
 
 @torch.no_grad()
 def against_stock(settings: Settings) -> Iterator[Figure]:
-    """Forward pass and greedy generation with prefixes in both stacks, one set of them for the batch.
+    """Forward pass and greedy generation with one set of prefixes in both stacks, against the stock model.
 
-    The stock model has PyTorch's attention, its default. Query of 384 tokens, answer of 32.
+    The stock model has PyTorch's attention, its default. Queries have 384 tokens, answers 32.
     """
     model = stock_model(t5_config(settings.shape or "t5-large"), settings.device, settings.torch_dtype)
     main = main_model(model)
@@ -44,7 +44,7 @@ def against_stock(settings: Settings) -> Iterator[Figure]:
 
 @torch.no_grad()
 def against_peft(settings: Settings) -> Iterator[Figure]:
-    """Prefixes in the decoder alone, which is what PEFT's Prefix-Tuning gives a T5, of the same length."""
+    """Prefixes in the decoder only, against PEFT's Prefix-Tuning of a T5 with prefixes of the same length."""
     try:
         from peft import PrefixTuningConfig, TaskType, get_peft_model
     except ImportError:
@@ -87,7 +87,7 @@ def _inputs(settings: Settings, batch: int) -> dict[str, Tensor]:
 
 
 def _uses(settings: Settings, inputs: dict[str, Tensor]) -> dict[str, Callable[[Any], Any]]:
-    """Name → what is done with a model: once the whole of it, once its greedy generation."""
+    """Name → use of a model: its forward pass, and its greedy generation."""
 
     def forward(model: Any) -> None:
         model(**inputs, use_cache=False)

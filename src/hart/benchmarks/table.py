@@ -1,4 +1,4 @@
-"""The figures as a table, and as a file that later runs add to."""
+"""Output of the figures as a table, and as a file to which later runs add."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from hart.runtime.files import read_json, write_json
 
 
 def table(figures: Sequence[Figure]) -> Table:
-    """One row per figure: value, the quartiles of its repeats, target, whether it is met, and the limit."""
+    """A table with one row per figure: value, quartiles of its repeats, target, whether it is met, and limit."""
     shown = Table()
     for column in ("what", "against", "measured", "target", "", "limit"):
         shown.add_column(column, overflow="fold", justify="right" if column in ("measured", "target") else "left")
@@ -29,10 +29,10 @@ def table(figures: Sequence[Figure]) -> Table:
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
-    """The figures of a file by name; none if there is no such file.
+    """The figures of a file by name; empty if there is no such file.
 
     Raises:
-        HartError: the file is something else.
+        HartError: the file has other content.
     """
     if not path.exists():
         return {}
@@ -45,9 +45,9 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
 def merge(
     path: Path, known: Mapping[str, Any], figures: Sequence[Figure], settings: Settings, command: str
 ) -> dict[str, Any]:
-    """Write the figures that were known and the new ones, which replace those of the same name, and return them all.
+    """Write the known and the new figures, which replace those of the same name, and return all of them.
 
-    Each keeps the command, settings and environment that it was measured with.
+    Each figure has the command, settings and environment of its measurement.
     """
     about = {"command": command, "settings": settings.to_dict(), "environment": environment(settings.device)}
     every = {**known, **{figure.name: {**figure.to_dict(), **about} for figure in figures}}

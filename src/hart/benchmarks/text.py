@@ -1,6 +1,6 @@
-"""Where the time goes around the networks: a whole evaluation, and the data of training. The bundled model, real text.
+"""The time outside the networks: a whole evaluation, and the data of training, with the bundled model and real text.
 
-The bundled model is the hardest case: beside a larger one the time of tokenisation, scoring and drawing counts less.
+The bundled model is the hardest case: with a larger model, tokenisation, scoring and sampling take a smaller share.
 """
 
 import functools
@@ -29,16 +29,16 @@ from hart.training.config import RunConfig, TrainingConfig
 from hart.training.train import training_examples
 
 INSTANCES, BUNDLED_INSTANCES = 100, 20
-"""Of each test task: of Super-NaturalInstructions what its benchmark takes, and of the 28 bundled ones."""
+"""Instances per test task: the benchmark's number in Super-NaturalInstructions, and that of the 28 bundled tasks."""
 BATCH, QUERIES_PER_TASK = 32, 4
-"""Of `configs/mini`."""
+"""Batch size and queries per task of `configs/mini`."""
 
 
 def evaluation(settings: Settings) -> Iterator[Figure]:
-    """An evaluation of the test tasks from task files in memory to scores, and what its parts take.
+    """An evaluation of the test tasks, from task files in memory to scores, and the time of its parts.
 
-    Generation is the main model's work: its encoder, the memory's projection, its decoding steps,
-    and what `transformers` does between them.
+    Generation is the main model's part: its encoder, the memory's projection, its decoding steps, and the work of
+    `transformers` between them.
     """
     model = HartModel.from_pretrained("mini", device=settings.device)
     instances = INSTANCES if settings.data_dir else BUNDLED_INSTANCES
@@ -89,7 +89,7 @@ def evaluation(settings: Settings) -> Iterator[Figure]:
 
 
 def data_pipeline(settings: Settings) -> Iterator[Figure]:
-    """Share of a training step of the bundled sizes that is spent waiting for its batch of 32, without data workers."""
+    """Share of a training step of the bundled sizes that is spent on its batch of 32, without data workers."""
     peft = [{"kind": "prefix", "length": 8}]
     model_config = ModelConfig(base="mini-base", decoder_layers=2, peft=peft)
     lengths = {"max_demonstrations_length": 384, "max_query_length": 192, "max_target_length": 48}
@@ -111,7 +111,7 @@ def data_pipeline(settings: Settings) -> Iterator[Figure]:
         ready = time.perf_counter()
         train({name: batch[name].to(settings.device) for name in _INPUTS})
         done = time.perf_counter()
-        if number:  # the first one warms up
+        if number:  # the first step is a warm-up
             times["waiting"].append(ready - start)
             times["step"].append(done - ready)
     waited = [100 * a / (a + b) for a, b in zip(times["waiting"], times["step"], strict=True)]
@@ -141,7 +141,7 @@ def _collection(settings: Settings) -> str:
 
 @contextmanager
 def _clocked(owner: Any, name: str) -> Iterator[list[float]]:
-    """Within, calls of `owner.name` add their seconds to a list."""
+    """A context in which calls of `owner.name` append their seconds to the yielded list."""
     function = getattr(owner, name)
     own = name in vars(owner)
     elapsed: list[float] = []

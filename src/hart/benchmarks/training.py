@@ -1,4 +1,4 @@
-"""A training step: HART's against HyperTuning's, and against fine-tuning the main model on the same tokens."""
+"""Speed of a training step: HART against HyperTuning, and against fine-tuning the main model on the same tokens."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ ALPHA = 1.0
 
 
 def training_step(settings: Settings) -> Iterator[Figure]:
-    """Forward, backward and an AdamW step: demonstrations of 1024 tokens, one query of 96 each, answers of 16.
+    """A training step (forward, backward, AdamW) on demonstrations of 1024, a query of 96 and an answer of 16 tokens.
 
     Fine-tuning reads demonstrations and query in one input, so the tokens are the same.
     """
@@ -39,7 +39,7 @@ def training_step(settings: Settings) -> Iterator[Figure]:
             steps[name] = functools.partial(train, read)
         tuned = step(HartModel(_main(model, trained=True), None, train_main=True), 0.0)
         steps["full fine-tuning"] = functools.partial(tuned, long)
-        # The first step, which also makes the optimizer's state, is the one that is counted.
+        # The counted pass is the first step, which also creates the optimizer's state.
         times, counts = measure(steps, settings)
         variants = summary(times, counts)
         name = f"training step, HART, {settings.shape or 't5-base'}, batch {batch}"
@@ -61,7 +61,7 @@ def training_step(settings: Settings) -> Iterator[Figure]:
 
 
 def step(system: HartModel, alpha: float) -> Callable[[dict[str, Tensor]], None]:
-    """Optimizer steps as `hart.training.train` takes them, without what surrounds them there; takes a batch."""
+    """A function of a batch that makes one optimizer step as in `hart.training.train`."""
     system.train()
     optimizer = torch.optim.AdamW([p for p in system.parameters() if p.requires_grad], lr=1e-5)
     consistency = SlotConsistency()
