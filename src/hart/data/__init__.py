@@ -1,1 +1,1 @@
-"""Tasks, their text and tokens, and the random examples to train on."""
+"""Tasks, their texts and tokens, and the sampled training examples."""

@@ -1,6 +1,6 @@
-"""What a collection is: the tasks of one benchmark, or text to pre-train on, and how models read them.
+"""The interface of collections: the tasks of one benchmark, or text to pre-train on, and how models read them.
 
-A new collection is one file with a subclass, and its row in `hart.data.collections`; the contract tests find it there.
+A new collection is one file with a subclass and an entry in `hart.data.collections`, where the contract tests find it.
 """
 
 from abc import ABC, abstractmethod
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
 
 class Collection(ABC):
-    """What a configuration names as `data.collection`; the attributes are the defaults of most.
+    """A collection of tasks, named in `data.collection`; class attributes are common defaults.
 
     Attributes:
-        name: in configurations and on the command line.
-        hub_name: data set of the hub that stands in for a folder; None: it comes with the package.
-        prompt_format: how its tasks are written (`hart.data.prompts`).
+        name: name in configurations and on the command line.
+        hub_name: data set on the hub that replaces a folder; None: the collection comes with the package.
+        prompt_format: format of its tasks' texts (`hart.data.prompts`).
         input_eos: whether the main model's input ends with the end-of-sequence token.
         has_demonstrations: whether its tasks have fixed demonstrations; else they are sampled from the instances.
         has_subsets: whether `data.train_subsets` and `data.test_subsets` choose among its tasks.
-        has_validation: whether it has a validation split of its own; else training tasks are set aside for it.
+        has_validation: whether it has its own validation split; else training tasks are set aside for it.
         limits_length: whether tasks longer than `data.max_average_length` are left out of training.
         is_text: whether it is text to pre-train on instead of tasks.
-        test_instances: of each task that an evaluation takes unless it is told how many; None: all.
+        test_instances: default number of instances per task in an evaluation; None: all.
     """
 
     name: str
@@ -50,15 +50,15 @@ class Collection(ABC):
         Validation tasks never occur in training.
 
         Raises:
-            HartError: no such split, missing or malformed files.
+            HartError: there is no such split, or files are missing or malformed.
         """
 
     def other_definition(self, task: Task) -> str | None:
-        """The definition of one of its tasks in other words, where there are any."""
+        """The definition of one of its tasks in other words; None if there is no other wording."""
         return None
 
     def problems(self, data: "DataConfig") -> Iterator[tuple[str, str]]:
-        """Fields of `data` that contradict this collection, and what is wrong with each."""
+        """Fields of `data` that contradict this collection, each with an error message."""
         if not self.has_subsets:
             for name in ("train_subsets", "test_subsets"):
                 if getattr(data, name) is not None:
@@ -82,11 +82,11 @@ class Collection(ABC):
                 yield "demonstration_groups", "must be 1 where num_demonstrations is 0: groups would be empty"
 
     def training_unit(self, task: Task) -> str:
-        """What `data.training_tasks` counts: all tasks that it names alike come together, or not at all."""
+        """The unit that `data.training_tasks` counts; tasks with the same unit are drawn together."""
         return task.name
 
     def sampling_size(self, task: Task) -> int:
-        """What counts as the task's size when tasks are drawn in proportion to it."""
+        """The task's size for proportional task sampling."""
         return len(task.instances)
 
     def examples(
@@ -104,12 +104,13 @@ class Collection(ABC):
         """The training examples of a whole run, in the order of its steps.
 
         Args:
-            tokenizer: of the main model.
-            reader: of the hypernetwork, if it is another one.
-            teacher: how a teacher reads the task before each query, if there is one; of text, all before the target.
+            tokenizer: tokenizer of the main model.
+            reader: tokenizer of the hypernetwork, if it differs.
+            teacher: input format of a teacher, if there is one: it reads the task before each query; in pre-training,
+                all text before the target.
 
         Raises:
-            HartError: tasks (or text) that cannot be used.
+            HartError: tasks or texts cannot be used.
         """
         return TrainingDataset(
             tasks,

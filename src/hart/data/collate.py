@@ -1,4 +1,4 @@
-"""Training examples to padded batches of tensors. Padding is on the right throughout."""
+"""Collation of training examples into padded batches of tensors; padding is always on the right."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from hart.data.sampling import Example
 
 IGNORED_LABEL = -100
-"""Label of padding, which no loss counts (the convention of torch's cross entropy)."""
+"""Label of padding, which losses ignore (the convention of torch's cross entropy)."""
 
 
 class Collator:
@@ -18,16 +18,16 @@ class Collator:
     Returns a dict of int64 tensors, with m = ``queries_per_task``:
 
     - ``demo_ids`` [b/m, s] and ``demo_mask`` [b/m, s], only if the examples have demonstrations; row
-      g belongs to the queries m·g to m·(g+1) − 1. Where one has several groups: [b/m, groups, s]
+      g belongs to the queries m·g to m·(g+1) − 1. If a task has several groups: [b/m, groups, s]
     - ``query_ids`` [b, t] and ``query_mask`` [b, t]
     - ``teacher_ids`` [b, x] and ``teacher_mask`` [b, x], only if a teacher reads the examples
     - ``labels`` [b, u], padded with -100
     - ``slots`` [b], index of each example in the data set
     - ``task_index`` [b]
 
-    `demo_pad_token_id` is for a hypernetwork whose tokenizer is not the main model's.
+    `demo_pad_token_id` is the padding of a hypernetwork with its own tokenizer.
 
-    Masks are 1 on tokens and 0 on padding. s, t, x and u are the longest of the batch.
+    Masks are 1 on tokens and 0 on padding. s, t, x and u are the largest lengths in the batch.
     """
 
     def __init__(self, pad_token_id: int, *, queries_per_task: int = 1, demo_pad_token_id: int | None = None) -> None:
@@ -64,9 +64,9 @@ def pad(
 def pad_groups(
     tasks: Sequence[Sequence[Sequence[int]]], padding: int, device: torch.device | None = None
 ) -> tuple[Int[Tensor, "n *g s"], Int[Tensor, "n *g s"]]:
-    """Token ids of tasks in groups, and their mask: ``[n, s]`` where no task has two groups, else ``[n, g, s]``.
+    """Token ids of tasks in groups, and their mask: ``[n, s]`` if every task has one group, else ``[n, g, s]``.
 
-    A task with fewer groups has rows of padding behind them.
+    A task with fewer groups has rows of padding after them.
     """
     most = max(map(len, tasks))
     rows = [row for groups in tasks for row in [*groups, *[[]] * (most - len(groups))]]

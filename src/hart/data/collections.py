@@ -1,4 +1,4 @@
-"""The collections, and from the `data` section of a configuration to lists of tasks."""
+"""The registry of collections, and loading of the tasks that a `data` section names."""
 
 from typing import TYPE_CHECKING, Literal
 
@@ -20,7 +20,7 @@ COLLECTIONS: dict[str, Collection] = {
     for each in (SuperNaturalInstructions(), P3(), Procedural(), Needle(), Segments("four"), Segments("three"))
 }
 
-# What a configuration may say; type checkers cannot read a table.
+# The names allowed in configurations, written out for type checkers.
 if TYPE_CHECKING:
     CollectionName = str
 else:
@@ -28,17 +28,17 @@ else:
 
 
 def load_tasks(data: "DataConfig", split: str) -> list[Task]:
-    """The tasks of `split` ("train", "validation" or "test"), as `Collection.load`; of training `data.training_tasks`.
+    """The tasks of `split` ("train", "validation" or "test"); for training at most `data.training_tasks` units.
 
     Raises:
-        HartError: fewer training tasks than asked for, or as `Collection.load`.
+        HartError: as in `Collection.load`, or there are fewer training units than `data.training_tasks`.
     """
     tasks = data.source.load(data, split)
     return tasks if split != "train" or data.training_tasks is None else _some(tasks, data, data.training_tasks)
 
 
 def _some(tasks: list[Task], data: "DataConfig", number: int) -> list[Task]:
-    """Those of `number` units, drawn in an order that `data.seed` alone decides: few are among many."""
+    """The tasks of `number` units in an order drawn by `data.seed`: smaller draws are subsets of larger ones."""
     units = sorted({data.source.training_unit(task) for task in tasks})
     if number > len(units):
         raise HartError(f"data.training_tasks: {number} of {len(units)} that {data.collection} has; ask for fewer")

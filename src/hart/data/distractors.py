@@ -1,7 +1,7 @@
-"""Distractors: queries that have nothing to do with a task, and that an adapted model is to answer as its base does.
+"""Distractors: queries unrelated to a task, which an adapted model should answer as its base does.
 
-An adaptation harms what the base can do besides (interference: Doc-to-LoRA, Table 8). The cure is a share of the
-training's queries that are none of the task's, with the un-adapted base's answer as target (ours).
+Adaptation degrades other abilities of the base (interference: Doc-to-LoRA, Table 8). To prevent this, a share of the
+training queries are distractors with the un-adapted base's answer as target (ours).
 """
 
 from collections.abc import Sequence
@@ -14,22 +14,22 @@ from hart.errors import HartError
 from hart.runtime.files import parse_json
 
 HELD_OUT = 10
-"""Of so many distractors the last is never trained on: it tells how well a trained model leaves others alone."""
+"""Every tenth distractor is held out from training, for the robustness evaluation."""
 
 ENDINGS = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")
 
 
 class WithDistractors(Examples):
-    """Examples, a share of them with a distractor in place of their query and its target.
+    """Training examples, in a share of which a distractor replaces query and target.
 
-    What the hypernetwork reads stays; a teacher reads the distractor alone, so it has to be the base. Example i is a
-    function of (seed, i) alone, as the examples themselves are.
+    The hypernetwork's input is unchanged; a teacher reads only the distractor, so it must be the base. Example i is a
+    pure function of (seed, i), as in the wrapped examples.
 
     Args:
-        examples: of tasks.
+        examples: examples of tasks.
         pool: tokens of each distractor and of its target.
-        share: of the examples, from 0 to 1.
-        seed: of the draws.
+        share: share of the examples, from 0 to 1.
+        seed: seed of the draws.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class WithDistractors(Examples):
 
     def __getitem__(self, index: int) -> Example:
         example = self._examples[index]
-        # A counter of its own: no stream of the examples begins with this word.
+        # With its own counter, which no stream of the examples has.
         stream = numbered_stream(self._seed, index, (0, 0, 1, 0))
         if stream.random() >= self._share:
             return example
@@ -58,13 +58,14 @@ class WithDistractors(Examples):
 
 
 def read_distractors(path: str | Path) -> tuple[list[str], list[str]]:
-    """The different distractors of a file: those to train on, and every `HELD_OUT`-th, which is for asking the model.
+    """The distinct distractors of a file: those for training, and every `HELD_OUT`-th one, for evaluation.
 
     Args:
-        path: a text with a query a line, or JSON lines with `input`; either may be gzipped.
+        path: a text with one query per line, or JSON lines with `input`; either may be gzipped.
 
     Raises:
-        HartError: another ending, a file that cannot be read, a row without a query, or fewer rows than `HELD_OUT`.
+        HartError: the file has another ending, cannot be read, has a row without a query, or fewer rows than
+            `HELD_OUT`.
     """
     path = Path(path)
     check_file(path)

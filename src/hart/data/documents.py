@@ -1,9 +1,9 @@
-"""Documents of text files, by number: each file is read through once, and then only where a document is asked for.
+"""Random access to the documents of text files, after one pass through each file.
 
-Where the usable documents of a file begin is kept in the cache (`hart.runtime.files.cache_folder`), 8 bytes each, for
-all processes and later runs: a continued run does not read again what lies before its place, and workers that need
-every n-th document do not parse those in between. Files of the hub are downloaded one by one into the hub's cache,
-when the first of their documents is due.
+The positions of a file's usable documents are kept in the cache (`hart.runtime.files.cache_folder`), 8 bytes each, for
+all processes and later runs: a resumed run does not read earlier documents again, and workers that need every n-th
+document do not parse those between. Files of the hub are downloaded one by one into the hub's cache, when their first
+document is needed.
 """
 
 import hashlib
@@ -29,16 +29,16 @@ from hart.runtime.files import cache_folder, parse_json, write_bytes
 logger = logging.getLogger(__name__)
 
 TRIES = 6
-"""Of a download; 1, 2, 4, 8 and 16 seconds lie between them."""
+"""Attempts of a download, with pauses of 1, 2, 4, 8 and 16 seconds."""
 _LARGE = 2**30
 
 
 class TextFile(Protocol):
-    """A file of documents, on this machine or not yet."""
+    """A file of documents, local or still to be downloaded."""
 
     @property
     def key(self) -> str:
-        """What changes when the content does."""
+        """A text that changes with the content."""
         ...
 
     def fetch(self) -> Path: ...
@@ -68,10 +68,10 @@ class HubFile:
         return f"{self.repository}@{self.revision}/{self.name}"
 
     def fetch(self) -> Path:
-        """The file in the hub's cache, downloaded if it is not there; a network that fails is given some time.
+        """The file in the hub's cache, downloaded if it is missing, with `TRIES` attempts.
 
         Raises:
-            HartError: it stays out of reach.
+            HartError: the download failed.
         """
         from huggingface_hub import constants, hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -79,7 +79,7 @@ class HubFile:
         for failed in range(1, TRIES + 1):
             try:
                 return Path(hf_hub_download(self.repository, self.name, repo_type="dataset", revision=self.revision))
-            except Exception as error:  # the hub's client has many; all mean that there is no file
+            except Exception as error:  # the hub's client raises many types; each means that there is no file
                 absent = isinstance(error, EntryNotFoundError | RepositoryNotFoundError)
                 lasting = absent and not isinstance(error, LocalEntryNotFoundError)
                 if failed == TRIES or lasting or constants.HF_HUB_OFFLINE:
@@ -97,10 +97,11 @@ def local_files(paths: Sequence[Path]) -> list[TextFile]:
 
 
 def hub_files(name: str, config: str | None) -> list[TextFile]:
-    """The training files of a data set of the hub (or of a folder that `datasets` reads), in their order.
+    """The training files of a data set on the hub (or of a folder that `datasets` reads), in order.
 
     Raises:
-        HartError: it cannot be reached and the cache has none of it, or its files are neither JSON lines nor parquet.
+        HartError: the hub cannot be reached and its cache has no files of it, or they are neither JSON lines nor
+            parquet.
     """
     import datasets  # an import of seconds
 
@@ -129,7 +130,7 @@ _JSON = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 
 def _refuse_gaps(name: str, files: Sequence[Path]) -> None:
-    """Of numbered files the first ones may be there alone, since they are read in order."""
+    """Raise `HartError` if a numbered file is cached without those before it, as files are read in order."""
     for expected, path in enumerate(files):
         match = re.search(r"\.(\d+)-of-\d+\.", path.name)
         if match and int(match[1]) != expected:
@@ -137,23 +138,23 @@ def _refuse_gaps(name: str, files: Sequence[Path]) -> None:
 
 
 class Documents:
-    """The documents of files that have at least `least_words` words, by number.
+    """Numbered access to the documents of files with at least `least_words` words.
 
-    `skipped` is how many others there are in the files that were read.
+    `skipped` is the number of other documents in the files that were read.
 
     Raises:
-        HartError: a file that cannot be read, or a line without a text; told when the file's first document is due.
+        HartError: a file cannot be read, or a line has no text; raised when the file's first document is needed.
     """
 
     def __init__(self, files: Sequence[TextFile], least_words: int) -> None:
         self._files = list(files)
         self._least_words = least_words
-        self._ends: list[int] = []  # of each file that is known: number of usable documents up to its end
+        self._ends: list[int] = []  # for each known file: number of usable documents up to its end
         self.skipped = 0
         self._open: tuple[int, int, _Places, _Reader] | None = None
 
     def text(self, number: int) -> str | None:
-        """The document; None if there are not as many."""
+        """The document with this number; None if there are fewer."""
         while number >= (self._ends[-1] if self._ends else 0):
             if len(self._ends) == len(self._files):
                 return None
@@ -161,7 +162,7 @@ class Documents:
             self.skipped += places.skipped
             self._ends.append((self._ends[-1] if self._ends else 0) + len(places.offsets))
         at = bisect_right(self._ends, number)
-        # A forked worker shares the place in an open file with its parent, so it opens files of its own.
+        # A forked worker opens its own files, because open ones share their position with the parent.
         if self._open is None or self._open[:2] != (os.getpid(), at):
             file = self._files[at]
             places = self._places(file)
@@ -173,7 +174,7 @@ class Documents:
 
     @property
     def count(self) -> int | None:
-        """How many there are, once all files are known."""
+        """Number of documents; None until all files are known."""
         return self._ends[-1] if len(self._ends) == len(self._files) else None
 
     def _places(self, file: TextFile) -> "_Places":
@@ -191,7 +192,7 @@ class Documents:
         except OSError as error:
             logger.debug("not remembered: %s", error)
             return self._find(file.fetch())
-        try:  # one process reads the file, the others wait for what it finds
+        try:  # one process reads the file, the others wait for its result
             found = _Places.load(path)
             if found is None:
                 found = self._find(file.fetch())
@@ -201,7 +202,7 @@ class Documents:
         return found
 
     def _find(self, path: Path) -> "_Places":
-        """Reads the file through."""
+        """Find the positions of the usable documents by reading the whole file."""
         check_file(path)
         if path.stat().st_size > _LARGE:
             logger.warning("%s: is read through once, to know where its documents are", path)
@@ -218,19 +219,19 @@ class Documents:
                 continue
             offsets.append(offset)
         if bad:
-            # One document of millions must not end a run.
+            # A bad document among millions must not end a run.
             more = f", as are {len(bad) - 1} more of the file" if len(bad) > 1 else ""
             logger.warning("%s; it is left out%s", bad[0], more)
         return _Places(np.array(offsets, dtype=np.int64), skipped + len(bad))
 
     def __getstate__(self) -> dict[str, Any]:
-        # Open files cannot go to a worker, which opens its own.
+        # Open files cannot be sent to a worker, which opens its own.
         return {**self.__dict__, "_open": None}
 
 
 @dataclass(frozen=True)
 class _Places:
-    """Where the usable documents of a file are, and how many others it has."""
+    """The positions of a file's usable documents, and the number of skipped ones."""
 
     offsets: np.ndarray
     skipped: int
@@ -249,7 +250,7 @@ class _Places:
             found = np.load(path, mmap_mode="r")
             return cls(found[1:], int(found[0]))
         except (OSError, ValueError, EOFError, IndexError):
-            return None  # not known yet, or a damaged file, which is replaced
+            return None  # unknown yet, or a damaged file, which will be replaced
 
 
 class _Reader(Protocol):
@@ -257,7 +258,7 @@ class _Reader(Protocol):
 
 
 class _LineReader:
-    """Lines of a file by the place of their first byte; going back in an archive starts it again."""
+    """Access to the lines of a file by the position of their first byte; going back in an archive restarts it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -273,7 +274,7 @@ class _LineReader:
 
 
 class _ParquetReader:
-    """Rows of a parquet file by their number; the row group that was asked for last is in memory."""
+    """Access to the rows of a parquet file by number; the last used row group is in memory."""
 
     def __init__(self, path: Path) -> None:
         import pyarrow.parquet

@@ -1,4 +1,4 @@
-"""The hub's cache, for machines without a network."""
+"""Use of the hub's cache on machines without a network."""
 
 import logging
 from pathlib import Path
@@ -9,14 +9,14 @@ logger = logging.getLogger(__name__)
 
 
 def cached_snapshot(name: str, revision: str | None = None) -> Path | None:
-    """The folder of a data set's files that the hub's cache holds, if there is any; nothing is loaded.
+    """The folder of a data set in the hub's cache; None if there is none. Nothing is downloaded.
 
-    Said is that it may be a part of the data set, which nothing in the cache can tell.
+    A warning says that only cached files are used, as the cache does not record whether they are complete.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    # Of no file, since only a whole snapshot counts as complete, and where it is is all that is asked.
+    # No file is requested, because only the folder is needed and a partial snapshot would be an error.
     nothing = ["."]
     try:
         found = snapshot_download(
@@ -35,6 +35,6 @@ def cached_snapshot(name: str, revision: str | None = None) -> Path | None:
 
 
 def unreachable(name: str, verb: str, error: Exception, instead: str) -> HartError:
-    """One line for the many errors of the hub's client."""
+    """A `HartError` of one line for any error of the hub's client."""
     reason = first_line(error)
     return HartError(f"{name}: cannot be {verb} ({reason}); {instead}")

@@ -1,4 +1,4 @@
-"""Lengths of a task's instances in tokens: the average (App. 8.1.3), and how many are longer than a limit."""
+"""Lengths of a task's instances in tokens: the average (App. 8.1.3), and the number above a limit."""
 
 import hashlib
 import json
@@ -18,16 +18,16 @@ from hart.runtime.fingerprints import tokenizer_digest
 logger = logging.getLogger(__name__)
 
 SAMPLE = 1000
-"""Instances whose average is taken, evenly spaced over the task."""
+"""Most instances in the average length of a task, evenly spaced."""
 LOOKED_AT = 100
-"""Instances of a task that are compared with the limits: all of them under the usual cap."""
+"""Most instances of a task that are compared with the limits: all of them under the usual cap."""
 
 
 def average_length(task: Task, tokenizer: Tokenizer, identity: str | None = None) -> float:
     """Mean tokens of input and first reference together, over at most `SAMPLE` instances.
 
-    `identity` is the tokenizer's digest, where a caller has it already. The result is kept in `cache_folder` under a
-    name made of the texts and the tokenizer, so it is never out of date.
+    `identity` is the tokenizer's digest, if the caller has it. The result is cached in `cache_folder` under a hash of
+    texts and tokenizer, so it is never outdated.
     """
     sample = _spread(task, SAMPLE)
     texts = [text for instance in sample for text in (instance.input, instance.references[0])]
@@ -38,7 +38,7 @@ def average_length(task: Task, tokenizer: Tokenizer, identity: str | None = None
     try:
         return float(json.loads(path.read_text(encoding="utf-8"))["average"])
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # not measured yet, or a damaged file, which is replaced
+        pass  # not measured yet, or a damaged file, which will be replaced
     tokens: Any = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]  # type: ignore[arg-type]
     average = 2 * fmean(len(ids) for ids in tokens)
     try:
@@ -49,16 +49,16 @@ def average_length(task: Task, tokenizer: Tokenizer, identity: str | None = None
 
 
 def _spread(task: Task, most: int) -> Sequence[Instance]:
-    """At most so many instances, evenly spaced."""
+    """At most `most` instances, evenly spaced."""
     count = len(task.instances)
     return [task.instances[i * count // most] for i in range(most)] if count > most else task.instances
 
 
 def tell_long(tasks: Sequence[Task], tokenizer: Tokenizer, form: InputFormat) -> None:
-    """Warn once how many queries, and once how many targets, are longer than their limit and will be cut.
+    """Warn once about queries and once about targets that are longer than their limit and will be cut.
 
-    Of queries behind demonstrations, which have no limit of their own, nothing is said. At most `LOOKED_AT` instances
-    of each task that has them in memory are looked at, evenly spaced.
+    Queries with demonstrations in the same input have no limit of their own and are not checked. Of each task with its
+    instances in memory, at most `LOOKED_AT` evenly spaced ones are checked.
     """
     seen = {task.label: _spread(task, LOOKED_AT) for task in tasks if isinstance(task.instances, tuple)}
     sampled = any(len(task.instances) > LOOKED_AT for task in tasks if task.label in seen)
@@ -68,7 +68,7 @@ def tell_long(tasks: Sequence[Task], tokenizer: Tokenizer, form: InputFormat) ->
         ("queries", inputs, form.max_query_length),
         ("targets", targets, form.max_target_length),
     ):
-        # A text has hardly ever more tokens than bytes, so most need not be cut into tokens to know.
+        # A text hardly ever has more tokens than bytes, so most texts need no tokenisation.
         possible = [(label, text) for label, own in texts.items() for text in own if len(text.encode()) >= limit - 1]
         if not possible:
             continue
@@ -90,10 +90,10 @@ def tell_long(tasks: Sequence[Task], tokenizer: Tokenizer, form: InputFormat) ->
 def without_long(
     tasks: Sequence[Task], tokenizer: Tokenizer, max_average_length: int
 ) -> tuple[list[Task], dict[str, float]]:
-    """The tasks whose average length is at most that, and name → average of the others.
+    """The tasks whose average length is at most `max_average_length`, and name → average of the other tasks.
 
     Raises:
-        HartError: none is left.
+        HartError: no task is left.
     """
     identity = tokenizer_digest(tokenizer)
     averages = {task.name: average_length(task, tokenizer, identity) for task in tasks}

@@ -1,9 +1,9 @@
-"""The needle collection: each task is a text of facts of its own, each query asks for one of them.
+"""The needle collection: each task is a text of facts, and each query asks for one of them.
 
-The text is the task's definition, so that only the hypernetwork reads it; the query names the key alone. What the
-generated weights do not hold, no answer can have. Texts have `LENGTHS` tokens with the tokenizer of `mini-base`, a
-length each in turn, and the length is the task's category: evaluations report each by itself. Pairs are drawn at
-random, so that nothing but the text tells a value, and no text of one split is one of another.
+The text is the task's definition, which only the hypernetwork reads; the query only names the key. So an answer can
+only come from the adaptation. The texts' lengths cycle through `LENGTHS`, in tokens of the tokenizer of `mini-base`;
+the length is the task's category, which evaluations report separately. Pairs are drawn at random, so that a value can
+only be known from its text, and the splits share no text.
 """
 
 from dataclasses import replace
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 LENGTHS = (32, 64, 128, 256)
 TOKENS_PER_FACT = 4  # key, verb, value, full stop
-FRAME = 8  # tokens around the facts: what `hart.data.prompts` writes, and the end of sequence
+FRAME = 8  # tokens around the facts: the frame of `hart.data.prompts`, and the end of sequence
 TASKS = {"train": 4000, "validation": 40, "test": 40}
 _SPLIT_SEEDS = {"train": 0, "validation": 1, "test": 2}
 
@@ -29,9 +29,9 @@ KEYS = tuple(sorted({*NAMES, *PLACES, *DAYS, *ALL_WORDS}))
 
 
 def build_task(index: int, split: str) -> Task:
-    """The task of that number: a text of different keys and a value for each, and a query for each key.
+    """The task with number `index`: a text of distinct keys with their values, and a query for each key.
 
-    Its one demonstration asks for the first fact; `data.num_demonstrations: 0` leaves the text alone.
+    Its only demonstration asks for the first fact; with `data.num_demonstrations: 0` only the text is shown.
     """
     rng = np.random.default_rng((_SPLIT_SEEDS[split], index))
     length = LENGTHS[index % len(LENGTHS)]
@@ -56,7 +56,7 @@ class Needle(Collection):
     has_validation = True
 
     def load(self, data: "DataConfig", split: str) -> list[Task]:
-        """Of the validation split the first `data.validation_tasks` (0: all); of a task's queries the first ones."""
+        """As `Collection.load`; the first `data.validation_tasks` validation tasks (0: all), first queries of each."""
         if split not in TASKS:
             raise HartError(f"needle: split '{split}' is unknown; use one of {', '.join(TASKS)}")
         count, cap = TASKS[split], data.max_test_instances if split == "test" else data.max_train_instances

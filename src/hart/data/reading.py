@@ -1,4 +1,4 @@
-"""Files and texts as users have them: what cannot be read, or is no text, is told in one line that names it."""
+"""Reading of users' files and texts, with errors of one line that name the file."""
 
 import gzip
 import zlib
@@ -10,15 +10,15 @@ from hart.errors import HartError
 from hart.runtime.files import refuse_lfs_pointer
 
 CONVERT = 'convert the file (iconv -f WINDOWS-1252 -t UTF-8 FILE; Excel saves "CSV UTF-8")'
-"""The way out where a text is not UTF-8."""
+"""Advice for a text that is not UTF-8."""
 
 
 def check_text(text: str, where: str) -> str:
-    """The text itself.
+    """Check that a text can be encoded as UTF-8, and return it.
 
     Raises:
-        HartError: it cannot be written as UTF-8. JSON can spell half of a surrogate pair, and arguments that are not
-            UTF-8 become such halves; no tokenizer takes them.
+        HartError: it has a lone surrogate, which no tokenizer accepts. JSON escapes and command-line arguments that are
+            not UTF-8 can produce one.
     """
     try:
         text.encode()
@@ -32,7 +32,7 @@ def check_text(text: str, where: str) -> str:
 
 
 def check_file(path: Path) -> None:
-    """Raise `HartError` if that is a folder, cannot be opened, or is what Git LFS left in place of the file."""
+    """Raise `HartError` if `path` is a folder, cannot be opened, or is a Git LFS pointer."""
     try:
         path.open("rb").close()
     except OSError as error:
@@ -41,7 +41,7 @@ def check_file(path: Path) -> None:
 
 
 class Line(NamedTuple):
-    """A line that is not blank: its number from 1, its first byte's place in the (unpacked) file, and its text."""
+    """A non-blank line: its number from 1, the position of its first byte in the unpacked file, and its text."""
 
     number: int
     offset: int
@@ -49,22 +49,22 @@ class Line(NamedTuple):
 
 
 def open_bytes(path: Path) -> BinaryIO:
-    """The file for reading, unpacked if its name ends in `.gz`."""
+    """The file, opened for reading, and decompressed if its name ends in `.gz`."""
     return cast(BinaryIO, gzip.open(path) if path.suffix == ".gz" else path.open("rb"))
 
 
 def read_lines(path: Path) -> Iterator[Line]:
-    """The lines that are not blank, of a text that may be gzipped and may begin with a byte order mark.
+    """The non-blank lines of a text file, which may be gzipped and may begin with a byte order mark.
 
     Raises:
-        HartError: `check_file`, a damaged archive, or a text that is not UTF-8.
+        HartError: as in `check_file`, or the archive is damaged, or the text is not UTF-8.
     """
     check_file(path)
     number = offset = 0
     try:
         with open_bytes(path) as lines:
             for number, line in enumerate(lines, start=1):
-                # Only a line feed ends a line: the characters that Python counts among line ends may stand in JSON.
+                # Only a line feed ends a line, as JSON texts may have Python's other line ends.
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                 if text.strip():
                     yield Line(number, offset, text)

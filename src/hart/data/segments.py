@@ -1,9 +1,9 @@
-"""Pre-training as data: documents cut into what the hypernetwork reads, a query and its answer (§4.1).
+"""Pre-training data: documents cut into segments for the hypernetwork, a query and its answer (§4.1).
 
 HyperTuning-PT: "Each input string is split into four chunks of predefined length. The hypernetwork takes the first
 and fourth chunk as input … The main model takes the second chunk as input to predict the third chunk." HINT: "Each
 input string is split into three random-length chunks", for hypernetwork, main model and prediction in this order. The
-training loop is the one for tasks; only the examples differ.
+training loop is the same as for tasks; only the examples differ.
 """
 
 import logging
@@ -35,13 +35,13 @@ Kind = Literal["four", "three"]
 
 PATTERNS = ("*.json.gz", "*.jsonl.gz", "*.json", "*.jsonl")
 LEAST_TOKENS = 4
-"""Of a segment, unless its limit is lower."""
+"""Least number of tokens of a segment, unless its limit is lower."""
 LEAST_WORDS = 4 * LEAST_TOKENS
-"""Of a document. A word has at least one token, so every segment can have its share."""
+"""Least number of words of a document. A word has at least one token, so every segment gets `LEAST_TOKENS`."""
 
 
 class Segments(Collection):
-    """Text to pre-train on, cut into segments; there are no tasks in it."""
+    """The collection of text to pre-train on, cut into segments; it has no tasks."""
 
     hub_name = DEFAULT_HUB_NAME
     is_text = True
@@ -93,35 +93,36 @@ class Segments(Collection):
 class SegmentDataset(Examples):
     """`length` examples cut from a stream of documents.
 
-    Example i is a pure function of (seed, i): the i-th usable document, cut by a random stream of its own. Documents
-    with fewer than 16 words, and those that hold half of a surrogate pair, are left out. When all documents are used up
-    the first one follows, with other cuts wherever the kind leaves a choice. How files are read: `hart.data.documents`.
+    Example i is a pure function of (seed, i): the i-th usable document, cut by its own random stream. Documents with
+    fewer than 16 words or with a lone surrogate are left out. After the last document the first one follows, with other
+    random cuts. Files are read by `hart.data.documents`.
 
-    - `four`: A, B, C, D follow each other. Of a document of n tokens, or `max_document_tokens` if it is longer, B and C
-      have a quarter each, at most the limits of query and target. A and D share the rest equally, at most the limit of
-      the hypernetwork's input, and go to it as one sequence, A before D. The four start at random where the document
-      is longer than they are together.
+    - `four`: consecutive segments A, B, C, D. Of n tokens (those of the document, at most `max_document_tokens`), B and
+      C have a quarter each, at most the limits of query and target. A and D share the rest equally, at most the limit
+      of the hypernetwork's input, which is A followed by D. If the document is longer than the four segments, they
+      start at a random place.
     - `three`: a window of at most `max_document_tokens`, at a random place of the document, is cut at two random
-      places; each segment has at least 4 tokens. Then each is cut to its limit without a gap between them: a query that
-      is too long leaves its beginning to the hypernetwork's segment, that one loses its beginning, the target its end.
+      places; each segment has at least 4 tokens. Then each is cut to its limit without a gap between them: the
+      beginning of a too long query goes to the hypernetwork's segment, which loses its own beginning; a too long target
+      loses its end.
 
     Args:
-        tokenizer: of the main model.
-        form: whose limits the segments have, end-of-sequence token included.
+        tokenizer: tokenizer of the main model.
+        form: input format with the limits of the segments, including the end-of-sequence token.
         directory: folder of files in C4's layout: one JSON object with `text` per line, gzipped or not, read in the
-            order of their names. None: the hub data set `hub_name`, downloaded file by file when they are due.
-        hub_name: stands in for a folder.
+            order of their names. None: the hub data set `hub_name`, downloaded file by file when needed.
+        hub_name: hub data set that replaces a folder.
         kind: `four` or `three`.
-        length: examples of a whole run: steps × global batch size.
-        seed: of all cuts.
+        length: number of examples of a whole run: steps × global batch size.
+        seed: seed of all cuts.
         max_document_tokens: size of the window.
-        teacher: how a teacher reads, if there is one: what stands before the target, as one text, without its beginning
-            where that is longer than the limit.
+        teacher: input format of a teacher, if there is one. It reads all text before the target; a text longer than the
+            limit loses its beginning.
 
     Raises:
-        HartError: an unknown kind, no such folder, no files in it, a damaged file, a line without `text`, only too
-            short documents, or a hub that cannot be reached. All of it here, but for what is wrong behind the first
-            file with a usable document, which is told by the example that reaches it.
+        HartError: the kind is unknown, the folder is missing or empty, a file is damaged, a line has no `text`, all
+            documents are too short, or the hub cannot be reached. Errors after the first file with a usable document
+            are raised by the example that reaches them.
     """
 
     def __init__(
@@ -144,7 +145,7 @@ class SegmentDataset(Examples):
         if max_document_tokens < LEAST_WORDS:
             raise HartError(f"max_document_tokens: must be at least {LEAST_WORDS}, not {max_document_tokens}")
         self.source = str(directory) if directory is not None else hub_name
-        # Messages name the tasks of a batch; here there is one, which stands for the text.
+        # A single task stands for the text, as messages name the tasks of a batch.
         self.tasks = (Task("Continue the text.", [("", "")], name=f"text of {self.source}"),)
         self._tokenizer = tokenizer
         config = HUB_CONFIG if hub_name == DEFAULT_HUB_NAME else None
@@ -162,7 +163,7 @@ class SegmentDataset(Examples):
         )
         self._window = max_document_tokens
         self._taught = None if teacher is None else teacher.max_demonstrations_length - len(self._begin) - 1
-        self._document(0)  # now, so that a wrong folder is told before a run begins
+        self._document(0)  # read now, so that a wrong folder fails before a run begins
 
     def __len__(self) -> int:
         return self._length
@@ -174,7 +175,7 @@ class SegmentDataset(Examples):
         text = self._document(index)
         end = [self._tokenizer.eos_token_id]
         tokens = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        # A tokenizer may drop words of control characters alone: too rare a document to read on for.
+        # A tokenizer may drop words that are only control characters; such rare documents are padded.
         tokens = tokens + end * (LEAST_WORDS - len(tokens))
         rng = numbered_stream(self._seed, index)
         read, query, target, after = self._cut(tokens, self._window, self._form, rng)
@@ -186,12 +187,12 @@ class SegmentDataset(Examples):
             slot=int(index),
             task_index=0,
         )
-        if self._taught is not None:  # what follows the target would tell it
+        if self._taught is not None:  # without the text after the target, which would reveal it
             example["teacher_ids"] = begin + (read + query)[-self._taught :] + end
         return example
 
     def _document(self, index: int) -> str:
-        """The usable document of example `index`; after the last one comes the first."""
+        """The usable document of example `index`; the last one is followed by the first."""
         if (text := self._documents.text(index)) is not None:
             return text
         count = self._documents.count
@@ -209,12 +210,12 @@ class SegmentDataset(Examples):
 
     @property
     def skipped(self) -> int:
-        """Documents that are too short or no text, in the files that were read."""
+        """Number of documents that are too short or not text, in the files that were read."""
         return self._documents.skipped
 
 
 Cut = tuple[list[int], list[int], list[int], list[int]]
-"""Tokens for the hypernetwork that precede the query; of the query, of the target; for the hypernetwork behind it."""
+"""Tokens of the hypernetwork's segment before the query, of query, target, and the hypernetwork's segment after it."""
 
 
 def _cut_four(tokens: list[int], window: int, form: InputFormat, rng: np.random.Generator) -> Cut:
@@ -231,7 +232,7 @@ def _cut_four(tokens: list[int], window: int, form: InputFormat, rng: np.random.
 def _cut_three(tokens: list[int], window: int, form: InputFormat, rng: np.random.Generator) -> Cut:
     start = int(rng.integers(max(0, len(tokens) - window) + 1))
     end = min(len(tokens), start + window)
-    # Two places among what the least sizes of the three leave free.
+    # Two random places among the tokens beyond the least sizes of the three segments.
     free = end - start - 3 * LEAST_TOKENS
     first, second = np.sort(rng.integers(free + 1, size=2)).tolist()
     target = start + second + 2 * LEAST_TOKENS

@@ -3,11 +3,11 @@
 A folder is laid out as a clone of allenai/natural-instructions: ``tasks/<name>.json`` and the lists
 ``splits/default/{train,test}_tasks.txt``, one task name a line. These lists are the English track
 (757 training and 119 test tasks in release 2.6); the excluded tasks and the cross-lingual lists are
-not read. On the hub a row is one instance with one of its references, beside the definition and the
-first two positive examples of its task; rows are grouped back into tasks.
+not read. On the hub a row is one instance with one of its references, the definition and the first
+two positive examples of its task; rows are grouped into tasks again.
 
-Which instances count follows the published protocol: for training at most 100 per task after a
-shuffle, for testing the first 100 in file order (the official test files are shuffled already).
+The instances follow the published protocol: for training at most 100 per task after a shuffle, for
+testing the first 100 in file order (the official test files are shuffled already).
 """
 
 from array import array
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hart.data.config import DataConfig
 
 DEFAULT_HUB_NAME = "jayelm/natural-instructions"
-"""The hub copy that keeps the positive examples; the rows of most others have no demonstrations."""
+"""A hub copy with the positive examples; most other copies have no demonstrations."""
 
 Split = Literal["train", "validation", "test"]
 
@@ -37,7 +37,7 @@ class SuperNaturalInstructions(Collection):
     hub_name = DEFAULT_HUB_NAME
 
     def load(self, data: "DataConfig", split: str) -> list[Task]:
-        """Validation tasks are `data.validation_tasks` of the training tasks."""
+        """As `Collection.load`; validation tasks are `data.validation_tasks` of the official training tasks."""
         return load_sni(
             data.dir,
             split,
@@ -57,18 +57,18 @@ def load_sni(
     validation_tasks: int = 0,
     hub_name: str = DEFAULT_HUB_NAME,
 ) -> list[Task]:
-    """Load the tasks of a split, each with the instances that count.
+    """Load the tasks of a split, with their instances by the published protocol.
 
     Args:
         data_dir: folder in the official layout; None loads ``hub_name`` from the hub.
         split: "train", "validation" or "test". Validation tasks are ``validation_tasks`` of the
             official training tasks, drawn by ``seed`` and then never part of "train".
-        max_instances: limit per task (the paper's line of work: 100); None keeps all.
-        seed: which validation tasks, and which instances of a training or validation task.
+        max_instances: limit per task (100 in Tk-Instruct and later work); None: all.
+        seed: seed of the choice of validation tasks, and of training and validation instances.
 
     Returns:
-        Tasks in the order of the split's list. Training and validation instances are shuffled,
-        each task by (seed, its name), so a task keeps its instances whatever else is loaded.
+        The tasks in the order of the split's list. Training and validation instances are shuffled by
+        (seed, task name), so a task has the same instances whatever other tasks are loaded.
 
     Raises:
         HartError: no such split; a folder, list or task file is missing or malformed; a task has
@@ -96,7 +96,7 @@ def load_sni(
 
 
 def instances_that_count(name: str, available: int, official: str, most: int | None, seed: int) -> list[int]:
-    """Positions of the instances of a task that a split ("train" or "test") takes, in the order that it takes them."""
+    """Indices of the task's instances in an official split ("train" or "test"), in order: at most `most`."""
     order = range(available)
     if official == "train":
         order = named_stream(seed, "instances", name).permutation(available).tolist()
@@ -104,10 +104,10 @@ def instances_that_count(name: str, available: int, official: str, most: int | N
 
 
 def validation_names(names: list[str], number: int, seed: int, source: str) -> set[str]:
-    """Which of the training tasks are set aside for validation.
+    """The names of the training tasks that are set aside for validation.
 
     Raises:
-        HartError: none would be left to train on.
+        HartError: no training task would be left.
     """
     if not 0 <= number < len(names):
         raise HartError(
@@ -118,7 +118,7 @@ def validation_names(names: list[str], number: int, seed: int, source: str) -> s
 
 
 class _Source(Protocol):
-    """The tasks of one official split, wherever they are kept."""
+    """The tasks of one official split, from a folder or the hub."""
 
     source: str
     names: list[str]
@@ -126,7 +126,7 @@ class _Source(Protocol):
     def count_instances(self, name: str) -> int: ...
 
     def task(self, name: str, instances: list[int]) -> Task:
-        """The named task with those of its instances, in that order."""
+        """The named task with the instances of these indices, in this order."""
         ...
 
 
@@ -155,7 +155,7 @@ class _Folder:
                 f"{split_list}: names no task; write one task name a line"
                 f"{' (hart tasks make --test-tasks sets some aside)' if official == 'test' else ''}"
             )
-        # All names before any file: a long load should not end in a message about its last task.
+        # All names are checked before any file is read, so that a missing last task fails early.
         self._files = {name: task_file(folder, name) for name in self.names}
         for name, file in self._files.items():
             if not file.is_file():
@@ -163,7 +163,7 @@ class _Folder:
         self._last: tuple[str, Task] | None = None
 
     def _read(self, name: str) -> Task:
-        # A task is counted, then taken: keep the last one, files have up to 6,500 instances.
+        # A task is counted, then read: the last file is kept, as files have up to 6,500 instances.
         if self._last is None or self._last[0] != name:
             self._last = (name, Task.from_file(self._files[name]))
         return self._last[1]
@@ -179,14 +179,14 @@ class _Folder:
 class _Hub:
     """Rows of the hub copy: task_name, id, definition, inputs, targets, pos_<k>_{input,output,…}.
 
-    Rows of one instance follow each other, one per reference. There are millions of rows, so only
-    the row where each instance begins is held in memory.
+    Rows of one instance are adjacent, one per reference. There are millions of rows, so only the
+    first row number of each instance is in memory.
     """
 
     def __init__(self, hub_name: str, official: str) -> None:
         self.source = f"{hub_name} ({official})"
         self._rows = _load_rows(hub_name, official)
-        self._starts = array("q")  # first row of each instance, and at the end the number of rows
+        self._starts = array("q")  # first row of each instance; the last entry is the number of rows
         self._instances: dict[str, array[int]] = {}  # task -> its positions in _starts
         previous = ("", "")
         for offset, batch in zip(
@@ -253,7 +253,7 @@ def _load_rows(hub_name: str, official: str) -> Any:
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         instead = "give the folder of a clone of allenai/natural-instructions instead (data.dir)"
         failed = unreachable(hub_name, f"loaded from the hub, split '{official}'", error, instead)
-        # `datasets` knows what it prepared itself, not what was downloaded for it.
+        # `datasets` only finds data sets that it has prepared, not files in the hub's cache.
         folder = cached_snapshot(hub_name) if isinstance(error, OSError) else None
         if folder is None:
             raise failed from error

@@ -1,4 +1,4 @@
-"""The layout of Super-NaturalInstructions: files of tasks, and the lists of those to train and to test on."""
+"""The folder layout of Super-NaturalInstructions: task files, and the lists of training and test tasks."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,16 +20,16 @@ def task_file(folder: Path, name: str) -> Path:
 
 
 def read_list(path: Path) -> list[str]:
-    """The names in a list of tasks, each once.
+    """The distinct names in a list of tasks.
 
     Raises:
-        HartError: it cannot be read.
+        HartError: the list cannot be read.
     """
     return list(dict.fromkeys(read_text(path, "a list of tasks").split()))
 
 
 def draw_names(names: Sequence[str], number: int, seed: int, purpose: str) -> set[str]:
-    """`number` of the names, the same in whatever order they stand. Draws for different purposes are independent."""
+    """Draw `number` of the names, regardless of their order. Draws for different purposes are independent."""
     chosen = named_stream(seed, purpose).choice(len(names), size=number, replace=False)
     ordered = sorted(names)
     return {ordered[index] for index in chosen}

@@ -1,10 +1,10 @@
-"""A task: its definition, its demonstrations and, where there are any, its instances.
+"""A task: its definition, its demonstrations and, if it has any, its instances.
 
 The file format is that of Super-NaturalInstructions (S-NI): one JSON object per task with the keys
 ``Definition``, ``Positive Examples``, ``Categories`` and ``Instances``. A custom task needs one of
 the first two; a multiple-choice task adds ``choices`` to its instances, or ``Choices`` for all of
-them. Everything else in the file (sources, licences, negative examples) is ignored: the paper's
-hypernetwork reads definition and positive demonstrations alone (§4.1, "Def+2Pos").
+them. Other keys (sources, licences, negative examples) are ignored: the paper's hypernetwork reads
+only definition and positive demonstrations (§4.1, "Def+2Pos").
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +19,7 @@ from hart.runtime.files import parse_json, read_text, write_json
 
 @dataclass(frozen=True, repr=False)
 class Demonstration:
-    """One solved example of a task; ``explanation``, if there is one, tells why the output is right.
+    """One solved example of a task, with an optional ``explanation`` of why the output is correct.
 
     Raises:
         HartError: a field is not a text.
@@ -34,7 +34,7 @@ class Demonstration:
             _text(getattr(self, key), f"demonstration: {key}")
 
     def __repr__(self) -> str:
-        """One line, long texts shortened."""
+        """One line with shortened texts."""
         explained = f", explanation={_short(self.explanation)}" if self.explanation else ""
         return f"Demonstration({_short(self.input)}, {_short(self.output)}{explained})"
 
@@ -43,11 +43,10 @@ class Demonstration:
 class Instance:
     """One query of a task with all its accepted answers (at least one).
 
-    ``choices`` are the answers to choose from, where the task is multiple-choice. Both may be given as
-    any sequence of texts.
+    ``choices`` are the answers to choose from in a multiple-choice task. Both may be given as any sequence of texts.
 
     Raises:
-        HartError: a field is of the wrong type, or there is no reference.
+        HartError: a field has the wrong type, or there is no reference.
     """
 
     input: str
@@ -74,9 +73,9 @@ class Task:
 
     ``demonstrations`` may be given as `Demonstration`, as ``(input, output)`` or
     ``(input, output, explanation)``, or as mappings with those keys; they are stored as
-    `Demonstration`. Tasks are immutable and hashable. ``definition`` is empty where demonstrations alone
-    describe the task (P3), and ``demonstrations`` where the definition alone does. ``instances`` may be any
-    sequence that never changes, such as rows that stay on disk; a list is stored as a tuple.
+    `Demonstration`. Tasks are immutable and hashable. Either ``definition`` (as in P3) or
+    ``demonstrations`` may be empty, not both. ``instances`` may be any constant sequence, such as rows
+    on disk; a list is stored as a tuple.
 
     Raises:
         HartError: there is neither a definition nor a demonstration, or one is malformed.
@@ -88,8 +87,7 @@ class Task:
     categories: tuple[str, ...]
     instances: Sequence[Instance]
 
-    # Written out rather than generated, so that type checkers know what callers may pass for
-    # `demonstrations` and readers know that they always find `Demonstration` there.
+    # Written out, not generated, so that for type checkers `demonstrations` accepts more types than it holds.
     def __init__(
         self,
         definition: str,
@@ -119,13 +117,13 @@ class Task:
             raise HartError(f"{where}: instances must be a list of Instance, not {_kind(instances)}")
         lazy = isinstance(instances, Sequence) and not isinstance(instances, list)
         object.__setattr__(self, "instances", instances if lazy else tuple(instances))
-        # Rows that stay on the disk are not read here.
+        # Rows on disk are not read here.
         for number, instance in enumerate(self.instances if isinstance(self.instances, tuple) else (), start=1):
             if not isinstance(instance, Instance):
                 raise HartError(f"{where}: instance {number} must be an Instance, not {_kind(instance)}")
 
     def __repr__(self) -> str:
-        """One line: the definition, shortened, and how much there is of the rest."""
+        """One line: the shortened definition, and the numbers of demonstrations and instances."""
         parts = [f"name={_short(self.name)}"] if self.name else []
         parts += [f"definition={_short(self.definition)}", f"demonstrations={len(self.demonstrations)}"]
         parts += [f"instances={len(self.instances)}"] if len(self.instances) else []
@@ -133,7 +131,7 @@ class Task:
 
     @property
     def label(self) -> str:
-        """How messages call the task: its name, or else how its definition or first demonstration begins."""
+        """The task's name for messages; without one, the beginning of its definition or first demonstration."""
         if self.name:
             return self.name
         words = " ".join((self.definition.strip() or self.demonstrations[0].input).split())
@@ -141,12 +139,12 @@ class Task:
 
     @property
     def multiple_choice(self) -> bool:
-        """Whether its queries are answered by choosing; all instances have choices, or none has."""
+        """Whether the instances have choices; either all have them or none."""
         return bool(self.instances) and bool(self.instances[0].choices)
 
     @classmethod
     def from_file(cls, path: str | Path) -> "Task":
-        """Read a task file; the task is named after the file.
+        """Read a task file; the task has the name of the file.
 
         Raises:
             HartError: the file cannot be read, is not JSON, or is not a task (see `from_dict`).
@@ -166,14 +164,14 @@ class Task:
     def from_dict(cls, content: Mapping[str, Any], *, source: str, name: str = "") -> "Task":
         """Build a task from the official S-NI keys; ``source`` names the origin in messages.
 
-        ``Definition`` may be a list of texts, of which the first counts, or one text. Instances
-        and categories may be missing; so may the definition or the demonstrations, not both. An
-        instance's ``choices``, or the ``Choices`` of all, must hold one of its outputs.
+        ``Definition`` may be one text or a list of texts, of which the first is used. Instances and
+        categories may be missing; so may the definition or the demonstrations, not both. The
+        ``choices`` of an instance, or the ``Choices`` of all, must include one of its outputs.
 
         Raises:
-            HartError: a key is of the wrong type, there is neither a definition nor a demonstration,
-                an instance has no output, or choices are fewer than two, without the answer, or
-                missing in some instances only.
+            HartError: a key has the wrong type, there is neither a definition nor a demonstration,
+                an instance has no output, there are fewer than two choices, choices lack the
+                answer, or only some instances have choices.
         """
         if not isinstance(content, Mapping):
             raise HartError(f"{source}: a task must be a JSON object, not {_kind(content)}")
@@ -193,7 +191,7 @@ class Task:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The task under the official S-NI keys; the inverse of `from_dict`, except that the name is lost."""
+        """The task with the official S-NI keys: the inverse of `from_dict`, except for the name."""
         return {
             "Categories": list(self.categories),
             "Definition": [self.definition] if self.definition else [],
@@ -213,7 +211,7 @@ class Task:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write the task file, whole or not at all; a file that exists is replaced.
+        """Write the task file atomically; an existing file is replaced.
 
         Raises:
             HartError: the file cannot be written.
@@ -222,12 +220,12 @@ class Task:
 
 
 def _short(text: str) -> str:
-    """How a text is shown in one line."""
+    """A text, shortened to one line."""
     return repr(text if len(text) <= 40 else f"{text[:40]}…")
 
 
 def _definition(content: Mapping[str, Any], source: str) -> str:
-    """Empty where it is missing or blank."""
+    """The definition; empty if it is missing or blank."""
     value = content.get("Definition")
     if isinstance(value, list):
         value = value[0] if value else None
@@ -274,7 +272,7 @@ def _instances(content: Mapping[str, Any], source: str) -> tuple[Instance, ...]:
 
 
 def check_choices(choices: Sequence[str], references: Sequence[str], where: str) -> None:
-    """Raise `HartError` unless there are at least two choices, and an accepted answer is one of them."""
+    """Raise `HartError` unless there are at least two choices and one of them is an accepted answer."""
     if len(choices) < 2:
         raise HartError(f"{where}: has {len(choices)} choices; at least two are needed to choose from")
     if not any(reference in choices for reference in references):
@@ -318,7 +316,7 @@ def _text(value: Any, where: str) -> str:
 
 
 def _texts(values: Any, where: str) -> tuple[str, ...]:
-    """A text alone is an iterable of letters, which nobody means."""
+    """A sequence of texts as a tuple; a single text is refused, as it would be read letter by letter."""
     if isinstance(values, str | Mapping) or not isinstance(values, Iterable):
         raise HartError(f"{where} must be a list of texts, not {_kind(values)}")
     texts = tuple(values)
@@ -329,7 +327,7 @@ def _texts(values: Any, where: str) -> tuple[str, ...]:
 
 
 def _kind(value: Any) -> str:
-    """The type of a value in the words of JSON, which is what the user wrote."""
+    """The type of a value in the words of JSON, which users write."""
     match value:
         case None:
             return "null"

@@ -1,6 +1,6 @@
-"""Texts as tokens within limits: how many pieces fit, what is cut, what a tokenizer or its chat template puts around.
+"""Tokenisation within length limits: fitting parts of a text, cutting, special tokens and chat templates.
 
-The steps that `hart.data.input_format` is made of; what a model reads is decided there.
+These are the steps of `hart.data.input_format`, which decides what a model reads.
 """
 
 from bisect import bisect_left
@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
-from jinja2 import TemplateError  # of the templates that transformers renders
+from jinja2 import TemplateError  # raised by the chat templates that transformers renders
 
 from hart.data.prompts import Cuts, Tokenizer
 from hart.errors import HartError, first_line
 
 
 def begin_of(tokenizer: Any) -> list[int]:
-    """What a tokenizer puts before a text that a decoder-only model reads: the beginning of sequence, if it has one."""
+    """The beginning-of-sequence token that a tokenizer puts before a decoder-only model's text, if it has one."""
     begin = getattr(tokenizer, "bos_token_id", None)
     if begin is None or tokenizer("a", add_special_tokens=True, verbose=False)["input_ids"][0] != begin:
         return []
@@ -23,12 +23,12 @@ def begin_of(tokenizer: Any) -> list[int]:
 
 
 def in_template(tokenizer: Any, text: str, limit: int) -> tuple[list[int], bool]:
-    """The tokens of a user's message in the tokenizer's chat template, up to the answer; and whether all of it fits.
+    """The tokens of a user's message in the tokenizer's chat template, up to the answer, and whether it fits.
 
-    Of a message that is too long the end is cut.
+    The end of a too long message is cut.
 
     Raises:
-        HartError: as `templated`, or nothing of the message would be left.
+        HartError: as in `templated`, or no token of the message would be left.
     """
     read = tokens_of(tokenizer, text)
     kept = len(read)
@@ -69,10 +69,10 @@ def note_length(tokens: list[int], limit: int, eos: bool, what: str, cuts: Cuts 
 
 
 def fitting(tokenizer: Tokenizer, parts: Sequence[str], tail: str, max_length: int) -> tuple[int, list[int]]:
-    """How many parts fit behind the first one, which is never left out, and the tokens of the text with them.
+    """The number of parts after the first one that fit into `max_length`, and the tokens of the text with them.
 
-    Only the tokens of the whole text count, which are not those of its pieces one after the other. A longer list has
-    never fewer of them, so the number is searched for: most often the first try is right, and the one above it.
+    The first part is always included. The tokens of a text are not the concatenated tokens of its parts, but grow with
+    the number of parts, so the number is found by search, usually with two tokenisations.
     """
     sizes = list(accumulate(map(len, parts)))
     tokens: list[int] = []
@@ -83,7 +83,7 @@ def fitting(tokenizer: Tokenizer, parts: Sequence[str], tail: str, max_length: i
         guess = min(max(guess, fits + 1), fails - 1)
         text = "".join(parts[: guess + 1]) + tail
         tried = tokens_of(tokenizer, text)
-        if len(tried) < max_length or not guess:  # one is left for the end of sequence; without any it is cut
+        if len(tried) < max_length or not guess:  # leaves one for the end of sequence; the first part is kept anyway
             fits, tokens = guess, tried
         else:
             fails = guess
@@ -91,7 +91,7 @@ def fitting(tokenizer: Tokenizer, parts: Sequence[str], tail: str, max_length: i
     return fits, tokens
 
 
-_CHARACTERS_PER_TOKEN = 4.0  # of English; the first guess
+_CHARACTERS_PER_TOKEN = 4.0  # English; for the first guess
 
 
 def tokens_of(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -101,5 +101,5 @@ def tokens_of(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def cut_to(tokens: list[int], max_length: int, tokenizer: Tokenizer, *, eos: bool = True) -> list[int]:
-    """Never empty, which no model could read."""
+    """At most `max_length` tokens; with `eos`, or if there are none, the last is the end of sequence. Never empty."""
     return [*tokens[: max_length - 1], tokenizer.eos_token_id] if eos or not tokens else tokens[:max_length]

@@ -1,1 +1,1 @@
-"""Tasks of a user's own: task files made of tables, and a folder of them checked before anything is trained on it."""
+"""Users' own tasks: making task files from tables, and checking a folder of them before training."""

@@ -1,6 +1,6 @@
-"""A folder of task files looked through before it is trained on, with the code that training reads it with.
+"""Checking of a folder of task files before training, with the code with which training reads it.
 
-One task is in memory at a time, and of each test row 8 bytes, by which a training row that equals it is found.
+One task is in memory at a time, and a hash of 8 bytes per test row, by which equal training rows are found.
 """
 
 import hashlib
@@ -22,19 +22,19 @@ from hart.data.tasks import Task
 from hart.errors import HartError
 
 UNLIMITED = 10**9
-"""Tokens, where a text is measured as it is."""
+"""Limit in tokens for measuring uncut texts."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How a model or a configuration reads tasks.
+    """The limits and settings with which a model or a configuration reads tasks.
 
     Attributes:
-        form: its input format.
-        tokenizer, reader: of queries and answers, and of tasks.
-        demonstrations, queries_per_task: as in training.
-        max_train_instances, max_test_instances, seed: which instances of a task count; None: all.
-        validation_tasks: how many training tasks are set aside.
+        form: the input format.
+        tokenizer, reader: tokenizers of queries and answers, and of tasks.
+        demonstrations, queries_per_task: settings of training.
+        max_train_instances, max_test_instances, seed: choice of a task's instances; None: all.
+        validation_tasks: number of training tasks that are set aside.
     """
 
     form: InputFormat
@@ -50,15 +50,15 @@ class Limits:
 
 @dataclass
 class Counts:
-    """What the tasks of one list hold.
+    """Counts of the tasks and rows in one list.
 
     Attributes:
-        tasks, rows: that could be read, and their instances.
-        repeated: rows that equal an earlier one of their task.
-        contradicting: rows whose input an earlier one of their task has with other outputs.
-        shown: rows whose input is that of a demonstration of their task.
-        empty_outputs, empty_inputs: rows with a blank one.
-        same_definition, same_rows: training tasks with the definition of a test task, and rows that a test task has.
+        tasks, rows: numbers of readable tasks, and of their instances.
+        repeated: rows equal to an earlier row of their task.
+        contradicting: rows with the input of an earlier row of their task, but other outputs.
+        shown: rows with the input of a demonstration of their task.
+        empty_outputs, empty_inputs: rows with a blank output or input.
+        same_definition, same_rows: training tasks with the definition of a test task, and training rows in a test task.
     """
 
     tasks: int = 0
@@ -74,7 +74,7 @@ class Counts:
 
 @dataclass
 class Lengths:
-    """Tokens of texts as they are, with the end of sequence; how many are longer than their limit."""
+    """Lengths of uncut texts in tokens, including the end of sequence, and the number above the limit."""
 
     limit: int
     texts: int = 0
@@ -83,7 +83,7 @@ class Lengths:
     cut: int = 0
 
     def add(self, tokens: int) -> bool:
-        """Count a text; whether it is longer than the limit."""
+        """Count a text; returns whether it is longer than the limit."""
         self.texts += 1
         self.tokens += tokens
         self.longest = max(self.longest, tokens)
@@ -97,13 +97,13 @@ class Lengths:
 
 @dataclass
 class Report:
-    """What was found in a folder.
+    """The result of checking a folder.
 
     Attributes:
-        splits: by the name of the list, "train" and "test".
-        lengths: of tasks, queries and targets; empty where no limits were given.
-        refused: what training or evaluation would stop at, one line each.
-        warnings: what is otherwise noteworthy, and the tasks that it holds of (of the first `NAMES`).
+        splits: list, "train" or "test" → its counts.
+        lengths: lengths of tasks, queries and targets; empty without limits.
+        refused: errors at which training or evaluation would stop, one line each.
+        warnings: warning → names of its tasks (the first `NAMES`).
     """
 
     folder: Path
@@ -118,7 +118,7 @@ class Report:
             tasks.append(task)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """The report as JSON-ready values."""
         lengths = {
             what: {**vars(each), "mean": round(each.mean, 1)} for what, each in self.lengths.items() if each.texts
         }
@@ -134,11 +134,11 @@ class Report:
 def check_folder(
     folder: Path, limits: Limits | None = None, *, advance: Callable[[int], None] = lambda _: None
 ) -> Report:
-    """Look through the tasks that the lists of a folder name, test tasks first.
+    """Check the tasks in the lists of a folder, test tasks first.
 
     Args:
-        limits: of whom the tasks are for; None leaves out lengths, and all that depends on them.
-        advance: is called with 1 after each task.
+        limits: limits of the model or configuration; None leaves out lengths and all checks that need them.
+        advance: called with 1 after each task.
 
     Raises:
         HartError: there is no such folder.
@@ -177,7 +177,7 @@ def check_folder(
 
 
 def count_tasks(folder: Path) -> int:
-    """How many tasks the lists of a folder name; 0 where they cannot be read."""
+    """Number of tasks in the lists of a folder; 0 if they cannot be read."""
     try:
         paths = [list_file(folder, official) for official in ("train", "test")]
         return sum(len(read_list(path)) for path in paths if path.exists())
@@ -195,7 +195,7 @@ def _list(folder: Path, official: str, report: Report) -> list[str]:
     if not names and official == "train":
         wanted = "names no task to train on" if path.exists() else "no such file"
         report.refused.append(f"{path}: {wanted}; write one task name a line")
-    elif not names:  # only an evaluation reads it, and there may be none
+    elif not names:  # the test list is only read by an evaluation, and is optional
         report.warn("no task is set aside to test on, as hart evaluate --data sni does; that is the list", str(path))
     return names
 
@@ -269,7 +269,7 @@ _WARNINGS = {
 
 
 def _measure(task: Task, official: str, limits: Limits, report: Report, cuts: Cuts) -> None:
-    """Lengths, and what training (of test tasks: adapting) would say or refuse."""
+    """Measure the lengths of a task, and record the errors and cuts of training (for test tasks: of adapting)."""
     form, name = limits.form, f"task {task.label}"
     most = limits.max_train_instances if official == "train" else limits.max_test_instances
     kept = instances_that_count(task.name, len(task.instances), official, most, limits.seed)
@@ -277,7 +277,7 @@ def _measure(task: Task, official: str, limits: Limits, report: Report, cuts: Cu
     open_form = replace(
         form, max_demonstrations_length=UNLIMITED, max_query_length=UNLIMITED, max_target_length=UNLIMITED
     )
-    fixed = official == "test" or limits.demonstrations == "fixed"  # adapting takes those of the file
+    fixed = official == "test" or limits.demonstrations == "fixed"  # adapting uses the demonstrations of the file
     try:
         if fixed:
             form.note_unread(task, cuts)
@@ -324,7 +324,7 @@ class _Tested:
         self._rows.extend(rows)
 
     def close(self) -> None:
-        """No more test tasks come."""
+        """Sort the hashes, after the last test task."""
         if len(self._rows):
             self._sorted = np.unique(np.frombuffer(self._rows, dtype=np.uint64))
             self._rows = array("Q")
@@ -339,6 +339,6 @@ class _Tested:
 
 
 def _hash(*texts: str) -> int:
-    """64 bits of the texts, without the white space around them."""
+    """A hash of 64 bits of the texts, without surrounding white space."""
     joined = "\0".join(text.strip() for text in texts)
     return int.from_bytes(hashlib.blake2b(joined.encode(), digest_size=8).digest(), "little")

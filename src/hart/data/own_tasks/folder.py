@@ -1,4 +1,4 @@
-"""A folder of task files in the layout of Super-NaturalInstructions, to which tasks are added whole or not at all."""
+"""Adding tasks atomically to a folder of task files in the layout of Super-NaturalInstructions."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from hart.runtime.files.writing import new_name, reason
 
 
 def check_new(folder: Path, names: Sequence[str], *, overwrite: bool) -> None:
-    """Raise `HartError` if one of the tasks is in the folder already and may not be replaced."""
+    """Raise `HartError` if a task is in the folder already and `overwrite` is False."""
     there = [name for name in names if task_file(folder, name).exists()]
     if there and not overwrite:
         more = f", and {len(there) - 1} more of these tasks" if len(there) > 1 else ""
@@ -23,10 +23,10 @@ def check_new(folder: Path, names: Sequence[str], *, overwrite: bool) -> None:
 
 
 def drawn_for_testing(names: Sequence[str], number: int, seed: int) -> set[str]:
-    """Which of the tasks are set aside to test on.
+    """The names of the tasks that are set aside as test tasks.
 
     Raises:
-        HartError: none would be left to train on.
+        HartError: no training task would be left.
     """
     if number and number >= len(names):
         raise HartError(
@@ -45,17 +45,17 @@ def add_tasks(
 ) -> None:
     """Write the files of tasks into a folder, and their names into its lists.
 
-    All files are written beside their places first and renamed then, the lists last, so that what stops the writing
-    leaves no half of a file, and no name without one. A task without instances is in no list: it can be adapted to
-    only.
+    All files are first written beside their places and then renamed, the lists last, so that an interruption leaves
+    neither an incomplete file nor a name without a file. A task without instances is in no list: models can only adapt
+    to it.
 
     Args:
-        testing: names of those that go into the list of test tasks, the others into that of training tasks. None: what
-            is replaced stays in the list that it is in, what is new is trained on.
-        held_out: further tasks, which go into the list of test tasks.
+        testing: names of the tasks for the list of test tasks; all others are training tasks. None: replaced tasks stay
+            in their list, new ones are training tasks.
+        held_out: further tasks, for the list of test tasks.
 
     Raises:
-        HartError: a task is there already and may not be replaced, or the folder cannot be written.
+        HartError: a task exists and `overwrite` is False, or the folder cannot be written.
     """
     tasks = [*tasks, *held_out]
     names = [task.name for task in tasks]
@@ -78,7 +78,7 @@ def add_tasks(
         for name in names:
             os.replace(work / f"{name}.json", task_file(folder, name))
     except (OSError, HartError) as error:
-        # The message of a file names its place beside the folder, which means nothing to anybody.
+        # The message names a temporary path beside the folder, which is unknown to users.
         cause = error if isinstance(error, OSError) else error.__cause__
         why = reason(cause) if isinstance(cause, OSError) else str(error)
         raise HartError(f"{folder}: cannot be written ({why})") from error

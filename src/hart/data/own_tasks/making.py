@@ -1,7 +1,7 @@
-"""Task files from rows: which row becomes a demonstration, which an instance, and what the task is called.
+"""Making task files from rows: the choice of demonstrations and instances, and the names of tasks.
 
-A table gives one task, or one for each value of a column. All rows of a task are in memory while its file is made, as
-they are whenever the file is read.
+A table becomes one task, or one for each value of a column. All rows of a task are in memory while its file is made, as
+always when the file is read.
 """
 
 import math
@@ -19,21 +19,21 @@ from hart.errors import HartError
 from hart.runtime.files import read_text
 
 NAME = 60
-"""Characters of a task's name: with four bytes each a file system still takes it."""
+"""Most characters of a task's name; with four bytes each, file systems still accept it."""
 HELD_OUT = "_held_out"
 """End of the name of a task that has the rows held out of another."""
 MOST_LABELS, ROWS_PER_LABEL = 20, 3
-"""Outputs count as labels where there are at most so many different ones, and so many rows of each on average."""
+"""Outputs count as labels if there are at most `MOST_LABELS` and on average at least `ROWS_PER_LABEL` rows of each."""
 
 
 @dataclass(frozen=True)
 class Fields:
-    """What the columns of a table mean.
+    """The names of the columns of a table.
 
     Attributes:
-        input, output: of the text to answer, and of its answer (a text, a number, or a list of accepted answers).
-        definition: of the definition; None: it is not in the table.
-        task: whose values tell tasks apart; None: all rows with the same definition are one task.
+        input, output: columns of the query, and of its answer (a text, a number, or a list of accepted answers).
+        definition: column of the definition; None: it is not in the table.
+        task: column of the task; None: all rows with the same definition are one task.
     """
 
     input: str = "input"
@@ -44,13 +44,13 @@ class Fields:
 
 @dataclass(frozen=True)
 class Made:
-    """A task and how it was made.
+    """A task made from rows, with facts about them.
 
     Attributes:
         shown: places of the rows that became demonstrations.
-        labels: number of different outputs, where they count as labels.
-        untold: labels, as they are spelt first, that neither a demonstration nor the definition holds.
-        left_out: rows that have the input of a demonstration, whose answer a model would be shown.
+        labels: number of labels; 0 if the outputs are not labels.
+        untold: labels, in their first spelling, that are neither in a demonstration nor in the definition.
+        left_out: number of rows left out because a demonstration has their input.
     """
 
     task: Task
@@ -62,7 +62,7 @@ class Made:
 
 @dataclass
 class _Group:
-    """The rows of a task to be: the place of each, its input and its accepted answers."""
+    """The definition and rows of a future task; a row is its place, its input and its accepted answers."""
 
     definition: str
     rows: list[tuple[str, str, tuple[str, ...]]] = field(default_factory=list)
@@ -82,16 +82,16 @@ def make_tasks(
     """The tasks of a source.
 
     Args:
-        name: of the task; None: the source's. Of several tasks their names begin with it.
-        definition: of all rows; None: that of the column `fields.definition`, else of the file beside the table.
-        demonstrations: rows that become demonstrations, at least one. They are the first rows, or with a `seed`
-            random ones; where outputs are labels (`MOST_LABELS`), the first of each label in turn.
+        name: name of the task; None: the source's. The names of several tasks begin with it.
+        definition: definition of all rows; None: from the column `fields.definition`, else the file beside the table.
+        demonstrations: number of rows that become demonstrations, at least one. They are the first rows, or with a
+            `seed` random ones; if outputs are labels (`MOST_LABELS`), the first row of each label in turn.
         choices: make each task multiple-choice: its outputs are labels, and each instance has all of them as choices.
-        skip: takes a row that cannot be used; None raises it.
+        skip: called with the error of a row that cannot be used; None: the error is raised.
 
     Raises:
-        HartError: a row or a column is missing or malformed, a task has no definition or no rows, two have one name, or
-            outputs are no labels to choose from.
+        HartError: a row or a column is missing or malformed, a task has no definition or no rows, two tasks have the
+            same name, or `choices` is set and outputs are not labels.
     """
     name = source.name if name is None else name
     if definition is None and fields.definition is None:
@@ -131,7 +131,7 @@ def _definition_beside(source: Source) -> str:
 
 
 class _Row(NamedTuple):
-    """What a row says; a column that is not asked for is empty."""
+    """The texts of a row; those of unused columns are empty."""
 
     place: str
     input: str
@@ -141,7 +141,7 @@ class _Row(NamedTuple):
 
 
 def _usable(source: Source, fields: Fields, skip: Callable[[RowError], None] | None) -> Iterator[_Row]:
-    """Rows that have all that a task needs; a column that a table lacks is an error of the whole table."""
+    """The rows with all texts that a task needs; a missing column is an error of the whole table."""
     for row in source.table.rows():
         try:
             if isinstance(row, RowError):
@@ -181,9 +181,9 @@ def _answers(value: Any, column: str, place: str) -> tuple[str, ...]:
 
 
 def _cell(value: Any, column: str, place: str) -> str:
-    """A text that is not blank, as models read it, without the white space around it; a number as its digits."""
+    """A cell's non-blank text, stripped; a number is converted to its digits."""
     if isinstance(value, float) and not math.isfinite(value):
-        value = ""  # what pandas writes for nothing
+        value = ""  # pandas writes NaN for an empty cell
     if isinstance(value, int | float):
         value = str(value).lower() if isinstance(value, bool) else str(value)
     if not isinstance(value, str):
@@ -194,7 +194,7 @@ def _cell(value: Any, column: str, place: str) -> str:
 
 
 def _names(name: str, groups: dict[str, _Group], *, by_value: bool) -> dict[str, str]:
-    """A name for each task that a file can have, and that a list of names, one a line, can hold."""
+    """A name for each task that is a valid file name and fits on one line of a list."""
     if by_value:
         names = {key: file_name(key) for key in groups}
     elif len(groups) == 1:
@@ -207,15 +207,15 @@ def _names(name: str, groups: dict[str, _Group], *, by_value: bool) -> dict[str,
 
 
 def file_name(text: str) -> str:
-    """The text with what no task may be called replaced by underscores; of a long one the beginning."""
+    """A text as a task's name: other characters are replaced by underscores, and a long text is cut."""
     return re.sub(r"[^\w.-]+", "_", text.strip())[:NAME].strip("_.") or "task"
 
 
 def refuse_twins(named: Iterable[tuple[str, str]]) -> None:
-    """Raise `HartError` for two names that are one file, on disks that do not tell capitals apart, too.
+    """Raise `HartError` if two names are the same file name, also on file systems that ignore case.
 
     Args:
-        named: what each task is made of, and its name.
+        named: the origin of each task, and its name.
     """
     seen: dict[str, str] = {}
     for origin, name in named:
@@ -234,7 +234,7 @@ def _task(name: str, group: _Group, demonstrations: int, seed: int | None, choic
         rows, options = _as_labels(rows, named_by)
     else:
         options = ()
-    # The first row of each input: a second one would show nothing new, or contradict it.
+    # The first row of each input, as further rows with it would repeat or contradict the demonstration.
     firsts: dict[str, int] = {}
     for index, (_, text, _) in enumerate(rows):
         firsts.setdefault(text, index)
@@ -320,22 +320,22 @@ def hold_out(made: Made, number: int, seed: int) -> tuple[Made, Task]:
 
 
 def _names_it(text: str, label: str) -> bool:
-    """Whether a label stands in a text as a word of its own."""
+    """Whether a label occurs in a text as a separate word."""
     return re.search(rf"(?<!\w){re.escape(label)}(?!\w)", text) is not None
 
 
 def _plain(text: str) -> str:
-    """Without capitals and spellings of white space, as labels are compared."""
+    """A label for comparison: case-folded, with single spaces."""
     return " ".join(text.casefold().split())
 
 
 def choose(outputs: Sequence[str], number: int, seed: int | None, name: str) -> tuple[list[int], int]:
-    """Positions of the rows that become demonstrations, and the number of labels (0 where outputs are none).
+    """The indices of the rows that become demonstrations, and the number of labels (0 if outputs are not labels).
 
-    Spellings of a label that differ in capitals or white space alone are one label.
+    Labels are compared without case and white space.
 
     Args:
-        seed: None takes the first rows; else the order of the rows of task `name` is shuffled first.
+        seed: None: the first rows; else the rows of task `name` are shuffled first.
     """
     order = list(range(len(outputs)))
     if seed is not None:

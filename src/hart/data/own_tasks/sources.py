@@ -1,6 +1,6 @@
-"""What tasks are made of: tables, folders of tables, and data sets of the library `datasets`.
+"""The sources of tasks: tables, folders of tables, and data sets of the library `datasets`.
 
-Each is a `Source`: a name, and rows that are read one after the other with their place.
+Each is a `Source`: a name, and rows that are read in order, each with its place.
 """
 
 import re
@@ -15,10 +15,10 @@ from hart.data.tables.formats import ENDINGS, Format
 from hart.errors import HartError, first_line
 
 DEFINITION_ENDING = ".definition.txt"
-"""How the file beside a table is called that says what its rows ask for: `tickets.definition.txt`."""
+"""Ending of the file with the definition beside a table: `tickets.definition.txt`."""
 
 _SAVED_FILES = ("state.json", "dataset_dict.json")
-"""What `datasets.save_to_disk` leaves in a folder, of one data set or of several splits."""
+"""Files that `datasets.save_to_disk` writes for one data set, and for several splits."""
 _OBJECTS = ("json", "jsonl")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -29,13 +29,13 @@ class _Rows(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """Rows of one table.
+    """The rows of one table.
 
     Attributes:
-        name: of the file or the data set, without its ending; the task is called so.
-        label: what messages call it.
-        definition_file: where the definition may lie beside it; None where there is no such place.
-        has_columns: whether all rows have the same ones; an object in JSON has its own.
+        name: name of the file without its ending, or of the data set; it becomes the task's name.
+        label: name in messages.
+        definition_file: path of the definition beside it; None: there is no such place.
+        has_columns: whether all rows have the same columns; JSON objects may differ.
     """
 
     name: str
@@ -53,16 +53,17 @@ def open_sources(
     split: str | None = None,
     subset: str | None = None,
 ) -> list[Source]:
-    """What the words of a command name, in their order.
+    """The sources that the words of a command name, in order.
 
     Args:
-        names: files, folders of files, folders that `datasets` saved, names on the hub, or `-`.
-        format: of files whose ending does not tell, and of standard input.
-        standard_input: what `-` reads.
-        split, subset: of data sets.
+        names: files, folders of files, folders saved by `datasets`, names on the hub, or `-`.
+        format: format of files without a known ending, and of standard input.
+        standard_input: the stream for `-`.
+        split, subset: split and configuration of data sets.
 
     Raises:
-        HartError: nothing there, a folder without a table, a data set that cannot be loaded, a split or subset of none.
+        HartError: a name does not exist, a folder has no table, a data set cannot be loaded, or a split or subset is
+            given without a data set.
     """
     found: list[Source] = []
     data_sets = hub = 0
@@ -111,7 +112,7 @@ def _folder(folder: Path) -> list[Source]:
 
 
 def _saved(folder: Path, split: str | None) -> Source:
-    import datasets  # here, because it takes longer to import than most tables take to read
+    import datasets  # imported here, because it takes longer than reading most tables
 
     try:
         loaded = datasets.load_from_disk(str(folder))
@@ -140,7 +141,7 @@ def _of_the_hub(name: str, split: str | None, subset: str | None) -> Source:
 
 
 def _one_split(label: str, loaded: Any, split: str | None) -> Any:
-    """The rows themselves, of what may be several splits."""
+    """The rows of a loaded data set, or of one of its splits."""
     if not isinstance(loaded, dict):
         return loaded
     if split is None and len(loaded) == 1:
@@ -153,7 +154,7 @@ def _one_split(label: str, loaded: Any, split: str | None) -> Any:
 
 @dataclass(frozen=True)
 class _DataSet:
-    """Rows of a data set; a class label is the name of the class."""
+    """The rows of a data set, with class labels as names."""
 
     label: str
     data: Any

@@ -1,1 +1,1 @@
-"""The Public Pool of Prompts (§4.2): subsets, their names, their rows."""
+"""The Public Pool of Prompts (§4.2): its subsets, their names and their rows."""

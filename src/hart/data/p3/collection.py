@@ -16,14 +16,14 @@ class P3(Collection):
     name = "p3"
     hub_name = DEFAULT_HUB_NAME
     prompt_format = "prompts"
-    input_eos = False  # T0's inputs have none, its targets do
+    input_eos = False  # T0's inputs have no end of sequence, its targets do
     has_demonstrations = False
     has_subsets = True
     limits_length = True
     test_instances = None
 
     def load(self, data: "DataConfig", split: str) -> list[Task]:
-        """Validation tasks are all templates of `data.validation_tasks` training data sets."""
+        """As `Collection.load`; validation tasks are all templates of `data.validation_tasks` training data sets."""
         testing = split == "test"
         return load_p3(
             data.dir,
@@ -44,9 +44,9 @@ class P3(Collection):
             yield "explanations", f"must be false with {self.name}, which has none"
 
     def training_unit(self, task: Task) -> str:
-        """The data set, in all its templates."""
+        """As `Collection.training_unit`: the data set with all its templates."""
         return dataset_of(task.name)
 
     def sampling_size(self, task: Task) -> int:
-        """T0's cap: a large data set counts as 500,000 rows, shared by its templates."""
+        """As `Collection.sampling_size`, with T0's cap: the templates of a large data set share 500,000 rows."""
         return sampling_size(task.name, len(task.instances))

@@ -1,7 +1,7 @@
-"""Instances of one P3 subset, a row of its files each: JSON lines or parquet, small files in memory, large on the disk.
+"""The instances of one P3 subset, from the rows of its JSON lines or parquet files; large splits stay on disk.
 
-A row has `inputs_pretokenized`, `targets_pretokenized` and, where its template has any, `answer_choices`; other columns
-(P3 keeps token ids beside the text) are not read. Rows are numbered from 0 within their split.
+A row has `inputs_pretokenized`, `targets_pretokenized` and, if its template has choices, `answer_choices`; other
+columns (such as P3's token ids) are not read. Rows are numbered from 0 within their split.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from hart.runtime.files import parse_json
 INPUT, TARGET, CHOICES = "inputs_pretokenized", "targets_pretokenized", "answer_choices"
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
 
-#: Files of a split that are larger than this together stay on the disk.
+#: A split whose files are larger in total stays on disk.
 IN_MEMORY_BYTES = 8 * 2**20
 
 
@@ -36,17 +36,17 @@ def split_files(subset: Path, split: str) -> list[Path]:
 def read_instances(
     subset: Path, split: str, *, check_answers: bool = False, cuts: Cuts | None = None
 ) -> Sequence[Instance]:
-    """The instances of a split; a tuple, or a sequence that reads each from the disk when it is asked for.
+    """The instances of a split: a tuple, or a sequence that reads each from disk on access.
 
     Args:
         subset: folder of the subset.
-        check_answers: refuse rows whose input is blank or whose target is not among at least two choices (for
-            evaluation). A training row's choices are not used, and one whose input is blank is left out.
-        cuts: takes a note where rows were left out.
+        check_answers: refuse rows with a blank input, or without at least two choices that include the target (for
+            evaluation). In training, choices are not used and rows with a blank input are left out.
+        cuts: records that rows were left out.
 
     Raises:
-        HartError: no such split, no rows, a damaged file, a row without a text where one is needed, rows with and
-            rows without choices, or an answer that is not among its choices. The message names subset and row.
+        HartError: there is no such split or no rows, a file is damaged, a row lacks a text, only some rows have
+            choices, or an answer is not among its choices. The message names subset and row.
     """
     files = split_files(subset, split)
     if not files:
@@ -99,12 +99,12 @@ def _instance(row: Any, where: str) -> Instance:
     for key, texts in ((INPUT, [row[INPUT]]), (TARGET, [row[TARGET]]), (CHOICES, choices)):
         for text in texts:
             check_text(text, f"{where}: {key}")
-    # T0 compares what is left of the white space that templates put around an answer.
+    # As in T0, answers are compared without the white space that templates put around them.
     return Instance(row[INPUT], (row[TARGET].strip(),), choices=tuple(choice.strip() for choice in choices))
 
 
 def _instances(subset: Path, split: str, files: Sequence[Path]) -> Iterator[Instance]:
-    """Row by row, each checked."""
+    """The checked instances, row by row."""
     first: Instance | None = None
     for at, row in enumerate(_read(subset, split, files)):
         instance = _instance(row, _where(subset, split, at))
@@ -145,13 +145,13 @@ def _damaged(path: Path, error: Exception) -> HartError:
 
 
 class InstancesOnDisk(Sequence[Instance]):
-    """Instances in an Arrow file that the operating system pages in; in memory there is only what was asked for last.
+    """Instances in a memory-mapped Arrow file; only recently used ones are in memory.
 
     The file is written once, by `datasets` into its cache (HF_DATASETS_CACHE), and needs as much space as the text.
-    `blank` are those whose input is empty.
+    `blank` are the rows with an empty input.
 
     Raises:
-        HartError: as `read_instances`.
+        HartError: as in `read_instances`.
     """
 
     def __init__(self, subset: Path, split: str, files: Sequence[Path]) -> None:
@@ -164,7 +164,7 @@ class InstancesOnDisk(Sequence[Instance]):
         names = [str(path) for path in files]
         try:
             if files[0].suffix == ".parquet":
-                # By default whole row groups are read, several of them at once.
+                # The default reads several whole row groups at once.
                 scan = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False, use_buffered_stream=True)
                 self._rows = datasets.Dataset.from_parquet(
                     names, columns=_parquet_columns(files), batch_size=1000, fragment_scan_options=scan
@@ -175,12 +175,12 @@ class InstancesOnDisk(Sequence[Instance]):
                     self._rows = datasets.Dataset.from_json(names)
                     self.blank = self._check()
                 except (HartError, *failures):
-                    # Row by row is slower by far, but says which row it is, or finds nothing wrong.
+                    # Row by row is much slower, but finds the number of the wrong row, or none.
                     text = datasets.Value("string")
                     self._rows = datasets.Dataset.from_generator(
                         _as_columns,
                         features=datasets.Features({INPUT: text, TARGET: text, CHOICES: datasets.List(text)}),
-                        # The times and sizes are part of the name under which the cache keeps the rows.
+                        # Times and sizes of the files are part of the rows' name in the cache.
                         gen_kwargs={"source": (str(subset), split, tuple(names), _versions(files))},
                     )
                     self.blank = self._check()
@@ -191,7 +191,7 @@ class InstancesOnDisk(Sequence[Instance]):
             raise _damaged(subset / split, cause) from error
 
     def _check(self) -> list[int]:
-        """Rows with an empty input. What would stop a run later is refused; reads the file through in batches."""
+        """The rows with an empty input. All rows are checked, in batches, so that no bad row stops a run later."""
         import pyarrow
         import pyarrow.compute as compute
 
@@ -215,7 +215,7 @@ class InstancesOnDisk(Sequence[Instance]):
 
         first, blank, with_choices = 0, [], None
         for file in self._rows.cache_files:
-            # Not through the memory map, whose pages would all count as this process's memory.
+            # Without the memory map, whose pages would all count as this process's memory.
             with pyarrow.OSFile(file["filename"]) as source, pyarrow.ipc.open_stream(source) as batches:
                 for batch in batches:
                     for key in (INPUT, TARGET):
@@ -244,7 +244,7 @@ class InstancesOnDisk(Sequence[Instance]):
         return blank
 
     def select(self, kept: Sequence[int]) -> Self:
-        """These alone."""
+        """The instances with these indices only."""
         selected = copy(self)
         selected._rows, selected.blank = self._rows.select(kept), []
         return selected

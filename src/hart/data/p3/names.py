@@ -1,8 +1,8 @@
-"""The subsets of P3: T0's training mixture, the eight held-out tasks, and the meaning of names (§4.2, App. 8.1.3).
+"""The subsets of P3: T0's training mixture, the eight held-out tasks, and canonical names (§4.2, App. 8.1.3).
 
-A subset is a data set under one prompt template, `{data set}_{template}`. The lists are those of the T0 paper's code:
+A subset is a data set with one prompt template, `{data set}_{template}`. The lists are those of the T0 paper's code:
 38 training data sets with all their templates, and for each held-out task the templates that state the original task
-and have answer choices. Other copies of P3 write names a little differently; `canonical` makes them equal.
+and have answer choices. Copies of P3 differ in their spelling of names; `canonical` makes them equal.
 """
 
 import functools
@@ -11,7 +11,7 @@ import re
 from importlib.resources import files
 from typing import Any
 
-#: A larger data set counts as this many rows, shared by its templates (T0's sampling strategy).
+#: A larger data set counts as this many rows for all its templates together (T0's sampling strategy).
 MAX_DATASET_ROWS = 500_000
 
 
@@ -28,7 +28,7 @@ def canonical(name: str) -> str:
 
 
 def is_scoring_copy(name: str) -> bool:
-    """Whether a subset of the hub repeats another one with one row per choice; it is of no use here."""
+    """Whether a subset on the hub is a copy of another one with one row per choice, which is not used here."""
     return canonical(name).endswith("_score_eval")
 
 
@@ -48,14 +48,14 @@ def held_out() -> dict[str, dict[str, frozenset[str]]]:
 
 
 def held_out_column(name: str) -> str | None:
-    """The column of the paper's table that a subset's data set belongs to, if it is held out of training."""
+    """The column of the paper's table with a subset's data set; None if the data set is not held out from training."""
     dataset = dataset_of(name)
     return next((column for column, datasets in held_out().items() if dataset in datasets), None)
 
 
 @functools.cache
 def dataset_of(name: str) -> str:
-    """The data set of a subset: the longest known one that its name begins with, else the whole name."""
+    """The data set of a subset: the longest known data set with which its name begins, else the whole name."""
     name = canonical(name)
     return max((known for known in _datasets() if name.startswith(f"{known}_")), key=len, default=name)
 
@@ -68,9 +68,9 @@ def _datasets() -> tuple[str, ...]:
 
 
 def sampling_size(name: str, instances: int) -> int:
-    """What counts as the subset's size when tasks are drawn in proportion to it: its instances, or T0's cap.
+    """The subset's size for proportional task sampling: its number of instances, or T0's cap.
 
-    A data set of more than 500,000 rows counts as 500,000, shared by its templates.
+    A data set of more than 500,000 rows counts as 500,000 for all its templates together.
     """
     known = _mixture()["train"].get(dataset_of(name), {"rows": instances, "templates": [name]})
     if max(known["rows"], instances) <= MAX_DATASET_ROWS:

@@ -1,11 +1,11 @@
 """The Public Pool of Prompts (P3; §4.2), from a folder of subsets or from the hub.
 
-A subset, one data set under one prompt template, is a task. It has no definition: the rows are whole prompts, and the
-demonstrations are other rows. A folder holds one folder per subset with its splits as JSON lines or parquet, as the
-hub's parquet branch has them (`hart.data.p3.instances`).
+A task is a subset: one data set with one prompt template. It has no definition: the rows are whole prompts, and the
+demonstrations are other rows. The folder has one folder per subset with its splits as JSON lines or parquet, as in the
+hub's parquet branch (`hart.data.p3.instances`).
 
-Training reads the `train` rows of T0's mixture, the test the `validation` rows of the held-out tasks (§4.2:
-"P3 held-out validation set"), each with one fixed set of demonstrations from its `train` rows.
+Training uses the `train` rows of T0's mixture. The test uses the `validation` rows of the held-out tasks (§4.2: "P3
+held-out validation set"), each task with one fixed set of demonstrations from its `train` rows.
 """
 
 import fnmatch
@@ -27,9 +27,9 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_HUB_NAME = "bigscience/P3"
 PARQUET_BRANCH = "refs/convert/parquet"
-"""The hub's own copy as parquet; the scripts of the main branch no longer run."""
+"""The hub's parquet copy, used because the scripts of the main branch no longer run."""
 
-#: Above this, rows for demonstrations are drawn without listing all of them.
+#: Number of rows above which demonstrations are drawn without a permutation of all rows.
 _MANY = 100_000
 
 
@@ -44,7 +44,7 @@ def load_p3(
     validation_tasks: int = 0,
     hub_name: str = DEFAULT_HUB_NAME,
 ) -> list[Task]:
-    """The subsets of a split as tasks, by name; each is in the category of its data set.
+    """The subsets of a split as tasks, sorted by name; the category of a task is its data set.
 
     Args:
         data_dir: folder of subsets; None loads them from `hub_name`.
@@ -52,13 +52,14 @@ def load_p3(
             `validation_tasks` training data sets, drawn by `seed`; no subset of these is then part of "train".
         subsets: names or patterns (`super_glue_boolq_*`); None: T0's mixture for training and validation, the eight
             held-out tasks for the test.
-        num_demonstrations: instances in each task's fixed set of demonstrations.
-        max_instances: first ones kept of each task; None keeps all.
-        seed: of the demonstrations and the validation data sets.
+        num_demonstrations: number of instances in each task's fixed set of demonstrations.
+        max_instances: number of first instances kept per task; None: all.
+        seed: seed of the demonstrations and the validation data sets.
 
     Raises:
-        HartError: no such folder or split, a name that matches nothing, a held-out task among those to train on,
-            too few data sets to set some aside, the hub cannot be reached, or bad rows (`read_instances`).
+        HartError: there is no such folder or split, a name matches no subset, a held-out task is among the training
+            subsets, there are too few data sets to set some aside, the hub cannot be reached, or rows are bad
+            (`read_instances`).
     """
     if split not in ("train", "validation", "test"):
         raise HartError(f"split: '{split}' is not one of train, validation, test")
@@ -114,7 +115,7 @@ def _matching(
 
 
 def _set_aside(folder: Path, names: Sequence[tuple[str, str]], number: int, seed: int, split: str) -> set[str]:
-    """The data sets whose subsets are the validation tasks."""
+    """The names of the data sets whose subsets are the validation tasks."""
     if split == "validation" and number < 1:
         raise HartError("validation_tasks: is 0, so there is no validation split; set how many data sets")
     if not number:
@@ -155,7 +156,7 @@ def _task(name: str, subset: Path, split: str, shots: int, max_instances: int | 
 def _draw(
     pool: Sequence[Instance], shots: int, queries: Collection[str], rng: np.random.Generator
 ) -> list[Demonstration]:
-    """Up to `shots` of the pool with different inputs, none that a query has, white space around them aside."""
+    """Up to `shots` instances of the pool with distinct inputs that are no query's (ignoring outer white space)."""
     many = len(pool) > _MANY
     order = rng.choice(len(pool), 4 * shots, replace=False) if many else rng.permutation(len(pool))
     found: dict[str, Demonstration] = {}
@@ -197,7 +198,7 @@ def _hub_names(hub_name: str) -> dict[str, str]:
 
 
 def _download(hub_name: str, folders: Sequence[str]) -> Path:
-    """The train and validation rows of these subsets, in the hub's cache; what is there already is not loaded again."""
+    """Download the train and validation rows of these subsets that are missing in the hub's cache."""
     from huggingface_hub import snapshot_download
 
     wanted = [f"{folder}/{part}{split}/*" for folder in folders for part in ("", "partial-") for split in _SPLITS]

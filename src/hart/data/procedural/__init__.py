@@ -1,9 +1,9 @@
-"""The bundled procedural collection: tasks that our code generates, in the Super-NaturalInstructions form.
+"""The bundled procedural collection: generated tasks in the format of Super-NaturalInstructions.
 
 A task is a selector followed by a finisher ("keep only the animals, then write them in reverse order"). Tasks
-of the test and validation splits are combinations that no training task has; each of their two primitives, in
-the wording of their definition, occurs in training. Solving one from its definition and demonstrations is
-therefore generalisation to a new task, not recall.
+of the test and validation splits are combinations that do not occur in training; each of their two primitives, in
+the wording of their definition, does. Solving such a task from its definition and demonstrations is therefore
+generalisation to a new task, not recall.
 """
 
 from hart.data.procedural.collection import (

@@ -1,10 +1,10 @@
-"""From primitives to tasks: which combinations exist, which are held out, and how a task is worded.
+"""The tasks of the procedural collection: combinations of primitives, their splits and their wordings.
 
-The grid of selectors × finishers is cut once and for all (no seed, so that a bundled base model trained
-without the held-out combinations stays valid): each selector gives one combination to the test split and one to
-the validation split, chosen so that no training task does the same under another name (the first of the first
+The split of the grid of selectors × finishers is fixed (without a seed, so that a bundled base model trained
+without the held-out combinations stays valid): each selector has one combination in the test split and one in
+the validation split, chosen so that no training task is equivalent under another name (the first of the first
 two words is the first of all words). Wordings of the training tasks follow a rotation that uses each phrasing
-of each primitive. tests/data/test_procedural.py proves both.
+of each primitive. tests/data/test_procedural.py tests both.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SPLITS = ("train", "validation", "test")
 DEMONSTRATIONS = 4
 INSTANCES = 100
-"""Of each task, which is generated and so has no natural end."""
+"""Default number of generated instances per task."""
 PHRASINGS = 3
 _WORDING = "_in_wording_"
 
@@ -72,7 +72,7 @@ _HELD_OUT: dict[str, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class Combination:
-    """One task of the collection: two primitives, its split, and which phrasing of each its definition uses."""
+    """One task of the collection: two primitives, its split, and the phrasing of each in its definition."""
 
     selector: Selector
     finisher: Finisher
@@ -85,7 +85,7 @@ class Combination:
         return f"procedural_{self.selector.key}_then_{self.finisher.key}"
 
     def definition(self, rotation: int = 0) -> str:
-        """The task definition; `rotation` 0 is the one in use, 1 and 2 say the same in other words."""
+        """The task definition; `rotation` 0 is the standard one, 1 and 2 are other wordings."""
         i = (self.select_phrasing + rotation) % PHRASINGS
         j = (self.finish_phrasing + rotation) % PHRASINGS
         select, finish = self.selector.phrasings[i], self.finisher.phrasings[j]
@@ -97,16 +97,16 @@ class Combination:
         )
 
     def answer(self, text: str) -> str:
-        """The one right output for an input text."""
+        """The only correct output for an input text."""
         return " ".join(self.finisher.apply(self.selector.apply(text)))
 
     def explain(self, text: str) -> str:
-        """Both steps spelled out, as the explanation of a demonstration."""
+        """The explanation of a demonstration, with both steps."""
         found = " ".join(self.selector.apply(text))
         return f"The first step gives: {found}. The second step gives: {self.answer(text)}."
 
     def draw(self, count: int, *, salt: str = "") -> list[str]:
-        """`count` different input texts, the same at every call with the same `salt`."""
+        """`count` distinct input texts, equal for equal `salt`."""
         key = hashlib.sha256(f"{self.name}/{salt}".encode()).digest()[:8]
         rng = np.random.default_rng(int.from_bytes(key, "little"))
         texts: dict[str, None] = {}
@@ -126,7 +126,7 @@ def combinations(split: str | None = None) -> list[Combination]:
     """All combinations of the grid, or those of one split, in a fixed order.
 
     Raises:
-        HartError: `split` is none of train, validation, test.
+        HartError: `split` is not one of train, validation, test.
     """
     if split is not None and split not in SPLITS:
         raise HartError(f"procedural: split '{split}' is unknown; use one of {', '.join(SPLITS)}")
@@ -147,7 +147,7 @@ def combinations(split: str | None = None) -> list[Combination]:
 def build_task(combination: Combination, instances: int, wording: int = 0) -> Task:
     """The combination as a `Task` with `DEMONSTRATIONS` explained demonstrations and `instances` instances.
 
-    Each `wording` of the definition is a task of its own, with a name and inputs of its own.
+    Each `wording` of the definition is a separate task with its own name and inputs.
     """
     name = f"{combination.name}{_WORDING}{wording + 1}" if wording else combination.name
     texts = combination.draw(DEMONSTRATIONS + instances, salt=str(wording) if wording else "")
@@ -167,11 +167,11 @@ def build_task(combination: Combination, instances: int, wording: int = 0) -> Ta
 def load_procedural(split: str, *, max_instances: int = INSTANCES) -> list[Task]:
     """The tasks of one split, each with `max_instances` instances.
 
-    Training combinations come in all three wordings, each as a task: a model that met a primitive in one
-    wording per combination would learn combinations by heart. Held-out ones come in one.
+    Training combinations have all three wordings, each as a task: with only one wording per combination, a model
+    would memorise combinations. Held-out combinations have one wording.
 
     Raises:
-        HartError: unknown split, or more instances asked for than a task has different inputs.
+        HartError: the split is unknown, or a task has fewer distinct inputs than `max_instances`.
     """
     wordings = range(PHRASINGS) if split == "train" else (0,)
     return [build_task(combination, max_instances, w) for combination in combinations(split) for w in wordings]
@@ -183,7 +183,7 @@ class Procedural(Collection):
     has_validation = True
 
     def load(self, data: "DataConfig", split: str) -> list[Task]:
-        """Of the validation split the first `data.validation_tasks` (0: all) of an even spread over the selectors."""
+        """As `Collection.load`; `data.validation_tasks` validation tasks (0: all), spread evenly over the selectors."""
         cap = data.max_test_instances if split == "test" else data.max_train_instances
         tasks = load_procedural(split, max_instances=cap or INSTANCES)
         wanted = data.validation_tasks
@@ -192,18 +192,18 @@ class Procedural(Collection):
         return tasks
 
     def training_unit(self, task: Task) -> str:
-        """The combination, in all its wordings."""
+        """As `Collection.training_unit`: the combination in all its wordings."""
         return task.name.split(_WORDING)[0]
 
     def other_definition(self, task: Task) -> str | None:
-        """That of the next wording; None for a task of another collection, or in one of its other wordings."""
+        """The definition in the next wording; None for tasks of other collections, and for tasks in another wording."""
         return next((each.definition(1) for each in combinations() if each.name == task.name), None)
 
 
 def write_collection(directory: str | Path, *, instances: int = INSTANCES) -> None:
     """Write the collection as a folder in the official Super-NaturalInstructions layout.
 
-    `tasks/*.json` hold one task each, `splits/default/` the three lists. The folder appears whole or not at all.
+    `tasks/*.json` have one task each, `splits/default/` the three lists. The folder is written atomically.
 
     Raises:
         HartError: `directory` exists already, or cannot be written.

@@ -1,7 +1,7 @@
-"""Words of the procedural collection: what the generated tasks talk about.
+"""The words of the procedural collection, by category.
 
-Every word belongs to one category only, so that "keep only the animals" has one right answer, and every
-word is short and common, so that a small sub-word vocabulary can hold it as one token.
+Every word belongs to only one category, so that "keep only the animals" has one correct answer, and is short and
+common, so that a small sub-word vocabulary has it as one token.
 """
 
 CATEGORIES: dict[str, tuple[str, ...]] = {
@@ -50,14 +50,14 @@ PLURALS: dict[str, str] = {
 MARKERS: tuple[str, ...] = ("and", "plus", "answer", "done")
 """Words that finishers add."""
 FRAME: tuple[str, ...] = ("on", "gave", "the", "to", "in")
-"""Words that hold the sentences together; no answer needs them, and any text has them."""
+"""Function words of the sentences, which occur in no answer."""
 
 ALL_WORDS: tuple[str, ...] = tuple(word for words in CATEGORIES.values() for word in words)
 CATEGORY_OF: dict[str, str] = {word: name for name, words in CATEGORIES.items() for word in words}
 
 
 def vocabulary() -> tuple[str, ...]:
-    """Every word that an answer can hold, sorted and without repeats; inputs add those of `FRAME` and some signs."""
+    """All words of answers, sorted and distinct; inputs also have those of `FRAME` and some signs."""
     words = {*ALL_WORDS, *NAMES, *PLACES, *DAYS, *NUMBERS, *CATEGORIES, *MARKERS}
     words |= {*OPPOSITES, *PAST, *PAST.values(), *PLURALS.values()}
     return tuple(sorted(words))

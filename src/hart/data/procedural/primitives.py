@@ -1,7 +1,7 @@
-"""Primitives of the procedural collection: selectors read an input and yield a list of words, finishers present it.
+"""Primitives of the procedural collection: selectors map an input to a list of words, finishers to the output.
 
 A task of the collection is one selector followed by one finisher. Each primitive has three phrasings for
-task definitions. The bundled base model is pre-trained to *do* the primitives, asked for in other words
+task definitions. The bundled base model is pre-trained to *do* the primitives, requested in other words
 (recipes/mini_base/wordings.py); it has never read a definition.
 """
 
@@ -19,7 +19,7 @@ Rng = np.random.Generator
 
 @dataclass(frozen=True)
 class Source:
-    """A kind of input: how it is called in a definition, and how one is drawn."""
+    """A kind of input: its name in definitions, and the function that draws one."""
 
     key: str
     nouns: tuple[str, str, str]
@@ -47,7 +47,7 @@ class Finisher:
 
 
 def pick(rng: Rng, words: tuple[str, ...], count: int) -> list[str]:
-    """`count` different words in random order."""
+    """`count` distinct words in random order."""
     return [words[i] for i in rng.permutation(len(words))[:count]]
 
 
@@ -59,7 +59,7 @@ def _draw_words(rng: Rng) -> str:
 
 
 def _draw_about(name: str) -> Callable[[Rng], str]:
-    """One to three words of the category and two to four of others, so that a filter keeps and drops some."""
+    """Inputs with one to three words of a category and two to four others, so that a filter keeps and drops some."""
     others = tuple(word for word in lx.ALL_WORDS if lx.CATEGORY_OF[word] != name)
 
     def draw(rng: Rng) -> str:
@@ -228,7 +228,7 @@ def _number_rule(key: str, phrasings: tuple[str, str, str], rule: Callable[[int]
 
 
 def _part(key: str, phrasings: tuple[str, str, str], *positions: int) -> Selector:
-    # "on Monday Anna gave the red hat to Tom in the park": positions of the words that carry content
+    # "on Monday Anna gave the red hat to Tom in the park": positions of the content words
     return _on_words(key, "sentence extraction", SENTENCE, phrasings, lambda ws: [ws[i] for i in positions])
 
 
@@ -300,9 +300,9 @@ FINISHERS: tuple[Finisher, ...] = (
 
 
 def draw_input(selector: Selector, rng: Rng) -> str:
-    """An input text on which the selector yields at least two words (one where more is rare).
+    """An input text from which the selector gets at least two words (one if more are rare).
 
-    Two, so that finishers such as `reverse` and `swap` show what they do.
+    With two words, finishers such as `reverse` and `swap` have an effect.
     """
     for _ in range(200):
         text = selector.source.draw(rng)

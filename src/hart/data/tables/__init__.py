@@ -1,7 +1,7 @@
-"""Tables of a user's own: rows read with their place in the file, and rows with answers written as they come.
+"""Users' tables: reading of rows with their place in the file, and incremental writing of rows with answers.
 
-Formats: JSON lines, a JSON array, CSV, TSV, plain text (a query a line), Parquet. However many rows there are, only a
-few are in memory at a time.
+Formats: JSON lines, a JSON array, CSV, TSV, plain text (one query per line), Parquet. Only a few rows are in memory at
+a time.
 """
 
 from hart.data.tables.formats import FORMATS, MAX_ROW_BYTES, RowError, format_of

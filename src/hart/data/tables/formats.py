@@ -1,4 +1,4 @@
-"""What tables are called and how large their rows may be."""
+"""Formats of tables, their file endings, and the largest size of a row."""
 
 from pathlib import Path
 from typing import Literal, get_args
@@ -10,22 +10,22 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 ENDINGS: dict[str, Format] = {f".{name}": name for name in FORMATS} | {".ndjson": "jsonl"}
 
 MAX_ROW_BYTES = 16 * 2**20
-"""Longest row, a thousand times what a model reads: a file without line ends is refused before it fills the memory."""
+"""Largest row, a thousand times a model's input: a file without line ends is refused before it fills the memory."""
 LONGEST = f"{MAX_ROW_BYTES // 2**20} MiB"
 
 
 class RowError(HartError):
-    """One row is wrong; those behind it can be read."""
+    """An error in one row; later rows can be read."""
 
 
 def format_of(path: Path, option: str) -> Format:
-    """The format that the ending of a file's name says; `.gz` behind it does not count.
+    """The format by the ending of a file's name, without `.gz`.
 
     Args:
-        option: how the user names a format that the ending does not, for the message.
+        option: option that sets the format, for the message.
 
     Raises:
-        HartError: the ending is none of these.
+        HartError: the ending is unknown.
     """
     ending = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     found = ENDINGS.get(ending.lower())

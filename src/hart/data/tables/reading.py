@@ -1,7 +1,7 @@
-"""Reading rows, a few at a time, each with its place in the file.
+"""Reading of rows, a few at a time, each with its place in the file.
 
-A reader of a format yields rows, and a `RowError` in the place of a row that is wrong; what makes the rest of a file
-unreadable is raised. So the caller decides whether one bad line ends the work.
+A reader yields rows, and a `RowError` in the place of a wrong row, so that the caller decides whether to stop. Errors
+after which the rest of the file is unreadable are raised.
 """
 
 import csv
@@ -25,19 +25,19 @@ Item = TypeVar("Item")
 
 DELIMITERS = {"csv": ",", "tsv": "\t"}
 CHUNK = 2**20
-"""Bytes of a JSON array that are read at a time."""
+"""Bytes of a JSON array per read."""
 PARQUET_ROWS = 256
-"""Rows of a Parquet file that are decoded at a time."""
+"""Rows of a Parquet file per decoded batch."""
 
 
 class Row(NamedTuple):
     """One row.
 
     Attributes:
-        where: it stands, for messages: "tickets.csv, line 12".
+        where: its place, for messages: "tickets.csv, line 12".
         content: its fields by name.
-        end: in formats of lines, the place in the (unpacked) file behind it; None if its last line has no end, as
-            where a writer was stopped.
+        end: in formats of lines, the position after it in the unpacked file; None if its last line has no line end, as
+            after an interrupted write.
     """
 
     where: str
@@ -51,9 +51,9 @@ class Table:
 
     Attributes:
         source: a path, or a binary stream that is read once.
-        format: of the rows.
-        name: what messages call it.
-        text_field: what the line of a plain text is called in its row.
+        format: format of the rows.
+        name: name in messages.
+        text_field: field name of the lines of a plain text.
     """
 
     source: Path | BinaryIO
@@ -69,16 +69,16 @@ class Table:
         try:
             return stat.S_ISREG(self.source.stat().st_mode)
         except OSError:
-            return True  # which the reading tells
+            return True  # reading raises the error
 
     def queries(self, field: str | None) -> Iterator[tuple[Row, str] | RowError]:
-        """Rows, each with the text in its field of the query; a `RowError` in the place of a wrong one.
+        """The rows, each with the text of its query; a `RowError` in the place of a wrong row.
 
         Args:
-            field: None is `input`, or in a CSV or TSV file with a single column that one.
+            field: name of the query's field; None: `input`, or the only column of a CSV or TSV file.
 
         Raises:
-            HartError: as `rows`, or a table of columns has none of that name.
+            HartError: as in `rows`, or a table with columns lacks this one.
         """
         wanted = field or "input"
         for row in self.rows():
@@ -103,10 +103,10 @@ class Table:
                 yield row, query
 
     def rows(self) -> Iterator[Row | RowError]:
-        """All rows; blank lines are passed over.
+        """All rows; blank lines are skipped.
 
         Raises:
-            HartError: the file is missing, damaged, or not of this format; a table whose header names a column twice.
+            HartError: the file is missing, damaged, or not in this format, or its header names a column twice.
         """
         if self.format == "parquet":
             yield from self._parquet()
@@ -150,7 +150,7 @@ class Table:
     def _line_by_line(
         self, file: BinaryIO, row: Callable[[str, str, int | None], Row | RowError]
     ) -> Iterator[Row | RowError]:
-        """What `row` makes of each line, its place and its end."""
+        """The row that `row` makes from each line, its place and its end."""
         lines = _Lines(file, self.name)
         for line in _attempts(lines):
             lines.begin()
@@ -160,8 +160,8 @@ class Table:
                 yield row(line, f"{self.name}, line {lines.number}", lines.end)
 
     def _delimited(self, file: BinaryIO) -> Iterator[Row | RowError]:
-        """Rows of CSV or TSV behind their header; quotes as RFC 4180 has them, so that a field may hold line ends."""
-        # The module's own limit is 128 KiB, for the whole process; `_Lines` keeps ours.
+        """The rows of a CSV or TSV file after its header; fields quoted as in RFC 4180 may have line ends."""
+        # The csv module's limit of 128 KiB holds for the whole process; `_Lines` has our own limit.
         csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))
         lines = _Lines(file, self.name)
         records = _attempts(csv.reader(lines, delimiter=DELIMITERS[self.format], strict=True))
@@ -173,7 +173,7 @@ class Table:
             if isinstance(cells, csv.Error):
                 cells = RowError(f"{where}: not {self.format.upper()} ({cells}); check its quotes")
             if isinstance(cells, RowError):
-                if names is None:  # nothing can be read without the header
+                if names is None:  # without the header no row can be read
                     raise HartError(str(cells))
                 yield cells
             elif not cells or (len(cells) == 1 and not cells[0].strip() and (names is None or len(names) > 1)):
@@ -202,7 +202,7 @@ class Table:
             raise HartError(f"{where}: two columns are called {twice!r}; rename one")
 
     def _json_array(self, file: BinaryIO) -> Iterator[Row | RowError]:
-        """Elements of one array, decoded one after another; of the text a piece is kept."""
+        """The elements of a JSON array, decoded one by one, with a part of the text in memory."""
         text = _Text(file, self.name)
         if text.peek() == "":
             return
@@ -249,7 +249,7 @@ class Table:
 
 
 def _contents(batch: Any) -> list[dict[str, Any]]:
-    """The rows of an Arrow batch; times that Python has none for (beyond the year 9999, nanoseconds) as text."""
+    """The rows of an Arrow batch; times without a Python type (after the year 9999, nanoseconds) become text."""
     import pyarrow
 
     try:
@@ -265,7 +265,7 @@ def _contents(batch: Any) -> list[dict[str, Any]]:
 
 
 def chunks(stream: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Up to `size` of the stream at a time; what came before an error comes out before it."""
+    """Lists of up to `size` items of a stream; items before an error are yielded before it is raised."""
     part: list[Item] = []
     try:
         for item in stream:
@@ -282,11 +282,11 @@ def chunks(stream: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 
 class _Lines:
-    """Lines of a text in UTF-8, none longer than `MAX_ROW_BYTES`, and neither is what is read from `begin` to `begin`.
+    """The lines of a text in UTF-8; no line, and no row of lines, may be longer than `MAX_ROW_BYTES`.
 
     Attributes:
-        number: of the last line, from 1.
-        first: number of the first line since `begin`.
+        number: number of the last line, from 1.
+        first: number of the first line since `begin`, that of the current row.
         offset: bytes up to the end of the last line.
     """
 
@@ -299,7 +299,7 @@ class _Lines:
         self.first = 1
 
     def begin(self) -> None:
-        """A row is read; the next line begins another."""
+        """Begin a new row with the next line."""
         self.first = self.number + 1
         self._begun = self.offset
 
@@ -338,7 +338,7 @@ class _Lines:
 
 
 def _attempts(records: Any) -> Iterator[Any]:
-    """What an iterator gives, and in the place of one of its errors that error; it goes on behind it."""
+    """The items of an iterator; its `RowError`s and `csv.Error`s are yielded in their place instead of raised."""
     while True:
         try:
             yield next(records)
@@ -349,7 +349,7 @@ def _attempts(records: Any) -> Iterator[Any]:
 
 
 class _Text:
-    """A text in UTF-8 of which only the piece that is looked at is in memory; `at` is the place in that piece."""
+    """A text in UTF-8 with only the current piece in memory; `at` is the position in this piece."""
 
     def __init__(self, file: BinaryIO, name: str) -> None:
         self._file = file
@@ -361,7 +361,7 @@ class _Text:
         self.at = 0
 
     def peek(self) -> str:
-        """The next character that is no white space; empty at the end."""
+        """The next character that is not white space; empty at the end."""
         while True:
             while self.at < len(self._piece):
                 if self._piece[self.at] not in " \t\r\n":
@@ -371,16 +371,16 @@ class _Text:
                 return ""
 
     def value(self, where: str) -> str:
-        """The text of the JSON value that begins here; `at` moves behind it.
+        """The text of the JSON value that begins at `at`, which moves to its end.
 
         Raises:
-            HartError: it is not JSON, so nobody can tell where the next one begins, or longer than `MAX_ROW_BYTES`.
+            HartError: it is not JSON, so that the next value cannot be found, or it is longer than `MAX_ROW_BYTES`.
         """
         while True:
             try:
                 _, end = self._scan(self._piece, self.at)
             except json.JSONDecodeError as error:
-                # What is only cut off fails at the end of the piece, or at the quote that begins its last text.
+                # An incomplete value fails at the end of the piece, or at the opening quote of its last text.
                 cut = error.msg.startswith("Unterminated string") or error.pos > len(self._piece) - 16
                 if cut and len(self._piece) - self.at <= MAX_ROW_BYTES and self._more():
                     continue
@@ -388,16 +388,16 @@ class _Text:
                     raise HartError(f"{where}: is longer than {LONGEST}; cut it, or check its quotes") from None
                 raise HartError(f"{where}: the text is not JSON ({error.msg})") from None
             except (ValueError, RecursionError):
-                parse_json(self._piece[self.at :], where, "a query")  # which tells what it is
+                parse_json(self._piece[self.at :], where, "a query")  # raises an error with the cause
                 raise
-            if end < len(self._piece) or not self._more():  # a number may go on
+            if end < len(self._piece) or not self._more():  # a number may continue in the next piece
                 break
         text = self._piece[self.at : end]
         self.at = end
         return text
 
     def _more(self) -> bool:
-        """Read on, and forget what is before `at`; whether there was anything."""
+        """Read the next piece and drop the text before `at`; returns False at the end."""
         while not self._over:
             read = self._file.read(CHUNK)
             self._over = not read

@@ -1,7 +1,7 @@
-"""Writing rows with their answers as they come, so that whoever stops the work loses none, and goes on behind them.
+"""Incremental writing of rows with answers, so that an interrupted command loses no answer and can be resumed.
 
-Lines (JSON lines, CSV, TSV, plain text) are added to the file itself. A JSON array and a Parquet file are whole or not
-at all, so their rows wait in a file of JSON lines beside them, the journal, until the last one has come.
+Lines (JSON lines, CSV, TSV, plain text) are appended to the file itself. A JSON array and a Parquet file can only be
+written completely, so their rows are appended to a journal beside them, a file of JSON lines, until the last row.
 """
 
 import csv
@@ -19,25 +19,25 @@ from hart.errors import HartError, first_line
 from hart.runtime.files import open_target
 
 WHOLE = ("json", "parquet")
-"""Formats of which no part can be read before the end is written."""
+"""Formats that cannot be read before their end is written."""
 PARQUET_ROWS = 4096
-"""Rows of one group of a Parquet file."""
+"""Rows per row group of a Parquet file."""
 
 
 class Answers:
-    """Where rows with answers go: a file, which is begun with the first of them, or the screen.
+    """The output of rows with answers: a file, which is begun with the first row, or the screen.
 
-    Until there is an answer, an older file stays as it is.
+    Before the first answer, an older file is unchanged.
 
     Args:
-        path: of the file; None shows the rows.
-        format: of the rows.
-        own: the fields that an answer adds to its row; the first is the answer itself, all that a plain text holds.
-        columns: the fields of all rows that will come, for the header of CSV and TSV; None: those of the first rows.
-        show: prints a text, where there is no file.
+        path: path of the file; None: rows are printed.
+        format: format of the rows.
+        own: the fields that an answer adds to its row; the first is the answer itself, the only one in plain text.
+        columns: the fields of all rows, for the header of CSV and TSV; None: those of the first rows.
+        show: prints a text if there is no file.
 
     Raises:
-        HartError: a format that cannot be shown or written into a pipe.
+        HartError: the format cannot be printed or written to a pipe.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Answers:
 
     @property
     def place(self) -> str:
-        """Where the rows are that have come."""
+        """The file with the rows so far, or "printed", for messages."""
         return "printed" if self._path is None else str(self._target)
 
     @property
@@ -71,11 +71,11 @@ class Answers:
         return self._path.with_name(f"{self._path.name}.part.jsonl") if self._format in WHOLE else self._path
 
     def write(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Add the rows, at once.
+        """Append rows and flush them.
 
         Raises:
-            HartError: the file cannot be written (any more), or a row has a field that the header has not.
-            BrokenPipeError: nobody reads the pipe any more.
+            HartError: the file cannot be written, or a row has a field that is not in the header.
+            BrokenPipeError: the reader of the pipe has gone.
         """
         text = self._text([_plain(row) for row in rows])
         if self._path is None:
@@ -84,7 +84,7 @@ class Answers:
         try:
             if self._file is None:
                 self._file = open_target(self._target)
-            # What came in as half a character goes out as the escape that it came as.
+            # A lone surrogate is written as the escape from which it came.
             self._file.write(text.encode("utf-8", "backslashreplace"))
             self._file.flush()
         except BrokenPipeError:
@@ -93,10 +93,10 @@ class Answers:
             raise HartError(f"{self._target}: cannot be written ({error.strerror})") from error
 
     def finish(self) -> None:
-        """All rows have come: a JSON array or a Parquet file is made of them.
+        """Complete the output after the last row: write the JSON array or Parquet file from the journal.
 
         Raises:
-            HartError: it cannot be written, or the rows fit into no table; they stay in the journal.
+            HartError: the file cannot be written, or the rows fit into no table; they stay in the journal.
         """
         if self._file is not None:
             self._file.close()
@@ -106,12 +106,12 @@ class Answers:
             self._target.unlink()
 
     def resume(self, rows: Iterator[Row]) -> int:
-        """Go on behind what is in the file; takes as many rows as are answered there, and tells how many.
+        """Continue after the answers in the file: consume the rows that they answer, and return their number.
 
-        What a writer that was stopped left of its last row is cut off.
+        An incomplete last row of an interrupted write is removed.
 
         Raises:
-            HartError: the file holds something else than the answers to these rows, in their order.
+            HartError: the file does not consist of the answers to these rows, in their order.
         """
         if self._path is None:
             raise HartError("--resume goes on behind the answers in --output-file; give that file")
@@ -158,7 +158,7 @@ class Answers:
         self._begun = True
 
     def _answers(self, answered: dict[str, Any], row: dict[str, Any]) -> bool:
-        """Whether a row that was written is this row of the input with an answer."""
+        """Whether a written row is this input row with an answer."""
         if self._as in DELIMITERS:
             self._columns = self._columns or self._header(list(row))
             if list(answered) != self._columns:
@@ -187,13 +187,13 @@ class Answers:
 
     def _record(self, cells: Sequence[str]) -> str:
         written = io.StringIO()
-        # With this end the module quotes fields that hold a carriage return, too.
+        # With this line end, the module also quotes fields with a carriage return.
         csv.writer(written, delimiter=DELIMITERS[self._as], lineterminator="\r\n").writerow(cells)
         return written.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _plain(value: Any) -> Any:
-    """With null for numbers that JSON has no word for (NaN, infinite ones)."""
+    """A value with null in the place of numbers that JSON cannot represent (NaN, infinity)."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -202,7 +202,7 @@ def _plain(value: Any) -> Any:
 
 
 def _cell(value: Any) -> str:
-    """A value as a field of CSV: a text as it is, nothing for null, other JSON as its text."""
+    """A value as a field of CSV: a text unchanged, empty for null, other values as JSON."""
     if value is None:
         return ""
     if isinstance(value, bool | int | float | list | dict):
@@ -211,7 +211,7 @@ def _cell(value: Any) -> str:
 
 
 def _canonical(content: dict[str, Any], without: set[str]) -> str:
-    # A Parquet file has null where a row lacks a field.
+    # Missing fields of a row are null in a Parquet file.
     plain = {name: _plain(value) for name, value in content.items() if name not in without}
     kept = {name: value for name, value in plain.items() if value is not None}
     return json.dumps(kept, sort_keys=True, default=str)
@@ -236,7 +236,7 @@ def _write_array(path: Path, journal: Table) -> None:
 
 
 def _write_parquet(path: Path, journal: Table) -> None:
-    """Read the journal twice: what types the columns have is known only behind its last row."""
+    """Write a Parquet file from the journal, which is read twice: first for the types of the columns."""
     import pyarrow
     from pyarrow import parquet
 
@@ -254,7 +254,7 @@ def _write_parquet(path: Path, journal: Table) -> None:
 
 
 def _types(journal: Table) -> dict[str, Any]:
-    """Column → its Arrow type; None where no one type holds all of its values, so that they are written as text."""
+    """Column → its Arrow type; None if no single type holds all its values, which are then written as text."""
     import pyarrow
 
     types: dict[str, Any] = {}
@@ -274,7 +274,7 @@ def _types(journal: Table) -> dict[str, Any]:
 
 
 def _is_empty(kind: Any) -> bool:
-    """Whether an Arrow type has a structure without fields somewhere, which Parquet does not."""
+    """Whether an Arrow type contains a structure without fields, which Parquet does not support."""
     import pyarrow
 
     parts = [kind.field(at).type for at in range(kind.num_fields)]
