@@ -1,1 +1,1 @@
-"""Training runs: configuration, losses, the loop, checkpoints, layouts, what a run costs, many runs."""
+"""Training runs: configuration, losses, the loop, checkpoints, layouts, cost estimates, sweeps."""

@@ -1,15 +1,15 @@
-"""Operations of one optimizer step, and what a pass keeps for its backward pass: formulas over the sizes of layers.
+"""FLOPs of one optimizer step, and memory of the activations of a pass: formulas over the sizes of layers.
 
 Operations. A matrix product of a token with a map of n weights costs 2n operations; attention of a token to k others
-costs 4·k·inner per layer, causal or not. The backward pass costs twice the forward pass where weights are trained and
-in attention, which has two inputs; once in the maps of a frozen main model behind generated parameters, where only
-activations need gradient; nothing where neither does.
+costs 4·k·inner per layer, causal or not. The backward pass costs twice the forward pass for trained weights and for
+attention, which has two inputs; as much as the forward pass for the maps of a frozen main model after generated
+parameters, where only activations need gradients; nothing where no gradient is needed.
 
 Activations of one pass, per token and layer: inputs and outputs of norms, maps and attention, in 2 bytes with bf16;
-scores and weights of self-attention where no fused kernel runs (a T5's position bias keeps it away); with gradient
-checkpointing only the layers' inputs, plus one layer in full. Of the hypernetwork's decoder, whose cross-attention
-keeps scores and weights, too, it spares these alone (`hart.hypernetwork.decoding`). Keys and values that several heads
-share are repeated for each of them before the kernel, and so take as much as the queries.
+scores and weights of self-attention without a fused kernel (a T5's position bias prevents it); with gradient
+checkpointing only the layers' inputs, plus one full layer. In the hypernetwork's decoder, whose cross-attention also
+keeps scores and weights, gradient checkpointing saves only scores and weights (`hart.hypernetwork.decoding`). Keys and
+values that several heads share are repeated for each head before the kernel, so they take as much as the queries.
 """
 
 import math
@@ -27,18 +27,18 @@ from hart.training.blueprint import Parts
 from hart.training.config import RunConfig
 
 OVERHEAD = 1.05
-"""Of activations: what the formula leaves out, measured on ten mini and small configurations (docs/scaling.md)."""
+"""Factor for activations that the formula omits, measured on ten mini and small configurations (docs/scaling.md)."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Sizes of one layer of a stack.
+    """The sizes of one layer of a stack.
 
     Attributes:
         inner, kv_inner: widths of queries, and of keys and values.
         scores_kept: whether self-attention keeps its scores and weights for the backward pass.
-        dropout: rate of the stack in training.
-        experts: that a token passes; 0 where the feed-forward is no mixture.
+        dropout: dropout rate of the stack in training.
+        experts: number of experts per token; 0 for a dense feed-forward.
     """
 
     d_model: int
@@ -68,21 +68,21 @@ class Layer:
 
     @property
     def operations(self) -> int:
-        """Of one token in all maps of a layer without cross-attention."""
+        """FLOPs of one token in all linear maps of a layer, without cross-attention."""
         attention = 2 * self.d_model * (self.inner + self.kv_inner)
         return 2 * (attention + (3 if self.gated else 2) * self.d_model * self.d_ff)
 
     @property
     def cross(self) -> int:
-        """Of one token in half of the maps of cross-attention: queries and output, or keys and values."""
+        """FLOPs of one token in half of cross-attention's maps: queries and output, or keys and values."""
         return 2 * 2 * self.d_model * self.inner
 
 
 def tokens_of(config: RunConfig, parts: Parts) -> dict[str, int]:
-    """Who reads → tokens per optimizer step, at the configured limits."""
+    """Network → tokens per optimizer step, at the configured limits."""
     data, training = config.data, config.training
     query, target = training.batch_size * _query(config), training.batch_size * data.max_target_length
-    # One sequence has both; the last token of an answer is predicted and not read.
+    # Query and answer are one sequence; the last token of an answer is predicted, but not read.
     tokens = (
         {"main encoder": query, "main decoder": target}
         if parts.shape.has_encoder
@@ -96,13 +96,13 @@ def tokens_of(config: RunConfig, parts: Parts) -> dict[str, int]:
 
 
 def operations(config: RunConfig, parts: Parts) -> float:
-    """Of one optimizer step, over all devices."""
+    """FLOPs of one optimizer step, over all devices."""
     model = config.model
     fused = _read(config) if model.fusion and _generated(parts) else 0
     main = _forward(config, parts.main, _Beside(_query(config), fused, _in_front(config), _prefix(config)))
     trained = model.train_main
     if parts.shape.has_encoder:
-        # Without blocks in the encoder, no gradient has to go through a frozen one.
+        # Without row blocks, a frozen encoder needs no backward pass.
         back = trained or bool(model.peft)
         total = _both_ways(*main.encoder, trained) if back else sum(main.encoder)
     else:
@@ -115,7 +115,7 @@ def operations(config: RunConfig, parts: Parts) -> float:
 
 @dataclass(frozen=True)
 class _Forward:
-    """Operations of a main model's forward pass over a batch: (in maps, in attention) of each stack, and of logits."""
+    """FLOPs of a main model's forward pass over a batch: (maps, attention) of each stack, and of the logits."""
 
     encoder: tuple[float, float]
     decoder: tuple[float, float]
@@ -128,7 +128,7 @@ class _Forward:
 
 @dataclass(frozen=True)
 class _Beside:
-    """Tokens of a main model's input, and what it attends to beside it: a fused memory, a memory in front, a prefix."""
+    """Tokens of a main model's input, and of a fused memory, a memory in front, and a prefix."""
 
     query: int
     fused: int = 0
@@ -137,7 +137,7 @@ class _Beside:
 
 
 def _forward(config: RunConfig, main: Any, beside: _Beside) -> _Forward:
-    """Of one batch."""
+    """FLOPs of a main model's forward pass over one batch."""
     batch, target, query, front = config.training.batch_size, config.data.max_target_length, beside.query, beside.front
     if main.config.is_encoder_decoder:
         t5 = main.config
@@ -153,7 +153,7 @@ def _forward(config: RunConfig, main: Any, beside: _Beside) -> _Forward:
         return _Forward(encoder, (maps, attention), batch * target * 2 * t5.d_model * t5.vocab_size)
     layer, shape = Layer.of_decoder_only(main.config, config.model.attention), MainShape.from_config(main.config)
     length, rows = query + target - 1, batch * _with_attention(shape)
-    # Keys and values of a memory in front are made for every query. Layers without attention count as maps of its size.
+    # Keys and values of a memory in front are computed per query. Layers without attention count like maps of one with.
     maps = batch * shape.decoder_layers * length * layer.operations
     maps += rows * front * 2 * 2 * layer.d_model * layer.kv_inner
     attention = rows * length * 4 * (length + front + beside.prefix) * layer.inner
@@ -161,14 +161,14 @@ def _forward(config: RunConfig, main: Any, beside: _Beside) -> _Forward:
 
 
 def _of_teacher(config: RunConfig, parts: Parts) -> float:
-    """Its forward pass, over the whole task in front of each query."""
+    """FLOPs of the teacher's forward pass, with the whole task before each query."""
     if parts.teacher is None:
         return 0.0
     return _forward(config, parts.teacher, _Beside(config.data.max_demonstrations_length)).total
 
 
 def _both_ways(maps: float, attention: float, trained: bool) -> float:
-    """Operations of forward and backward pass, of those of the forward pass."""
+    """FLOPs of forward and backward pass, from those of the forward pass."""
     return maps * (3 if trained else 2) + 3 * attention
 
 
@@ -180,7 +180,7 @@ def _of_hypernetwork(config: RunConfig, parts: Parts) -> float:
     layer, read, group = Layer.of_t5(t5), _read(config), config.data.max_demonstrations_length
     once, total = 0.0, 0.0
     if network.config.encoder_layers is not None:
-        # Without gradients, to the highest layer that is read; the map's input, the frozen states, needs none either.
+        # A forward pass up to the highest read layer; neither it nor the map's input, frozen states, needs gradients.
         base = Layer.of_decoder_only(parts.main.config, config.model.attention)
         once = read * max(network.config.encoder_layers) * (base.operations + 4 * group * base.inner)
         once += 2 * 2 * read * base.d_model * t5.d_model
@@ -202,12 +202,12 @@ def _of_head(head: Any) -> float:
 
 
 def activations(config: RunConfig, parts: Parts, devices: int) -> float:
-    """Bytes that one pass keeps for its backward pass, at the configured lengths."""
+    """Bytes of the activations that one pass keeps for its backward pass, at the configured lengths."""
     model, training = config.model, config.training
     queries = training.micro_batch_size or training.batch_size // devices
     size = 2 if training.bf16 else 4
     total = (_of_t5_pass if parts.shape.has_encoder else _of_decoder_only_pass)(config, parts, queries, size)
-    # Logits, their softmax in float32, and its gradient; with a teacher both's, and the divergence between them.
+    # Logits, their softmax in float32, and its gradient; with a teacher those of both, and their divergence.
     logits = queries * config.data.max_target_length * parts.main.config.vocab_size
     total += logits * (size + 8) + (logits * (size + 12) if parts.teacher is not None else 0)
     network = parts.peft_source
@@ -221,7 +221,7 @@ def activations(config: RunConfig, parts: Parts, devices: int) -> float:
         if network.config.encoder_layers is None:
             total += _stack(layer, passes * groups, group, group, t5.num_layers, size, checkpointed, dropout=dropout)
         else:
-            # Of the frozen base only the states that are read, in float32: as they are, normed and summed.
+            # From the frozen base, only the states that are read, in float32: original, normed and summed.
             total += passes * read * (2 * len(network.config.encoder_layers) + 1) * parts.shape.d_model * 4
         if network.to_front is not None:
             total += passes * read * network.to_front.weight.shape[0] * size
@@ -232,7 +232,7 @@ def activations(config: RunConfig, parts: Parts, devices: int) -> float:
             recomputed = checkpointed and vectors >= MANY
             keys = 0 if recomputed else vectors
             total += _stack(layer, passes, vectors, keys, layers, size, False, memory=read, dropout=dropout)
-            # Cross-attention, too, keeps its scores and weights; where they are recomputed, those of one attention.
+            # Cross-attention also keeps its scores and weights; with recomputation only those of one attention.
             weights = max(vectors, read) if recomputed else layers * read
             total += passes * layer.heads * vectors * weights * (2 * size + (size + 1 if dropout else 0))
     return total * OVERHEAD
@@ -242,7 +242,7 @@ def _of_t5_pass(config: RunConfig, parts: Parts, queries: int, size: int) -> flo
     model, data = config.model, config.data
     t5: Any = parts.main.config
     layer, prefix, query = Layer.of_t5(t5), _prefix(config), _query(config)
-    # A frozen main model has none.
+    # A frozen main model has no dropout.
     dropout = model.train_main and layer.dropout > 0
     total = 0.0
     if model.train_main or model.peft:
@@ -260,7 +260,7 @@ def _of_decoder_only_pass(config: RunConfig, parts: Parts, queries: int, size: i
     model = config.model
     layer = Layer.of_decoder_only(parts.main.config, model.attention)
     length, front = _query(config) + config.data.max_target_length - 1, _in_front(config)
-    # Of a memory in front each layer keeps the normed states, keys and values, and these for every head.
+    # For a memory in front each layer keeps its normed states, keys and values, and the latter repeated per head.
     memory = queries * _with_attention(parts.shape) * front * (layer.d_model + 2 * layer.kv_inner + 2 * layer.inner)
     return memory * size + _stack(
         layer, queries, length, length + front + _prefix(config), parts.shape.decoder_layers, size,
@@ -280,16 +280,16 @@ def _stack(
     memory: int = 0,
     dropout: bool = False,
 ) -> float:
-    """Bytes of a stack's activations; `memory` is how many tokens a decoder's cross-attention sees."""
+    """Bytes of a stack's activations; `memory` is the number of tokens that a decoder's cross-attention reads."""
     # Per token: residual stream and norms (hidden and normed of each sub-layer), q, k, v, the attention's output,
-    # and the feed-forward's inner activations (two maps, the activation and the product where gated).
+    # and the feed-forward's inner activations (if gated: two maps, the activation and the product).
     sublayers = 3 if memory else 2
     per_token: float = sublayers * 3 * layer.d_model + 4 * layer.inner + (4 if layer.gated else 2) * layer.d_ff
-    # What each expert is given and gives.
+    # Input and output of each expert.
     per_token += 2 * layer.experts * layer.d_model
     attention: float = 2 * layer.heads * tokens * keys if layer.scores_kept else 0
     if dropout:
-        # What it gives is kept beside what it was given, with a mask of a byte each.
+        # Dropout keeps its output beside its input, and a mask of one byte per element.
         kept = 1 + 1 / size
         per_token += kept * (sublayers * layer.d_model + layer.d_ff)
         attention += kept * layer.heads * tokens * keys
@@ -302,18 +302,18 @@ def _stack(
 
 
 def _query(config: RunConfig) -> int:
-    """Tokens of one input of the main model, at its limit."""
+    """Most tokens of one input of the main model."""
     data = config.data
     return data.max_demonstrations_length if data.demonstrations_to == "main" else data.max_query_length
 
 
 def _read(config: RunConfig) -> int:
-    """Tokens of one task for the hypernetwork, in all groups, at their limit."""
+    """Most tokens of one task in the hypernetwork's input, in all groups."""
     return config.data.max_demonstrations_length * config.data.demonstration_groups
 
 
 def _in_front(config: RunConfig) -> int:
-    """Tokens of a memory in front of each query."""
+    """Most tokens of a memory in front of each query."""
     return _read(config) if config.model.memory_in_front else 0
 
 
@@ -326,7 +326,7 @@ def _generated(parts: Parts) -> bool:
 
 
 def _with_attention(shape: MainShape) -> int:
-    """Layers of a decoder-only model that have attention."""
+    """Number of layers with attention in a decoder-only model."""
     return shape.decoder_layers if shape.attention is None else len(shape.attention)
 
 

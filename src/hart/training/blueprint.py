@@ -31,7 +31,7 @@ from hart.peft.learned import LearnedWeights
 from hart.peft.prefix import prefix_length
 from hart.training.config import BASE_TEACHER, ModelConfig, RunConfig
 
-# d_model, d_ff, layers of a stack, heads; d_kv is 64 throughout. T5 1.1, LM-adapted or instruction-tuned, as published.
+# d_model, d_ff, layers of a stack, heads; d_kv is always 64. Published sizes of T5 1.1, also LM-adapted or Flan.
 _SIZES = {
     "small": (512, 1024, 8, 6),
     "base": (768, 2048, 12, 12),
@@ -55,7 +55,7 @@ def _t5(d_model: int, d_ff: int, layers: int, heads: int, vocabulary: int = 3212
     }
 
 
-# All share input and output embeddings.
+# All have tied input and output embeddings.
 _QWEN3_06B = {
     "model_type": "qwen3",
     "vocab_size": 151936,
@@ -96,15 +96,15 @@ KNOWN: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.2-1B-Instruct"), _LLAMA_32_1B),
     **dict.fromkeys(("HuggingFaceTB/SmolLM2-135M", "HuggingFaceTB/SmolLM2-135M-Instruct"), _SMOLLM2_135M),
 }
-"""Checkpoints whose sizes need no download."""
+"""Checkpoint → configuration, for estimates without a download."""
 
 
 def base_config(name: str) -> Any:
-    """The configuration of a base: of a known hub name without a download, of a folder, or of `mini-base`.
+    """The configuration of a base: a known hub name (without a download), a folder, or `mini-base`.
 
     Raises:
-        HartError: neither known, nor a folder, nor in the hub's cache; a damaged file in the folder; or an architecture
-            that hart has no table of sites for.
+        HartError: the name is neither known, nor a folder, nor in the hub's cache; a file in the folder is damaged; or
+            the architecture has no table of sites.
     """
     if name in KNOWN and not Path(name).is_dir():
         return AutoConfig.for_model(**KNOWN[name])
@@ -132,11 +132,11 @@ def _has_own_head(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Parts:
-    """The networks of a configuration on the meta device; shapes without numbers.
+    """The networks of a configuration on the meta device, with shapes but without values.
 
     Attributes:
-        shape: of the main model.
-        untied_head: parameters of an output matrix that a T5 checkpoint has and a newly built T5 has not.
+        shape: shape of the main model.
+        untied_head: number of parameters of a T5 checkpoint's output matrix, which a newly built T5 shares.
         teacher, teacher_head: the main model of a teacher, and its untied head (`with_teacher`).
     """
 
@@ -149,7 +149,7 @@ class Parts:
 
 
 def check_trains(model: ModelConfig, shape: MainShape) -> None:
-    """Raise `HartError` if no weight of such a system can learn: no rows, no fusion, and a frozen main model."""
+    """Raise `HartError` if the system has nothing to train: no rows, no fusion, and a frozen main model."""
     if model.train_main or model.fusion or model.memory_in_front:
         return
     if not sum(block.layers * block.rows for block in row_blocks(build_kinds(model.peft), shape)):
@@ -160,8 +160,10 @@ def check_trains(model: ModelConfig, shape: MainShape) -> None:
 
 
 def check_positions(config: RunConfig, main: PreTrainedModel) -> None:
-    """Raise `HartError` where the longest sequences of a configuration have more tokens than `main` has learned
-    positions (GPT-2): said before the run, not at the first such batch."""
+    """Raise `HartError` if the longest sequences of a configuration exceed the learned positions of `main` (GPT-2).
+
+    The check runs before training, so that no long batch fails later.
+    """
     most, data = learned_positions(main), config.data
     if most is None:
         return
@@ -172,7 +174,7 @@ def check_positions(config: RunConfig, main: PreTrainedModel) -> None:
         )
     limit = "max_demonstrations_length" if data.demonstrations_to == "main" else "max_query_length"
     prefix = prefix_length(build_kinds(config.model.peft))
-    # The last token of an answer is predicted and not read.
+    # The last token of an answer is predicted, but not read.
     tokens = prefix + getattr(data, limit) + data.max_target_length - 1
     if tokens > most:
         raise HartError(
@@ -185,7 +187,7 @@ def build(config: RunConfig) -> Parts:
     """All networks of a run, without weights.
 
     Raises:
-        HartError: parts that do not fit each other, as `HartModel.from_config` says, or nothing to train.
+        HartError: parts do not fit each other, as in `HartModel.from_config`, or there is nothing to train.
     """
     model, base = config.model, base_config(config.model.base)
     shape = MainShape.from_config(base)
@@ -203,10 +205,10 @@ def build(config: RunConfig) -> Parts:
 
 
 def with_teacher(config: RunConfig, parts: Parts) -> Parts:
-    """Beside them the main model of the run's teacher: `parts.main` itself where the base teaches.
+    """The parts with the main model of the run's teacher; if the base is the teacher, this is `parts.main`.
 
     Raises:
-        HartError: its sizes are not known here.
+        HartError: the sizes of the teacher are unknown.
     """
     name = config.distillation.teacher
     if name is None or name == BASE_TEACHER:
@@ -222,20 +224,22 @@ def with_teacher(config: RunConfig, parts: Parts) -> Parts:
 
 
 def _without_weights(base: PreTrainedConfig) -> PreTrainedModel:
-    """The network of a configuration, on the meta device."""
+    """The main model of a configuration, on the meta device."""
     builder: Any = T5ForConditionalGeneration if base.is_encoder_decoder else AutoModelForCausalLM.from_config
     with torch.device("meta"):
         return builder(base)
 
 
 def _untied_head(name: str, base: Any) -> int:
-    """Parameters of an output matrix that the checkpoint of a T5 has and a newly built one has not: that shares it,
-    and many checkpoints do not, whatever their configuration says."""
+    """Number of parameters of a T5 checkpoint's own output matrix.
+
+    A newly built T5 ties it to the embeddings; many checkpoints do not, whatever their configuration says.
+    """
     return base.vocab_size * base.d_model if base.is_encoder_decoder and _has_own_head(name) else 0
 
 
 def check_family(model: ModelConfig, shape: MainShape) -> None:
-    """Raise `HartError` for what a base of this family has not."""
+    """Raise `HartError` for options that a base of this family does not support."""
     if model.weights != "generated":
         return
     check_beside(
@@ -269,7 +273,7 @@ def _hypernetwork_config(model: ModelConfig, shape: MainShape) -> HyperNetworkCo
 
 
 def _checkpoint_sizes(model: ModelConfig) -> dict[str, Any]:
-    """The `T5_FIELDS` of the checkpoint that the hypernetwork starts from."""
+    """The `T5_FIELDS` of the checkpoint from which the hypernetwork is initialised."""
     name = model.hypernetwork_init or model.base
     t5 = base_config(name)
     if not isinstance(t5, T5Config):

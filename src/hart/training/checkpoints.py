@@ -1,8 +1,8 @@
-"""Checkpoints of a run: written beside their place, sealed with checksums, and moved there whole or not at all.
+"""Atomic checkpoints of a run, sealed with checksums.
 
-`checkpoint-STEP/` is a model folder (the trained weights, whole whatever the layout) and, to go on bit for bit:
-the optimizer's states as the layout has them (`hart.training.sharding`), scheduler.pt, the random states of each
-process, consistency.safetensors (the layer states that later steps are compared with) and state.json (the step and the
+`checkpoint-STEP/` is a model folder with the complete trained weights in every layout. For bit-exact resumption it also
+has the optimizer's states in the run's layout (`hart.training.sharding`), scheduler.pt, the random states of each
+process, consistency.safetensors (the layer states with which later steps are compared) and state.json (the step and the
 best scores).
 """
 
@@ -34,13 +34,13 @@ STATE_FILE = "state.json"
 
 
 def save_checkpoint(loop: "Loop") -> None:
-    """Write a checkpoint of the step that has just ended, and delete those that are too many; all processes together.
+    """Write a checkpoint after a step, and delete the oldest ones above the limit; all processes together.
 
     Raises:
-        HartError: it cannot be written; those before it are there still.
+        HartError: it cannot be written; earlier checkpoints are kept.
     """
     run, first = loop.run, rank() == 0
-    loop.report.write_steps(loop.step)  # a run that goes on from here repeats none of them
+    loop.report.write_steps(loop.step)  # a run resumed from this checkpoint does not repeat these steps
     loop.keep_teacher()
     partial, checkpoint = run.checkpoints / ".partial", run.checkpoints / f"checkpoint-{loop.step}"
     remembered = loop.consistency.state_dict(loop.accelerator.gather)
@@ -70,7 +70,7 @@ def save_checkpoint(loop: "Loop") -> None:
 
 
 def load_weights(loop: "Loop", checkpoint: Path) -> None:
-    """Take up the weights of a checkpoint, and what is not in processes' hands; before anything is divided."""
+    """Load the weights, consistency states, step and best scores of a checkpoint, before weights are sharded."""
     loop.system.load_trained(checkpoint)
     loop.consistency.load_state_dict(load_file(checkpoint / CONSISTENCY_FILE))
     state = json.loads((checkpoint / STATE_FILE).read_text())
@@ -78,11 +78,11 @@ def load_weights(loop: "Loop", checkpoint: Path) -> None:
 
 
 def load_states(loop: "Loop", checkpoint: Path) -> None:
-    """Take up the states of optimizer, schedule and random numbers; after all is prepared, right before the step."""
+    """Load the states of optimizer, schedule and random numbers, after preparation and right before the next step."""
     load_optimizer(loop.model, loop.optimizer.optimizer, loop.layout, checkpoint)
     loop.schedule.load_state_dict(torch.load(checkpoint / SCHEDULER_FILE, weights_only=True))
     own = checkpoint / _random_file(rank())
-    if own.exists():  # not where there are more processes than before
+    if own.exists():  # missing if the run has more processes than before
         states = load_file(own)
         torch.set_rng_state(states["cpu"])
         if "cuda" in states and torch.cuda.is_available():
@@ -94,7 +94,7 @@ def _random_file(number: int) -> str:
 
 
 def _random_states() -> dict[str, torch.Tensor]:
-    """Of torch, on the CPU and on this process's GPU: nothing else draws in training."""
+    """The random states of torch on the CPU and on this process's GPU; training uses no other generator."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
@@ -102,7 +102,7 @@ def _random_states() -> dict[str, torch.Tensor]:
 
 
 def _rotate(run: RunFolder, keep: int, step: int) -> None:
-    """Keep the newest up to `step`; a later one is of a run that went back behind it, and damaged."""
+    """Delete all but the newest `keep` checkpoints up to `step`; a later one is damaged, and is left alone."""
     found = run.saved()
     for old in sorted(each for each in found if each <= step)[:-keep]:
         shutil.rmtree(found[old], ignore_errors=True)
@@ -110,16 +110,16 @@ def _rotate(run: RunFolder, keep: int, step: int) -> None:
 
 @contextmanager
 def _writing(checkpoint: Path) -> Iterator[None]:
-    """Within, a part of a checkpoint is written; all processes together, and a failure of one is one of all.
+    """A context for writing a part of a checkpoint, in all processes together; a failure of one is raised in all.
 
-    What a full disk raises becomes one line; torch and safetensors say it in their own ways.
+    Errors such as a full disk, which torch and safetensors report differently, become a `HartError` of one line.
     """
     with together():
         try:
             yield
         except (OSError, RuntimeError, SafetensorError, HartError) as error:
             reason = first_line(error)
-            # torch names no cause; most often the disk is full.
+            # torch gives no cause; most often the disk is full.
             cause = error.__cause__ if isinstance(error, HartError) else error
             full = getattr(cause, "errno", None) in (None, errno.ENOSPC, errno.EDQUOT)
             advice = "free some space" if full and checkpoint.parent.is_dir() else "see to that"

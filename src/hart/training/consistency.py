@@ -1,9 +1,9 @@
 """The local consistency loss (§3.2): the mean square of h^(t) − h^(t−1), with h^(t−1) detached.
 
-The paper does not say what a row of this step's batch is compared with. `SlotConsistency` reads the equation to the
-letter: row i with row i of the previous batch, which belongs to another task. `TaskConsistency` compares a row with the
-newest states of its own task, which were made from other demonstrations: "the consistency between weights generated
-based on different demonstrations" (abstract). The literal reading pulls the states of all tasks together
+The paper leaves open with which states a row of the current batch is compared. `SlotConsistency` follows the equation
+literally: row i with row i of the previous batch, which belongs to another task. `TaskConsistency` compares a row with
+the newest states of its own task, generated from other demonstrations: "the consistency between weights generated
+based on different demonstrations" (abstract). The literal version pulls the states of all tasks together
 (docs/results.md).
 
 The update equation of §3.2 leaves α out, but §4.1 tunes it (α ∈ {1, 10, 20}), so the caller weights the term.
@@ -18,22 +18,21 @@ from torch import Tensor
 
 Pairing = Literal["slots", "task"]
 Gather = Callable[[Tensor], Tensor]
-"""Puts the rows of all processes one after the other, as `accelerate.Accelerator.gather` does."""
+"""Concatenates the rows of all processes, as `accelerate.Accelerator.gather` does."""
 
 ON_DEVICE = 2**28
-"""Bytes of states of all tasks that may lie on the device; more are kept in main memory."""
+"""Most bytes of states of all tasks on the device; larger states are kept in main memory."""
 
 
 class Consistency(ABC):
-    """Compares the layer states of a step with those of earlier steps.
+    """Comparison of the layer states of a step with those of earlier steps.
 
     Each micro-batch calls `loss`, each optimizer step ends with `advance`. The states of a whole step are kept, so a
-    batch accumulated over many micro-batches gives the loss of the same batch in one piece, provided that equal
-    micro-batches are averaged.
+    batch accumulated over many micro-batches of equal size has the same loss as in one pass, if their losses are
+    averaged.
 
     Args:
-        layers: of each stack of the main model; the states of layers that the shallower stack does not have
-            serve nothing and do not count.
+        layers: number of layers of each stack of the main model; unused states of a shallower stack are ignored.
     """
 
     def __init__(self, layers: tuple[int, ...] | None = None) -> None:
@@ -42,32 +41,32 @@ class Consistency(ABC):
 
     @abstractmethod
     def loss(self, states: Tensor, slots: Tensor, tasks: Tensor, *, kept: Tensor | None = None) -> Tensor:
-        """L_cst of one micro-batch, and remember its states for later steps.
+        """Compute L_cst of one micro-batch, and keep its states for later steps.
 
         Args:
             states: layer states `[b, ...]` (`[b, S, L, m, d]`), with gradient.
-            slots: int64 `[b]`, the position of each row in the global batch, each once a step.
-            tasks: int64 `[b]`, the number of each row's task.
-            kept: the states to remember instead, e.g. those of a pass without dropout.
+            slots: int64 `[b]`, the position of each row in the global batch, each once per step.
+            tasks: int64 `[b]`, the index of each row's task.
+            kept: the states to keep instead, e.g. those of a pass without dropout.
 
         Returns:
-            Float32 scalar, the mean over all rows and elements; rows without a partner count as 0.
+            Float32 scalar, the mean over all rows and elements; rows without earlier states count as 0.
         """
 
     @abstractmethod
     def advance(self, gather: Gather) -> None:
-        """End an optimizer step: the states seen since the last call are what later steps are compared with."""
+        """End an optimizer step: later steps are compared with the states since the last call."""
 
     @abstractmethod
     def state_dict(self, gather: Gather) -> dict[str, Tensor]:
-        """What is remembered, of all processes; empty before the first step. Between `advance` and the next `loss`."""
+        """The kept states of all processes; empty before the first step. Call it between `advance` and `loss`."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue from what `state_dict` returned, in all processes."""
+        """Load the result of `state_dict`, in all processes."""
 
     def _distance(self, states: Tensor, partner: Tensor) -> Tensor:
-        """Mean square of the difference of each row."""
+        """The mean squared difference of each row."""
         squares = (states.float() - partner).square()
         if self._layers is not None:
             parts = [squares[:, stack, :layers].flatten(1) for stack, layers in enumerate(self._layers)]
@@ -76,7 +75,7 @@ class Consistency(ABC):
 
 
 class SlotConsistency(Consistency):
-    """Row i of this step's batch against row i of the last one's: the equation per row, whatever their tasks."""
+    """Comparison of row i with row i of the previous batch, whatever their tasks: the literal equation."""
 
     def __init__(self, layers: tuple[int, ...] | None = None) -> None:
         super().__init__(layers)
@@ -86,19 +85,19 @@ class SlotConsistency(Consistency):
         """As `Consistency.loss`; 0 at the first step.
 
         Raises:
-            ValueError: the states have another shape than those of the previous step, or a row's
-                slot was not filled there: the steps are not batches of one size in one layout.
+            ValueError: the states have another shape than those of the previous step, or the previous step lacks a
+                row's slot, because the steps differ in batch size or layout.
         """
         states = _without_broadcasts(states)
         self._current.append((slots.detach(), _kept(states, kept)))
-        # No layer states at all: a hypernetwork that generates no parameters (fusion alone).
+        # A hypernetwork that generates no parameters (fusion alone) has no layer states.
         if self._previous is None or not states.numel():
             return torch.zeros((), device=states.device)
         if states.shape[1:] != self._previous[1].shape[1:]:
             raise ValueError(
                 f"states of shape {list(states.shape[1:])} after states of shape {list(self._previous[1].shape[1:])}"
             )
-        # A checkpoint is read on the CPU; it moves to the states' device once.
+        # States of a checkpoint are loaded on the CPU; they are moved to the device once.
         previous_slots, previous = (part.to(states.device) for part in self._previous)
         self._previous = previous_slots, previous
         match = slots[:, None] == previous_slots[None, :]
@@ -111,12 +110,12 @@ class SlotConsistency(Consistency):
     def advance(self, gather: Gather) -> None:
         if self._current:
             slots, states = zip(*self._current, strict=True)
-            self._previous = None  # states of a whole batch may have gigabytes: never three times
+            self._previous = None  # states of a whole batch may take gigabytes: at most two copies
             self._previous = torch.cat(slots), torch.cat(states)
             self._current = []
 
     def state_dict(self, gather: Gather) -> dict[str, Tensor]:
-        # Each process has the states of its own rows; a row finds its partner by its slot, whoever kept it.
+        # Each process has the states of its own rows; after gathering, a row is found by its slot.
         if self._previous is None:
             return {}
         return {name: gather(part) for name, part in zip(("slots", "states"), self._previous, strict=True)}
@@ -127,11 +126,11 @@ class SlotConsistency(Consistency):
 
 
 class TaskConsistency(Consistency):
-    """Each row against the newest states of its own task, from whatever earlier step; 0 where the task is new.
+    """Comparison of each row with the newest states of its own task from any earlier step; 0 for a new task.
 
-    One row per task is kept, `[tasks, 2, L, m, d]` in float32, in every process: a step's rows are exchanged once at
-    its end, which is cheaper than sharding the tasks over processes and requesting rows before each pass. They are
-    kept on the device if they fit into `ON_DEVICE` bytes, else in main memory (757 tasks of T5-Large: 149 MB).
+    Every process keeps one row per task, `[tasks, 2, L, m, d]` in float32. The rows of a step are exchanged once at its
+    end, which is cheaper than sharding the tasks over processes and requesting rows before each pass. They are kept on
+    the device if they fit into `ON_DEVICE` bytes, else in main memory (757 tasks of T5-Large: 149 MB).
 
     Args:
         tasks: number of training tasks.
@@ -157,7 +156,7 @@ class TaskConsistency(Consistency):
         if not self._current:
             return
         slots = gather(torch.cat([slots for slots, _ in self._places]))
-        order = slots.argsort()  # of two rows of one task the later place counts, however the batch was cut
+        order = slots.argsort()  # if a task has two rows, the one with the later slot is kept in every layout
         tasks = gather(torch.cat([tasks for _, tasks in self._places]))[order]
         states = gather(torch.cat([states for _, states in self._current]))[order]
         self._places, self._current = [], []
@@ -169,7 +168,7 @@ class TaskConsistency(Consistency):
             self._of_task = states.new_zeros((len(self._known), *states.shape[1:]), device=device)
             self._known = self._known.to(device)
         tasks, states = tasks.to(self._of_task.device), states.to(self._of_task.device)
-        # The last of each task: writing one place twice in one call has no order.
+        # Only the last row of each task, as the order of several writes to one index is undefined.
         last = (tasks[:, None] == tasks[None, :]).tril().sum(0) == 1
         self._of_task[tasks[last]] = states[last]
         self._known[tasks] = True
@@ -190,11 +189,11 @@ class TaskConsistency(Consistency):
 
 
 def make_consistency(pairing: Pairing, tasks: int, layers: tuple[int, ...]) -> Consistency:
-    """The consistency loss that `training.pairing` names.
+    """The consistency loss for a value of `training.pairing`.
 
     Args:
         tasks: number of training tasks.
-        layers: of the main model's encoder and decoder.
+        layers: number of layers of each stack of the main model.
     """
     return TaskConsistency(tasks, layers) if pairing == "task" else SlotConsistency(layers)
 
@@ -204,10 +203,10 @@ def _kept(states: Tensor, kept: Tensor | None) -> Tensor:
 
 
 def _without_broadcasts(states: Tensor) -> Tensor:
-    """One copy along each dimension after the first that is a mere broadcast.
+    """The states with size 1 in each broadcast dimension after the first.
 
-    The shared scheme repeats one state for every layer as a view. The mean square is the same over
-    one of the copies, and takes L times less memory than the view written out.
+    The shared scheme repeats one state for every layer as a view. The mean square over one copy is the same, and takes
+    L times less memory.
     """
     for dim in range(1, states.dim()):
         if states.stride(dim) == 0 and states.shape[dim] > 1:

@@ -1,8 +1,8 @@
-"""The targets of distractors: what the un-adapted base answers them (`hart.data.distractors`).
+"""The targets of distractors: the answers of the un-adapted base (`hart.data.distractors`).
 
-They are generated once, before the first step, and kept in the folder of the run, so that a run that goes on has the
-same ones on whatever machine. As targets they are a teacher's greedy answers (sequence-level distillation, Kim and Rush
-2016), so that steps cost what they cost without.
+They are generated once, before the first step, and kept in the run's folder, so that a resumed run has the same ones on
+any machine. They are a teacher's greedy answers (sequence-level distillation, Kim and Rush 2016), so that steps cost
+the same as without distractors.
 """
 
 import json
@@ -26,16 +26,17 @@ FILE = "distractors.json"
 
 
 def base_answers(main: MainModel, data: DataConfig, folder: Path, device: torch.device) -> dict[str, str]:
-    """Distractor → the base's greedy answer, from the folder of the run or generated and written there.
+    """Distractor → the base's greedy answer, read from the run's folder, or generated and written there.
 
     Args:
-        main: before it is trained, whole.
-        data: with `distractors`.
-        folder: of the run.
-        device: on which the base answers; it goes back to where it was.
+        main: the untrained and unsharded main model.
+        data: the `data` section with `distractors`.
+        folder: the run's folder.
+        device: device of the generation; afterwards `main` is moved back.
 
     Raises:
-        HartError: the file of distractors cannot be used, or is another than the run began with; a full disk.
+        HartError: the file of distractors cannot be used, or differs from that at the start of the run, or the answers
+            cannot be written.
     """
     queries, _ = read_distractors(data.distractors or "")
     path = folder / FILE
@@ -54,10 +55,10 @@ def base_answers(main: MainModel, data: DataConfig, folder: Path, device: torch.
 
 
 def check_begun_with(data: DataConfig, folder: Path) -> None:
-    """See to it that a run that is complete was trained with the distractors that are asked for, if these are there.
+    """Check that a complete run was trained with the configured distractors, if their file exists.
 
     Raises:
-        HartError: it was begun with others.
+        HartError: it was trained with other distractors.
     """
     if Path(data.distractors or "").is_file() and (folder / FILE).is_file():
         _known(folder, read_distractors(data.distractors or "")[0])
@@ -74,7 +75,7 @@ def _known(folder: Path, queries: list[str]) -> dict[str, str]:
 
 
 def encoded(main: MainModel, data: DataConfig, answers: Mapping[str, str]) -> list[tuple[list[int], list[int]]]:
-    """Tokens of each distractor and of its answer, as queries and targets of tasks have them."""
+    """Tokens of each distractor and of its answer, in the format of queries and targets."""
     form, cuts = InputFormat.from_config(data), Cuts()
     pairs = [
         (

@@ -1,8 +1,8 @@
-"""What a configuration costs before it is run: parameters, tokens, arithmetic and memory.
+"""Estimates of the cost of a configuration: parameters, tokens, FLOPs and memory.
 
-Parameters are exact: the networks are built on the meta device, without data. Arithmetic and memory are formulas over
-the sizes of the networks (`hart.training.arithmetic` and below); lengths are taken at the configuration's limits, so
-both are upper ends.
+Parameters are exact: the networks are built on the meta device, without data. FLOPs and memory are formulas over the
+sizes of the networks (`hart.training.arithmetic` and below) at the configuration's maximum lengths, so both are upper
+estimates.
 
 Memory of one device. Weights, gradients and optimizer states, each divided by the number of devices from the ZeRO
 stage on that shards it (1: optimizer states, 2: gradients, 3: weights), DeepSpeed's float32 copy of the trained weights
@@ -25,27 +25,27 @@ from hart.training.zero import read_deepspeed
 
 GIB = 2**30
 LIVE = 1_000_000_000
-"""Weights that DeepSpeed's stage 3 keeps whole at most (stage3_max_live_parameters), unless training.deepspeed says."""
+"""Most gathered weights in DeepSpeed's stage 3 (stage3_max_live_parameters), unless set in training.deepspeed."""
 
 BLOCKWISE = 1 + 1 / 256 * 4
-"""Bytes of an 8-bit optimizer state per weight: one, and a float32 scale for each block of 256."""
+"""Bytes of an 8-bit optimizer state per weight: one, plus a float32 scale per block of 256."""
 
 BUCKET = 50_000_000
-"""Elements that DeepSpeed gathers before it sends them, twice (reduce_bucket_size), unless training.deepspeed says."""
+"""Elements of each of DeepSpeed's two communication buckets (reduce_bucket_size), unless set in training.deepspeed."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one optimizer step of a configuration costs.
+    """The cost of one optimizer step of a configuration.
 
     Attributes:
         parameters: part → number of parameters.
-        trained, frozen: their sums.
-        tokens: who reads → tokens per optimizer step, at the configured limits.
-        flops: operations of one optimizer step, over all devices.
+        trained, frozen: numbers of trained and of frozen parameters.
+        tokens: network → tokens per optimizer step, at the configured limits.
+        flops: FLOPs of one optimizer step, over all devices.
         memory: part → GiB on one device.
-        devices, zero_stage: what it was estimated for.
-        advice: what would lower the memory, largest saving first: (what to set, GiB saved).
+        devices, zero_stage: number of devices and ZeRO stage of the estimate.
+        advice: settings that would lower the memory, largest saving first: (setting, GiB saved).
     """
 
     parameters: dict[str, int]
@@ -60,7 +60,7 @@ class Estimate:
 
     @property
     def total_memory(self) -> float:
-        """GiB on one device."""
+        """Total memory of one device in GiB."""
         return sum(self.memory.values())
 
     def to_dict(self) -> dict[str, Any]:
@@ -71,11 +71,11 @@ def estimate(config: RunConfig, *, devices: int = 1, zero_stage: int = 0) -> Est
     """The cost of one optimizer step.
 
     Args:
-        devices: over which the batch is spread.
-        zero_stage: 0 to 3, of DeepSpeed's ZeRO (3 also stands for FSDP's full sharding).
+        devices: number of devices that share the batch.
+        zero_stage: stage of DeepSpeed's ZeRO, 0 to 3 (3 also for FSDP's full sharding).
 
     Raises:
-        HartError: a base of unknown sizes, parts that do not fit, or a batch that the devices cannot share.
+        HartError: the sizes of the base are unknown, parts do not fit, or the devices cannot share the batch equally.
     """
     if config.training.batch_size % devices:
         raise HartError(f"training.batch_size {config.training.batch_size} cannot be shared by {devices} devices")
@@ -86,7 +86,7 @@ def estimate(config: RunConfig, *, devices: int = 1, zero_stage: int = 0) -> Est
     trained = beside + (main if config.model.train_main else 0)
     memory = _memory(config, parts, main, trained, devices, zero_stage)
     if teacher := parameters.get("teacher"):
-        memory["weights, teacher"] = teacher * (4 if config.model.dtype == "float32" else 2) / GIB  # whole everywhere
+        memory["weights, teacher"] = teacher * (4 if config.model.dtype == "float32" else 2) / GIB  # never sharded
     return Estimate(
         parameters=parameters,
         trained=trained,
@@ -100,10 +100,10 @@ def estimate(config: RunConfig, *, devices: int = 1, zero_stage: int = 0) -> Est
 
 
 def with_advice(config: RunConfig, found: Estimate, *, has_bfloat16: bool = True) -> Estimate:
-    """`found` with the settings that would lower its memory, each on its own, largest saving first.
+    """The estimate with settings that would each lower its memory, largest saving first.
 
     Args:
-        has_bfloat16: whether the devices compute in it.
+        has_bfloat16: whether the devices compute in bfloat16.
     """
     model, training = config.model, config.training
     options: dict[str, tuple[RunConfig, int, int]] = {}
@@ -125,7 +125,7 @@ def with_advice(config: RunConfig, found: Estimate, *, has_bfloat16: bool = True
         option("training.bf16: true", training={"bf16": True})
     if has_bfloat16 and model.dtype == "float32" and not model.train_main:
         option("model.dtype: bfloat16", model={"dtype": "bfloat16"})
-    if found.devices > 1 and training.optimizer != MUON:  # which needs each matrix whole
+    if found.devices > 1 and training.optimizer != MUON:  # Muon needs unsharded matrices
         for stage in range(found.zero_stage + 1, 4):
             option(f"ZeRO stage {stage} (configs/deepspeed/zero{stage}.json)", zero=stage)
     savings = {
@@ -175,7 +175,7 @@ def _count(module: Any) -> int:
 
 
 def zero_stage_of(config: RunConfig) -> int:
-    """The stage that training.deepspeed or training.fsdp asks for; 0 without them."""
+    """The ZeRO stage of training.deepspeed, 3 for training.fsdp; 0 without them."""
     return 3 if config.training.fsdp else int(_zero_settings(config).get("stage", 0))
 
 
@@ -192,17 +192,17 @@ def _memory(
     def shared_from(stage: int) -> int:
         return devices if zero_stage >= stage else 1
 
-    # FSDP cannot divide 8-bit states, so it has none.
+    # FSDP cannot shard 8-bit states, so it has none.
     state = 2 * BLOCKWISE if training.optimizer == EIGHT_BIT and not training.fsdp else 8.0
     main_bytes = 4 if model.train_main or model.dtype == "float32" else 2
     beside = trained - (main if model.train_main else 0)
-    # DeepSpeed holds weights and gradients in bfloat16 where it computes so.
+    # With bf16, DeepSpeed holds weights and gradients in bfloat16.
     trained_bytes = 2 if zero_stage and training.bf16 else 4
     if model.train_main:
         main_bytes = trained_bytes
     # States of embeddings stay in float32 (optimizer.py), but not in ZeRO's flat parts.
     embeddings = 0 if zero_stage else _trained_embeddings(config, parts)
-    # Muon keeps a momentum alone of each linear map.
+    # Muon only keeps a momentum of each linear map.
     momenta = _trained_linear(config, parts) if training.optimizer == MUON else 0
     memory = {
         "weights, main model": main * main_bytes / shared_from(3),
@@ -213,11 +213,11 @@ def _memory(
     }
     network = parts.peft_source
     if isinstance(network, HyperNetwork) and network.scheme is not None:
-        # For the consistency loss, also where it is only recorded: of this step and the one before, in float32.
+        # States of this step and the previous one for the consistency loss, in float32, even if it is only recorded.
         passes = training.batch_size // training.queries_per_task / devices
         memory["layer states"] = 2 * passes * network.scheme.positions * network.config.t5["d_model"] * 4
     if training.bf16 and not zero_stage:
-        memory["weights, bfloat16 copy"] = trained * 2  # autocast's, for as long as a pass lasts
+        memory["weights, bfloat16 copy"] = trained * 2  # autocast's cache, during a pass
     if zero_stage:
         memory["optimizer, float32 copy"] = trained * 4 / devices
         settings = _zero_settings(config)

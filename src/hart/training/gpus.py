@@ -1,8 +1,8 @@
-"""Graphics cards that `hart estimate` knows by name: usable memory, and peak arithmetic as their data sheets say.
+"""GPUs known to `hart estimate` by name: usable memory, and peak throughput from their data sheets.
 
-A run's time is the operations of its steps, divided by the peak of all cards and by the share of it that is reached.
-Small batches, short texts and kernels that wait for each other lower that share; what a card really reaches is in no
-formula, so the share is a setting (`UTILISATION`) that is printed beside the time.
+A run's time is the FLOPs of its steps, divided by the peak of all GPUs and by the utilisation, the share of the peak
+that is reached. Small batches, short texts and waiting kernels lower it. No formula predicts the utilisation, so it is
+a setting (`UTILISATION`) that is printed beside the time.
 """
 
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from hart.training.config import RunConfig
 from hart.training.estimate import Estimate
 
 UTILISATION = 0.3
-"""Share of the peak that a step is taken to reach. Papers report .3 to .5 for large models; none was measured here."""
+"""Default utilisation, the assumed share of the peak. Papers report .3 to .5 for large models; not measured here."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One card.
+    """One kind of GPU.
 
     Attributes:
-        memory: GiB that a process can fill: what the driver shows, less half a GiB for CUDA itself.
-        float32: TFLOP/s without tensor cores, as PyTorch computes by default.
-        bfloat16: TFLOP/s of dense products with float32 sums; None: the card has none.
+        memory: GiB that a process can use: the driver's value minus half a GiB for CUDA.
+        float32: TFLOP/s without tensor cores, PyTorch's default.
+        bfloat16: TFLOP/s of dense products with float32 sums; None: the GPU lacks bfloat16.
     """
 
     memory: float
@@ -46,10 +46,10 @@ GPUS = {
 
 
 def named_gpu(name: str) -> Gpu:
-    """The card of that name, in any case.
+    """The GPU with this name, regardless of case.
 
     Raises:
-        HartError: it is not known; with those that are.
+        HartError: the name is unknown; the message lists the known names.
     """
     if gpu := GPUS.get(name.lower()):
         return gpu
@@ -57,10 +57,10 @@ def named_gpu(name: str) -> Gpu:
 
 
 def seconds_per_step(config: RunConfig, found: Estimate, name: str, utilisation: float = UTILISATION) -> float:
-    """Time of one optimizer step on `found.devices` cards of that name.
+    """Seconds of one optimizer step on `found.devices` GPUs of this name.
 
     Raises:
-        HartError: the card has no bfloat16, and training.bf16 asks for it.
+        HartError: the name is unknown, or training.bf16 is set and the GPU lacks bfloat16.
     """
     gpu = named_gpu(name)
     peak = gpu.bfloat16 if config.training.bf16 else gpu.float32

@@ -1,8 +1,8 @@
-"""The training loop (§3, App. 8.1.3), from top to bottom in the order in which it runs.
+"""The training loop (§3, App. 8.1.3), in the order in which it runs.
 
-Examples come in the order of the data set, so that the global batch of step t is examples t·B to (t+1)·B − 1 however
-it is cut into processes and passes. accelerate places, wraps and averages; what the processes of a run hold together
-is the matter of `hart.training.sharding`.
+Examples are in the order of the data set: the global batch of step t is examples t·B to (t+1)·B − 1, for any number of
+processes and passes. accelerate places, wraps and averages; `hart.training.sharding` handles sharded weights and
+states.
 """
 
 import dataclasses
@@ -51,27 +51,27 @@ from hart.training.zero import agree, deepspeed_plugin, refusals
 
 
 class Loop:
-    """Trains a system with L_pred + α·L_cst, and with what a teacher's answers add.
+    """Training of a system with L_pred + α·L_cst, and optionally a teacher's loss.
 
     Args:
-        system: what is trained.
+        system: the system to train.
         dataset: examples of the whole run.
         validation: tasks for evaluation during training.
         config: the `training` section.
-        run: where metrics, checkpoints and the best model go.
+        run: the run's folder, for metrics, checkpoints and the best model.
         distillation: the teacher, if there is one; the examples then have its input.
-        quiet: neither progress bar nor lines.
+        quiet: show neither progress bar nor lines.
 
     Attributes:
-        step: optimizer steps that are done.
-        best: scores of the model in `best/`, by their order; None before the first evaluation.
-        layout: how the processes divide weights and states, see `hart.training.sharding`.
-        optimizer_used: in the words of training.optimizer.
-        collapses: what of the layer states had become one when metrics were last written, in words.
+        step: number of completed optimizer steps.
+        best: scores of the model in `best/`, in order of priority; None before the first evaluation.
+        layout: layout of weights and states over the processes, see `hart.training.sharding`.
+        optimizer_used: the actual optimizer, as a value of training.optimizer.
+        collapses: descriptions of the collapses of layer states at the last metrics.
 
     Raises:
-        HartError: the batch cannot be cut as asked for, a library is missing, DeepSpeed refuses its configuration, or
-            the processes divide the weights of the base that is the teacher.
+        HartError: the batch cannot be divided as configured, a library is missing, DeepSpeed refuses its configuration,
+            or the base is the teacher and its weights are sharded.
     """
 
     def __init__(
@@ -111,21 +111,21 @@ class Loop:
         self._states: Tensor | None = None
 
     def fit(self, checkpoint: Path | None, told: Sequence[int]) -> None:
-        """Train to the end or to a signal, from a checkpoint that `check_layout` lets pass or from the start.
+        """Train to the end or to a signal, from the start or from a checkpoint that `check_layout` accepts.
 
         Args:
-            told: the signals that have come so far (`hart.runtime.launch.on_sigterm`): after the first, the step in
-                progress is finished, saved, and the last.
+            told: the list of received signals (`hart.runtime.launch.on_sigterm`): after the first one, the current step
+                is finished, a checkpoint is saved, and training stops.
         """
         config, accelerator = self.config, self.accelerator
         batches = self.prepare(checkpoint)
         while self.step < config.max_steps:
-            with together():  # one process that cannot make its examples ends all, before they wait for each other
+            with together():  # if one process cannot make its examples, all end instead of waiting for it
                 passes = send_to_device(list(islice(batches, self.passes)), accelerator.device)
             rate = self.optimizer.param_groups[0]["lr"]  # DeepSpeed may step its own schedule in the backward pass
             tokens = accelerator.reduce(sum((each["labels"] != IGNORED_LABEL).sum() for each in passes))
             for batch in passes:
-                with accelerator.accumulate(self.model):  # processes exchange gradients in the last pass alone
+                with accelerator.accumulate(self.model):  # processes exchange gradients only in the last pass
                     self.exchange()
                     accelerator.backward(self.loss(batch, tokens))
             norm = self.clip()
@@ -135,8 +135,8 @@ class Loop:
             self.optimizer.zero_grad()
             self.end_step(tokens)
 
-            # Of several processes one may have been told to stop and another not yet: they stop together. Read once,
-            # as a signal may come at any moment; one that comes later ends the next step.
+            # A signal may reach processes at different times: they stop together. It is read once per step, as it may
+            # arrive at any moment; a later one takes effect after the next step.
             stopping = anywhere(bool(told))
             if self.step == 1 or self.step % config.log_every == 0:
                 self.report.losses(self.step, grad_norm=norm, learning_rate=rate, **self.measures())
@@ -149,11 +149,11 @@ class Loop:
                 return
 
     def due(self, every: int) -> bool:
-        """Whether what happens every so many steps, and at the end, happens now."""
+        """Whether an event of every `every` steps, and of the last step, is due."""
         return self.step % every == 0 or self.step == self.config.max_steps
 
     def batches(self) -> DataLoader[Any]:
-        """The passes of this process, from the next step to the last: the processes take turns at the examples."""
+        """The passes of this process, from the next step to the last; passes are dealt to the processes in turn."""
         stride = self.micro * world_size()
         first = self.step * self.config.batch_size + rank() * self.micro
         # Ranges, not lists: a run has millions of examples.
@@ -168,7 +168,7 @@ class Loop:
         )
 
     def collator(self) -> Collator:
-        """What makes a batch of examples."""
+        """The collator of this run's examples."""
         return Collator(
             self.system.main.tokenizer.pad_token_id,
             queries_per_task=self.config.queries_per_task,
@@ -176,17 +176,17 @@ class Loop:
         )
 
     def prepare(self, checkpoint: Path | None) -> Iterator[dict[str, Tensor]]:
-        """Place and divide all that a step needs, and go on where a checkpoint ended; the batches to come."""
+        """Place, wrap and shard model and optimizer, load a checkpoint, and return the iterator of coming batches."""
         config, accelerator = self.config, self.accelerator
         line = self.description()
         if checkpoint is not None:
-            load_weights(self, checkpoint)  # here, while they are whole
+            load_weights(self, checkpoint)  # before weights are sharded
         set_seed(config.seed)
         if self.layout == FSDP:
             shard(self.system, bf16=config.bf16)
         optimizer = make_optimizer(self.system, config, self.optimizer_used)
         schedule = schedule_of_deepspeed(optimizer, config, accelerator.deepspeed_plugin)
-        if self.layout == FSDP:  # divided already: wrapped in nothing but autocast
+        if self.layout == FSDP:  # sharded already: only wrapped in autocast
             self.model = accelerator.prepare_model(self.system, device_placement=False, evaluation_mode=True)
             self.optimizer = accelerator.prepare(optimizer)
         elif schedule is not None:
@@ -209,7 +209,7 @@ class Loop:
         return batches
 
     def exchange(self) -> None:
-        """FSDP sums gradients over the processes in the last pass of a step, as the others do by `accumulate`."""
+        """Let FSDP sum gradients over the processes only in the last pass of a step, as `accumulate` does elsewhere."""
         if self.layout == FSDP:
             self.model.set_requires_gradient_sync(self.accelerator.sync_gradients)
 
@@ -217,13 +217,12 @@ class Loop:
         """The loss of one pass, scaled so that the mean over all passes and processes is that of the step.
 
         Args:
-            tokens: target tokens of the global batch.
+            tokens: number of target tokens of the global batch.
 
         Raises:
-            HartError: here or in another process, the loss is not finite or, where weights are not divided, anything
-                else went wrong.
+            HartError: in any process, the loss is not finite or (unless weights are sharded) another error occurred.
         """
-        # Where processes give each other weights in the pass, one that fails in it cannot tell; its launcher does.
+        # If processes exchange weights in the pass, a failed one cannot tell the others; its launcher ends them.
         apart = self.layout in (FSDP, f"{ZERO}-3")
         made = self._pass_loss(dict(batch), tokens) if apart else None
         with together():
@@ -233,7 +232,7 @@ class Loop:
         return loss
 
     def _pass_loss(self, batch: dict[str, Tensor], tokens: Tensor) -> Tensor:
-        # Rows of the consistency loss are hypernetwork passes: one for each group of queries of a task.
+        # A row of the consistency loss is a task in the batch, shared by a group of queries.
         shared = self.config.queries_per_task
         slots = batch.pop("slots")[::shared] % self.config.batch_size // shared
         self._seen.append(batch.pop("task_index"))
@@ -246,14 +245,14 @@ class Loop:
         self._states = output.states.detach()
         tasks, kept = self._seen[-1][::shared], self._without_dropout(batch)
         total, _ = prediction_loss(output.logits, batch["labels"])
-        # The mean over the tokens of the global batch, of which a pass has a share; over rows all passes are equal.
+        # The mean over the tokens of the global batch, to which passes contribute unequally; rows are equal per pass.
         share = self.accelerator.num_processes * self.passes
         prediction = total / tokens * share
         taught = {}
         if lesson is not None:
             sums = lesson.losses(output.logits, batch["labels"])
             taught = {name: value / tokens * share for name, value in sums.items()}
-        # Recorded also with α = 0: the value shows how far the states move without regularisation (Fig. 5).
+        # Also recorded with α = 0: it shows how far the states move without regularisation (Fig. 5).
         consistency = self.consistency.loss(output.states, slots, tasks, kept=kept)
         on_targets = prediction if self.distillation is None else self.distillation.weighted(prediction, taught)
         loss = on_targets + self.config.alpha * consistency
@@ -262,7 +261,7 @@ class Loop:
 
     @torch.no_grad()
     def _without_dropout(self, batch: dict[str, Tensor]) -> Tensor | None:
-        """The states to be remembered, of a pass of their own; None where those of the training pass serve."""
+        """The states to keep, from a separate pass without dropout; None if those of the training pass are used."""
         network = self.system.hypernetwork
         if self.config.previous_dropout or network is None or not network.dropout_rate:
             return None
@@ -271,10 +270,10 @@ class Loop:
         return states
 
     def clip(self) -> float:
-        """The norm of the whole gradient, of all processes; larger ones are cut to training.max_grad_norm.
+        """Clip the gradient to training.max_grad_norm, and return its norm before clipping, over all processes.
 
-        Before the optimizer's step, so that a gradient that is not finite spoils no weight. DeepSpeed has taken its
-        step by the time it tells the norm; the run ends with it, and nothing of it is saved.
+        It runs before the optimizer's step, so that a gradient that is not finite changes no weight. DeepSpeed reports
+        the norm after its step; the run then ends without saving the step.
         """
         norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm or math.inf))
         if not math.isfinite(norm):
@@ -282,14 +281,14 @@ class Loop:
         return norm
 
     def end_step(self, tokens: Tensor) -> None:
-        """The states of this step become the previous ones."""
+        """End a step: its states become the previous states."""
         self.consistency.advance(self.accelerator.gather)
         self.report.add_step(tokens)
         self._seen = []
         self.step += 1
 
     def measures(self) -> dict[str, float]:
-        """`batch_measures` of the layer states of the last pass, means over the processes; notes what has collapsed."""
+        """`batch_measures` of the last pass's layer states, as means over the processes; updates `collapses`."""
         assert self._states is not None
         network = self.system.hypernetwork
         one = network is not None and network.one_state
@@ -302,10 +301,9 @@ class Loop:
         return means
 
     def evaluate(self) -> None:
-        """Scores on the validation tasks; the best model so far goes to `best/`.
+        """Score the validation tasks, and save the model in `best/` if it is the best so far.
 
-        By ROUGE-L, where it is equal by exact match (the answers may be in a script that ROUGE-L does not see), or by
-        accuracy.
+        The criterion is ROUGE-L, at a tie exact match (ROUGE-L ignores some scripts), or accuracy.
         """
         count = self.config.eval_instances
         shortened = [dataclasses.replace(task, instances=task.instances[:count]) for task in self.validation]
@@ -320,13 +318,13 @@ class Loop:
         self.report.start_clock()
 
     def keep_teacher(self) -> None:
-        """Write what the teacher has said, where it is kept; each process its own."""
+        """Write the teacher's cached answers, if there is a cache; each process writes its own."""
         with together():
             if self.distillation is not None:
                 self.distillation.flush()
 
     def save_to(self, folder: Path) -> None:
-        """Save the model as it is now; all processes together, the first one writes."""
+        """Save the current model; called by all processes together, written by the first."""
         weights = None if self.layout == REPLICATED else trained_weights(self.system)
         with together():
             if rank() == 0:
@@ -346,7 +344,7 @@ class Loop:
 
     def _stop_at_bad(self, value: float, what: str, task_index: Sequence[Tensor]) -> None:
         names = sorted({self.dataset.tasks[i].label for part in task_index for i in part.tolist()})
-        # A checkpoint of the step before holds the very weights that gave this value.
+        # A checkpoint of the previous step has the weights that gave this value.
         checkpoint = self.run.last_checkpoint(before=self.step)
         raise HartError(
             f"step {self.step + 1}: the {what} is {value} on a batch of the tasks "
@@ -356,16 +354,16 @@ class Loop:
 
 
 def _leave_signals_to_the_run(_: int) -> None:
-    """For data workers: a signal to the whole group of processes (Slurm, Ctrl-C) ends them when the run has saved."""
+    """Let data workers ignore signals to the process group (Slurm, Ctrl-C); they end after the run has saved."""
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, signal.SIG_IGN)
 
 
 def cut(config: TrainingConfig, processes: int) -> tuple[int, int]:
-    """Queries of a pass, and passes of a step.
+    """The number of queries per pass, and of passes per step.
 
     Raises:
-        HartError: the batch cannot be cut into passes as asked for.
+        HartError: the batch cannot be divided into passes as configured.
     """
     micro = config.micro_batch_size or math.ceil(config.batch_size / processes)
     if config.batch_size % (micro * processes):
@@ -382,7 +380,7 @@ def cut(config: TrainingConfig, processes: int) -> tuple[int, int]:
 
 
 def _accelerator(config: TrainingConfig, plugin: DeepSpeedPlugin | None, passes: int, folder: Path) -> Accelerator:
-    # accelerate keeps one state for the whole process; another run of it (a sweep) may be of another kind.
+    # accelerate's state belongs to the process, and an earlier run in it may have had another layout.
     AcceleratorState._reset_state(reset_partial_state=True)
     PartialState(cpu=not torch.cuda.is_available())
     with refusals(config) if plugin else nullcontext():
@@ -390,7 +388,7 @@ def _accelerator(config: TrainingConfig, plugin: DeepSpeedPlugin | None, passes:
             mixed_precision="bf16" if config.bf16 else "no",
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=passes, sync_with_dataloader=False),
             deepspeed_plugin=plugin,
-            # Gradients live in the buckets that are exchanged, not beside them.
+            # Gradients are views of the exchanged buckets, without a second copy.
             kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
             log_with=[*config.trackers] or None,
             project_config=ProjectConfiguration(str(folder), logging_dir=str(folder / "tensorboard")),

@@ -7,14 +7,14 @@ from hart.data.collate import IGNORED_LABEL
 
 
 def prediction_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross entropy of the target tokens (Eq. 5), summed, and how many tokens that is.
+    """Summed cross entropy of the target tokens (Eq. 5), and their number.
 
-    Sum and count are returned apart so that accumulated and sharded batches can be divided by the
-    number of tokens of the whole batch. Computed in float32 whatever the type of the logits.
+    Sum and number are separate, so that accumulated and sharded batches can be divided by the number of tokens of the
+    whole batch. The loss is computed in float32 for any type of logits.
 
     Args:
         logits: `[b, u, v]`.
-        labels: `[b, u]` int64, -100 where there is no target.
+        labels: `[b, u]` int64, -100 on padding.
 
     Returns:
         The sum in nats (float32 scalar) and the number of target tokens (int64 scalar).

@@ -1,4 +1,4 @@
-"""Muon for linear maps beside AdamW for all else (ours)."""
+"""Muon for linear maps with AdamW for all other parameters (ours)."""
 
 from typing import Any
 
@@ -7,22 +7,23 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 _AT_ONCE = 2**24
-"""Elements of the matrices that one product takes, or one matrix where it alone has more: bounds the memory."""
+"""Most elements of the matrices in one batched product (at least one matrix), which bounds the memory."""
 
 
 class BatchedMuon(Optimizer):
-    """Muon, as `torch.optim.Muon` (from torch 2.9) has it, with the matrices of one shape in one product.
+    """Muon as `torch.optim.Muon` (since torch 2.9), with one batched product for all matrices of a shape.
 
-    The same steps but for rounding in bfloat16, the same states; some twice as fast where matrices are small. Steps are
-    scaled as in "Muon is Scalable for LLM Training" (torch's "match_rms_adamw"), so AdamW's rates and decay serve.
+    It makes the same steps up to rounding in bfloat16 and has the same states, and is about twice as fast for small
+    matrices. Steps are scaled as in "Muon is Scalable for LLM Training" (torch's "match_rms_adamw"), so that AdamW's
+    learning rates and weight decay apply.
 
     Args:
-        matrices: of two dimensions each.
+        matrices: two-dimensional parameters.
         lr: learning rate.
-        weight_decay: decoupled, as AdamW's.
-        momentum: of the running mean of gradients.
-        nesterov: whether a step goes from the gradient towards that mean, or along it.
-        ns_coefficients, ns_steps, eps: as of `orthogonalised`.
+        weight_decay: decoupled weight decay, as in AdamW.
+        momentum: momentum of the running mean of gradients.
+        nesterov: use Nesterov momentum (the gradient moved towards the mean) instead of the mean itself.
+        ns_coefficients, ns_steps, eps: arguments of `orthogonalised`.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class BatchedMuon(Optimizer):
         return loss
 
     def _move(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
-        """One step of matrices of one shape."""
+        """Make one step for matrices of equal shape."""
         for each in matrices:
             if not self.state[each]:
                 self.state[each]["momentum_buffer"] = torch.zeros_like(each)
@@ -80,20 +81,20 @@ class BatchedMuon(Optimizer):
             directions.append((gradient.lerp(mean, momentum) if group["nesterov"] else mean).bfloat16())
         updates = orthogonalised(torch.stack(directions), group["ns_coefficients"], group["ns_steps"], group["eps"])
         rate = float(group["lr"])
-        # The size of AdamW's steps, whatever the shape.
+        # Steps of the size of AdamW's, for any shape.
         scale = 0.2 * max(matrices[0].shape) ** 0.5
         for each, update in zip(matrices, updates, strict=True):
             each.mul_(1 - rate * group["weight_decay"]).add_(update, alpha=-rate * scale)
 
 
 def orthogonalised(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
-    """Matrices with the singular vectors of those given and singular values near 1, by Newton-Schulz iteration.
+    """Matrices with the same singular vectors and singular values near 1, by Newton-Schulz iteration.
 
     Args:
-        matrices: (count, rows, columns).
-        coefficients: of the first, third and fifth power.
-        steps: iterations.
-        eps: the least norm to divide by.
+        matrices: `[count, rows, columns]`.
+        coefficients: coefficients of the first, third and fifth power.
+        steps: number of iterations.
+        eps: least norm for the division.
     """
     first, third, fifth = coefficients
     tall = matrices.shape[1] > matrices.shape[2]
@@ -106,11 +107,11 @@ def orthogonalised(matrices: Tensor, coefficients: tuple[float, float, float], s
 
 
 class MuonAndAdamW(Optimizer):
-    """Muon for linear maps, AdamW for all else, as one optimizer: one list of groups, one dictionary of states.
+    """Muon for linear maps and AdamW for all other parameters as one optimizer with common groups and states.
 
     Args:
-        matrices: what Muon moves; weight decay as the first of `groups` has it.
-        groups: AdamW's, the decayed one first; what is among `matrices` is left out.
+        matrices: parameters for Muon, with the weight decay of the first of `groups`.
+        groups: parameter groups of AdamW, the decayed one first; `matrices` are left out of them.
         settings: AdamW's learning rate, betas and eps.
         rate: Muon's learning rate.
     """
@@ -133,7 +134,7 @@ class MuonAndAdamW(Optimizer):
         self._share()
 
     def _share(self) -> None:
-        """Let both parts step on this optimizer's groups and states, which a schedule and a checkpoint change."""
+        """Let both parts share this optimizer's groups and states, which schedules and checkpoints change."""
         groups = iter(self.param_groups)
         for part in self._parts:
             part.param_groups = [next(groups) for _ in part.param_groups]

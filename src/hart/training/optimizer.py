@@ -1,7 +1,7 @@
 """The optimizer and the schedule of its learning rate.
 
-(8-bit) AdamW with decoupled weight decay (§4.1, App. 8.1.3), or Muon (ours): linear maps move by orthogonalised
-momentum, all else by AdamW.
+The optimizer is (8-bit) AdamW with decoupled weight decay (§4.1, App. 8.1.3), or Muon (ours): orthogonalised momentum
+for linear maps, AdamW for all other parameters.
 """
 
 import functools
@@ -30,16 +30,16 @@ ADAMW = "adamw"
 MUON = "muon"
 
 _NOT_DECAYED = re.compile(r"bias|layernorm|rmsnorm|(^|\.)norm($|\.)|_norm($|\.)")
-"""Names of parameters that no weight decay is applied to: biases and the gains of norms."""
+"""Names of parameters without weight decay: biases and the gains of norms."""
 
 
 def optimizer_used(config: TrainingConfig, plugin: DeepSpeedPlugin | None, *, fsdp: bool) -> str:
-    """The optimizer that a run really has, in the words of training.optimizer; one of DeepSpeed's file by its type.
+    """The actual optimizer of a run, as a value of training.optimizer; an optimizer in DeepSpeed's file by its type.
 
-    Plain AdamW, said aloud, where 8-bit states cannot be had.
+    If 8-bit states are unavailable, it is plain AdamW, with a warning.
 
     Raises:
-        HartError: Muon where matrices are divided among processes.
+        HartError: Muon is requested with FSDP or DeepSpeed, which shard matrices.
     """
     if config.optimizer == MUON and (fsdp or plugin is not None):
         raise HartError(
@@ -65,10 +65,10 @@ def optimizer_used(config: TrainingConfig, plugin: DeepSpeedPlugin | None, *, fs
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig, used: str) -> Optimizer | DummyOptim:
-    """Of the parameters that are trained; a placeholder where DeepSpeed's file has an optimizer of its own.
+    """The optimizer of all trained parameters; a placeholder if DeepSpeed's file has its own optimizer.
 
     Args:
-        used: as `optimizer_used` says.
+        used: the result of `optimizer_used`.
     """
     norms = {id(p) for module in model.modules() if isinstance(module, nn.LayerNorm) for p in module.parameters()}
     decayed: list[nn.Parameter] = []
@@ -96,7 +96,7 @@ def make_optimizer(model: nn.Module, config: TrainingConfig, used: str) -> Optim
 
 
 def linear_weights(model: nn.Module) -> list[nn.Parameter]:
-    """Trained weights of linear maps that are no embedding too: what Muon moves."""
+    """The parameters for Muon: trained weights of linear maps that are not also embeddings."""
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     weights = {id(module.weight): module.weight for module in model.modules() if isinstance(module, nn.Linear)}
     return [each for name, each in weights.items() if each.requires_grad and name not in tables]  # type: ignore[misc]
@@ -108,14 +108,14 @@ def _eight_bit(model: nn.Module, groups: list[dict[str, Any]], settings: dict[st
     optimizer: Optimizer = bnb.optim.AdamW(groups, optim_bits=8, **settings)
     manager = bnb.optim.GlobalOptimManager.get_instance()
     for module in model.modules():
-        # Rows of rare tokens have gradients that 8 bits hold badly.
+        # 8 bits represent the gradients of rare tokens' rows poorly.
         if isinstance(module, nn.Embedding):
             manager.register_module_override(module, "weight", {"optim_bits": 32})
     return optimizer
 
 
 def make_schedule(config: TrainingConfig) -> Callable[[Optimizer], LRScheduler]:
-    """From an optimizer to the schedule of its learning rate."""
+    """A function that makes the learning-rate schedule of an optimizer."""
     return functools.partial(
         get_scheduler,
         config.schedule,
@@ -127,7 +127,7 @@ def make_schedule(config: TrainingConfig) -> Callable[[Optimizer], LRScheduler]:
 def schedule_of_deepspeed(
     optimizer: Optimizer | DummyOptim, config: TrainingConfig, plugin: DeepSpeedPlugin | None
 ) -> DummyScheduler | None:
-    """A placeholder for the schedule where DeepSpeed makes or steps it: its file has a schedule or an optimizer."""
+    """A placeholder for the schedule if DeepSpeed creates or steps it (its file has a schedule or an optimizer)."""
     if plugin is None or not {"optimizer", "scheduler"} & plugin.deepspeed_config.keys():
         return None
     own = None if "scheduler" in plugin.deepspeed_config else make_schedule(config)

@@ -1,7 +1,7 @@
-"""The whole method on a laptop: train a hypernetwork for the bundled base, meet unseen tasks, adapt to a new one.
+"""The quickstart: train a hypernetwork for the bundled base, evaluate on unseen tasks, adapt to a new task.
 
-Everything used is in the package: a small pre-trained T5 (`mini-base`) and the procedural tasks. The un-adapted base
-and the copying of a demonstration stand beside the trained system, so that its score can be read.
+It only uses parts of the package: a small pre-trained T5 (`mini-base`) and the procedural tasks. The un-adapted base
+and a baseline that copies a demonstration are scored, too, for comparison.
 """
 
 import functools
@@ -81,7 +81,7 @@ def quickstart_config(output_dir: str, *, seed: int = 0) -> RunConfig:
 
 @dataclass(frozen=True)
 class QuickstartResult:
-    """Where the files are, the scores of all systems, and the seconds that each part took."""
+    """The paths of the files, the scores of all systems, and the seconds of each part."""
 
     folder: Path
     results: list[AnswerResults]
@@ -91,13 +91,14 @@ class QuickstartResult:
 def quickstart(
     config: RunConfig, console: Console, *, instances: int = INSTANCES, processes: int = 1
 ) -> QuickstartResult:
-    """Train, evaluate on the unseen tasks, plot, and adapt one new task.
+    """Train, evaluate on the unseen tasks, plot, and adapt to one new task.
 
     Args:
-        config: e.g. of `quickstart_config`.
-        console: where progress and tables go.
-        instances: queries per unseen task.
-        processes: that train, each with its share of every batch; the result is the same up to rounding.
+        config: the run's configuration, e.g. from `quickstart_config`.
+        console: console for progress and tables.
+        instances: number of queries per unseen task.
+        processes: number of training processes, each with its share of every batch; the result is the same up to
+            rounding.
 
     Raises:
         HartError: the output folder has other content, or cannot be written.
@@ -131,7 +132,7 @@ def _after_training(
     seconds["adapting one task"] = time.monotonic() - started
     answers = model.generate(list(NEW_QUERIES), adaptation)
 
-    # Saved before it is printed, which a terminal may refuse.
+    # Saved before printing, which may fail on a terminal.
     summary = {result.system: vars(result.overall) for result in results}
     note_scores(final, results[-1], f"procedural, test: {len(tasks)} tasks")
     write_json(folder / "results.json", {"seconds": seconds, "systems": summary, "tasks": _per_task(results)})
@@ -146,17 +147,17 @@ def _train(config: RunConfig, processes: int) -> Path:
         return train(config)
     folder = Path(config.training.output_dir)
     RunFolder.check_free(folder)
-    with holding(folder):  # one line before any process starts; the first of them then holds it
+    with holding(folder):  # checked here for an error of one line; then the first process holds the folder
         run = RunFolder(config)
         if not RunFolder.is_complete(run.path):
-            run.save_config()  # which the processes read: the folder may have moved
+            run.save_config()  # for the processes, as the folder may have moved
     if not RunFolder.is_complete(run.path):
         run_hart(["train", str(run.path / "config.yaml")], processes)
     return run.final
 
 
 def evaluate_systems(model: HartModel, tasks: list[Task], console: Console) -> list[AnswerResults]:
-    """The un-adapted base in both forms, the copy baseline, and last the trained system, on the same tasks."""
+    """The results of the un-adapted base in both forms, the copy baseline, and last the trained system."""
     form, main = model.input_format, model.main
     in_its_input = "base, definition and demonstrations in its input"
     systems = (
@@ -169,7 +170,7 @@ def evaluate_systems(model: HartModel, tasks: list[Task], console: Console) -> l
     with Progress(console=console, transient=True) as progress:
         for system in systems:
             bar = progress.add_task(system.name, total=len(tasks))
-            # A partial rather than a lambda: it holds the bar of this turn of the loop.
+            # A partial instead of a lambda, which would use the bar of a later iteration.
             advance = functools.partial(_advance, progress, bar)
             results.append(evaluate(system, tasks, ANSWERS, on_task=advance))
     return results

@@ -1,12 +1,12 @@
-"""What a run tells while it trains: rows of metrics.jsonl, trackers, and a progress bar or, without a terminal, lines.
+"""Reports of a running training: rows of metrics.jsonl, trackers, and a progress bar or (without a terminal) lines.
 
-A row of losses holds means: `prediction_loss` over the target tokens of each step's global batch, `consistency_loss`
-over its rows and the elements of their states, `loss` their sum with α, and each of them, with `seconds_per_step`,
-over the steps since the row before, or since the checkpoint that the run went on from; their number is `steps`, their
-target tokens are `tokens`. `grad_norm` (before clipping) and `learning_rate` are those of the row's step;
-`layer_cosine`, `stack_cosine` and `row_variance` are of the layer states of its last pass
-(`hart.evaluation.states.batch_measures`). A row of scores (`eval_…`) is over the validation tasks. steps.csv has the
-losses of each step, as means over steps hide the spikes of Figure 4.
+A row of losses has means over the steps since the previous row, or since the checkpoint from which the run was resumed:
+`prediction_loss` (per target token of a step's global batch), `consistency_loss` (per row and element of the states),
+`loss` (their sum with α) and `seconds_per_step`. `steps` is the number of these steps, `tokens` that of their target
+tokens. `grad_norm` (before clipping) and `learning_rate` are those of the row's step; `layer_cosine`, `stack_cosine`
+and `row_variance` describe the layer states of its last pass (`hart.evaluation.states.batch_measures`). A row of scores
+(`eval_…`) is over the validation tasks. steps.csv has the losses of each step, as means over steps hide the spikes of
+Figure 4.
 """
 
 import importlib.util
@@ -28,7 +28,7 @@ from hart.training.config import TrainingConfig
 from hart.training.run_folder import RunFolder
 
 PROJECT = "hart"
-"""The name under which trackers keep runs together."""
+"""Project name of the runs in trackers."""
 
 SHORT = {
     "prediction_loss": "L_pred",
@@ -41,10 +41,10 @@ SHORT = {
 
 
 def check_trackers(names: list[Any]) -> None:
-    """Refuse trackers that are not installed, before anything is done.
+    """Check before training that trackers are installed.
 
     Raises:
-        HartError: one of them is not.
+        HartError: a tracker is not installed.
     """
     for name in names:
         if not importlib.util.find_spec(name):
@@ -52,28 +52,28 @@ def check_trackers(names: list[Any]) -> None:
 
 
 class Report:
-    """Collects the losses of passes and steps, and says them.
+    """Collects the losses of passes and steps, and reports them.
 
-    All processes make one and call it together; the first one alone writes.
+    All processes have one and call it together; only the first process writes.
 
     Args:
-        accelerator: with its trackers.
-        run: where metrics.jsonl is.
-        quiet: neither bar nor lines.
+        accelerator: the accelerator with its trackers.
+        run: the run's folder, for metrics.jsonl and steps.csv.
+        quiet: show neither progress bar nor lines.
     """
 
     def __init__(self, accelerator: Accelerator, config: TrainingConfig, run: RunFolder, *, quiet: bool) -> None:
         self.accelerator, self.config, self.run = accelerator, config, run
         self._shown = not quiet and rank() == 0
         self._bar: tuple[Progress, TaskID] | None = None
-        self._pending: dict[str, list[Any]] = {}  # steps that are not in steps.csv yet
-        self._losses: dict[str, list[float]] = {}  # all steps since the last row
+        self._pending: dict[str, list[Any]] = {}  # losses of steps not yet in steps.csv
+        self._losses: dict[str, list[float]] = {}  # losses of all steps since the last row
         self._passes = self._steps = 0
         self._tokens: Any = 0
         self._seconds, self._since = 0.0, time.monotonic()
 
     def begin(self, step: int, line: str) -> None:
-        """Open the trackers and say what is going to be trained, as a line where no terminal shows a bar."""
+        """Open the trackers, and the progress bar or (without a terminal) print the description of the run."""
         name = self.run.path.name
         own = {"wandb": {"name": name, "dir": str(self.run.path)}, "trackio": {"name": name}}
         self.accelerator.init_trackers(PROJECT, init_kwargs={**own, "mlflow": {"run_name": name}})
@@ -94,11 +94,11 @@ class Report:
             self._bar[0].stop()
 
     def start_clock(self) -> None:
-        """Time spent before the first step, or in evaluation and saving, belongs to no step."""
+        """Restart the step timer, so that time before the first step, in evaluation and in saving is not counted."""
         self._since = time.monotonic()
 
     def add_pass(self, **losses: Tensor) -> None:
-        """Losses of one pass, whose mean over the passes of a step is that of the step."""
+        """Add the losses of one pass; the loss of a step is the mean over its passes."""
         for name, value in losses.items():
             steps = self._pending.setdefault(name, [])
             if self._passes:
@@ -122,7 +122,7 @@ class Report:
             progress.advance(task)
 
     def losses(self, step: int, **last: float) -> None:
-        """Say the means since the last call, and values of the last step."""
+        """Report the mean losses since the last call, and values of the last step."""
         self.write_steps(step)
         means = {name: fmean(values) for name, values in self._losses.items()}
         over = {"steps": self._steps, "tokens": int(self._tokens)}
@@ -130,7 +130,7 @@ class Report:
         self._losses, self._steps, self._tokens, self._seconds = {}, 0, 0, 0.0
 
     def write_steps(self, step: int) -> None:
-        """Put the losses of all steps up to `step` into steps.csv, means over the processes."""
+        """Write the losses of all steps up to `step` into steps.csv, as means over the processes."""
         reduced = {n: self.accelerator.reduce(torch.stack(v), "mean").tolist() for n, v in self._pending.items() if v}
         self._pending = {}
         for name, values in reduced.items():
@@ -140,7 +140,7 @@ class Report:
                 self.run.append_steps(step - len(next(iter(reduced.values()))) + 1, reduced)
 
     def scores(self, step: int, scores: dict[str, float]) -> None:
-        """Say the scores on the validation tasks."""
+        """Report the scores on the validation tasks."""
         self._row(step, {f"eval_{name}": value for name, value in scores.items()})
 
     def _row(self, step: int, row: dict[str, Any]) -> None:
@@ -161,5 +161,5 @@ class Report:
 
     def _say(self, line: str) -> None:
         if self._shown:
-            with suppress(OSError):  # nobody reads any more
+            with suppress(OSError):  # the reader has gone
                 print(line, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What the model card of a trained model says of its run: data, settings, seeds, machine, versions."""
+"""The section of a model card on the training run: data, settings, seeds, machine, versions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,16 +17,16 @@ PATHS = {
     "training": ("output_dir", "deepspeed"),
     "distillation": ("teacher", "cache"),
 }
-"""Fields that may be folders, of which a card tells the last part alone."""
+"""Fields that may be paths, of which a card only shows the last part."""
 
 
 def run_card(config: RunConfig, tasks: Sequence[Task], metrics: Path, step: int, processes: int) -> str:
-    """Markdown for `hart.model.card.model_card`; no path of the machine is in it.
+    """Markdown for `hart.model.card.model_card`, without paths of the machine.
 
     Args:
-        tasks: that were trained on.
-        metrics: metrics.jsonl of the run.
-        step: after which the model is saved.
+        tasks: training tasks.
+        metrics: path of the run's metrics.jsonl.
+        step: step after which the model is saved.
     """
     data, training = config.data, config.training
     rows = read_metrics(metrics) if metrics.exists() else []
@@ -81,7 +81,7 @@ def _amount(config: RunConfig, tasks: Sequence[Task]) -> str:
 
 
 def _set_fields(config: RunConfig) -> dict[str, Any]:
-    """What differs from the defaults, by section, without what says where things lie on this machine."""
+    """The fields that differ from their defaults, by section, without paths of this machine."""
     defaults, found = RunConfig().to_dict(), {}
     for section, values in config.to_dict().items():
         own = {name: value for name, value in values.items() if value != defaults[section][name]}
@@ -92,5 +92,5 @@ def _set_fields(config: RunConfig) -> dict[str, Any]:
 
 
 def _name(place: str) -> str:
-    """A name of the hub or of the package as it is, of a folder the last part."""
+    """A name on the hub or in the package unchanged, or the last part of a folder's path."""
     return Path(place).name if Path(place).is_absolute() or Path(place).exists() else place

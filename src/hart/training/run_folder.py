@@ -19,15 +19,15 @@ from hart.training.run_record import EXCLUDED_FILE, NAMED, read_record
 logger = logging.getLogger(__name__)
 
 MOVABLE = ("data.dir", "data.distractors")
-"""Files of a run that may lie elsewhere when it goes on."""
+"""Fields with paths that may change when a run is resumed."""
 
-# Fields that may change between the start of a run and its continuation: they change no number of it.
+# Fields that may change when a run is resumed, as they do not affect its numbers.
 FREE_FIELDS = frozenset(
     f"training.{name}"
     for name in (
         "output_dir", "log_every", "save_every", "eval_every", "keep_checkpoints", "num_workers", "trackers",
         "resume", "num_threads", "micro_batch_size",
-        # `hart.training.sharding.check_layout` says what of these can change.
+        # `hart.training.sharding.check_layout` checks changes of these.
         "deepspeed", "fsdp",
     )
 ) | {
@@ -38,22 +38,22 @@ LOCK_FILE = ".lock"
 
 
 class HeldError(HartError):
-    """Another process is at work in a folder."""
+    """Another process holds a folder."""
 
 
 @contextmanager
 def holding(folder: Path, what: str = "training.output_dir") -> Iterator[None]:
-    """Within, no other process of this or any other command may hold `folder`, which is made if it is missing.
+    """A context that locks `folder` for this process against all other commands; a missing folder is created.
 
-    The operating system holds the lock and drops it when the process ends in any way; the file that stays says nothing.
-    Where an error ends the block, a folder that was new or empty is so again.
+    The operating system releases the lock when the process ends in any way; the lock file that remains has no meaning.
+    After an error, a folder that was missing or empty before is missing or empty again.
 
     Args:
-        what: the option that names the folder.
+        what: the option for the folder, for messages.
 
     Raises:
-        HeldError: another process holds it.
-        HartError: it cannot be written.
+        HeldError: another process holds the folder.
+        HartError: the folder cannot be written.
     """
     lock, new = filelock.FileLock(str(folder / LOCK_FILE)), False
     try:
@@ -75,7 +75,7 @@ def holding(folder: Path, what: str = "training.output_dir") -> Iterator[None]:
     finally:
         lock.release()
         if not _occupied(folder):
-            with suppress(OSError):  # somebody else has just come
+            with suppress(OSError):  # another process has just locked it
                 (folder / LOCK_FILE).unlink(missing_ok=True)
                 if new:
                     folder.rmdir()
@@ -83,7 +83,10 @@ def holding(folder: Path, what: str = "training.output_dir") -> Iterator[None]:
 
 @contextmanager
 def undone_on_error(folder: Path) -> Iterator[None]:
-    """An empty folder is so again after an error, so that a corrected command can take it. To be held meanwhile."""
+    """A context that empties a previously empty folder after an error, so that a corrected command can use it.
+
+    The folder must be held.
+    """
     occupied = _occupied(folder)
     try:
         yield
@@ -98,10 +101,10 @@ def undone_on_error(folder: Path) -> Iterator[None]:
 
 
 def _occupied(folder: Path) -> bool:
-    """Whether there is anything but an empty folder, or one that was held only.
+    """Whether a folder has content other than its lock file.
 
     Raises:
-        HartError: nobody can tell.
+        HartError: the folder cannot be read.
     """
     try:
         return folder.exists() and (not folder.is_dir() or any(each.name != LOCK_FILE for each in folder.iterdir()))
@@ -110,20 +113,20 @@ def _occupied(folder: Path) -> bool:
 
 
 class RunFolder:
-    """Opens the folder of a run, new or to be continued.
+    """The folder of a new or resumed run.
 
-    A folder is taken if it is new, empty, or holds the config.yaml of the same run.
+    The folder must be missing, empty, or have the config.yaml of the same run.
 
     Attributes:
         config: the run's configuration.
-        record: what the run is made of, as `hart.training.run_record` keeps it.
+        record: base, data and optimizer of the run (`hart.training.run_record`).
 
     Args:
-        config: is written there, where there is no run yet.
-        owner: False in all processes of a run but the first: they look at nothing and write nothing.
+        config: the run's configuration, which is written into a new folder.
+        owner: False in all processes except the first: they check and write nothing.
 
     Raises:
-        HartError: the folder has other content, belongs to a run with another configuration, or cannot be made.
+        HartError: the folder has other content, belongs to a run with another configuration, or cannot be created.
     """
 
     def __init__(self, config: RunConfig, *, owner: bool = True) -> None:
@@ -144,21 +147,21 @@ class RunFolder:
                 "choose another training.output_dir or delete the folder"
             )
         if occupied:
-            # What is there stays until it is known that the run goes on (`save_config`): data may be others.
+            # config.yaml is only replaced (`save_config`) after base and data were checked.
             self._check_same(self.path / "config.yaml", config)
         else:
             self.save_config()
 
     def save_config(self) -> None:
-        """Write config.yaml, as the run goes on with it."""
+        """Write config.yaml with the current configuration."""
         self.config.save(self.path / "config.yaml")
 
     @staticmethod
     def check_free(path: Path) -> bool:
-        """Whether `path` holds a run already; False if it is new or empty.
+        """Whether `path` has a run already; False if it is missing or empty.
 
         Raises:
-            HartError: it has other content, or cannot be read.
+            HartError: the folder has other content, or cannot be read.
         """
         occupied = _occupied(path)
         if occupied and not (path / "config.yaml").is_file():
@@ -179,7 +182,7 @@ class RunFolder:
         old, new = _flatten(with_defaults(earlier) or earlier), _flatten(config.to_dict())
         record = read_record(saved.parent)
         if record and new["training.optimizer"] == record["optimizer"]:
-            old["training.optimizer"] = record["optimizer"]  # what it fell back to may be asked for by name
+            old["training.optimizer"] = record["optimizer"]  # the fallback optimizer may be configured explicitly
         changed = [
             f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
             for key in sorted(old.keys() | new.keys())
@@ -193,13 +196,13 @@ class RunFolder:
             )
 
     def saved(self) -> dict[int, Path]:
-        """Step → its checkpoint, whole or damaged; other names are not ours."""
+        """Step → checkpoint, complete or damaged; other names are ignored."""
         return {int(p.name[11:]): p for p in self.checkpoints.glob("checkpoint-*") if p.name[11:].isdecimal()}
 
     def last_checkpoint(self, *, before: int | None = None) -> Path | None:
-        """The newest undamaged checkpoint (of a step less than `before`); what an interrupted save left is removed.
+        """The newest undamaged checkpoint (of a step below `before`); remains of an interrupted save are removed.
 
-        A damaged one is named in a warning and left where it is.
+        A damaged checkpoint is named in a warning and kept.
         """
         shutil.rmtree(self.checkpoints / ".partial", ignore_errors=True)
         found = self.saved()
@@ -213,7 +216,7 @@ class RunFolder:
         return None
 
     def note_excluded(self, excluded: Mapping[str, float], max_average_length: int) -> None:
-        """Say which tasks are too long to be trained on, and list them in excluded.json."""
+        """Report the tasks that are too long for training, and list them in excluded.json."""
         logger.warning(
             "%d tasks of more than %d tokens on average are left out, see %s",
             len(excluded),
@@ -223,18 +226,18 @@ class RunFolder:
         write_json(self.path / EXCLUDED_FILE, {"max_average_length": max_average_length, "tasks": dict(excluded)})
 
     def append_metrics(self, row: dict[str, Any]) -> None:
-        """Add a line to metrics.jsonl.
+        """Append a line to metrics.jsonl.
 
         Raises:
-            HartError: it cannot be written.
+            HartError: the file cannot be written.
         """
         _append(self.metrics, json.dumps(row) + "\n")
 
     def append_steps(self, first: int, losses: Mapping[str, Sequence[float]]) -> None:
-        """Add lines to steps.csv: the losses of each step, from step `first` on.
+        """Append lines to steps.csv: the losses of each step, beginning with step `first`.
 
         Raises:
-            HartError: it cannot be written.
+            HartError: the file cannot be written.
         """
         table = zip(*losses.values(), strict=True)
         lines = [",".join(map(repr, (step, *values))) for step, values in enumerate(table, first)]
@@ -243,7 +246,7 @@ class RunFolder:
         _append(self.steps, "\n".join(lines) + "\n")
 
     def rewind_metrics(self, step: int) -> None:
-        """Forget what was logged after `step`, before training goes on from there."""
+        """Remove the logs of steps after `step`, before training is resumed from it."""
         if self.metrics.exists():
             kept = [row for row in read_metrics(self.metrics) if row["step"] <= step]
             write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
@@ -269,7 +272,7 @@ def _append(path: Path, text: str) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a line cut short by a crash, or that is no row, is left out."""
+    """The rows of a metrics.jsonl, without incomplete lines (after a crash) and other invalid lines."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines():
         with suppress(json.JSONDecodeError):

@@ -1,7 +1,7 @@
-"""What a run was made of, kept in its folder: the base, the data, and the optimizer that was really used.
+"""The record of a run in its folder (run.json): the base, the data, and the actual optimizer.
 
-config.yaml says what was asked for. Other files may lie under the same names when a run goes on, and 8-bit Adam may be
-there or not; run.json is what such differences are found with.
+config.yaml only has the requested settings. When a run is resumed, files under the same names may have changed, and
+8-bit Adam may be available or not; such differences are found by run.json.
 """
 
 import hashlib
@@ -19,23 +19,23 @@ from hart.training.config import RunConfig
 
 RECORD_FILE = "run.json"
 SAMPLED_INSTANCES = 64
-"""Instances that stand for all of a task whose instances stay on the disk."""
+"""Sample size for the digest of a task whose instances stay on disk."""
 NAMED = 3
-"""Differences that a message names."""
+"""Most differences in a message."""
 INSTEAD = "restore it, or start anew in another training.output_dir"
 EXCLUDED_FILE = "excluded.json"
-"""Tasks that are too long to be trained on."""
+"""File with the tasks that are too long for training."""
 
 
 def record_of(
     config: RunConfig, base: dict[str, Any], tasks: Sequence[Task] | None, validation: Sequence[Task], optimizer: str
 ) -> dict[str, Any]:
-    """What a run is made of, as JSON.
+    """The record of a run, JSON-ready.
 
     Args:
         base: `MainModel.identity` before the run.
-        tasks: None where it pre-trains on text.
-        optimizer: `hart.training.optimizer.optimizer_used`.
+        tasks: training tasks; None: the run pre-trains on text.
+        optimizer: the result of `hart.training.optimizer.optimizer_used`.
     """
     data: dict[str, Any] = {"text": text_digests(config)} if tasks is None else {"tasks": task_digests(tasks)}
     if validation:
@@ -48,10 +48,10 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """What `write_record` wrote; None where it has written nothing.
+    """The record written by `write_record`; None if there is none.
 
     Raises:
-        HartError: it cannot be read.
+        HartError: the record cannot be read.
     """
     path = folder / RECORD_FILE
     if not path.exists():
@@ -66,10 +66,10 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to go on with another base, teacher or other data than a run began with.
+    """Check that a resumed run has the base, teacher and data of its start.
 
     Raises:
-        HartError: what differs, named.
+        HartError: something differs; the message names it.
     """
     old, new = (record["base"]["base_fingerprint"] for record in (before, now))
     if old != new:
@@ -79,19 +79,19 @@ def check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> Non
         )
     if before.get("teacher") != now.get("teacher"):
         raise HartError(f"{folder}: the run was begun with another teacher than distillation.teacher is now; {INSTEAD}")
-    # The optimizer belongs to the states of a checkpoint (`hart.training.sharding.check_layout`).
+    # The optimizer is checked with the states of a checkpoint (`hart.training.sharding.check_layout`).
     changed = [line for part in ("text", "tasks", "validation") for line in _differences(part, before, now)]
     _refuse(folder, changed)
 
 
 def check_same_tasks(config: RunConfig, tasks: Sequence[Task] | None, folder: Path) -> None:
-    """Refuse to take a complete run for one on other training data.
+    """Check that a complete run was trained on the configured training data.
 
     Args:
-        tasks: instead of those that `config.data` names.
+        tasks: training tasks, instead of those that `config.data` names.
 
     Raises:
-        HartError: what differs, named; or the data cannot be read.
+        HartError: something differs (the message names it), or the data cannot be read.
     """
     before = read_record(folder)
     if before is None:
@@ -129,10 +129,10 @@ def _differences(part: str, before: dict[str, Any], now: dict[str, Any]) -> list
 
 
 def task_digests(tasks: Sequence[Task]) -> dict[str, dict[str, str]]:
-    """Name → digests of what the run uses of each task, in the order of the tasks.
+    """Name → digests of the used parts of each task, in the order of the tasks.
 
-    Of instances that stay on the disk their number and an even sample count: reading all of them would take as long as
-    copying the files.
+    For instances on disk, the digest is of their number and an evenly spaced sample, as reading all of them would take
+    as long as copying the files.
     """
     found: dict[str, dict[str, str]] = {}
     for number, task in enumerate(tasks, start=1):
@@ -159,7 +159,7 @@ def _texts(instances: Sequence[Instance]) -> Iterable[str]:
 
 
 def text_digests(config: RunConfig) -> dict[str, dict[str, str]]:
-    """Name → size of each file of text; of a hub data set its name alone."""
+    """Name → size of each text file; for a hub data set only its name."""
     data = config.data
     if data.dir is None:
         return {data.hub_name or "the hub's": {}}
@@ -170,7 +170,7 @@ def text_digests(config: RunConfig) -> dict[str, dict[str, str]]:
 def _digest(texts: Iterable[str]) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for text in texts:
-        # With its length, so that no two lists of texts run into the same bytes.
+        # With its length, so that different lists of texts have different bytes.
         encoded = text.encode("utf-8", "surrogatepass")
         digest.update(len(encoded).to_bytes(8, "little"))
         digest.update(encoded)

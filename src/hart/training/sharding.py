@@ -1,11 +1,11 @@
-"""Weights and optimizer states that no single process of a run holds whole, and checkpoints of them.
+"""Sharding of weights and optimizer states over the processes of a run, and checkpoints of them.
 
-Layouts. *Replicated*: each process holds everything (one process; DDP). ZeRO (DeepSpeed) divides the optimizer states
-(stage 1), the gradients too (2), the weights too (3). FSDP divides all three. The paper trains with DeepSpeed (§4.1).
-Which one a run has is said by its launcher (`accelerate launch`) or by training.deepspeed and training.fsdp.
+Layouts. *Replicated*: each process holds everything (one process; DDP). ZeRO (DeepSpeed) shards the optimizer states
+(stage 1), also the gradients (2), also the weights (3). FSDP shards all three. The paper trains with DeepSpeed (§4.1).
+The layout is chosen by the launcher (`accelerate launch`) or by training.deepspeed and training.fsdp.
 
-Whatever the layout, a checkpoint holds the trained weights whole, as a model folder; only the optimizer states beside
-them are written as the layout has them.
+In every layout, a checkpoint has the complete trained weights, as a model folder; only the optimizer states are written
+in the layout of the run.
 """
 
 import json
@@ -29,17 +29,17 @@ from hart.training.optimizer import ADAMW, EIGHT_BIT, MUON
 
 LAYOUT_FILE = "layout.json"
 FORMAT = 2
-"""Number of what a checkpoint holds under which names; 1 had none, and was that of transformers' Trainer."""
+"""Version of the checkpoint format. Format 1, that of transformers' Trainer, had no number."""
 OPTIMIZER_FILE = "optimizer.pt"
 REPLICATED, FSDP, ZERO = "replicated", "fsdp", "zero"
 _FSDP_ASKED = "HART_USE_FSDP"
 
 
 def wants_fsdp(config: TrainingConfig) -> bool:
-    """Whether the configuration or `accelerate launch` asks for FSDP.
+    """Whether the configuration or `accelerate launch` requests FSDP.
 
-    hart divides the weights itself (`shard`), so accelerate is not told: its own way of doing so would divide layers
-    that a generation scheme runs in parts, and knows no CPU.
+    hart shards the weights itself (`shard`) and does not pass the request to accelerate, which would shard layers that
+    a generation scheme runs in parts, and does not support CPUs.
     """
     if os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() == "true":
         os.environ[_FSDP_ASKED] = "true"
@@ -47,24 +47,24 @@ def wants_fsdp(config: TrainingConfig) -> bool:
 
 
 def layout_of(accelerator: Accelerator, *, fsdp: bool) -> str:
-    """`replicated`, `zero-1` to `zero-3` or `fsdp`."""
+    """The layout of a run: `replicated`, `zero-1` to `zero-3` or `fsdp`."""
     if accelerator.deepspeed_plugin is not None:
         return f"{ZERO}-{accelerator.deepspeed_plugin.zero_stage}"
     return FSDP if fsdp and world_size() > 1 else REPLICATED
 
 
 def shard(system: HartModel, *, bf16: bool) -> None:
-    """Divide the weights among the processes with FSDP: each layer on its own, whole only while it is at work.
+    """Shard the weights over the processes with FSDP, layer by layer; a layer is gathered only while it runs.
 
-    The layers of the hypernetwork's decoder and the embeddings are left to the root, which stays whole from the
-    forward to the backward pass: a generation scheme runs the decoder's parts itself, L times
-    (`hart.hypernetwork.decoding`), and FSDP gathers weights where a module is called.
+    The layers of the hypernetwork's decoder and the embeddings belong to the root unit, which stays gathered from the
+    forward to the backward pass: FSDP gathers weights when a module is called, but a generation scheme runs the
+    decoder's parts itself, L times (`hart.hypernetwork.decoding`).
 
     Args:
         bf16: gather weights in bfloat16; gradients are summed in float32.
 
     Raises:
-        HartError: PyTorch is too old for it.
+        HartError: this version of PyTorch does not support it.
     """
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
@@ -85,9 +85,9 @@ def shard(system: HartModel, *, bf16: bool) -> None:
 
 
 def trained_weights(module: nn.Module) -> dict[str, Tensor]:
-    """Name → whole value of each parameter that is trained, on the CPU; in float32 where the optimizer has it so.
+    """Name → complete value of each trained parameter, on the CPU; in float32 if the optimizer has a float32 copy.
 
-    All processes must call it together; where weights are divided, the first one alone gets them. A parameter of two
+    All processes must call it together; if weights are sharded, only the first process gets them. A parameter of two
     modules has one name.
     """
     from torch.distributed.tensor import DTensor
@@ -102,7 +102,7 @@ def trained_weights(module: nn.Module) -> dict[str, Tensor]:
         elif hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping"):
             from deepspeed.utils import safe_get_full_fp32_param
 
-            # The optimizer's float32 copy: with bf16, DeepSpeed trains that one.
+            # With bf16, DeepSpeed trains the optimizer's float32 copy.
             value = safe_get_full_fp32_param(parameter)
         else:
             value, divided = parameter, False
@@ -114,12 +114,12 @@ def trained_weights(module: nn.Module) -> dict[str, Tensor]:
 
 @contextmanager
 def undivided(system: HartModel, engine: Any, layout: str) -> Iterator[None]:
-    """Within, each process holds all weights and can use the system on its own, without gradients.
+    """A context in which each process holds all weights and can use the system alone, without gradients.
 
     All processes must enter and leave together.
 
     Args:
-        engine: DeepSpeed's, where it is at work.
+        engine: DeepSpeed's engine, if it is used.
     """
     if layout == FSDP:
         from torch.distributed.fsdp import FSDPModule
@@ -132,9 +132,9 @@ def undivided(system: HartModel, engine: Any, layout: str) -> Iterator[None]:
             yield
         finally:
             for unit in units:
-                # As FSDP sets it itself: the root stays whole until the backward pass.
+                # FSDP's own setting: the root stays gathered until the backward pass.
                 unit.set_reshard_after_forward(unit is not system, recurse=False)
-            # It divides the weights again, and forgets uses that no backward pass follows.
+            # This shards the weights again, and forgets forward passes without a backward pass.
             units[0].reset_iter_state()
     else:
         whole: Any = nullcontext()
@@ -150,7 +150,7 @@ def save_optimizer(model: Any, optimizer: Optimizer, layout: str, folder: Path) 
     """Write the optimizer's states; all processes together.
 
     Args:
-        model: as `Accelerator.prepare` has given it: DeepSpeed's engine, where it is at work.
+        model: the result of `Accelerator.prepare`, which is DeepSpeed's engine if it is used.
         optimizer: without accelerate's wrapper.
     """
     if layout.startswith(ZERO):
@@ -168,9 +168,9 @@ def save_optimizer(model: Any, optimizer: Optimizer, layout: str, folder: Path) 
 
 
 def load_optimizer(model: Any, optimizer: Optimizer, layout: str, folder: Path) -> None:
-    """Read what `save_optimizer` wrote."""
+    """Load the optimizer's states that `save_optimizer` wrote."""
     if layout.startswith(ZERO):
-        # Frozen weights are not in it.
+        # Not strict, as the file lacks frozen weights.
         model.load_checkpoint(str(folder), load_module_strict=False, load_lr_scheduler_states=False)
         return
     states = torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True, mmap=layout == FSDP)
@@ -183,19 +183,19 @@ def load_optimizer(model: Any, optimizer: Optimizer, layout: str, folder: Path) 
 
 
 def write_layout(folder: Path, layout: str, optimizer: str) -> None:
-    """Say in a checkpoint how its optimizer states are divided, and of which optimizer they are."""
+    """Write layout, number of processes and optimizer of a checkpoint's optimizer states into its folder."""
     said = {"format": FORMAT, "layout": layout, "world_size": world_size(), "optimizer": optimizer}
     (folder / LAYOUT_FILE).write_text(json.dumps(said) + "\n", encoding="utf-8")
 
 
 def check_layout(folder: Path, layout: str, optimizer: str) -> str | None:
-    """Whether a run of this layout and optimizer can go on from a checkpoint; what it loses by that, if anything.
+    """Check that a run with this layout and optimizer can be resumed from a checkpoint; returns what it loses, if any.
 
     Args:
-        optimizer: the one that is really used, in the words of training.optimizer.
+        optimizer: the actual optimizer, as a value of training.optimizer.
 
     Raises:
-        HartError: the optimizer states cannot be read, with the reason.
+        HartError: the run cannot be resumed; the message has the reason.
     """
     try:
         saved = json.loads((folder / LAYOUT_FILE).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Ends of a training run that are nobody's mistake: a pre-empted machine, and a memory that is too small."""
+"""Ends of a training run without a bug or wrong input: preemption, and too little memory."""
 
 import signal
 
@@ -9,10 +9,10 @@ from hart.training.config import RunConfig
 
 
 class Stopped(Exception):
-    """Training ended early because it was asked to; all of it is saved.
+    """Training was stopped by a signal, after saving a checkpoint.
 
     Attributes:
-        status: exit status of a command that the signal ends, as the shell has it.
+        status: exit status of a command ended by the signal, as in the shell.
     """
 
     def __init__(self, message: str, number: int = signal.SIGTERM) -> None:
@@ -24,7 +24,7 @@ _SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "cannot
 
 
 def memory_error(error: BaseException, config: RunConfig) -> HartError | None:
-    """One line that says what takes less memory, if `error` is about memory."""
+    """A `HartError` with settings that take less memory, if `error` is about memory; else None."""
     about_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
     if not about_memory and not any(sign in str(error).lower() for sign in _SIGNS):
         return None

@@ -1,8 +1,8 @@
-"""Several configurations × seeds: train, score on the test tasks, and put side by side.
+"""Sweeps: training and scoring on the test tasks of several configurations × seeds, with a table.
 
-Each run has a process of its own, so that its peak memory is its own and a failure stops nobody else. What is done is
-not done again: a sweep that was interrupted goes on with the same command, and several sweeps may share a folder, each
-with other rows or seeds.
+Each run has its own process, so that its peak memory is measured separately and a failure does not stop other runs.
+Completed runs are not repeated: an interrupted sweep is resumed by the same command, and several sweeps with different
+rows or seeds may share a folder.
 """
 
 import sys
@@ -21,7 +21,7 @@ from hart.training.sweep_table import LISTING_FILE, TABLE_FILES, read_listing, w
 
 OWN_FILES = frozenset({LOCK_FILE, LISTING_FILE, *TABLE_FILES, "report.html", "report.csv"})
 SAVING_SECONDS = 60
-"""What interrupted runs have to save what they did."""
+"""Time for interrupted runs to save their state."""
 
 
 def sweep(
@@ -48,7 +48,7 @@ def sweep(
         SystemExit: SIGTERM arrived and was passed on; the runs in progress have saved their state (status 143).
     """
     try:
-        # What lies beside the runs of an earlier sweep, such as figures, does not matter.
+        # Other content beside the runs of an earlier sweep, such as figures, is allowed.
         new = out.exists() and not (out / LISTING_FILE).is_file()
         foreign = new and (not out.is_dir() or any(not _ours(path, runs) for path in out.iterdir()))
     except OSError as error:
@@ -60,7 +60,7 @@ def sweep(
     at_work = _AtWork(runs, jobs, processes, say, lambda: write_tables(out, runs))
     at_work.work()
     for run in at_work.missed:
-        if not run.fields:  # of the tries of a grid some may fail
+        if not run.fields:  # tries of a grid may fail
             missed(run)
     if at_work.held and not at_work.times:
         raise HeldError(
@@ -70,12 +70,12 @@ def sweep(
 
 
 def _ours(path: Path, runs: Sequence[SweepRun]) -> bool:
-    """Whether a sweep has made `path`: a file of its own, or the folder of a row, of this sweep or an earlier one."""
+    """Whether `path` belongs to a sweep: one of its files, or the folder of a row of this or an earlier sweep."""
     return path.name in OWN_FILES or path.name in {run.name for run in runs} or any(path.glob("seed-*"))
 
 
 def _listing(out: Path, runs: Sequence[SweepRun]) -> dict[str, Any]:
-    """Rows and seeds of these runs, behind those of earlier sweeps."""
+    """Rows and seeds of these runs, after those of earlier sweeps."""
     rows = read_listing(out)
     for run in runs:
         seeds = rows.setdefault(run.name, {"seeds": [], "paper": []}).setdefault("seeds", [])
@@ -84,12 +84,12 @@ def _listing(out: Path, runs: Sequence[SweepRun]) -> dict[str, Any]:
 
 
 class _AtWork:
-    """The runs that are left, and the jobs that do them.
+    """The remaining runs of a sweep, and the jobs that execute them.
 
     Attributes:
-        times: seconds of the runs that were done here.
-        held: whether another sweep is at work on some.
-        missed: those that have failed, or could not be done because another has.
+        times: seconds of the runs completed here.
+        held: whether another sweep works on some runs.
+        missed: runs that failed, or could not start because another run failed.
     """
 
     def __init__(
@@ -101,12 +101,12 @@ class _AtWork:
         save: Callable[[], Any],
     ) -> None:
         self.jobs, self.processes, self.say, self.save = jobs, processes, say, save
-        # Rows share the tries of a grid among their seeds.
+        # The seeds of a row share the tries of its grid.
         units = {each.folder: each for run in runs for each in (*run.candidates, run)}
         self.waiting, self.total = [*units.values()], len(units)
         self.settled: dict[Path, bool] = {}
-        """Folder → whether its results are there, of all that will not be touched again."""
-        # What a try needs may be a run of a seed that this sweep leaves out: only an earlier one can have done it.
+        """Folder of each settled run → whether its results exist."""
+        # A try may need a run of a seed that is not in this sweep, which must then exist from an earlier one.
         for source in {source for unit in self.waiting for source in unit.sources} - units.keys():
             self.settled[source] = (source / RESULTS_FILE).is_file()
         self.active: list[Job] = []
@@ -133,12 +133,12 @@ class _AtWork:
             sys.exit(TERMINATED)
 
     def hand_on(self) -> None:
-        """Tell the jobs to save and end."""
+        """Let the jobs save and end."""
         for job in self.active:
             job.terminate()
 
     def start(self) -> None:
-        """Start what can be started; settle what need not or cannot be done."""
+        """Start runs that can start; settle those that are complete or cannot be executed."""
         for unit in [*self.waiting]:
             needs = [each.folder for each in unit.candidates] + [*unit.sources]
             if any(folder not in self.settled for folder in needs):
@@ -188,7 +188,7 @@ class _AtWork:
 
 
 def _stop(active: Sequence[Job]) -> None:
-    """Let jobs save and end, and end those that take too long; at a second Ctrl-C all at once."""
+    """Let jobs save and end, and kill those that take too long; a second Ctrl-C kills all at once."""
     try:
         for job in active:
             job.terminate()

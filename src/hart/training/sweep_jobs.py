@@ -1,4 +1,4 @@
-"""The processes of a sweep, several side by side: each has a group of its own and ends when the sweep does."""
+"""The parallel processes of a sweep, each in its own process group; they end when the sweep ends."""
 
 import os
 import signal
@@ -19,20 +19,20 @@ CONFIG_FILE, LOG_FILE, ABOUT_FILE = "config.yaml", "log.txt", "about.json"
 
 
 class Job:
-    """A run that is at work.
+    """The process of a run.
 
-    Its standard input is a pipe that ends with this process, however that ends, and the run ends with the pipe
+    Its standard input is a pipe that closes when this process ends in any way; the run then ends, too
     (`hart.training.sweep_run`).
 
     Args:
-        run: with the values of its grid.
-        slot: number of the job among those side by side.
-        jobs: how many these are at most.
-        processes: that train the run.
+        run: the run, with the values of its grid.
+        slot: number of the job among parallel jobs.
+        jobs: most parallel jobs.
+        processes: number of processes that train the run.
 
     Raises:
-        HeldError: another sweep is at work on this run.
-        HartError: its folder cannot be written.
+        HeldError: another sweep works on this run.
+        HartError: the run's folder cannot be written.
     """
 
     def __init__(self, run: SweepRun, slot: int, *, jobs: int, processes: int) -> None:
@@ -65,11 +65,11 @@ class Job:
         return self.child.poll() is not None
 
     def terminate(self) -> None:
-        """Tell it to save and to end."""
+        """Let the run save and end."""
         self.child.terminate()
 
     def close(self) -> str:
-        """End it if it has not ended, with all that it has started; empty, or why it failed."""
+        """End the job and all processes that it has started; returns the reason of a failure, else an empty text."""
         status = self.child.poll()
         if status != 0:
             with suppress(ProcessLookupError, PermissionError):
@@ -85,7 +85,7 @@ class Job:
 
 
 def surroundings(slot: int, jobs: int, processes: int, threads: int | None) -> dict[str, str]:
-    """Environment variables of one of several jobs: its threads, and its GPUs where there are any.
+    """Environment variables of a job: its number of threads, and its GPUs if there are any.
 
     Args:
         threads: `training.num_threads`; None: an even share of the cores, unless OMP_NUM_THREADS is set already.
@@ -103,7 +103,7 @@ def surroundings(slot: int, jobs: int, processes: int, threads: int | None) -> d
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs of this process, as CUDA_VISIBLE_DEVICES names them."""
+    """The GPUs of this process, as in CUDA_VISIBLE_DEVICES."""
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -112,10 +112,10 @@ def visible_gpus() -> list[str]:
 
 
 def check_room(jobs: int, processes: int) -> None:
-    """Refuse more processes of a run than there are GPUs for.
+    """Check that there are enough GPUs for the processes of each run; jobs of one process may share a GPU.
 
     Raises:
-        HartError: the GPUs are too few. Jobs of one process may share a GPU.
+        HartError: there are too few GPUs.
     """
     if processes == 1:
         return
@@ -125,10 +125,10 @@ def check_room(jobs: int, processes: int) -> None:
 
 
 def take_over(run: SweepRun, candidate: SweepRun | None) -> SweepRun:
-    """Let a run begin with what a try of its grid has trained, where the two are the same.
+    """Let a run take over the training of an identical try of its grid.
 
     Returns:
-        The run; about it is then said what memory that training took, which its own process cannot know.
+        The run, with the peak memory of that training in `about`, as its own process cannot measure it.
     """
     if candidate is None:
         return run
@@ -140,7 +140,7 @@ def take_over(run: SweepRun, candidate: SweepRun | None) -> SweepRun:
 
 
 def remaining(seconds: list[float], left: int, jobs: int) -> str:
-    """Roughly how long the runs that are left take, in words; empty where none is left."""
+    """The estimated time of the remaining runs, in words; empty if none is left."""
     if not left or not seconds:
         return ""
     minutes = sum(seconds) / len(seconds) * left / min(jobs, left) / 60

@@ -1,4 +1,4 @@
-"""One run of a sweep in a process of its own: train, score, and write results.json.
+"""One run of a sweep in its own process: train, score, and write results.json.
 
 python -m hart.training.sweep_run CONFIG RESULTS [ABOUT [PROCESSES [SPLIT]]]
 """
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from hart.model.hart_model import HartModel
 
 GRACE_SECONDS = 600
-"""What a run has to save and end after the sweep has gone."""
+"""Time for a run to save and end after the end of the sweep."""
 
 
 DIAGNOSED = 5
-"""Instances of each test task that are answered under each kind of adaptation."""
+"""Instances per test task in the diagnostics, under each kind of adaptation."""
 
 
 def run_one(
@@ -40,11 +40,11 @@ def run_one(
     """Train and score one run in this process; returns its exit status.
 
     Args:
-        config_path: its configuration, a YAML file.
-        results_path: JSON file for what is found.
-        about_path: JSON file whose content results.json repeats.
-        processes: that train it; this one alone scores it.
-        split: "test", or "validation" where the run is a try of a grid: the test tasks are not looked at then.
+        config_path: YAML file of the configuration.
+        results_path: JSON file for the results.
+        about_path: JSON file whose content is copied into results.json.
+        processes: number of training processes; scoring runs only in this one.
+        split: "test", or "validation" for a try of a grid, which does not use the test tasks.
     """
     from hart.model.hart_model import HartModel
     from hart.runtime.devices import select_device
@@ -88,9 +88,9 @@ def run_one(
 
 
 def scores(model: "HartModel", config: RunConfig, split: str) -> dict[str, Any]:
-    """What results.json says of the answers: means, the columns of P3's table, each task; validation means if any.
+    """The scores in results.json: means, the columns of P3's table, each task, and validation means if any.
 
-    Of each validation task the first `training.eval_instances` are answered, as during training.
+    Validation uses the first `training.eval_instances` instances of each task, as during training.
     """
     from hart.data.collections import load_tasks
     from hart.evaluation.run import evaluate_model
@@ -108,7 +108,7 @@ def scores(model: "HartModel", config: RunConfig, split: str) -> dict[str, Any]:
 
 
 def looked_into(model: "HartModel", config: RunConfig) -> dict[str, Any]:
-    """Diagnostics and robustness of the test tasks, scored on `DIAGNOSED` instances each: was the task read at all?"""
+    """Diagnostics and robustness on `DIAGNOSED` instances per test task, which show whether the task is read at all."""
     from hart.data.collections import load_tasks
     from hart.data.distractors import read_distractors
     from hart.evaluation.diagnostics import diagnose
@@ -150,9 +150,9 @@ def _on_cpu() -> list[str]:
 
 
 def _peak_memory(*, children: bool) -> float | None:
-    """GiB of main memory at most so far, or of GPU memory where there is one.
+    """Peak of GPU memory so far in GiB, or of main memory without a GPU.
 
-    Of several processes, of the largest one; None where only they know it.
+    With several processes it is that of the largest; None if only they can measure it.
     """
     import torch
 
@@ -164,13 +164,13 @@ def _peak_memory(*, children: bool) -> float | None:
 
 
 def end_with_the_sweep() -> None:
-    """See to it that this process ends when the one that has started it ends, also where that was killed.
+    """Let this process end when the sweep that started it ends, even if the sweep was killed.
 
-    Standard input is a pipe that nobody writes to; it ends with its other end. The run then saves as after SIGTERM.
+    Standard input is a pipe without content, which closes with the sweep. The run then saves as after SIGTERM.
     """
 
     def wait() -> None:
-        while os.read(0, 1):  # not sys.stdin, whose lock would be missed when the interpreter ends
+        while os.read(0, 1):  # not sys.stdin, whose lock the interpreter needs at its end
             pass
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(GRACE_SECONDS)
@@ -180,7 +180,7 @@ def end_with_the_sweep() -> None:
 
 
 if __name__ == "__main__":
-    # As the log is read when a run has failed.
+    # In the encoding in which the log of a failed run is read.
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
     end_with_the_sweep()
     sys.exit(run_one(*sys.argv[1:]))

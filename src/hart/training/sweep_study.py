@@ -8,7 +8,7 @@
       causal: {model.scheme: {name: causal}}
       lora: {config: ../mini/lora_sni.yaml, set: {data.collection: procedural}}
 
-docs/studies.md has all of it. What is not understood is refused with one line that names file, row and field.
+docs/studies.md describes all fields. Errors are one line that names file, row and field.
 """
 
 import re
@@ -28,20 +28,20 @@ PAPER_FIELDS = ("table", "row")
 
 @dataclass(frozen=True)
 class Study:
-    """What a study file says."""
+    """The content of a study file."""
 
     path: Path
     seeds: tuple[int, ...]
     rows: tuple[Row, ...]
 
     def listing(self) -> dict[str, Any]:
-        """What the folder of the sweep remembers of it: the rows in their order, and the seeds of each."""
+        """The content of study.json in the sweep's folder: the rows in order, and the seeds of each."""
         rows = {row.name: {"seeds": [*self.seeds], "paper": [dict(each) for each in row.paper]} for row in self.rows}
         return {"study": self.path.stem, "rows": rows}
 
 
 def is_study(path: Path) -> bool:
-    """Whether a file is a study; what is no YAML is none."""
+    """Whether a file is a study; False for invalid YAML."""
     try:
         content = read_yaml(path)
     except HartError:
@@ -50,10 +50,10 @@ def is_study(path: Path) -> bool:
 
 
 def read_study(path: Path) -> Study:
-    """Read a study file; configurations are not looked at yet.
+    """Read a study file, without its configurations.
 
     Raises:
-        HartError: the file cannot be read, or holds what a study does not know.
+        HartError: the file cannot be read, or has unknown or wrong fields.
     """
     content = read_yaml(path, "study file")
     _mapping(content, f"{path}", "a study: base, seeds and rows")
@@ -165,7 +165,7 @@ def _mapping(value: Any, where: str, what: str) -> Mapping[Any, Any]:
 
 
 def _dotted(value: Any, where: str) -> dict[str, Any]:
-    """Fields and values, every name with its section."""
+    """Dotted field names → values."""
     found = _mapping({} if value is None else value, where, "a mapping of fields and their values")
     for key in found:
         if not isinstance(key, str) or "." not in key:

@@ -17,7 +17,7 @@ LISTING_FILE = "study.json"
 
 
 def read_listing(out: Path) -> dict[str, Any]:
-    """Row → what the folder of a sweep remembers of it, in the order of the study; empty where it remembers nothing."""
+    """Row → its entry in study.json of a sweep's folder, in the order of the study; empty without this file."""
     try:
         rows = json.loads((out / LISTING_FILE).read_text(encoding="utf-8"))["rows"]
     except (OSError, ValueError, LookupError, TypeError):
@@ -26,10 +26,10 @@ def read_listing(out: Path) -> dict[str, Any]:
 
 
 def write_tables(out: Path, runs: Sequence[SweepRun]) -> list[dict[str, Any]]:
-    """table.md and table.json from the results so far, one row for each configuration.
+    """Write table.md and table.json from the results so far, with one row for each configuration; returns the rows.
 
-    Results of rows and seeds that are not among `runs`, such as those of another sweep in this folder, count as they
-    lie there, unless they were made otherwise than the rest of their row.
+    Results of rows and seeds that are not among `runs`, such as those of another sweep in this folder, are included
+    unless their settings differ from the rest of their row.
     """
     found = {(run.name, run.seed): run.results() for run in runs}
     others, left = _of_their_rows(_others(out, found), runs)
@@ -44,7 +44,7 @@ def write_tables(out: Path, runs: Sequence[SweepRun]) -> list[dict[str, Any]]:
 
 
 Results = dict[tuple[str, int], dict[str, Any] | None]
-"""Row and seed → what was found; None where it is not done."""
+"""Row and seed → results; None if the run is not done."""
 
 
 def _others(out: Path, known: Results) -> Results:
@@ -59,7 +59,7 @@ def _others(out: Path, known: Results) -> Results:
 
 
 def _of_their_rows(others: Results, runs: Sequence[SweepRun]) -> tuple[Results, list[tuple[str, int]]]:
-    """Those that were made as `runs` of their row, or where there are none as most of the row; and which were not."""
+    """The results with the settings of the row's `runs` (without runs: of most of the row), and the keys of others."""
     planned = {run.name: whole for run in runs if (whole := run.resolved())}
     made = {key: flattened(result.get("config")) for key, result in others.items() if result}
     left = []
@@ -73,7 +73,7 @@ def _of_their_rows(others: Results, runs: Sequence[SweepRun]) -> tuple[Results, 
 
 
 def most_common(made: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The one that occurs most often; of several the first."""
+    """The most common settings; at a tie the first."""
     return max(made, key=made.count)
 
 
@@ -86,7 +86,7 @@ def _row(name: str, done: list[dict[str, Any]], found: Results, first: str) -> d
         scores = [result[key] for result in done if key in result]
         row[key] = fmean(scores) if scores else None
         row[f"{key}_deviation"] = stdev(scores) if len(scores) > 1 else None
-    # Paired by seed, which cancels what a seed did to the data. All seeds answer the same tasks, so a task is no pair.
+    # Paired by seed, which cancels the seed's effect on the data; not by task, as all seeds answer the same tasks.
     collections = [result["config"]["data"]["collection"] for result in done if result.get("config")]
     by = metrics_of(collections[0])[0] if collections else "rouge_l"
     row["compared"] = METRIC_NAMES[by]
@@ -121,7 +121,7 @@ _COLUMNS: dict[str, tuple[str, str]] = {
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as a table; a column that nobody fills is left out."""
+    """The rows as a Markdown table, without empty columns."""
     used = [key for key in _COLUMNS if any(row[key] is not None for row in rows)]
     compared = " or ".join(dict.fromkeys(row["compared"] for row in rows if row.get("compared")))
     headings = (_COLUMNS[key][0].format(compared=compared) for key in used)

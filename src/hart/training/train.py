@@ -1,8 +1,8 @@
 """Training a system (§3, App. 8.1.3): from a configuration to a saved model.
 
-`train` gets tasks, system and examples, runs the loop (`hart.training.loop`) and saves. A frozen main model stays as
-it is; checkpoints hold what is trained, optimizer, schedule, random states and the states of the previous optimizer
-step, so that a continued run repeats the uninterrupted one.
+`train` loads tasks, builds system and examples, runs the loop (`hart.training.loop`) and saves. A frozen main model is
+unchanged; checkpoints have the trained weights, optimizer, schedule, random states and the states of the previous
+optimizer step, so that a resumed run repeats the uninterrupted one.
 """
 
 import logging
@@ -51,13 +51,13 @@ def train(config: RunConfig, *, tasks: Sequence[Task] | None = None, quiet: bool
         hart.training.stopping.Stopped: SIGTERM or Ctrl-C arrived; a checkpoint was written, from which the same call
             continues. A second Ctrl-C raises KeyboardInterrupt at once.
     """
-    # Of several processes (torchrun), the first one alone writes to the folder; what one of them cannot do ends all.
+    # With several processes (torchrun) only the first one writes to the folder; an error of one ends all.
     join_to_train()
     owner, folder = rank() == 0, Path(config.training.output_dir)
     with ExitStack() as held:
         with together():
             if owner:
-                RunFolder.check_free(folder)  # before a lock is put there
+                RunFolder.check_free(folder)  # before the lock file is created
                 held.enter_context(holding(folder))
         return _train(config, tasks, owner=owner, quiet=quiet)
 
@@ -74,7 +74,7 @@ def _train(config: RunConfig, tasks: Sequence[Task] | None, *, owner: bool, quie
             with together():
                 if owner:
                     check_same_tasks(config, tasks, folder)
-                    run.save_config()  # where the same data lie now
+                    run.save_config()  # with the current paths of the same data
             logger.info("%s: the run is complete", run.path)
             return run.final
         with together():
@@ -86,7 +86,7 @@ def _train(config: RunConfig, tasks: Sequence[Task] | None, *, owner: bool, quie
         try:
             loop.fit(checkpoint, told)
         except HartError as error:
-            # From a data worker it comes wrapped in the worker's traceback.
+            # An error of a data worker comes wrapped in the worker's traceback.
             raise HartError(
                 str(error).rpartition(f"{HartError.__module__}.{HartError.__name__}: ")[2].strip()
             ) from error
@@ -103,12 +103,12 @@ def _train(config: RunConfig, tasks: Sequence[Task] | None, *, owner: bool, quie
 
 
 def _set_up(config: RunConfig, tasks: Sequence[Task] | None, run: RunFolder, *, owner: bool, quiet: bool) -> Loop:
-    """The loop of a run, with its system and its examples."""
+    """Build the loop of a run, with its system and its examples."""
     data, training = config.data, config.training
     if training.num_threads:
         torch.set_num_threads(training.num_threads)
     if data.distractors is not None:
-        read_distractors(data.distractors)  # refused now, not when a large base is loaded or a sweep's run is trained
+        read_distractors(data.distractors)  # checked before a large base is loaded
     if tasks is None and not data.segments:
         tasks = load_tasks(data, "train")
     if config.model.weights == "generated" and tasks and len(tasks) == 1:
@@ -146,10 +146,10 @@ def _set_up(config: RunConfig, tasks: Sequence[Task] | None, run: RunFolder, *, 
 
 
 def _to_go_on_from(run: RunFolder, loop: Loop) -> Path | None:
-    """The newest whole checkpoint, with the metrics of what comes after it forgotten.
+    """The newest complete checkpoint, or None; metrics of later steps are removed.
 
     Raises:
-        HartError: it was made with another base or other data, or its optimizer states cannot be read.
+        HartError: the run has another base or other data now, or cannot be resumed from the checkpoint.
     """
     checkpoint, before = run.last_checkpoint(), read_record(run.path)
     if checkpoint is not None:
@@ -165,7 +165,7 @@ def _to_go_on_from(run: RunFolder, loop: Loop) -> Path | None:
 
 
 def _with_distractors(config: RunConfig, loop: Loop, folder: Path) -> Examples:
-    """The examples of a run, some with a distractor in place of their query, which its base answers in one process."""
+    """The examples of a run, a share of them with distractors; the base answers these in the first process."""
     main, data = loop.system.main, config.data
     answers = from_first(lambda: base_answers(main, data, folder, loop.accelerator.device))
     with together():
@@ -183,12 +183,12 @@ def training_examples(
     """The examples of a whole run, in the order of its steps: of `tasks`, or of text to pre-train on.
 
     Args:
-        tokenizer: of the main model.
-        reader: of the hypernetwork, if it is another one.
-        teacher: how a teacher reads the task before each query, if there is one.
+        tokenizer: tokenizer of the main model.
+        reader: tokenizer of the hypernetwork, if it differs.
+        teacher: input format of a teacher, if there is one, which reads the task before each query.
 
     Raises:
-        HartError: tasks or text that cannot be used.
+        HartError: tasks or texts cannot be used.
     """
     data, training = config.data, config.training
     return data.source.examples(

@@ -1,6 +1,6 @@
-"""DeepSpeed's configuration, from training.deepspeed or from `accelerate launch`, made to agree with the run's.
+"""DeepSpeed's configuration, from training.deepspeed or `accelerate launch`, in agreement with the run's.
 
-What DeepSpeed's file leaves "auto" is taken from the `training` section; what it says otherwise must be the same.
+Values "auto" in DeepSpeed's file are filled in from the `training` section; other values must agree with it.
 """
 
 import importlib.util
@@ -21,10 +21,10 @@ from hart.training.config import TrainingConfig
 
 
 def read_deepspeed(path: Path) -> dict[str, Any]:
-    """DeepSpeed's configuration, as a file of training.deepspeed.
+    """DeepSpeed's configuration from the file of training.deepspeed.
 
     Raises:
-        HartError: no such file, or no JSON object.
+        HartError: there is no such file, or it is not a JSON object.
     """
     settings = read_json(path, "the JSON file that training.deepspeed must be")
     if not isinstance(settings, dict):
@@ -33,10 +33,10 @@ def read_deepspeed(path: Path) -> dict[str, Any]:
 
 
 def deepspeed_plugin(config: TrainingConfig, passes: int) -> DeepSpeedPlugin | None:
-    """accelerate's plugin, if training.deepspeed or `accelerate launch` asks for DeepSpeed.
+    """accelerate's plugin if training.deepspeed or `accelerate launch` requests DeepSpeed, else None.
 
     Args:
-        passes: forward and backward passes of a step.
+        passes: number of forward and backward passes per step.
 
     Raises:
         HartError: DeepSpeed is not installed, or refuses its file.
@@ -59,15 +59,15 @@ def deepspeed_plugin(config: TrainingConfig, passes: int) -> DeepSpeedPlugin | N
 
 
 def agree(accelerator: Accelerator, config: TrainingConfig, micro: int, passes: int) -> None:
-    """Fill in what DeepSpeed's configuration leaves open, and see that the rest says what the run's says.
+    """Fill in open values of DeepSpeed's configuration, and check that the others agree with the run's configuration.
 
     Raises:
-        HartError: they contradict each other.
+        HartError: the two contradict each other.
     """
     from deepspeed.utils import logger
 
     logger.setLevel("WARNING")
-    unset_hf_deepspeed_config()  # transformers would load models in parts; here they are divided by the engine, later
+    unset_hf_deepspeed_config()  # transformers would load models sharded; here the engine shards them later
     with refusals(config):
         accelerator.deepspeed_plugin.deepspeed_config_process(
             **{
@@ -94,7 +94,7 @@ def agree(accelerator: Accelerator, config: TrainingConfig, micro: int, passes: 
 
 @contextmanager
 def refusals(config: TrainingConfig) -> Iterator[None]:
-    """Within, what DeepSpeed has against its configuration becomes one line."""
+    """A context in which DeepSpeed's errors about its configuration become a `HartError` of one line."""
     try:
         yield
     except (ValueError, AssertionError) as error:
