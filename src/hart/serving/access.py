@@ -1,6 +1,6 @@
-"""One line for each request on the logger `hart.access`: what was asked and how long it took, never a text of it.
+"""The access log: one line per request on the logger `hart.access`, without texts of the request.
 
-`X-Request-Id` of a request, or an id made here, is in the line and in the reply.
+The line and the reply have the request's `X-Request-Id`, or an id created here.
 """
 
 import json
@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from hart.model.answering import Answer
 
 logger = logging.getLogger("hart.access")
-logger.addHandler(logging.NullHandler())  # silent until somebody wants the lines
+logger.addHandler(logging.NullHandler())  # silent until `write_lines` is called
 
 Form = Literal["off", "text", "json"]
 
@@ -30,12 +30,12 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 @dataclass
 class Exchange:
-    """What becomes known of a request while it is answered.
+    """Facts about a request that are collected while it is answered.
 
     Attributes:
-        tasks: ids of the adaptations that answer it.
-        tokens_in, tokens_out: that the main model read and generated; None where nothing was generated.
-        ended: how a stream ended that did not come to its end: "timeout", "error" or "left".
+        tasks: ids of the request's adaptations.
+        tokens_in, tokens_out: numbers of tokens that the main model read and generated; None if nothing was generated.
+        ended: why a stream ended early: "timeout", "error" or "left" (the client left).
     """
 
     tasks: list[str] = field(default_factory=list)
@@ -44,7 +44,7 @@ class Exchange:
     ended: str | None = None
 
     def note(self, id: str) -> None:
-        """An adaptation that is asked for or made."""
+        """Record an adaptation that is used or generated."""
         if id not in self.tasks:
             self.tasks.append(id)
 
@@ -57,12 +57,12 @@ _exchange: ContextVar[Exchange] = ContextVar("exchange")
 
 
 def exchange() -> Exchange:
-    """That of the request that is being answered here, or one that nobody reads."""
+    """The `Exchange` of the current request; outside of requests an unused one."""
     return _exchange.get(None) or Exchange()
 
 
 class AccessLog:
-    """ASGI middleware around everything else."""
+    """The outermost ASGI middleware, which logs requests."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -73,7 +73,7 @@ class AccessLog:
             return
         given = Headers(scope=scope).get("x-request-id", "")
         id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = id  # a reply of 500 is made outside of this
+        scope.setdefault("state", {})["request_id"] = id  # for replies of 500, which are created outside of this
         start, status = time.monotonic(), 500
 
         async def send_on(message: Message) -> None:
@@ -105,7 +105,7 @@ class AccessLog:
 
 
 class _Line(logging.Formatter):
-    """A record as JSON, or as a text of the same fields for people."""
+    """Formatter of a record as JSON, or as readable text with the same fields."""
 
     def __init__(self, form: Form) -> None:
         super().__init__()
@@ -129,11 +129,11 @@ class _Line(logging.Formatter):
 
 class _Handler(logging.StreamHandler[TextIO]):
     def handleError(self, record: logging.LogRecord) -> None:
-        """A log that nobody reads any more is no reason to stop, or to complain."""
+        """Ignore errors of a log without a reader."""
 
 
 def write_lines(form: Form, stream: TextIO) -> None:
-    """Let the lines go to a stream from now on, in that form and in no other."""
+    """Write the lines to a stream in a format, replacing earlier streams."""
     for old in list(logger.handlers):
         if isinstance(old, _Handler):
             logger.removeHandler(old)

@@ -1,4 +1,4 @@
-"""What the routes that answer have in common: a request becomes rows, and these a reply within the time limit."""
+"""The common steps of answering routes: from a request to rows, and to a reply within the time limit."""
 
 import asyncio
 from collections.abc import Awaitable, Sequence
@@ -16,7 +16,7 @@ from hart.serving.refusals import Refused
 from hart.serving.running import Options, Query
 
 Resolved = tuple[str | None, Adaptation | None]
-"""The id of an adaptation and itself; neither for the bare base."""
+"""An adaptation's id and the adaptation; both None for the bare base."""
 
 STREAMS: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
@@ -25,7 +25,7 @@ STREAMS: dict[int | str, dict[str, Any]] = {
 
 
 async def resolve(engine: Engine, given: str | schemas.TaskIn | None, where: str) -> Resolved:
-    """The adaptation of an id or of a task, and its id; neither for the bare base."""
+    """Id and adaptation for an id or a task; both None for the bare base."""
     if given is None:
         return None, None
     if isinstance(given, str):
@@ -42,10 +42,10 @@ async def resolve(engine: Engine, given: str | schemas.TaskIn | None, where: str
 
 
 async def full_id(engine: Engine, given: str, where: str) -> str:
-    """The id that begins with what was given, or that itself where none does.
+    """The only id that begins with `given`, or `given` itself if no id does.
 
     Raises:
-        Refused: several do.
+        Refused: several ids begin with it.
     """
     found = await engine.ids(given)
     if len(found) > 1:
@@ -69,7 +69,7 @@ def options(engine: Engine, body: schemas.Sampling, max_new_tokens: int | None, 
 
 
 async def check_queries(engine: Engine, texts: Sequence[str], how: Options, where: str | None = None) -> list[int]:
-    """The numbers of the queries that are far from what a bundled model was trained on."""
+    """Check queries; returns the indices of those far from a bundled model's training data."""
 
     def check() -> list[int]:
         for number, text in enumerate(texts):
@@ -80,9 +80,10 @@ async def check_queries(engine: Engine, texts: Sequence[str], how: Options, wher
 
 
 async def check_choices(engine: Engine, body: schemas.ClassifyIn) -> tuple[list[list[str]], list[int]]:
-    """The choices of each input without white space around them, which fit the model as the inputs do.
+    """Check the inputs and choices of a request.
 
-    Beside them the numbers of the inputs that are far from what a bundled model was trained on.
+    Returns:
+        The stripped choices of each input, and the indices of the inputs far from a bundled model's training data.
     """
 
     def check() -> tuple[list[list[str]], list[int]]:
@@ -98,8 +99,8 @@ async def check_choices(engine: Engine, body: schemas.ClassifyIn) -> tuple[list[
 
 
 async def resolve_each(engine: Engine, given: Any, count: int) -> list[Resolved]:
-    """The adaptation of each of so many inputs, of one given for all or one for each."""
-    # Side by side, so that new tasks share a pass of the hypernetwork.
+    """Id and adaptation for each of `count` inputs; one is given for all inputs, or one for each."""
+    # In parallel, so that new tasks share a pass of the hypernetwork.
     each = given if isinstance(given, list) else [given]
     ids = list(dict.fromkeys(one for one in each if isinstance(one, str)))
     found = dict(zip(ids, await asyncio.gather(*(resolve(engine, id, "adaptation") for id in ids)), strict=True))
@@ -111,9 +112,9 @@ async def resolve_each(engine: Engine, given: Any, count: int) -> list[Resolved]
 async def generate_all(
     engine: Engine, texts: Sequence[str | list[int]], adapted: Sequence[Resolved], how: Options, n: int = 1
 ) -> list[Answer]:
-    """The answers to all queries, n of each, which then lie together."""
+    """The answers to all queries; the n answers to one query are adjacent."""
     jobs = [
-        # What is drawn for one row of a batch depends on the others, so one with a seed has none.
+        # A row with a seed has its own batch, because samples depend on the other rows.
         Job("generate", (adaptation is not None, own), Query(text, adaptation), task=id, alone=own.seed is not None)
         for text, (id, adaptation) in zip(texts, adapted, strict=True)
         for own in map(how.of_sample, range(n))
@@ -124,24 +125,24 @@ async def generate_all(
 
 
 async def results(engine: Engine, jobs: Sequence[Job]) -> list[Any]:
-    """What becomes of the jobs; if nobody waits for them any more, neither does the model."""
+    """The results of the jobs, which are abandoned if the caller is cancelled."""
     engine.submit(jobs)
     try:
         return list(await asyncio.gather(*(job.result for job in jobs)))
     finally:
-        for job in jobs:  # of no effect where there is a result
+        for job in jobs:  # no effect on finished jobs
             job.abandon()
 
 
 async def within(request: Request, limit: float, work: Awaitable[Any]) -> Any:
-    """The result of `work`, unless it takes longer than the limit or the client leaves; then it is cancelled."""
+    """The result of `work`, which is cancelled if it exceeds the time limit or the client leaves."""
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
     try:
         await asyncio.wait({task, gone}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
         if gone.done():
-            return Response(status_code=499)  # to nobody
+            return Response(status_code=499)  # the client has left
         raise Refused(504, f"no answer within {limit:g} s", "timeout")
     finally:
         task.cancel()

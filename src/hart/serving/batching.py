@@ -1,7 +1,7 @@
-"""One model, one thread, many requests: rows wait in a queue and are taken out as batches.
+"""Batching of requests: rows wait in a queue, and one thread runs the model on batches of them.
 
-The oldest row decides what the next batch is, and every waiting row with the same key joins it, whatever its task.
-While the model works on one batch the next gathers, so waiting on purpose (`max_wait`) matters only to an idle model.
+The next batch consists of the oldest row and all waiting rows with the same key, whatever their tasks. Rows for the
+next batch arrive while the model works, so the deliberate wait (`max_wait`) only matters for an idle model.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class Busy(Exception):
-    """The queue is full; `retry_after` is the time in seconds that it needs to empty."""
+    """The queue is full; `retry_after` is the estimated time in seconds until it is empty."""
 
     def __init__(self, retry_after: int) -> None:
         super().__init__(f"too many requests are waiting; try again in {retry_after} s")
@@ -29,21 +29,21 @@ class Busy(Exception):
 
 
 class Stopped(Exception):
-    """Nothing is answered any more, or yet."""
+    """The batcher is not running, or was closed."""
 
 
 @dataclass(eq=False)
 class Job:
-    """One row of work. Jobs of equal `kind` and `key` may share a batch.
+    """One row of work. Jobs with equal `kind` and `key` may share a batch.
 
     Attributes:
-        payload: what the model needs; `run` of the batcher reads it.
-        task: by which the tasks of a batch are counted, and by which rows are kept apart without mixing.
-        weight: rows that it counts for.
-        alone: whether it must not share a batch.
-        result: set by the batcher.
-        abandoned: whether nobody waits for the result any more; the model's thread looks at it.
-        queue: where it waits.
+        payload: the model's input, read by `run` of the batcher.
+        task: the row's task, for counting the tasks of a batch, and for separating tasks without mixing.
+        weight: number of rows that it counts as.
+        alone: whether it must have its own batch.
+        result: the result, set by the batcher.
+        abandoned: whether no caller waits for the result any more; the model's thread checks it.
+        queue: the queue in which it waits.
     """
 
     kind: str
@@ -65,7 +65,7 @@ class Job:
 
 
 class _Group:
-    """Jobs that may share a batch, and the rows that they count for."""
+    """Jobs that may share a batch, and their number of rows."""
 
     def __init__(self) -> None:
         self.jobs: OrderedDict[Job, None] = OrderedDict()
@@ -73,13 +73,13 @@ class _Group:
 
 
 class _Queue:
-    """Waiting jobs in the order in which they came, and by group; no operation looks at more than it is asked for."""
+    """Waiting jobs in order of arrival and by group; no operation scans jobs that it does not return."""
 
     def __init__(self, mixing: bool, metrics: Metrics) -> None:
         self.rows = 0
         self._mixing = mixing
         self._metrics = metrics
-        # Ordered ones, because looking for the first of a plain dict passes over all that were taken before it.
+        # OrderedDicts, because finding the first entry of a plain dict scans all removed entries before it.
         self._jobs: OrderedDict[Job, Hashable] = OrderedDict()
         self._groups: dict[Hashable, _Group] = {}
 
@@ -101,11 +101,11 @@ class _Queue:
         return next(iter(self._jobs))
 
     def rows_with(self, job: Job) -> int:
-        """Rows that may share a batch with a waiting job, its own among them."""
+        """Number of rows that may share a batch with a waiting job, including its own."""
         return self._groups[self._jobs[job]].rows
 
     def take(self, most: int) -> list[Job]:
-        """The oldest job and those that may share its batch, up to so many rows."""
+        """Remove and return the oldest job and those that may share its batch, up to `most` rows."""
         batch: list[Job] = []
         if not self._jobs:
             return batch
@@ -119,7 +119,7 @@ class _Queue:
         return batch
 
     def remove(self, job: Job) -> None:
-        """Take out a job that nobody waits for any more."""
+        """Remove an abandoned job."""
         self._take_out(job)
         self._metrics.abandoned.inc(job.weight)
 
@@ -136,11 +136,11 @@ class _Queue:
 
 
 class Batcher:
-    """Hands batches of jobs to `run`, in a thread of its own.
+    """Runs batches of jobs in a separate thread.
 
     Args:
-        run: gives the results of a batch, in order. If it fails, each job is tried alone, so that one request cannot
-            spoil those of others.
+        run: returns the results of a batch, in order. If it fails, each job is tried alone, so that a bad request does
+            not affect others.
     """
 
     def __init__(self, run: Callable[[Sequence[Job]], list[Any]], settings: Settings, metrics: Metrics) -> None:
@@ -156,21 +156,21 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """Whether jobs are still being answered."""
+        """Whether the batcher's thread is running."""
         return not self._loop.done()
 
     def check_ready(self) -> None:
-        """Raise `Stopped` while the queue is full, or where the batcher was closed."""
+        """Raise `Stopped` if the queue is full or the batcher was closed."""
         if self._closing:
             raise Stopped("the server is going down")
         if self._waiting.rows >= self._settings.max_queue:
             raise Stopped("the queue is full")
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Let all of `jobs` wait for the model, or none.
+        """Queue all of `jobs`, or none.
 
         Raises:
-            Busy: there is no room for them.
+            Busy: the queue has no room for them.
             Stopped: the batcher was closed.
         """
         if self._closing:
@@ -184,7 +184,7 @@ class Batcher:
         self._arrived.set()
 
     async def close(self) -> None:
-        """Finish what was accepted, then end the thread."""
+        """Finish all accepted jobs, then end the thread."""
         self._closing = True
         self._arrived.set()
         await self._loop
@@ -202,7 +202,7 @@ class Batcher:
                 await self._answer(batch)
 
     async def _gather(self, first: Job) -> None:
-        """Wait for rows to join `first`, not longer than it may wait, nor for more than a batch holds."""
+        """Wait for rows that join `first`, at most until its waiting time is over or the batch is full."""
         until = first.since + self._settings.max_wait
         while not first.alone and not first.abandoned and not self._closing:
             left = until - time.monotonic()

@@ -1,7 +1,7 @@
-"""What requests are checked by before the model sees them: tokens, of which a model reads so many and no more.
+"""Checks of requests against the model's length limits in tokens, before the model runs.
 
-Tokenising takes time in proportion to the texts, which one request may have a mebibyte of. So it is done in a thread
-beside the event loop, where it stops nobody; fast tokenizers work without the interpreter's lock.
+The time of tokenisation is proportional to the texts, up to a mebibyte per request, so it runs in a separate thread and
+does not block the event loop; fast tokenizers release the interpreter's lock.
 """
 
 import asyncio
@@ -29,13 +29,13 @@ class TooLong(HartError):
 
 
 class Checks:
-    """The limits of a model, for callers in the thread that `aside` uses; so is its `tokenizer`.
+    """Checks by the limits of a model; all methods and `tokenizer` are for use in the thread of `aside`.
 
     Args:
-        tokenizer, reader: the main model's and its hypernetwork's, which nobody else uses meanwhile.
-        form: how the model reads.
-        room: tokens that a query and its answer may have together; None: any number.
-        model: its name, by which bundled ones are known.
+        tokenizer, reader: tokenizers of the main model and of its hypernetwork, for exclusive use.
+        form: the model's input format.
+        room: most tokens of a query with its answer; None: any number.
+        model: name of the model, by which bundled models are recognised.
     """
 
     def __init__(
@@ -57,22 +57,22 @@ class Checks:
             max_query_length=_UNLIMITED,
             max_target_length=_UNLIMITED,
         )
-        # Beginning and end of sequence, or the chat template.
+        # Number of tokens for beginning and end of sequence, or for the chat template.
         self._around = len(self._unlimited.encode_query(tokenizer, "a")) - len(self._tokens("a"))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tokens")
 
     async def aside(self, call: Callable[..., T], *args: Any) -> T:
-        """What a function that tokenises gives, beside the event loop."""
+        """The result of a call that tokenises, run in the thread beside the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
 
     def close(self) -> None:
         self._thread.shutdown()
 
     def task(self, task: Task) -> int:
-        """How many demonstrations the model will read.
+        """The number of demonstrations that the model will read.
 
         Raises:
-            HartError: the model would read nothing of it, or what stands first is too long.
+            HartError: the model would read no text of the task, or its first text is too long.
         """
         limit, form = self._form.max_demonstrations_length, self._form
         lacking = form.lacks(task)
@@ -87,24 +87,24 @@ class Checks:
         return sum(map(self._read, form.groups(task)))
 
     def _read(self, task: Task) -> int:
-        """How many demonstrations of a group will be read."""
+        """The number of demonstrations in a group that will be read."""
         limit = self._form.max_demonstrations_length
         most = min(self._form.num_demonstrations, len(task.demonstrations))
 
         def fits(count: int) -> bool:
             return len(self._encode_task(task, count)) <= limit
 
-        # In growing steps, so that what is far beyond the limit is never looked at.
+        # In growing steps, so that texts far beyond the limit are not tokenised.
         low, step = 0, 1
         while low < most and fits(min(low + step, most)):
             low, step = min(low + step, most), 2 * step
         return low + bisect_left(range(low + 1, min(low + step, most)), True, key=lambda count: not fits(count))
 
     def query(self, text: str, where: str, answer: int) -> None:
-        """Check a query that is to have an answer of so many tokens at most.
+        """Check a query with an answer of at most `answer` tokens.
 
         Raises:
-            HartError: it is longer than the model reads, or has nothing that the tokenizer sees.
+            HartError: the query is too long, or has no tokens.
         """
         count = len(self._tokens(text.strip()))
         if not count:
@@ -112,14 +112,14 @@ class Checks:
         self._fits(count + self._around, where, answer)
 
     def far(self, texts: Sequence[str]) -> list[int]:
-        """Numbers of the queries, from 0, that are far from what a bundled model was trained on."""
+        """Indices of the queries that are far from a bundled model's training data."""
         return [number for number, text in enumerate(texts) if is_far(self._model, self._tokens(text.strip()))]
 
     def conversation(self, messages: Sequence[Mapping[str, str]], where: str, answer: int) -> list[int]:
-        """The tokens of a conversation that is to have an answer of so many tokens at most.
+        """The tokens of a conversation, checked for an answer of at most `answer` tokens.
 
         Raises:
-            HartError: they are more than the model reads, or its chat template refuses the messages.
+            HartError: the conversation is too long, or the chat template refuses the messages.
         """
         tokens = self._form.encode_conversation(self.tokenizer, messages)
         self._fits(len(tokens), where, answer)
@@ -128,7 +128,7 @@ class Checks:
     def _fits(self, count: int, where: str, answer: int) -> None:
         if count > self._form.max_query_length:
             raise TooLong(f"{where}: has {count} tokens, the model reads {self._form.max_query_length}")
-        # The last token of an answer is not read.
+        # The model does not read the last token of an answer.
         if self._room is not None and count + answer - 1 > self._room:
             raise TooLong(
                 f"{where}: has {count} tokens, and an answer of {answer} goes beyond the {self._room} positions of the "
@@ -136,10 +136,10 @@ class Checks:
             )
 
     def choice(self, text: str, where: str) -> int:
-        """The tokens of an answer.
+        """The number of tokens of a choice.
 
         Raises:
-            HartError: they are more than the model was trained to give.
+            HartError: it is above the model's limit of targets.
         """
         count = len(self._unlimited.encode_target(self.tokenizer, text))  # end of sequence included
         if count > self._form.max_target_length:
@@ -147,10 +147,10 @@ class Checks:
         return count
 
     def classes(self, choices: Sequence[str], where: str) -> tuple[list[str], int]:
-        """Choices to choose from without white space around them, and the tokens of the longest.
+        """The stripped choices, and the number of tokens of the longest.
 
         Raises:
-            HartError: as `choice`, or two of them read the same, or are the same to the model.
+            HartError: as in `choice`, or two choices are equal (`check_classes`) or have the same tokens.
         """
         texts = check_classes(choices, where)
         longest = max(self.choice(text, f"{where}.{number}") for number, text in enumerate(texts))

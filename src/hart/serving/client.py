@@ -4,8 +4,8 @@
     adapted = client.adapt(task)
     client.generate(["query", …], adapted)
 
-`AsyncClient` is the same for asyncio. Weights stay on the server; the client knows an adaptation by its id and fetches
-it with `download`. `hart.serving.protocol` defines what is sent and how replies are read.
+`AsyncClient` is the same for asyncio. Weights stay on the server; the client has the id of an adaptation, and can
+`download` it. `hart.serving.protocol` defines requests and the reading of replies.
 """
 
 import asyncio
@@ -65,8 +65,8 @@ class Client:
         """Answers to the queries, as `HartModel.generate`.
 
         Args:
-            adaptation: the result of `adapt`, an id, or a task; one for all queries, or one per query. None asks the
-                un-adapted base.
+            adaptation: the result of `adapt`, an id, or a task; one for all queries, or one per query. None: the
+                un-adapted base answers.
             options: `max_new_tokens`, `num_beams`, `temperature`, `top_p`, `stop` (one text or up to four; the
                 answer ends before the first that occurs), `seed` (of sampling).
         """
@@ -106,7 +106,7 @@ class Client:
         adaptation: AdaptedBy | Sequence[AdaptedBy] | None = None,
         **options: Any,
     ) -> list[Classification]:
-        """The best choice for each query and the probability of every choice, as `HartModel.classify`.
+        """The most probable choice for each query and all probabilities, as `HartModel.classify`.
 
         Args:
             choices: one list for all queries, or one list per query.
@@ -242,7 +242,7 @@ class AsyncClient:
 
 def _connection(kind: type[Http], protocol: Protocol, timeout: float) -> Http:
     try:
-        # Waiting for one of our own connections is not the server's slowness.
+        # Without a limit for waiting for a connection of the client's own pool.
         return kind(base_url=protocol.url, headers=protocol.headers, timeout=httpx2.Timeout(timeout, pool=None))
     except httpx2.InvalidURL as error:
         advice = "give one such as http://127.0.0.1:8000"

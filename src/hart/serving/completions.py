@@ -1,4 +1,4 @@
-"""Answers in the form of OpenAI's completions and chat completions: whole, or as what a stream consists of."""
+"""Answers in the form of OpenAI's completions and chat completions, complete or as chunks of a stream."""
 
 import time
 import uuid
@@ -12,12 +12,12 @@ from hart.serving.logprobs import Token
 
 
 class _Reply:
-    """One reply; in a stream `usage` is absent unless asked for, and then null in all chunks but the last."""
+    """One reply. In a stream `usage` is absent unless requested; then it is null in all chunks but the last."""
 
     _PREFIX: str
     _CHUNK: str
     _EMPTY: dict[str, Any]
-    """The text of the chunk that says why an answer ended."""
+    """The empty text of the chunk with the finish reason."""
 
     def __init__(self, model: str, *, with_usage: bool) -> None:
         self._head: dict[str, Any] = {
@@ -28,7 +28,7 @@ class _Reply:
         self._with_usage = with_usage
 
     def end(self, answer: Answer) -> list[dict[str, Any]]:
-        """The chunks after the last piece of a stream: why it ended, and the usage."""
+        """The chunks after the last piece of a stream: the finish reason, and the usage."""
         usage = [self._chunk(usage=_usage([answer]))] if self._with_usage else []
         return [self._chunk(_choice(_reason(answer), **self._EMPTY)), *usage]
 
@@ -41,9 +41,11 @@ class Completion(_Reply):
     _PREFIX, _CHUNK, _EMPTY = "cmpl", "text_completion", {"text": ""}
 
     def whole(self, answers: Sequence[Answer], tokens: Sequence[list[Token] | None], n: int) -> replies.CompletionOut:
-        """Args:
-        answers: those to one prompt, n of them, behind those to the one before.
-        tokens: of each answer, where log-probabilities were asked for.
+        """The complete reply.
+
+        Args:
+            answers: the n answers to each prompt, in the order of the prompts.
+            tokens: tokens of each answer, if log-probabilities were requested.
         """
         choices = [
             replies.Choice(
@@ -83,7 +85,7 @@ class ChatCompletion(_Reply):
         return replies.ChatOut(**self._head, choices=choices, usage=_usage(answers, n))
 
     def begin(self) -> list[dict[str, Any]]:
-        """The chunks before the first piece: who speaks."""
+        """The chunks before the first piece: the role."""
         return [self._chunk(_choice(None, delta={"role": "assistant", "content": "", "refusal": None}))]
 
     def piece(self, text: str) -> dict[str, Any]:
@@ -99,6 +101,6 @@ def _reason(answer: Answer) -> Any:
 
 
 def _usage(answers: Sequence[Answer], n: int = 1) -> replies.Usage:
-    """As OpenAI counts: a prompt once, whatever its number of answers."""
+    """The usage as OpenAI counts it: each prompt once, for any number of answers."""
     read, written = sum(each.query_tokens for each in answers[::n]), sum(each.tokens for each in answers)
     return replies.Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)

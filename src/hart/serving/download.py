@@ -1,4 +1,4 @@
-"""What a download of an adaptation is: one zip file."""
+"""The format of downloaded adaptations: one zip file."""
 
 import io
 import tempfile
@@ -10,7 +10,7 @@ from hart.model.adaptation import FIELDS_FILE, TENSORS_FILE, Adaptation
 
 
 def bundle(adaptation: Adaptation) -> bytes:
-    """What `Adaptation.save_pretrained` writes, as one zip file."""
+    """The files of `Adaptation.save_pretrained` as one zip file."""
     packed = io.BytesIO()
     with tempfile.TemporaryDirectory() as temporary, zipfile.ZipFile(packed, "w") as archive:
         folder = Path(temporary) / "adaptation"
@@ -21,16 +21,16 @@ def bundle(adaptation: Adaptation) -> bytes:
 
 
 def unbundle(packed: bytes) -> Adaptation:
-    """The adaptation in a zip file of `bundle`.
+    """The adaptation in a zip file made by `bundle`.
 
     Raises:
-        HartError: it is no such file, or damaged.
+        HartError: the file is not such a zip file, or damaged.
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         try:
             with zipfile.ZipFile(io.BytesIO(packed)) as archive:
-                # Read by name, so that no name in the file decides where anything is written.
+                # Read by known names, so that names in the file cannot choose where files are written.
                 for name in (FIELDS_FILE, TENSORS_FILE):
                     (folder / name).write_bytes(archive.read(name))
         except (zipfile.BadZipFile, KeyError) as error:

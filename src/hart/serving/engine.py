@@ -1,4 +1,4 @@
-"""A HART model behind the server: which adaptations are at hand, and where they come from."""
+"""The engine of the server: a HART model with its adaptations in memory and in the store."""
 
 import asyncio
 import copy
@@ -31,7 +31,7 @@ from hart.serving.store import Record, Store, adaptation_id
 logger = logging.getLogger(__name__)
 
 _HEALTH_SECONDS = 1.0
-"""For which it is known whether the store works."""
+"""Seconds for which the result of a check of the store is reused."""
 
 T = TypeVar("T")
 
@@ -42,11 +42,11 @@ class StoreTrouble(Exception):
 
 @dataclass
 class Adapted:
-    """An adaptation at hand.
+    """An adaptation for a request.
 
     Attributes:
         new: whether it was generated for this request.
-        record: what the store says of it; None where it was not asked, or does not have it.
+        record: its record in the store; None if the store was not asked, or does not have it.
     """
 
     id: str
@@ -56,11 +56,11 @@ class Adapted:
 
 
 class Engine:
-    """Runs in the event loop; what the model's thread computes is `hart.serving.running`.
+    """A served model with its batcher and store, in the event loop; `hart.serving.running` has the model's thread.
 
     Args:
-        model: what is served.
-        store: where adaptations are kept.
+        model: the model to serve.
+        store: storage of adaptations.
     """
 
     def __init__(self, model: HartModel, store: Store, metrics: Metrics) -> None:
@@ -86,7 +86,7 @@ class Engine:
         self._store_seen = (-_HEALTH_SECONDS, True)
 
     def warm_up(self) -> None:
-        """Use the model once, so that the first request does not wait for what libraries load late."""
+        """Use the model once, so that the first request does not wait for lazy loading in libraries."""
         adaptation = self.model.adapt(Task("a", [("a", "a")]), cuts=Cuts())
         self.model.answers("a", adaptation, max_new_tokens=2, cuts=Cuts())
 
@@ -94,32 +94,32 @@ class Engine:
         return adaptation_id(self.model.main.fingerprint, self.fingerprint, task)
 
     def check_running(self) -> None:
-        """Raise `Stopped` unless requests are being answered."""
+        """Raise `Stopped` unless the server answers requests."""
         if self.batcher is None:
             raise Stopped("the application was not started; an application that mounts this one must run its lifespan")
         if not self.batcher.alive:
             raise Stopped("the model's thread has ended")
 
     def check_ready(self) -> None:
-        """Raise `Stopped` unless a request would be taken now."""
+        """Raise `Stopped` unless the server accepts requests now."""
         self.check_running()
         assert self.batcher is not None
         self.batcher.check_ready()
 
     def count(self, answers: Sequence[Answer]) -> None:
-        """Take note of the tokens of answers, for the counters and for the log."""
+        """Count the tokens of answers, for the metrics and the log."""
         exchange().count(answers)
         self._metrics.tokens_in.inc(sum(each.query_tokens for each in answers))
         self._metrics.tokens_out.inc(sum(each.tokens for each in answers))
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """`Batcher.submit`; raises `Stopped` too where there is none."""
+        """As `Batcher.submit`; also raises `Stopped` before the batcher exists."""
         self.check_running()
         assert self.batcher is not None
         self.batcher.submit(jobs)
 
     async def close(self) -> None:
-        """Finish what was accepted."""
+        """Finish all accepted requests."""
         if self.batcher is not None:
             await self.batcher.close()
         await asyncio.gather(*self._sections, return_exceptions=True)
@@ -132,13 +132,13 @@ class Engine:
     async def adapt(self, task: Task, *, keep: bool = False) -> Adapted:
         """The adaptation to a task: from memory, from the store, or generated and stored.
 
-        Several requests for one task share one pass, which goes on if the first of them leaves.
+        Several requests for one task share one pass, which continues if the first of them is cancelled.
 
         Args:
-            keep: whether the store must have it.
+            keep: whether it must be in the store.
 
         Raises:
-            StoreTrouble: with `keep`, where the store cannot be used; without it the adaptation is in memory.
+            StoreTrouble: with `keep`, the store cannot be used; without `keep` the adaptation is then only in memory.
         """
         id = self.id_of(task)
         found = None if keep else self._recall(id)
@@ -150,7 +150,7 @@ class Engine:
         try:
             found = await self._load(id)
         except StoreTrouble:
-            found = None  # it is in neither place, and can be made
+            found = None  # it is in neither place, and can be generated
         new, seconds = found is None, 0.0
         if found is None:
             job = Job("adapt", (), task, task=id)
@@ -172,14 +172,14 @@ class Engine:
         return Adapted(id, found, new, record)
 
     async def find(self, id: str) -> Adaptation | None:
-        """The adaptation of an id, if this model has generated it and it is still there."""
+        """The adaptation with this id; None if this model has not generated it, or it was deleted."""
         found = self._recall(id)
         return found if found is not None else await self._exclusively(id, lambda: self._load(id))
 
     async def forget(self, id: str) -> bool:
-        """Delete an adaptation of this model; whether there was one.
+        """Delete an adaptation of this model; returns whether it existed.
 
-        Afterwards it is there again only if its task was posted again: what had begun before is finished before.
+        Work on it that began before is finished before the deletion, so that only a later request can create it again.
         """
         return await self._exclusively(id, lambda: self._forget(id))
 
@@ -192,9 +192,9 @@ class Engine:
         return deleted or remembered is not None
 
     async def _exclusively(self, id: str, work: Callable[[], Awaitable[T]]) -> T:
-        """What `work` gives, while nothing else looks for, makes or deletes the adaptation of that id.
+        """The result of `work`, while no other work finds, generates or deletes the adaptation with this id.
 
-        It is done to its end, also if the request that wanted it leaves.
+        The work is completed even if its request is cancelled.
         """
         lock = self._locks.get(id)
         if lock is None:
@@ -207,7 +207,7 @@ class Engine:
         task = asyncio.create_task(section())
         self._sections.add(task)
         task.add_done_callback(self._sections.discard)
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be left to ask for it
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # retrieved, as no caller may be left
         return await asyncio.shield(task)
 
     async def record(self, id: str) -> Record | None:
@@ -215,10 +215,10 @@ class Engine:
         return record if record is not None and record.model_fingerprint == self.fingerprint else None
 
     async def store_works(self) -> bool:
-        """Whether the store can be written; looked at once a second at most."""
+        """Whether the store can be written; checked at most once per second."""
         when, works = self._store_seen
         if time.monotonic() - when >= _HEALTH_SECONDS:
-            self._store_seen = (time.monotonic(), works)  # for those who ask meanwhile
+            self._store_seen = (time.monotonic(), works)  # for requests during the check
             try:
                 await self._from_store(self.store.check)
                 works = True
@@ -228,9 +228,9 @@ class Engine:
         return works
 
     async def ids(self, prefix: str) -> list[str]:
-        """The ids of this model's adaptations that begin so, two of them at most.
+        """At most two ids of this model's adaptations that begin with `prefix`.
 
-        A whole id is taken as it is. Fewer than eight digits, and what has others, begin none.
+        A whole id is returned unchanged. A prefix with fewer than eight digits, or with other characters, has none.
         """
         if len(prefix) == 64:
             return [prefix]
@@ -245,7 +245,7 @@ class Engine:
         return sorted(found)[:2]
 
     async def records(self, limit: int, offset: int) -> list[Record]:
-        """What this model has adapted to, the last used first."""
+        """The records of this model's adaptations, the most recently used first."""
         found: list[Record] = await self._from_store(self.store.records, self.fingerprint, limit=limit, offset=offset)
         return found
 
@@ -255,22 +255,22 @@ class Engine:
         return found
 
     async def note_uses(self) -> None:
-        """Tell the store what was used since the last time."""
+        """Record the uses of adaptations since the last call in the store."""
         uses, self._uses = self._uses, {}
         if uses:
             await self._from_store(self.store.touch, uses)
 
     async def _from_store(self, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """What a method of the store gives; it may wait for a disk, or for another process."""
+        """The result of a method of the store, in a thread, as it may wait for a disk or another process."""
         try:
             return await asyncio.to_thread(call, *args, **options)
         except HartError as problem:
-            # For the operator: it names files of this machine.
+            # Only logged, because the message names files of this machine.
             logger.error("%s", problem)
             raise StoreTrouble from problem
 
     def _recall(self, id: str) -> Adaptation | None:
-        """What is in memory, which counts as used."""
+        """The adaptation in memory, which counts as used; None if it is not in memory."""
         found = self._memory.get(id)
         if found is not None:
             self._memory.move_to_end(id)
@@ -278,7 +278,7 @@ class Engine:
         return found
 
     async def _load(self, id: str) -> Adaptation | None:
-        """What is in memory or in the store; only for whoever has the id for itself."""
+        """The adaptation in memory or in the store; only for calls within `_exclusively`."""
         found = self._recall(id)
         if found is None:
             found = await self._from_store(self._stored, id)
@@ -305,13 +305,13 @@ class Engine:
 
 
 def model_fingerprint(model: HartModel) -> str:
-    """Hex digest over all that decides what a model generates for a task, its base excepted."""
+    """Hex digest of everything that determines what a model generates for a task, except its base."""
     kinds = [kind.to_config() for kind in model.kinds]
     form = dataclasses.asdict(model.input_format)
-    # Weights do not say in which order a scheme goes through the layers, or whose states are read.
+    # Weights do not determine the order of a scheme's layers, or the layers whose states are read.
     network = model.hypernetwork
     made = [] if network is None else [network.config.scheme, network.config.encoder_layers]
-    # A T5's hypernetwork reads with the base's tokenizer, which is part of the base's fingerprint.
+    # The hypernetwork of a T5 uses the base's tokenizer, which is part of the base's fingerprint.
     reader = [] if model.reader is model.main.tokenizer else [tokenizer_digest(model.reader)]
     return peft_digest(model.peft_source, form, model.fusion, kinds, made, *reader)
 

@@ -1,4 +1,4 @@
-"""What every request passes before the application sees it: host, token, size. And what every reply carries."""
+"""Checks of every request (host, token, size) before the application, and headers of every reply."""
 
 import asyncio
 import hmac
@@ -19,9 +19,9 @@ PAGE_FILES = {
     "/page.js": ("page.js", "text/javascript"),
     "/examples.js": ("examples.js", "text/javascript"),
 }
-"""Path → the page or a part of it in the folder `page`, and its media type."""
+"""Path → file in the folder `page`, and its media type."""
 
-# What tells nothing of tasks: the page, its parts, the description of the interface, and whether the server is well.
+# Paths without a token, as they reveal nothing about tasks: the page, the interface description, and health.
 OPEN = (*PAGE_FILES, "/health", "/livez", "/readyz", "/docs", "/openapi.json")
 OPEN_BELOW = "/static-offline-docs/"
 
@@ -34,7 +34,7 @@ _HEADERS = {
 }
 
 
-# What OpenAI's clients and programs on top of them know some kinds of errors by.
+# Codes by which OpenAI's clients recognise some kinds of errors.
 _CODES = {
     "busy": "rate_limit_exceeded",
     "invalid_request": "invalid_value",
@@ -51,10 +51,10 @@ def error(
     headers: dict[str, str] | None = None,
     code: str | None = None,
 ) -> JSONResponse:
-    """A reply that says what is wrong, in the form of OpenAI's."""
+    """An error reply in OpenAI's format."""
     headers = dict(headers or {})
     if status in (504, 507):
-        # OpenAI's clients repeat all of 5xx by themselves; what took too long would take as long again.
+        # OpenAI's clients retry all 5xx by default; a request that took too long would take as long again.
         headers["x-should-retry"] = "false"
     return JSONResponse(error_body(message, kind, param, code), status_code=status, headers=headers)
 
@@ -64,7 +64,7 @@ def error_body(message: str, kind: str, param: str | None = None, code: str | No
 
 
 class Guard:
-    """ASGI middleware; the whole body is read here, within limits of size and time, before anything parses it."""
+    """ASGI middleware that checks requests, and reads the whole body within limits of size and time before parsing."""
 
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
         self._app = app
@@ -77,7 +77,7 @@ class Guard:
             return
         start, status = time.monotonic(), 500
         head = scope["method"] == "HEAD"
-        # HEAD is GET without the body; a copy, because the server looks at its own.
+        # HEAD is handled as GET; a copy, because the server uses its own scope to leave out the body.
         scope = {**scope, "method": "GET"} if head else scope
 
         async def send_on(message: Message) -> None:
@@ -97,7 +97,7 @@ class Guard:
             if refusal is None:
                 body, refusal = await _read(receive)
             if refusal is not None:
-                # What is still coming is not read.
+                # The rest of the body is not read.
                 refusal.headers["Connection"] = "close"
                 await refusal(scope, receive, send_on)
             else:
@@ -113,7 +113,7 @@ class Guard:
             return error(403, "the Host header names another machine; use localhost, or a token", "forbidden")
         if token is not None and path not in OPEN and not path.startswith(OPEN_BELOW):
             scheme, _, given = headers.get("authorization", "").partition(" ")
-            # Headers are read as Latin-1; what was sent is compared.
+            # Headers are decoded as Latin-1; the sent bytes are compared.
             right = hmac.compare_digest(given.strip().encode("latin-1"), token.encode())
             if scheme.lower() != "bearer" or not right:
                 challenge = {"WWW-Authenticate": "Bearer"}
@@ -125,7 +125,7 @@ class Guard:
 
 
 async def _read(receive: Receive) -> tuple[bytes, JSONResponse | None]:
-    """The whole body, or why it is refused; chunked bodies are counted as they come."""
+    """The whole body, or the reply that refuses it; chunked bodies are counted while they arrive."""
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_SECONDS):
@@ -143,7 +143,7 @@ async def _read(receive: Receive) -> tuple[bytes, JSONResponse | None]:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """The body at once; afterwards whatever the connection says, which is that the client left."""
+    """A `receive` that returns the body at once, and then the connection's messages (the client left)."""
     given = False
 
     async def replay() -> Message:
@@ -161,11 +161,11 @@ def _too_large() -> JSONResponse:
 
 
 def _path(scope: Scope) -> str:
-    """The path below that of the application, which may be mounted in another or served under `--root-path`."""
+    """The path relative to the application, which may be mounted in another one or served under `--root-path`."""
     path, root = str(scope["path"]), str(scope.get("root_path", ""))
     return path.removeprefix(root) if path.startswith(f"{root}/") else path
 
 
 def _host(header: str) -> str:
-    """The name in a Host header, without the port."""
+    """The host name in a Host header, without the port."""
     return header.rsplit(":", 1)[0].lower() if not header.endswith("]") else header.lower()

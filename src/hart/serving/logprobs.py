@@ -1,8 +1,8 @@
-"""Log-probabilities of an answer's tokens, in OpenAI's two forms.
+"""Log-probabilities of an answer's tokens, in OpenAI's two formats.
 
-A token is shown as the text that it adds behind those before it, so that the tokens together are the answer; of a
-letter that takes several tokens the last one has it and the others nothing. Special tokens, the end of sequence among
-them, are shown by their names.
+A token is shown as the text that it adds to the tokens before it, so that all tokens together are the answer. If a
+character takes several tokens, the last one shows it and the others are empty. Special tokens, including the end of
+sequence, are shown by their names.
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ from hart.model.answering import Answer
 from hart.serving.openai_replies import ChatLogProbs, LogProbs, TokenLogProb, TopLogProb
 
 _LEAST = -9999.0
-"""What OpenAI gives for an impossible token; JSON has no infinity."""
+"""OpenAI's value for an impossible token, as JSON has no infinity."""
 
 
 class Token(NamedTuple):
-    """A token's text and log-probability, and those of the likeliest ones there, itself not counted among them.
+    """A token's text and log-probability, and those of the likeliest other tokens at its position.
 
-    `part` says whether it is one of several tokens of a letter, `special` whether the answer's text is without it.
+    `part`: whether it is one of several tokens of a character; `special`: whether it is not in the answer's text.
     """
 
     text: str
@@ -31,7 +31,7 @@ class Token(NamedTuple):
 
 
 def spelled(tokenizer: PreTrainedTokenizerBase, answer: Answer) -> list[Token]:
-    """The tokens of an answer that has scores; takes time in proportion to how many likeliest ones it has."""
+    """The tokens of an answer with scores; the time is proportional to the number of likeliest tokens."""
     scores = answer.scores or ()
     before = [None, *answer.ids[:-1]]
     others = [(previous, id) for previous, score in zip(before, scores, strict=True) for id, _ in score.top]
@@ -69,7 +69,7 @@ def of_chat(tokens: Sequence[Token]) -> ChatLogProbs:
 
 
 def _by_text(likeliest: Sequence[tuple[str, float]]) -> dict[str, float]:
-    """Log-probabilities by the texts of tokens; of those that read alike that of the first."""
+    """Text of a token → log-probability; for tokens with the same text, that of the first."""
     found: dict[str, float] = {}
     for text, logprob in likeliest:
         found.setdefault(text, logprob)
@@ -86,10 +86,10 @@ def _finite(logprob: float) -> float:
 
 
 def _in_turn(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[tuple[str, bool]]:
-    """What each token adds to the text of those before it, and whether it is one of several tokens of a letter."""
+    """The text that each token adds to those before it, and whether it is one of several tokens of a character."""
     special = set(tokenizer.all_special_ids)
     found: list[tuple[str, bool]] = []
-    begin: list[int] = []  # the last one of the text: the first of a text may be shown in another way
+    begin: list[int] = []  # the last token of the text so far, as the first token of a text may be decoded differently
     waiting: list[int] = []
     for position, id in enumerate(ids):
         if id in special:
@@ -107,7 +107,7 @@ def _in_turn(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[tup
 
 
 def _added(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[int | None, int]]) -> list[str]:
-    """What the second token of each pair adds to the text of the first; without a first one its own text."""
+    """The text that the second token of each pair adds to the first; without a first token, its own text."""
     special = set(tokenizer.all_special_ids)
     if not pairs:
         return []

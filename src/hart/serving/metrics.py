@@ -1,4 +1,4 @@
-"""What /metrics tells Prometheus."""
+"""The Prometheus metrics of /metrics."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 
@@ -7,10 +7,10 @@ _ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
-    """Counters of one application, in a registry of its own.
+    """The metrics of one application, in a separate registry.
 
     Args:
-        model, base: what is served, as labels.
+        model, base: names of the served model and its base, as labels.
     """
 
     def __init__(self, model: str = "", base: str = "") -> None:

@@ -1,7 +1,7 @@
-"""What clients of `hart serve` send and how they read replies, whatever brings them over.
+"""The requests of clients of `hart serve` and the reading of replies, independent of the transport.
 
-A `Call` is one request and the reading of its reply; `Attempts` says whether it is sent again. `hart.serving.client`
-has the two transports.
+A `Call` is one request with the reading of its reply; `Attempts` decides about retries. `hart.serving.client` has the
+two transports.
 """
 
 import json
@@ -32,15 +32,15 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0
-"""Seconds between attempts, doubled from one to the next; of them a random part is waited, at least a half."""
+"""Seconds between attempts, doubled each time; the actual wait is a random share between a half and all of it."""
 
 _LONGEST_ASKED = 60.0
-"""A server that asks for a longer wait than so many seconds is not waited for."""
+"""Longest wait in seconds that a client accepts from a server's `Retry-After`."""
 
 
 @dataclass(frozen=True)
 class RemoteAdaptation:
-    """An adaptation that is kept on a server.
+    """An adaptation stored on a server.
 
     Attributes:
         id: 64 hexadecimal digits.
@@ -66,8 +66,8 @@ class Call(Generic[T]):
     """One request to a server.
 
     Attributes:
-        read: what becomes of the body of its reply.
-        known: the result, where nothing has to be asked.
+        read: function from the body of its reply to the result.
+        known: the result, if no request is necessary.
     """
 
     method: str
@@ -78,7 +78,7 @@ class Call(Generic[T]):
 
     @property
     def sent(self) -> dict[str, Any]:
-        """Keyword arguments of httpx2 for the body: in ASCII, so that also what is no text reaches the server."""
+        """Keyword arguments of httpx2 for the body: JSON in ASCII, so that lone surrogates also reach the server."""
         if self.body is None:
             return {}
         try:
@@ -89,15 +89,15 @@ class Call(Generic[T]):
 
 
 class Protocol:
-    """Requests to the server at an address, and its replies.
+    """The requests to a server, and the reading of its replies.
 
     Args:
-        url: of the server.
-        token: its token; None is HART_TOKEN, or none.
-        retries: how often a request is sent again at most.
+        url: address of the server.
+        token: the server's token; None: HART_TOKEN, or no token.
+        retries: most times that a request is sent again.
 
     Raises:
-        HartError: `retries` is no whole number of at least 0, the address is none, or the token cannot be sent.
+        HartError: `retries` is not a whole number of at least 0, the address is invalid, or the token cannot be sent.
     """
 
     def __init__(self, url: str, token: str | None, retries: int) -> None:
@@ -112,7 +112,7 @@ class Protocol:
             raise HartError(
                 "the token has a line break or another control character; a file's may end in one: strip it"
             )
-        # As bytes: a token may have letters that headers of texts may not.
+        # As bytes, because a token may have characters that text headers do not allow.
         self.headers = {b"Authorization": f"Bearer {token}".encode()} if token else {}
 
     def attempts(self, call: Call[Any]) -> "Attempts":
@@ -142,7 +142,7 @@ class Protocol:
         return Call("POST", "/v1/generate", read, body, known=None if texts else [])
 
     def stream(self, query: str, adaptation: AdaptedBy | None, options: dict[str, Any]) -> Call[None]:
-        """A call whose reply is events, which `piece` reads one by one."""
+        """A call whose reply is a stream of events, which `piece` reads one by one."""
         body = {"inputs": [query], "adaptation": _reference(adaptation), "stream": True, **options}
         return Call("POST", "/v1/generate", lambda _: None, body)
 
@@ -150,7 +150,7 @@ class Protocol:
         """The text of an event of a stream; None at its end.
 
         Raises:
-            HartError: the server says that the answer cannot go on, or it is none of ours.
+            HartError: the event is an error of the server, or not an event of `hart serve`.
         """
         if data == "[DONE]":
             return None
@@ -203,7 +203,7 @@ class Protocol:
         return Call("DELETE", f"/v1/adaptations/{_id(adaptation)}", lambda _: None)
 
     def _tell_far(self, content: bytes, count: int) -> None:
-        """Warn of queries that are far from what the server's model was trained on, as `HartModel` does."""
+        """Warn about queries that are far from the training data of the server's model, as `HartModel` does."""
         far = self._read(content).get("far")
         if isinstance(far, list) and far:
             logger.warning(
@@ -234,13 +234,13 @@ class Protocol:
 
 
 class Attempts:
-    """What became of one request so far, and whether it is sent again.
+    """The attempts of one request, and the decision to retry.
 
-    It is where the server is busy (429) or goes down (503), and where the connection was refused, or ended before a
-    reply: all of our requests may be repeated. What took too long is not asked again, and a reply that began neither.
+    A request is sent again if the server is busy (429) or shutting down (503), or if the connection was refused or
+    closed before a reply, as all requests are idempotent. It is not sent again after a timeout or an incomplete reply.
 
     Args:
-        deletes: whether the request deletes something, which an attempt without a reply may have done already.
+        deletes: whether the request is a deletion, which an attempt without a reply may have completed.
     """
 
     def __init__(self, url: str, retries: int, *, deletes: bool) -> None:
@@ -249,13 +249,13 @@ class Attempts:
         self._lost = self._begun = False
 
     def judge(self, outcome: "httpx2.Response | httpx2.HTTPError") -> float | None:
-        """Seconds after which to send the request again; None: the reply is the answer.
+        """The seconds until the request is sent again; None: the reply is the answer.
 
         Args:
-            outcome: of the newest attempt: a reply with its body, where it is no success, or why there is none.
+            outcome: outcome of the newest attempt: the reply (with its body unless successful), or the error.
 
         Raises:
-            HartError: the server refuses, in its words, or cannot be reached.
+            HartError: the server refuses the request (with its message), or cannot be reached.
         """
         self._made += 1
         if isinstance(outcome, httpx2.HTTPError):
@@ -271,7 +271,7 @@ class Attempts:
             again = outcome.status_code in (429, 503) and asked <= _LONGEST_ASKED
         if not again or self._made > self._retries:
             raise problem from (outcome if isinstance(outcome, Exception) else None)
-        # Not all clients at once.
+        # Random, so that clients do not retry all at once.
         return asked + min(_FIRST_WAIT * 2 ** (self._made - 1), _LONGEST_WAIT) * random.uniform(0.5, 1)
 
     def _refusal(self, reply: "httpx2.Response") -> HartError:
@@ -296,7 +296,7 @@ class Attempts:
 
 
 def _asked(reply: "httpx2.Response") -> float:
-    """Seconds that `Retry-After` asks to wait, which may be given as a date."""
+    """The wait of `Retry-After` in seconds; the header may be a number or a date."""
     given = reply.headers.get("retry-after", "")
     if given.isdecimal():
         return float(given[:9])
@@ -328,7 +328,7 @@ def _task(task: Task) -> dict[str, Any]:
 
 
 def _id(adaptation: RemoteAdaptation | str) -> str:
-    """Of an adaptation, as a part of a path."""
+    """The id of an adaptation, quoted for a path."""
     id = adaptation if isinstance(adaptation, str) else adaptation.id
     if not id:
         raise HartError("the id of the adaptation is empty; give what Client.adapt gave, or its id")

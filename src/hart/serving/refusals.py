@@ -1,4 +1,4 @@
-"""Replies to requests that are not answered: each in one line, with the field that is wrong."""
+"""Error replies to invalid requests: one line that names the wrong field."""
 
 import re
 from collections.abc import Callable, Coroutine
@@ -16,24 +16,24 @@ from hart.serving.checks import TooLong
 from hart.serving.engine import StoreTrouble
 from hart.serving.guard import error
 
-# What a place in a request is called beside its fields: where it is, and which form of `adaptation` was meant.
+# Parts of an error's location that are not fields: the place in the request, and the forms of `adaptation`.
 _NO_FIELDS = ("body", "query", "path", *schemas.TAGS)
 
 
 _FIELD = re.compile(r"[a-z_]+(\.\w+)*(?=: )")
 _CODES = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
-"""What OpenAI calls pydantic's kinds of errors; of the other kinds the value is wrong."""
+"""pydantic's type of error → OpenAI's code; for all other types the value is wrong."""
 
 
 class Refused(Exception):
-    """Ends a request with an error reply."""
+    """An exception that ends a request with an error reply."""
 
     def __init__(self, status: int, message: str, kind: str, param: str | None = None, code: str | None = None) -> None:
         self.status, self.message, self.kind, self.param, self.code = status, message, kind, param, code
 
 
 class OpenAIRoute(APIRoute):
-    """A route of OpenAI's interface, whose clients know a wrong request by 400 and not by 422."""
+    """A route of OpenAI's interface, in which invalid requests have the status 400 instead of 422."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -52,7 +52,7 @@ def _invalid(request: Request, message: str, param: str | None = None, code: str
 def add_error_replies(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, problem: RequestValidationError) -> Response:
-        # Without what was given: it may be long, or not even be text.
+        # Without the given value, which may be long, or not text.
         first = problem.errors()[0]
         if first["type"] == "json_invalid":
             return _invalid(request, "the body is not JSON")
@@ -66,7 +66,7 @@ def add_error_replies(app: FastAPI) -> None:
             return _invalid(request, f"the Content-Type header {told}; send Content-Type: application/json")
         field = _line(".".join(str(part) for part in first["loc"] if part not in _NO_FIELDS))
         told = _line(str(first["msg"]).removeprefix("Value error, "))
-        # What concerns several fields begins with the first of them.
+        # A message about several fields begins with the first of them.
         param = field or (_named(told) if first["type"] == "value_error" else None)
         return _invalid(request, f"{field}: {told}" if field else told, param, _CODES.get(first["type"]))
 
@@ -96,7 +96,7 @@ def add_error_replies(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def other(request: Request, problem: HTTPException) -> Response:
         if problem.status_code == 400 and isinstance(problem.__cause__, ValueError | RecursionError):
-            # Of json: bytes that are no text, numbers of thousands of digits, thousands of nested lists.
+            # json's errors: bytes that are not text, numbers of thousands of digits, thousands of nested lists.
             return _invalid(request, f"the body is not JSON that can be read ({_line(_why(problem.__cause__))})")
         kind = {404: "not_found", 405: "method_not_allowed"}.get(problem.status_code, "invalid_request")
         return error(problem.status_code, str(problem.detail), kind, headers=dict(problem.headers or {}))
@@ -109,13 +109,13 @@ def add_error_replies(app: FastAPI) -> None:
 
 
 def _named(message: str) -> str | None:
-    """The field that a message begins with, if it does."""
+    """The field with which a message begins; None if it begins with none."""
     found = _FIELD.match(message)
     return None if found is None else found[0]
 
 
 def _line(text: str) -> str:
-    """A text that can be sent as a line: without line breaks, and with ? for what is no character."""
+    """A text as one line: without line breaks, and with ? in the place of lone surrogates."""
     return " ".join(text.encode("utf-8", "replace").decode().split())
 
 

@@ -1,4 +1,4 @@
-"""What the model's thread computes: one batch of jobs becomes their results."""
+"""The work of the model's thread: from one batch of jobs to their results."""
 
 import dataclasses
 import time
@@ -22,12 +22,12 @@ from hart.serving.stopping import HoldBack, StopRows, cut_at_stop
 
 
 class Options(NamedTuple):
-    """How answers are generated; rows of equal options share a batch.
+    """Options of generation; rows with equal options share a batch.
 
     Attributes:
-        stop: stop sequences, as `hart.serving.stopping` has them.
-        seed: of the sampling of one row that has the batch for itself; None: sampled as it comes.
-        logprobs: with how many likeliest tokens log-probabilities are noted; None: not at all.
+        stop: stop sequences (`hart.serving.stopping`).
+        seed: seed of the sampling of a row with its own batch; None: no seed.
+        logprobs: number of likeliest tokens recorded with log-probabilities; None: no log-probabilities.
     """
 
     max_new_tokens: int
@@ -39,7 +39,7 @@ class Options(NamedTuple):
     logprobs: int | None = None
 
     def of_sample(self, number: int) -> "Options":
-        """Those of one of several samples: each has a seed of its own, the next one, and the first the given."""
+        """The options of sample `number` of several: its seed is the given seed plus the number."""
         if self.seed is None:
             return self
         return self._replace(seed=(self.seed + number + 2**63) % 2**64 - 2**63)
@@ -47,7 +47,7 @@ class Options(NamedTuple):
 
 @dataclass
 class Query:
-    """One row to answer, or to score if it has `choices`; a conversation is given as its tokens."""
+    """One row to answer, or to score if it has `choices`; a conversation is given as tokens."""
 
     text: str | list[int]
     adaptation: Adaptation | None
@@ -56,18 +56,18 @@ class Query:
 
 
 class Runner:
-    """Answers batches with a model, in whatever thread calls it."""
+    """Answers batches with a model, in the calling thread."""
 
     def __init__(self, model: HartModel) -> None:
         self._model = model
 
     def run(self, batch: Sequence[Job]) -> list[Any]:
-        """Results of the jobs of one batch, which are all of one kind and key."""
+        """The results of the jobs of one batch, which have the same kind and key."""
         kind, key = batch[0].kind, batch[0].key
         if kind == "adapt":
             return self._adapt([job.payload for job in batch])
         queries: list[Query] = [job.payload for job in batch]
-        # The key says whether the rows are adapted: all are, or none.
+        # By the key, either all rows are adapted or none.
         first = queries[0].adaptation
         adaptation = first
         if first is not None and any(query.adaptation is not first for query in queries):
@@ -77,7 +77,7 @@ class Runner:
         size: dict[str, Any] = {"batch_size": len(batch), "cuts": Cuts()}
         if kind == "classify":
             how: dict[str, Any] = {"normalisation": key[1], "calibrate": key[2], **size}  # type: ignore[index]
-            # Of rows that share an adaptation one is enough to learn what it prefers.
+            # Rows that share an adaptation are calibrated once.
             how["alike"] = [id(query.adaptation) for query in queries]
             return classify(main, read, choices, adaptation, **how)
         if kind == "score":
@@ -86,7 +86,7 @@ class Runner:
         more: dict[str, Any] = options._asdict()
         stop, seed = more.pop("stop"), more.pop("seed")
         more |= {"stopping_criteria": [_Abandoned(batch)], "batch_size": len(batch)}
-        # A search goes on behind a stop sequence, as without one: of its answer the text is cut.
+        # Beam search does not end at a stop sequence; the text of its answer is cut.
         if stop and options.num_beams == 1:
             more["stopping_criteria"].append(StopRows(main.tokenizer, stop))
         if queries[0].emit is not None:
@@ -97,14 +97,14 @@ class Runner:
 
     def _adapt(self, tasks: list[Task]) -> list[tuple[Adaptation, float]]:
         start = time.perf_counter()
-        # What is not read of a task is told to the client: `demonstrations_read`.
+        # Without a warning: the reply has `demonstrations_read`.
         adaptation = self._model.adapt(tasks, cuts=Cuts())
         seconds = time.perf_counter() - start
         return [(adaptation[entry], seconds) for entry in range(len(tasks))]
 
 
 class _Abandoned(StoppingCriteria):
-    """Ends a generation that nobody waits for any more."""
+    """Stopping criterion that ends an abandoned generation."""
 
     def __init__(self, batch: Sequence[Job]) -> None:
         self._batch = batch
@@ -115,10 +115,10 @@ class _Abandoned(StoppingCriteria):
 
 
 class PieceStreamer(BaseStreamer):
-    """Hands the text on as it is generated, word by word; the pieces together are the text of all tokens.
+    """Passes on the text during generation, word by word; the concatenated pieces are the text of all tokens.
 
-    transformers' own streamer begins anew behind a line break, and what begins a text has no space before it. Here the
-    whole text is made each time, and white space waits for what follows it, which may take it away.
+    transformers' own streamer restarts after a line break and then loses the space before the next word. Here the whole
+    text is decoded each time, and white space is held back, because following tokens may remove it.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, emit: HoldBack, ends: Collection[int] = ()) -> None:
@@ -133,7 +133,7 @@ class PieceStreamer(BaseStreamer):
         self._ids += value.flatten().tolist()
         text = self._text()
         last = text[-1:]
-        # Scripts without spaces go on letter by letter, but for what is half a letter yet.
+        # Scripts without spaces are passed on character by character, except incomplete characters.
         spaceless = "\u2e80" <= last < "\ufffd"
         cut = len(text) if spaceless else max(text.rfind(" "), text.rfind("\n"))
         if cut > self._sent:
@@ -145,14 +145,14 @@ class PieceStreamer(BaseStreamer):
 
     def _text(self) -> str:
         ids = self._ids or []
-        # What ends an answer is no part of its text, a special token or not.
+        # The end-of-answer token is not part of the text, even if it is not a special token.
         said = ids[:-1] if ids and ids[-1] in self._ends else ids
         return str(self._tokenizer.decode(said, skip_special_tokens=True))
 
 
 @contextmanager
 def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Within it random numbers are those of a seed, and afterwards as if none had been drawn."""
+    """A context with random numbers of a seed; afterwards the random state is restored."""
     if seed is None:
         yield
         return

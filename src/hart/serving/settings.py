@@ -1,4 +1,4 @@
-"""What an operator may set, and the limits that requests are held to."""
+"""Settings of the server, and fixed limits of requests."""
 
 import re
 from dataclasses import dataclass
@@ -6,24 +6,24 @@ from dataclasses import dataclass
 from hart.errors import HartError
 
 MAX_BODY_BYTES = 1024 * 1024
-"""Of a request, before anything of it is parsed."""
+"""Largest body of a request, checked before parsing."""
 
 BODY_SECONDS = 15.0
-"""In which a request's body must arrive."""
+"""Time limit for the arrival of a request's body."""
 
 MAX_INPUTS, MAX_CHOICES, MAX_DEMONSTRATIONS = 64, 64, 64
 MAX_SCORES = 1024
-"""Of one request: its inputs times their choices."""
+"""Most scores of one request: inputs times choices."""
 
 MAX_CHARACTERS = 50_000
-"""Of one text; tokens are counted after it."""
+"""Most characters of one text, checked before tokens are counted."""
 
 MAX_NEW_TOKENS, MAX_BEAMS, MAX_LOGPROBS = 512, 8, 20
 MAX_STOPS, MAX_STOP_CHARACTERS = 4, 1000
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 2.0
 
 MEMORY_BYTES = 512 * 1024**2
-"""Of adaptations that are kept in memory beside the store."""
+"""Most memory for adaptations that are kept in memory, in addition to the store."""
 
 
 @dataclass(frozen=True)

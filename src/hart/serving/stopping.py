@@ -1,7 +1,7 @@
-"""Stop sequences: texts that end an answer, which is then cut before them.
+"""Stop sequences: texts that end an answer, which is cut before them.
 
-Of several the one that is complete first counts, and of those that are complete at once the longest. So the cut depends
-on the text alone, not on how its tokens or the pieces of a stream divide it.
+Of several stop sequences the first complete one counts, and of those complete at the same character the longest. So the
+cut only depends on the text, not on its division into tokens or pieces of a stream.
 """
 
 from bisect import bisect_left
@@ -16,13 +16,13 @@ from hart.model.answering import Answer
 
 
 def find_stop(text: str, stop: Sequence[str]) -> int | None:
-    """Where a text is to be cut; None where no stop sequence is in it."""
+    """The position at which a text is cut; None if it has no stop sequence."""
     found = [(begin + len(each), begin) for each in stop if (begin := text.find(each)) >= 0]
     return min(found)[1] if found else None
 
 
 def cut_at_stop(answer: Answer, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> Answer:
-    """The answer before its first stop sequence, with the tokens up to the one that completes it."""
+    """The answer with its text cut before the first stop sequence, and tokens up to the one that completes it."""
     begin = find_stop(answer.text, stop)
     if begin is None:
         return answer
@@ -36,16 +36,16 @@ def cut_at_stop(answer: Answer, tokenizer: PreTrainedTokenizerBase, stop: Sequen
 
 
 class StopRows(StoppingCriteria):
-    """Ends each row of a batch whose text holds a stop sequence; for one call of `generate`."""
+    """Stopping criterion that ends each row with a stop sequence; for one call of `generate`."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> None:
         self._tokenizer, self._stop = tokenizer, stop
         self._begin: int | None = None
-        # Where a sequence that the newest token completes begins: of UTF-8 a token has at least one byte.
+        # Number of last tokens that can contain a just completed sequence, as a token has at least one byte of UTF-8.
         self._window = 4 * max(map(len, stop)) + 8
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        if self._begin is None:  # the first answers of one token
+        if self._begin is None:  # the first call, with answers of one token
             self._begin = input_ids.shape[1] - 1
         begin = max(self._begin, input_ids.shape[1] - self._window)
         texts = self._tokenizer.batch_decode(input_ids[:, begin:], skip_special_tokens=True)
@@ -54,15 +54,15 @@ class StopRows(StoppingCriteria):
 
 
 class HoldBack:
-    """Hands on the pieces of a text up to its first stop sequence, and nothing that may yet become part of one."""
+    """Passes on the pieces of a text up to its first stop sequence, holding back text that may become part of one."""
 
     def __init__(self, stop: Sequence[str], emit: Callable[[str], None]) -> None:
         self._stop, self._emit = stop, emit
         self._held: str | None = ""
 
     def __call__(self, piece: str, end: bool = False) -> None:
-        """Take the next piece; `end` says that it is the last."""
-        if self._held is None:  # a stop sequence has come
+        """Process the next piece; `end`: it is the last."""
+        if self._held is None:  # after a stop sequence
             return
         text = self._held + piece
         cut = find_stop(text, self._stop)
@@ -72,7 +72,7 @@ class HoldBack:
             self._emit(text[:safe])
 
     def _safe(self, text: str) -> int:
-        """Characters before the first end of the text with which a stop sequence begins."""
+        """Number of characters before the longest end of the text that is the beginning of a stop sequence."""
         longest = max(map(len, self._stop), default=1)
         ends = range(max(0, len(text) - longest + 1), len(text))
         return next((begin for begin in ends if any(each.startswith(text[begin:]) for each in self._stop)), len(text))

@@ -1,13 +1,13 @@
-"""Adaptations kept on the disk, under the hash of what they were made from.
+"""The store of adaptations on disk, by the hash of base, model and task.
 
     STORE/index.sqlite                  one row for each: task, base, model, time, size, use
     STORE/adaptations/<id>/             adaptation.json, adaptation.safetensors, record.json, checksums.json
 
-The folders are the truth and the index says what is where: an index that is lost, damaged or of another version is made
-anew from the folders, and folders that were taken away are made again, at the next use of the store. An id is the
-SHA-256 of base, model and task, so the same task is never kept twice. Whatever changes the store does so in a
-write transaction of SQLite, which is the lock between threads and processes. A folder is written beside its place,
-sealed and renamed. So a process may be killed at any time: what it had not finished is swept away by the next.
+The folders are authoritative: an index that is lost, damaged or of another version is rebuilt from them, and missing
+folders of the store are created again, at its next use. An id is the SHA-256 of base, model and task, so each task is
+stored once. Every change of the store is a write transaction of SQLite, which locks it between threads and processes. A
+folder is written beside its place, sealed and renamed. So a process may be killed at any time: the next one removes its
+unfinished files.
 """
 
 import hashlib
@@ -33,11 +33,11 @@ MAX_BYTES = 2 * 1024**3
 """Default limit of a store's size, without its index."""
 
 ID = re.compile(r"[0-9a-f]{64}")
-"""What an id looks like; nothing else ever becomes a path."""
+"""Pattern of ids; only matching texts are used as paths."""
 
 _BUSY_SECONDS = 30.0
 _VERSION = 1
-"""Of the index, in its `user_version`; every change of the schema counts it up. Older ones than 1 have 0 there."""
+"""Version of the index's schema, in its `user_version`, incremented by every change; indexes before 1 have 0."""
 
 _SCHEMA = (
     "DROP TABLE IF EXISTS adaptations",
@@ -51,7 +51,7 @@ CREATE TABLE adaptations (
     f"PRAGMA user_version = {_VERSION}",
 )
 _BROKEN = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-"""Errors of SQLite after which the index is looked through; others (a full disk, a lock) say nothing of its content."""
+"""Errors of SQLite after which the index is checked; others (a full disk, a lock) do not concern its content."""
 
 _RECORD_FILE = "record.json"
 _GONE = ".gone-"
@@ -66,12 +66,12 @@ class Record:
         id: 64 hexadecimal digits.
         task: definition and demonstrations, JSON-ready, as in `Adaptation.tasks`.
         base, base_fingerprint: the main model.
-        model, model_fingerprint: what generated it.
-        created: when, ISO 8601.
-        seconds: time of the forward pass that generated it.
-        bytes: its size on the disk.
+        model, model_fingerprint: the model that generated it.
+        created: time of generation, ISO 8601.
+        seconds: duration of the forward pass that generated it.
+        bytes: size on disk.
         used: last use, seconds since 1970.
-        uses: how often it was used since it came.
+        uses: number of uses since it was stored.
     """
 
     id: str
@@ -88,7 +88,7 @@ class Record:
 
 
 def adaptation_id(base_fingerprint: str, model_fingerprint: str, task: Task) -> str:
-    """The id of what a model generates for a task; white space at the ends of its texts does not count."""
+    """The id of a model's adaptation to a task; white space at the ends of the task's texts is ignored."""
     shown = [[each.input.strip(), each.output.strip(), each.explanation.strip()] for each in task.demonstrations]
     text = json.dumps([base_fingerprint, model_fingerprint, task.definition.strip(), shown], ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -114,11 +114,11 @@ class Store:
         self._open()
 
     def put(self, adaptation: Adaptation, *, model_fingerprint: str, seconds: float = 0.0) -> Record:
-        """Store an adaptation to one task; one that is already there stays, and counts as used.
+        """Store an adaptation to one task; an existing one is kept, and counts as used.
 
         Raises:
-            HartError: it holds several tasks, exceeds the store's limit, or cannot be written; nothing of it is left
-                then.
+            HartError: it has several tasks, exceeds the store's limit, or cannot be written; no part of it is then
+                left.
         """
         (task,) = adaptation.read_tasks() if len(adaptation) == 1 else (None,)
         if task is None:
@@ -144,36 +144,36 @@ class Store:
             return record
 
     def get(self, id: str) -> Adaptation | None:
-        """The adaptation of that id on the CPU; None if there is none, or its files are lost or damaged.
+        """The adaptation with this id, on the CPU; None if there is none, or its files are missing or damaged.
 
-        What is damaged is removed, so that it can be put again.
+        A damaged adaptation is removed, so that it can be stored again.
         """
         if not ID.fullmatch(id):
             return None
         found = self._read(id)
         if found is None and ((self._kept / id).exists() or self.record(id) is not None):
             with self._writing() as connection:
-                found = self._read(id)  # another process may have written it anew meanwhile
+                found = self._read(id)  # another process may have replaced it meanwhile
                 if found is None:
                     self._remove(connection, id)
         return found
 
     def record(self, id: str) -> Record | None:
-        """What the index says of an id."""
+        """The record of an id; None if there is none."""
         if not ID.fullmatch(id):
             return None
         with self._reading() as connection:
             return self._select(connection, id)
 
     def ids(self, prefix: str, model_fingerprint: str) -> list[str]:
-        """Ids of a model's adaptations that begin with some hexadecimal digits; the first two are enough."""
-        # "g" comes behind all of the digits.
+        """At most two ids of a model's adaptations that begin with these hexadecimal digits."""
+        # "g" sorts after all hexadecimal digits.
         query = "SELECT id FROM adaptations WHERE id >= ?1 AND id < ?1 || 'g' AND model_fingerprint = ?2 LIMIT 2"
         with self._reading() as connection:
             return [id for (id,) in connection.execute(query, (prefix, model_fingerprint))]
 
     def records(self, model_fingerprint: str | None = None, *, limit: int = 100, offset: int = 0) -> list[Record]:
-        """Rows of the index, the last used first; of one model, or of all."""
+        """The records of one model or of all models, the most recently used first."""
         query = (
             f"SELECT {_COLUMNS} FROM adaptations WHERE ?1 IS NULL OR model_fingerprint = ?1 "
             "ORDER BY used DESC, id LIMIT ?2 OFFSET ?3"
@@ -182,13 +182,13 @@ class Store:
             return [_from_row(row) for row in connection.execute(query, (model_fingerprint, limit, offset))]
 
     def totals(self) -> tuple[int, int]:
-        """Number of adaptations and their bytes."""
+        """Number of adaptations, and their size in bytes."""
         with self._reading() as connection:
             count, size = connection.execute("SELECT COUNT(*), COALESCE(SUM(bytes), 0) FROM adaptations").fetchone()
         return count, size
 
     def touch(self, uses: Mapping[str, int]) -> None:
-        """Say that adaptations were used, id → how often; unknown ids are passed over."""
+        """Add uses of adaptations (id → number of uses); unknown ids are ignored."""
         now = time.time()
         with self._writing() as connection:
             connection.executemany(
@@ -197,14 +197,14 @@ class Store:
             )
 
     def delete(self, id: str) -> bool:
-        """Remove an adaptation; whether there was one."""
+        """Remove an adaptation; returns whether it existed."""
         if not ID.fullmatch(id):
             return False
         with self._writing() as connection:
             return self._remove(connection, id)
 
     def check(self) -> None:
-        """Raise `HartError` unless the store can be read and written; what can be healed is."""
+        """Raise `HartError` unless the store can be read and written, after repairs if possible."""
         self.totals()
         try:
             with tempfile.TemporaryFile(dir=self._kept) as file:
@@ -213,7 +213,7 @@ class Store:
             raise HartError(f"{self._kept}: cannot be written ({error.strerror})") from error
 
     def _connect(self) -> sqlite3.Connection:
-        """A connection to an index of this version, made anew where it is not."""
+        """A connection to an index of this version, which is rebuilt if necessary."""
         if self._suspect or not self._index.exists() or not self._kept.is_dir():
             self._open()
         try:
@@ -237,20 +237,20 @@ class Store:
         return connection
 
     def _open(self) -> None:
-        """Make the folders where they are not there, and the index where it is not whole, or of another version.
+        """Create missing folders, and rebuild an index that is damaged or of another version.
 
         Raises:
-            HartError: they cannot be written.
+            HartError: the store cannot be written.
         """
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # tasks are nobody else's business
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # tasks may be private
             self._kept.mkdir(exist_ok=True)
         except OSError as error:
             raise HartError(f"{self.folder}: cannot be written ({error.strerror})") from error
         try:
             self._bring_up_to_date()
         except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):  # locked, full, not allowed: not damaged
+            if isinstance(error, sqlite3.OperationalError):  # locked, disk full or no permission, but not damaged
                 raise HartError(f"{self._index}: cannot be used ({error})") from error
             self._set_aside()
             try:
@@ -274,7 +274,7 @@ class Store:
             connection.execute("COMMIT")
 
     def _set_aside(self) -> None:
-        """Take away a damaged index, with the files that SQLite keeps beside it."""
+        """Remove a damaged index and SQLite's files beside it."""
         for path in self.folder.glob(f"{self._index.name}*"):
             path.unlink(missing_ok=True)
 
@@ -285,8 +285,8 @@ class Store:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        """A write transaction, one at a time over all processes; undone after an error."""
-        with self._telling("written"), closing(self._connect()) as connection:  # closing undoes what was not committed
+        """A write transaction, exclusive over all processes; it is rolled back after an error."""
+        with self._telling("written"), closing(self._connect()) as connection:  # closing rolls back
             connection.execute("BEGIN IMMEDIATE")
             yield connection
             connection.execute("COMMIT")
@@ -300,21 +300,21 @@ class Store:
             raise HartError(f"{self._index}: cannot be {what} ({error})") from error
 
     def _reconcile(self, connection: sqlite3.Connection) -> None:
-        """Make the index say what is on the disk. Whoever writes holds the lock, so that temporary folders are dead."""
+        """Synchronise the index with the folders. The caller holds the write lock, so temporary folders are unused."""
         known = {id for (id,) in connection.execute("SELECT id FROM adaptations")}
         found = set()
         for path in self._kept.iterdir():
             if path.name.startswith((PREFIX, _GONE)):
                 shutil.rmtree(path, ignore_errors=True)
             elif not ID.fullmatch(path.name):
-                continue  # nothing of a store's: a folder that a user calls `adaptations`, too, may lie here
+                continue  # not of the store, such as a user's own folder called `adaptations`
             elif path.name in known or self._adopt(connection, path.name):
                 found.add(path.name)
         connection.executemany("DELETE FROM adaptations WHERE id = ?", [(id,) for id in known - found])
         self._evict(connection)
 
     def _adopt(self, connection: sqlite3.Connection, id: str) -> bool:
-        """Enter a folder that the index does not know, or remove it if it is not whole."""
+        """Add a folder that is not in the index, or remove it if it is incomplete."""
         adaptation = self._read(id)
         if adaptation is not None:
             with suppress(OSError, ValueError, KeyError, TypeError):
@@ -325,10 +325,10 @@ class Store:
         return False
 
     def _read(self, id: str) -> Adaptation | None:
-        """What the folder of an id holds; None if it is not there, or not whole.
+        """The adaptation in the folder of an id; None if the folder is missing or incomplete.
 
         Raises:
-            HartError: the disk does not tell, now.
+            HartError: the folder cannot be read now.
         """
         folder = self._kept / id
         if not (folder / CHECKSUMS_FILE).is_file() or damage(folder) is not None:
@@ -344,7 +344,7 @@ class Store:
         row = connection.execute("DELETE FROM adaptations WHERE id = ?", (id,)).rowcount > 0
         folder = self._kept / id
         there = folder.is_dir()
-        # Renamed first: a reader finds all of it or nothing.
+        # Renamed first, so that a reader finds all of it or none.
         gone = self._kept / f"{_GONE}{id}"
         with suppress(OSError):
             shutil.rmtree(gone, ignore_errors=True)
@@ -353,7 +353,7 @@ class Store:
         return row or there
 
     def _evict(self, connection: sqlite3.Connection, keep: str | None = None) -> None:
-        """Drop the least recently used until the rest fits; `keep` stays."""
+        """Remove the least recently used adaptations until the rest fits; `keep` is never removed."""
         if self.max_bytes is None:
             return
         (total,) = connection.execute("SELECT COALESCE(SUM(bytes), 0) FROM adaptations").fetchone()
@@ -391,7 +391,7 @@ class Store:
 
 
 def _broken(error: sqlite3.Error) -> bool:
-    # The first eight bits are the kind of the error; those of the module itself have none.
+    # The lowest eight bits are the primary error code; errors of the Python module have none.
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in _BROKEN
 
 

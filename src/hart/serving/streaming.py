@@ -1,4 +1,4 @@
-"""Answers that come piece by piece, as server-sent events."""
+"""Streamed answers, as server-sent events."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from hart.serving.running import Options, Query
 
 
 class Stream:
-    """An answer that comes piece by piece."""
+    """A streamed answer."""
 
     def __init__(self, engine: Engine, job: Job, pieces: "asyncio.Queue[str | None]") -> None:
         self._engine = engine
@@ -32,7 +32,7 @@ class Stream:
         last: Callable[[Answer], list[dict[str, Any]]],
         first: Sequence[dict[str, Any]] = (),
     ) -> StreamingResponse:
-        """Events as they come: `piece` makes one of a piece of the text, `last` the closing ones of the answer."""
+        """The reply with one event per piece of text (made by `piece`), and the closing events (made by `last`)."""
 
         async def events() -> AsyncIterator[str]:
             known = exchange()
@@ -50,7 +50,7 @@ class Stream:
             except TimeoutError:
                 known.ended = "timeout"
                 yield _event(error_body(f"no answer within {limit:g} s", "timeout"))
-            except Exception:  # the reply has begun, so its status can say nothing any more
+            except Exception:  # the reply has begun, so its status cannot be changed
                 known.ended = "error"
                 yield _event(error_body("an error of the server; its log says more", "server_error"))
                 raise
@@ -77,5 +77,5 @@ def start_stream(
 
 
 def _event(content: dict[str, Any]) -> str:
-    # In ASCII: some clients take U+2028 or U+0085 within a text for the end of a line.
+    # In ASCII, as some clients read U+2028 or U+0085 in a text as the end of a line.
     return f"data: {json.dumps(content)}\n\n"
