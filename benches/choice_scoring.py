@@ -1,10 +1,10 @@
-"""Scoring K choices per query: one encoder pass for all of them, against a forward pass for each.
+"""Speed of scoring K choices per query: one encoder pass for all choices, against a forward pass for each.
 
     python benches/choice_scoring.py --shape t5-base --tokens 384 --choices 2 4 8
 
-Random weights, no adaptation, queries of `--tokens` tokens, choices of `--choice-tokens`. Both ways score the same
-texts in the same batches and are checked to agree. Every repeat times both once, in turn; the ratio is the median of
-the ratios within a repeat.
+The model has random weights and no adaptation; queries have `--tokens` tokens, choices `--choice-tokens`. Both variants
+score the same texts in the same batches, and their scores are checked to agree. Every repeat times both, in turn; the
+reported ratio is the median of the ratios within a repeat.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from hart.model.scoring import score_choices
 
 @torch.no_grad()
 def one_by_one(main: MainModel, queries: list[list[int]], choices: list[list[str]]) -> list[list[float]]:
-    """The k-th choices of all queries in one forward pass, encoder included, for every k."""
+    """Scores by one forward pass (including the encoder) for the k-th choices of all queries, for every k."""
     ids, mask = main.pad(queries)
     columns: list[Tensor] = []
     for texts in zip(*choices, strict=True):
@@ -63,7 +63,7 @@ def main() -> None:
             separate = one_by_one(model, queries, choices)
             end = time.perf_counter()
             torch.testing.assert_close(torch.tensor(shared), torch.tensor(separate), rtol=1e-3, atol=1e-2)
-            if repeat:  # the first one warms up
+            if repeat:  # the first repeat is a warm-up
                 times["shared"].append(middle - start)
                 times["separate"].append(end - middle)
         ratio = statistics.median(b / a for a, b in zip(times["shared"], times["separate"], strict=True))

@@ -1,10 +1,10 @@
-"""Two training steps of Qwen3-0.6B and Llama-3.2-1B on a CPU, in float32, with random weights: memory and time.
+"""Memory and time of two training steps of Qwen3-0.6B and Llama-3.2-1B on a CPU, in float32, with random weights.
 
     python benches/decoder_only_step.py [CONFIG.yaml ...]
 
-Each configuration runs in a process of its own, with two queries of 256 + 64 tokens, demonstrations of 512 and plain
-AdamW. Measured is what `benches/memory_estimate.py` measures, beside `hart estimate` for the same settings. It does not
-begin, or ends, where less than 4 GiB would be left to others.
+Each configuration runs in a separate process, with two queries of 256 + 64 tokens, demonstrations of 512 and plain
+AdamW. The measurement is that of `benches/memory_estimate.py`, compared with `hart estimate` for the same settings. It
+does not start, or is stopped, if less than 4 GiB would be left for other processes.
 """
 
 import json
@@ -36,7 +36,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def stand_in(name: str, folder: Path) -> Path:
-    """A checkpoint of a known base's sizes with random weights in bfloat16, and the bundled tokenizer."""
+    """A checkpoint with the sizes of a known base, random weights in bfloat16, and the bundled tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, T5ForConditionalGeneration
 
@@ -63,7 +63,7 @@ def available() -> int:
 
 
 def watched(*words: str | Path) -> None:
-    """This file in a process of its own, ended where memory runs out."""
+    """Run this file in a separate process, which is stopped if memory runs out."""
     worker = subprocess.Popen([sys.executable, __file__, *map(str, words)])
     while worker.poll() is None:
         if available() < LEAST:

@@ -1,11 +1,11 @@
-"""Do adapters that `hart export` wrote answer as the model that generated them, in a process that never imports hart?
+"""Compare the answers of adapters from `hart export`, in a process without hart, with those of the generating model.
 
     python benches/exported_answers.py MODEL --output-dir DIR [--data procedural] [--queries 20] [--vllm PYTHON]
 
 For each unseen task of the collection, the adaptation's own answers (greedy, one query at a time) and its PEFT adapter
-are written; then a second process with transformers and peft alone loads the base and each adapter, and answers the
-same queries. With --vllm, the interpreter of an environment with vLLM, that server's engine is asked too, all queries
-of a task in one batch. Printed: tasks, queries, equal answers, exact match of each.
+are written; then a second process with only transformers and peft loads the base and each adapter, and answers the same
+queries. With --vllm (the interpreter of an environment with vLLM), vLLM's engine answers them, too, all queries of a
+task in one batch. The output is the number of tasks, queries and equal answers, and the exact match of each.
 """
 
 import argparse
@@ -68,7 +68,7 @@ if __name__ == "__main__":
 
 
 def write(model_name: str, collection: str, queries: int, folder: Path) -> dict[str, tuple[list[str], list[str]]]:
-    """Adapters and queries in `folder`; each task's own answers and the right ones."""
+    """Write adapters and queries into `folder`; returns each task's own answers and the correct ones."""
     from hart import HartModel
     from hart.data.collections import load_tasks
     from hart.data.config import DataConfig
@@ -110,7 +110,7 @@ def main() -> None:
     subprocess.run([sys.executable, "-c", OTHER, str(folder)], check=True)
     said = {"peft": "answers.json"}
     if arguments.vllm:
-        script = folder / "ask_vllm.py"  # a file, because the engine starts its worker from it
+        script = folder / "ask_vllm.py"  # a file, from which the engine starts its worker
         script.write_text(VLLM, encoding="utf-8")
         subprocess.run([arguments.vllm, script, folder], check=True)
         said["vllm"] = "answers_vllm.json"
@@ -121,7 +121,7 @@ def main() -> None:
         answers[name] = [answer for task in own for answer in content[task]]
     print(f"{len(own)} tasks, {len(right)} queries")
     for name, theirs in answers.items():
-        # Engines differ in whether the space before the first word counts.
+        # Engines differ in the space before the first word.
         pairs = [(a.strip(), b.strip()) for a, b in zip(theirs, answers["hart"], strict=True)]
         match = sum(a.strip() == b for a, b in zip(theirs, right, strict=True)) / len(right)
         print(f"{name}: {sum(a == b for a, b in pairs)} answers as hart's, exact match {match:.3f}")

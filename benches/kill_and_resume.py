@@ -1,8 +1,9 @@
-"""Kill a training run at random moments, again and again, and see whether anything is lost.
+"""Kill a training run repeatedly at random moments, and check that nothing is lost.
 
-One run is left alone. Another is killed with SIGKILL at a random moment after its start and started again with the
-same command, `--kills` times, and then left to its end. Reported: what each start found (the checkpoint it went on
-from, half-written ones), and whether losses, scores and final weights are those of the run left alone, bit for bit.
+One run is not interrupted. Another one is killed with SIGKILL at a random moment after its start and restarted with the
+same command, `--kills` times, and then runs to its end. The report has the state that each start found (the checkpoint
+from which it resumed, half-written ones), and whether losses, scores and final weights equal those of the uninterrupted
+run, bit for bit.
 
     python benches/kill_and_resume.py CONFIG.yaml --output-dir runs/kills --kills 20 [--section.field VALUE ...]
 """
@@ -39,7 +40,7 @@ def checkpoints(folder: Path) -> list[str]:
 
 
 def hidden(folder: Path) -> set[str]:
-    """Half-written files and folders, by their names' first character; and the lock that every run keeps."""
+    """Hidden files and folders: half-written ones, and the lock file of every run."""
     return {str(path.relative_to(folder)) for path in folder.rglob(".*")}
 
 
@@ -58,7 +59,7 @@ def main() -> None:
     whole = time.monotonic() - began
     print(f"left alone: {whole:.1f} s")
 
-    # Half of the moments are spread over the whole run, half wait for a checkpoint to be in the making.
+    # Half of the moments are spread over the whole run, half are during the writing of a checkpoint.
     draw = random.Random(args.seed)
     kills = while_saving = damaged = 0
     finished = False
@@ -78,7 +79,7 @@ def main() -> None:
             kills += 1
             while_saving += saving
         elif (killed / "final").exists():
-            # Ran to its end before its moment came: begin a new life.
+            # The run ended before its moment, so a new run begins.
             finished = True
             shutil.rmtree(killed)
             continue

@@ -1,11 +1,11 @@
-"""What do more demonstrations bring, and what do they cost?
+"""Benefit and cost of more demonstrations.
 
     python benches/many_demonstrations.py MODEL [--data procedural] [--queries 20] [--no-definition]
 
-Each unseen task of the collection is adapted to with 2, 4, … 64 demonstrations, read in groups of as many as the model
-was trained to show, and asked the same queries. Printed for each number: exact match, seconds to adapt to one task,
-tokens and MiB of its memory, and how far the generated parameters move (root mean square, in shares of their own size)
-where the groups come in another order.
+A model adapts to each unseen task of the collection with 2, 4, … 64 demonstrations, in groups of the size used in
+training, and answers the same queries. The output for each number is exact match, seconds to adapt to one task, tokens
+and MiB of its memory, and the change of the generated parameters (root mean square, relative to their own) if the
+groups are in another order.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""`hart estimate` against the memory that training takes.
+"""Comparison of `hart estimate` with the memory of training.
 
-Each case trains two steps at the configured lengths in processes of its own. Measured is the peak of the resident set
-of one process during these steps, less what it has besides the loaded networks before.
+Each case trains two steps at the configured lengths in separate processes. The measured value is the peak resident set
+of one process during these steps, minus its memory before them other than the loaded networks.
 
     python benches/memory_estimate.py [CASE ...]
 
-Cases of the `small` shape use a T5 1.1 of google/t5-v1_1-small's sizes with random weights and the bundled tokenizer.
+Cases of the `small` shape use a T5 with the sizes of google/t5-v1_1-small, random weights and the bundled tokenizer.
 """
 
 import argparse
@@ -63,7 +63,7 @@ CASES: dict[str, tuple[str, dict[str, Any], int, int]] = {
 
 
 def small_base(folder: Path) -> None:
-    """A random T5 of the small size, in the hub's layout."""
+    """Save a T5 of the small size with random weights, in the hub's layout."""
     import torch
     from transformers import AutoTokenizer, T5ForConditionalGeneration
 
@@ -80,7 +80,7 @@ def small_base(folder: Path) -> None:
 
 
 def long_tasks(folder: Path, lengths: dict[str, int]) -> None:
-    """Tasks whose inputs and answers fill the limits."""
+    """Write tasks whose inputs and answers fill the limits."""
     from hart.data.tasks import Demonstration, Instance, Task
 
     long = "apple pear plum " * lengths["max_demonstrations_length"]
@@ -106,7 +106,7 @@ def peak() -> int:
 
 
 def train_and_measure(config_path: str, result: str) -> None:
-    """In a process of its own: write the peak of two steps to a file."""
+    """Train two steps in this (separate) process, and write the peak memory to a file."""
     from hart.training import loop
     from hart.training.config import load
     from hart.training.train import train
@@ -122,7 +122,7 @@ def train_and_measure(config_path: str, result: str) -> None:
         fit(self, *args)
 
     def loss(self: loop.Loop, *args: Any) -> Any:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: preparing is not training
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak, which excludes preparation
         loop.Loop.loss = first_loss  # type: ignore[method-assign]
         return first_loss(self, *args)
 
@@ -134,7 +134,7 @@ def train_and_measure(config_path: str, result: str) -> None:
 
 
 def run_case(name: str, folder: Path, base: str) -> tuple[float, float]:
-    """GiB measured and predicted."""
+    """Measured and predicted memory in GiB."""
     from hart.training.config import load
     from hart.training.estimate import estimate
 
@@ -153,7 +153,7 @@ def run_case(name: str, folder: Path, base: str) -> tuple[float, float]:
     if name.startswith("small"):
         changes["model.base"] = base
     if stage:
-        # Small buffers: of large ones, a CPU only holds what has been written to.
+        # Small buffers, because a CPU only holds the written parts of large ones.
         settings = json.loads((CONFIGS / "deepspeed" / f"zero{stage}.json").read_text())
         settings["zero_optimization"] |= {"reduce_bucket_size": 5_000_000}
         (folder / f"zero{stage}.json").write_text(json.dumps(settings))

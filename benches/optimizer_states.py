@@ -1,6 +1,6 @@
-"""Do 8-bit Adam and Muon train as well as Adam with float32 states, and what do they save?
+"""Scores, memory and time of 8-bit Adam and Muon against Adam with float32 states.
 
-Trains the same configuration with each optimizer for several seeds, scores the validation tasks, and measures the
+The same configuration is trained with each optimizer for several seeds and scored on the validation tasks, with the
 bytes of the optimizer's states and the seconds of a step.
 
     python benches/optimizer_states.py CONFIG.yaml --output-dir runs/adam --seeds 0 1 2 [--section.field VALUE ...]

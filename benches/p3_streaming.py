@@ -1,11 +1,11 @@
-"""Memory while training examples are drawn from a P3 subset that is much larger than memory should hold.
+"""Memory during the sampling of training examples from a very large P3 subset.
 
     python benches/p3_streaming.py --rows 5000000 --output-dir runs/streaming
 
-Generates a subset of that many rows as parquet (P3's largest, gigaword, has 3.8 million), loads it as `hart train`
-does, measures its average length, and draws examples with 16 demonstrations each. Each size runs in a process of its
-own; reported is the peak of its anonymous memory (what cannot be paged out), sampled every 20 ms, beside that of
-the same process with a tenth of the rows and with 1000.
+A subset of that many rows is generated as parquet (P3's largest, gigaword, has 3.8 million) and loaded as in `hart
+train`; then its average length is measured, and examples with 16 demonstrations are drawn. Each size runs in a separate
+process; the report has the peak of its anonymous memory (which cannot be paged out), sampled every 20 ms, and those
+with a tenth of the rows and with 1000 rows.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def generate(folder: Path, rows: int) -> None:
 
 
 def anonymous_memory() -> int:
-    """KiB of this process that are backed by no file."""
+    """Anonymous memory of this process in KiB, which is not backed by a file."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1])
@@ -50,7 +50,7 @@ def anonymous_memory() -> int:
 
 
 def measure(folder: Path, examples: int) -> None:
-    """In a process of its own: load, measure lengths, draw."""
+    """Load the subset, measure lengths and draw examples in this (separate) process."""
     from transformers import AutoTokenizer
 
     from hart.data.input_format import InputFormat
@@ -61,7 +61,7 @@ def measure(folder: Path, examples: int) -> None:
     from hart.data.sampling import TrainingDataset
     from hart.model.bundled import resolve_base
 
-    rows.IN_MEMORY_BYTES = 0  # the small subset goes the same way
+    rows.IN_MEMORY_BYTES = 0  # the small subset is also read from disk
     import datasets
 
     datasets.disable_progress_bars()
@@ -118,7 +118,7 @@ def main() -> None:
         folder = args.output_dir / str(rows)
         generate(folder, rows)
         words = [sys.executable, __file__, "--measure", str(folder), "--examples", str(args.examples)]
-        # A new cache each time: the conversion on the first use is what takes most.
+        # A new cache each time, as the conversion at the first use takes most memory.
         with tempfile.TemporaryDirectory(dir=args.output_dir) as cache:
             environment = {**os.environ, "HF_DATASETS_CACHE": cache, "HART_CACHE": cache, "HF_HUB_OFFLINE": "1"}
             found = subprocess.run([*words, "--output-dir", "."], env=environment, stdout=subprocess.PIPE, check=True)

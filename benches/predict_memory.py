@@ -1,10 +1,10 @@
-"""Memory of `hart predict` by the number of rows: a file is read a few rows at a time, so it should not grow.
+"""Memory of `hart predict` by the number of rows, which should not grow as files are read a few rows at a time.
 
     python benches/predict_memory.py --rows 10000 1000000
 
-Each number of rows is a CSV file that a process of its own answers with an adaptation of `mini`, into each of
-`--formats`. Answers are constants, made without the model: what is measured is reading, checking, tokenizing and
-writing. Prints a JSON object a line: rows, format, seconds, and the largest resident set in MiB.
+For each number of rows and each of `--formats`, a separate process answers a CSV file with an adaptation of `mini`.
+Answers are constants instead of the model's, so only reading, checking, tokenisation and writing are measured. The
+output has one JSON object per line: rows, format, seconds, and the peak resident set in MiB.
 """
 
 import argparse

@@ -1,12 +1,12 @@
-"""Many clients at once against `hart serve`, with and without tasks mixed in one batch.
+"""Load test of `hart serve` by many clients, with and without mixing tasks in one batch.
 
     python benches/serving_load.py --clients 200 --seconds 60
 
-A server process of its own for each way, on loopback. One client process asks for --seconds, each client its next query
-as soon as it has the last answer, of a task drawn at random from the bundled collection. Every reply is compared with
-what the model answers here, alone, to the same query of the same task. One that differs is wrongly adapted if it is
-what another of the tasks answers to that query. Failed requests are counted by status. The server's resident memory is
-sampled each second.
+Each variant has a separate server process on loopback. One client process runs for --seconds; each client sends its
+next query, of a task drawn at random from the bundled collection, after its last answer. Every reply is compared with
+the local model's answer to the same query of the same task. A different reply counts as wrongly adapted if it is the
+answer of another task to this query. Failed requests are counted by status. The server's resident memory is sampled
+every second.
 """
 
 import argparse
@@ -32,11 +32,11 @@ from hart.data.procedural import load_procedural
 
 
 class Local:
-    """The tasks, and what the model answers here."""
+    """The tasks, and the local model's answers."""
 
     def __init__(self, model: str, tasks: int, queries: int) -> None:
         self._model = HartModel.from_pretrained(model, device="cpu")
-        # The unseen tasks first, and as many others as are needed.
+        # The unseen tasks first, then as many training tasks as needed.
         known = load_procedural("test", max_instances=queries) + load_procedural("train", max_instances=queries)
         chosen = known[:tasks]
         self._adaptations = [self._model.adapt(task) for task in chosen]
@@ -60,7 +60,7 @@ class Local:
 
 
 class Server:
-    """`hart serve` on a free port; within, its address and process."""
+    """A context with `hart serve` on a free port, with its address and process."""
 
     def __init__(self, model: str, *options: str) -> None:
         self._folder = tempfile.TemporaryDirectory()
@@ -175,7 +175,7 @@ def main() -> None:
     results: dict[str, Any] = {}
     for way, options in (("mixing", []), ("one task per batch", ["--no-mixing"])):
         with Server(args.model, *options) as server:
-            # A warm-up of its own, not counted.
+            # A separate warm-up, which is not counted.
             asyncio.run(load(server, local, args.clients, min(5.0, args.seconds / 4), args.seed + 1))
             found = results[way] = asyncio.run(load(server, local, args.clients, args.seconds, args.seed))
         found["exit_status"] = server.status

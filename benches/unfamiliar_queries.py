@@ -1,8 +1,8 @@
-"""How well two signals tell queries that `mini` was trained for from ordinary English: ROC numbers.
+"""ROC numbers of two signals that distinguish queries like those in `mini`'s training from ordinary English.
 
-In domain are the queries of the 28 unseen procedural tasks, which should stay silent; out of domain the inputs of
-Super-NaturalInstructions tasks, which should alarm. Signals: the share of a query's tokens that no training query of
-the collection has, and the mean log-probability of the tokens of the answer (greedy).
+In-domain queries are those of the 28 unseen procedural tasks, out-of-domain queries the inputs of
+Super-NaturalInstructions tasks, which should be reported. The signals are the share of a query's tokens that are in no
+training query of the collection, and the mean log-probability of the tokens of the (greedy) answer.
 
 python benches/unfamiliar_queries.py mini --data-dir natural-instructions --queries 10
 """
@@ -19,14 +19,14 @@ from hart.model.familiarity import unseen_share
 
 
 def share(model: HartModel, query: str) -> float:
-    """Of the query's tokens, those that no training query has; of a bundled model."""
+    """Share of the query's tokens that are in no training query of a bundled model."""
     found = unseen_share(model.name, model.input_format.encode_query(model.main.tokenizer, query))
     assert found is not None
     return found
 
 
 def surprise(model: HartModel, task: Task, queries: list[str]) -> list[float]:
-    """Minus the mean log-probability of the tokens of each answer."""
+    """The negative mean log-probability of the tokens of each answer."""
     adaptation = model.adapt(task)
     return [
         -model.score(query, [answer], adaptation, normalisation="mean")[0] if answer.strip() else 0.0
@@ -35,7 +35,7 @@ def surprise(model: HartModel, task: Task, queries: list[str]) -> list[float]:
 
 
 def roc(inside: NDArray[np.float64], outside: NDArray[np.float64]) -> str:
-    """Area under the curve, and alarms at the lowest threshold with at most 2 % false ones."""
+    """Area under the ROC curve, and the true alarms at the lowest threshold with at most 2 % false alarms."""
     area = (outside[:, None] > inside).mean() + 0.5 * (outside[:, None] == inside).mean()
     threshold = np.sort(inside)[int(np.ceil(0.98 * len(inside))) - 1]
     false, alarms = (inside > threshold).mean(), (outside > threshold).mean()
@@ -66,7 +66,7 @@ def main() -> None:
     for at in (0.05, 0.1, 0.2, 0.3, 0.5):
         false, alarms = (100 * (values > at).mean() for values in shares)
         print(f"  share above {at}: {alarms:.1f} %, in domain {false:.1f} %")
-    # Others are asked under the adaptations of the procedural tasks in turn.
+    # The out-of-domain queries are answered with the adaptations of the procedural tasks in turn.
     own = [value for task, queries in zip(tasks, inside, strict=True) for value in surprise(model, task, queries)]
     asked = [value for i, queries in enumerate(found) for value in surprise(model, tasks[i % len(tasks)], queries[:3])]
     print(f"minus mean log-probability of the answer: {roc(np.array(own), np.array(asked))}")

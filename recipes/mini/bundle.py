@@ -1,4 +1,4 @@
-"""Turn a trained run into the bundled form: weights as bf16 (half the size), with the given model card.
+"""Convert a trained run into a bundled model: weights in bf16 (half the size), with the given model card.
 
 python recipes/mini/bundle.py --model runs/mini/hart_mini/final --card CARD.md --output-dir src/hart/model/bundled/mini
 """

@@ -1,4 +1,4 @@
-"""List the tokens that the training queries of a bundled model have, for `hart.model.familiarity`.
+"""List the tokens in the training queries of a bundled model, for `hart.model.familiarity`.
 
 python recipes/mini/seen_tokens.py mini
 """
@@ -13,7 +13,7 @@ from hart.model.familiarity import SEEN_FILE
 from hart.runtime.files import write_json
 
 INSTANCES = 100
-"""Of each training task, as in training."""
+"""Instances per training task, as in training."""
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
 
 
 def seen_tokens(model: HartModel) -> list[int]:
-    """Tokens of all training queries, as the main model reads them, in ascending order."""
+    """The distinct tokens of all training queries in the main model's input, in ascending order."""
     form, tokenizer = model.input_format, model.main.tokenizer
     queries = (each.input for task in load_procedural("train", max_instances=INSTANCES) for each in task.instances)
     return sorted({token for query in queries for token in form.encode_query(tokenizer, query)})

@@ -1,4 +1,4 @@
-"""The two bundled bases: how each is built, reads a pair or a passage, and learns."""
+"""The two bundled bases: their construction, the batches of their pre-training, and their learning rates."""
 
 from collections.abc import Iterator
 from typing import ClassVar
@@ -24,8 +24,8 @@ Batch = dict[str, torch.Tensor]
 class T5:
     """A small, deep T5 (v1.1 form).
 
-    What makes so small a T5 learn to copy (docs/LOG.md): relative biases that start with heads for the nearest
-    neighbours and learn at ten times the rate, query projections that learn at a fifth of it.
+    Two changes let such a small T5 learn to copy (docs/LOG.md): relative biases are initialised with heads for the
+    nearest neighbours and learn at ten times the rate, and query projections learn at a fifth of the rate.
     """
 
     factors: ClassVar = {"relative_attention_bias": 10.0, ".q.": 0.18}  # of the learning rate
@@ -70,7 +70,7 @@ class T5:
         return self.pairs([self._corrupt(p, rng) if rng.random() < 0.5 else self._cut(p, rng) for p in passages])
 
     def queries(self, inputs: list[list[int]]) -> Batch:
-        """What generation starts from."""
+        """The batch from which generation starts."""
         ids, mask = pad([[*source, self.eos] for source in inputs], 0)
         return {"input_ids": ids, "attention_mask": mask}
 
@@ -96,7 +96,7 @@ class T5:
 
 
 class Llama:
-    """A small Llama with grouped-query heads; an input ends with the end of sequence, and its answer follows."""
+    """A small Llama with grouped-query heads; the answer follows the end-of-sequence token of its input."""
 
     factors: ClassVar[dict[str, float]] = {}
 
@@ -123,7 +123,7 @@ class Llama:
         )
 
     def pairs(self, pairs: Pairs) -> Batch:
-        """Of the loss are the answers alone."""
+        """The batch of pairs, with labels only for the answers."""
         inputs = [[self.begin, *source, self.eos] for source, _ in pairs]
         targets = [[*target, self.eos] for _, target in pairs]
         ids, mask = pad([a + b for a, b in zip(inputs, targets, strict=True)], 0)
@@ -148,7 +148,7 @@ ARCHITECTURES = {"t5": T5, "llama": Llama}
 
 
 def parameter_groups(model: nn.Module, factors: dict[str, float]) -> Iterator[dict]:
-    """Parameters by the factor of the learning rate that the first matching part of their name gives them."""
+    """Parameter groups by the factor of their learning rate, that of the first matching part of their name."""
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         factor = next((value for part, value in factors.items() if part in name), 1.0)

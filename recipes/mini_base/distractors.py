@@ -1,8 +1,9 @@
-"""Queries that `mini-base` answers by itself: prompts in the wordings of its pre-training, for data.distractors.
+"""Distractors that `mini-base` can answer: prompts in the wordings of its pre-training, for data.distractors.
 
     python recipes/mini_base/distractors.py recipes/mini_base/distractors.txt
 
-Every tenth is of a combination that neither the base nor a training task has: those are never trained on.
+Every tenth prompt is of a combination that is neither in the base's pre-training nor in a training task; these prompts
+are never trained on.
 """
 
 import sys
@@ -15,11 +16,11 @@ from hart.data.distractors import HELD_OUT
 from hart.data.procedural import Combination, combinations
 
 EACH = 2
-"""Prompts of each combination that is trained on, in random wordings."""
+"""Prompts per training combination, in random wordings."""
 
 
 def asked(combination: Combination, number: int, rng: np.random.Generator) -> str:
-    """A prompt, in wordings drawn at random, for an input that no task has."""
+    """A prompt in random wordings, for an input that is in no task."""
     text = combination.draw(1, salt=f"distractor {number}")[0]
     parts = (combination.selector.key, combination.finisher.key)
     select, finish = (int(rng.integers(len(WORDINGS[key]))) for key in parts)

@@ -1,4 +1,4 @@
-"""What the bundled bases are pre-trained on: pairs of generated text, and English passages."""
+"""The pre-training data of the bundled bases: generated pairs, and English passages."""
 
 from pathlib import Path
 
@@ -11,13 +11,13 @@ from hart.data.procedural import combinations
 from hart.data.procedural.primitives import draw_input
 
 GENERATED_BATCH, SYNONYM_BATCH, TEXT_BATCH, TEXT_TOKENS = 64, 32, 8, 96
-SHARDS = 5  # of the text folder; more than one run reads
+SHARDS = 5  # files of the text folder, more than one run reads
 
 Pairs = list[tuple[list[int], list[int]]]
 
 
 class Mixture:
-    """Inputs and targets as tokens without special ones, from one random generator that checkpoints keep."""
+    """Inputs and targets as tokens without special tokens, from one random generator that checkpoints save."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, text_dir: Path, seed: int):
         self._tokenizer, self.rng = tokenizer, np.random.default_rng(seed)
@@ -29,7 +29,7 @@ class Mixture:
         self._texts = encoded["input_ids"]
 
     def generated(self) -> Pairs:
-        """A request in one of its terse wordings with an input → its answer."""
+        """Pairs of a request in a terse wording with an input, and its answer."""
         chosen = [self._combinations[i] for i in self.rng.integers(len(self._combinations), size=GENERATED_BATCH)]
         inputs = [draw_input(c.selector, self.rng) for c in chosen]
         outputs = [c.answer(text) for c, text in zip(chosen, inputs, strict=True)]
@@ -38,7 +38,7 @@ class Mixture:
         return self._encoded(prompts, outputs)
 
     def synonyms(self) -> Pairs:
-        """A phrase of the task definitions → the terse wording that means the same."""
+        """Pairs of a phrase of the task definitions and the equivalent terse wording."""
         chosen = [self._combinations[i] for i in self.rng.integers(len(self._combinations), size=SYNONYM_BATCH)]
         pairs = [synonyms(c, self.rng) for c in chosen]
         return self._encoded(*([pair[side] for pair in pairs] for side in (0, 1)))

@@ -1,9 +1,9 @@
-"""Pre-train a bundled base: small and deep, it can do the primitives but has read no task definition.
+"""Pre-train a bundled base, a small and deep model that can do the primitives but has read no task definition.
 
-Each step takes a batch of generated examples (a combination in one of its terse wordings and an input → the
-output; no test or validation combination is ever drawn), a batch of synonyms (what a phrase of the task definitions
-means, in the terse wordings: a larger model knows English, this one must be told), and each second step a batch of
-English passages too (T5: half span corruption, half prefix language modelling; Llama: language modelling).
+Each step has a batch of generated examples (a combination in one of its terse wordings and an input → the output; no
+test or validation combination is drawn), and a batch of synonyms (a phrase of the task definitions → the terse wording,
+because this model does not know English as a larger one does). Every second step also has a batch of English passages
+(T5: half span corruption, half prefix language modelling; Llama: language modelling).
 
 python recipes/mini_base/pretrain.py --text-dir DIR --tokenizer DIR --output-dir DIR [--architecture llama] [--steps N]
 """
@@ -32,13 +32,13 @@ from hart.data.procedural import combinations
 from hart.data.procedural.primitives import draw_input
 
 LEARNING_RATE, WARMUP, DECAY_SHARE = 1.5e-3, 200, 0.5
-WEIGHTS = (1.0, 0.5, 0.5)  # of generated examples, synonyms, text
+WEIGHTS = (1.0, 0.5, 0.5)  # loss weights of generated examples, synonyms, text
 TEXT_EVERY = 2  # steps between two batches of text
 
 
 @torch.no_grad()
 def exact_match(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, reading, split: str) -> float:
-    """Share of right answers when the base is prompted in its own words: the ceiling for any adaptation."""
+    """Share of correct answers to prompts in the base's own wordings, the upper bound for any adaptation."""
     rng, right, total = np.random.default_rng(0), 0, 0
     model.eval()
     for combination in combinations(split):
@@ -61,7 +61,7 @@ def learning_rate(step: int, steps: int) -> float:
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
-    """The bundled form: bf16 safetensors in the hub's layout."""
+    """Save a base in its bundled form: bf16 safetensors in the hub's layout."""
     frozen = type(model)(model.config)
     frozen.load_state_dict(model.state_dict())
     frozen.to(torch.bfloat16).save_pretrained(directory)

@@ -26,7 +26,7 @@ from hart.data.procedural.lexicon import vocabulary
 
 VOCABULARY_SIZE = 4096
 SENTINELS = 32
-# Words of the procedural collection are repeated this often in the training text, enough to become one token each.
+# Repetitions of the procedural collection's words in the training text, enough for each to become one token.
 REPEATS = 3000
 
 
@@ -50,12 +50,12 @@ def training_text(directory: Path) -> Iterator[str]:
 
 
 def train_tokenizer(directory: Path, architecture: str) -> PreTrainedTokenizerFast:
-    """Special tokens as the architecture has them.
+    """Train a tokenizer with the special tokens of an architecture.
 
-    T5: sentinels, and an end of sequence behind each text. Llama: a beginning of sequence in front of it.
+    T5: sentinels, and an end of sequence after each text. Llama: a beginning of sequence before each text.
     """
     tokenizer = Tokenizer(models.BPE(unk_token=None))
-    # One space in front, so that a word has the same token at the start of a text as inside it.
+    # One space in front, so that a word has the same token at the start of a text as within it.
     tokenizer.normalizer = normalizers.Prepend(" ")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

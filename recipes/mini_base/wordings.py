@@ -1,4 +1,4 @@
-"""How the pre-training text asks for primitives: terse, four ways each, never as a task definition does."""
+"""Terse wordings of the primitives in the pre-training text, four each, different from those of task definitions."""
 
 import numpy as np
 
@@ -58,16 +58,16 @@ for _name in {c.selector.key.partition("_")[2] for c in combinations() if c.sele
 
 
 def prompt(combination: Combination, text: str, select: int = 0, finish: int = 0, joiner: int = 0) -> str:
-    """The base's input that asks for a combination, in the chosen wordings."""
+    """The base's input for a combination, in the chosen wordings."""
     first = WORDINGS[combination.selector.key][select]
     second = WORDINGS[combination.finisher.key][finish]
     return f"{first}{JOINERS[joiner]}{second} : {text}"
 
 
 def synonyms(combination: Combination, rng: np.random.Generator) -> tuple[str, str]:
-    """Two ways to say the same: phrases of the task definitions, and terse wordings that `prompt` uses.
+    """A phrase of the task definitions, and the equivalent terse wording of `prompt`.
 
-    Of one primitive, or of both of a combination; never the text of a task definition.
+    They are for one primitive or for both of a combination, and never the text of a task definition.
     """
     parts = [
         (p.phrasings[rng.integers(len(p.phrasings))], WORDINGS[p.key])
