@@ -1,4 +1,4 @@
-"""Pages in Chromium: the browser, its width, and screenshots where they are wanted."""
+"""Pages in Chromium: the browser, its width, and optional screenshots."""
 
 import os
 import shutil

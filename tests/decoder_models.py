@@ -1,4 +1,4 @@
-"""Tiny random decoder-only models of every architecture in the table, whose every part matters."""
+"""Tiny random decoder-only models of every supported architecture, in which every part has an effect."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""Tasks and texts as tokens, and what is told of those that were cut."""
+"""Tasks and texts as tokens, and the notes about cuts."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""Documents of numbered words, so that a token says where in which document it stood."""
+"""Documents of numbered words, whose tokens show document and position."""
 
 import gzip
 import json

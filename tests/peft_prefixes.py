@@ -1,4 +1,4 @@
-"""Which libraries PEFT's prefixes work with."""
+"""Versions of libraries with which PEFT's prefixes work."""
 
 import peft
 import pytest

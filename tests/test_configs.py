@@ -1,4 +1,4 @@
-"""Every configuration in the repository: it loads, it fits together, and it is documented."""
+"""Every configuration in the repository loads, has fitting parts, and is documented."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The files of deploy/: their parts exist and agree, and the tools that read them, where installed, take them."""
+"""The files of deploy/: their parts exist and agree, and installed tools accept them."""
 
 import argparse
 import json

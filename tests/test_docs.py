@@ -1,4 +1,4 @@
-"""What the documentation names must exist: fields, defaults, files, functions, modules, texts of the models."""
+"""Names in the documentation exist: fields, defaults, files, functions, modules, texts of the models."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""Examples of the documentation and of --help that show an answer of `mini`: they are run, and give it."""
+"""Examples of the documentation and of --help with an answer of `mini` are run, and give this answer."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""The notebooks: executed as committed, and without anything of the machine that executed them."""
+"""The notebooks: executed as committed, without traces of the executing machine."""
 
 import importlib.util
 import json

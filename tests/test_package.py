@@ -1,4 +1,4 @@
-"""The package itself: its public names, and how its objects show in one line."""
+"""The package itself: its public names, and the one-line representations of its objects."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The recipe for one GPU, run to its end with a tiny base on the CPU; and what it costs where it is meant for."""
+"""The recipe for one GPU, run with a tiny base on the CPU, and its estimated cost on the intended GPU."""
 
 import json
 import os

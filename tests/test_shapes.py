@@ -1,4 +1,4 @@
-"""The shapes in signatures are checked in this test run (conftest.py): wrong ones are errors."""
+"""Shapes in signatures are checked in this test run (conftest.py): wrong shapes are errors."""
 
 import pytest
 import torch

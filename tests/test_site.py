@@ -1,4 +1,4 @@
-"""The documentation site: it builds strictly, loads nothing from elsewhere, and its links are the repository's."""
+"""The documentation site builds strictly, loads nothing from other sites, and links to the repository."""
 
 import functools
 import importlib.util

@@ -1,4 +1,4 @@
-"""Every study file in the repository: it loads, its rows build, and they stand for rows that the paper has."""
+"""Every study file in the repository loads, its rows build, and they stand for rows of the paper."""
 
 from pathlib import Path
 

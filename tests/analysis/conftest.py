@@ -1,4 +1,4 @@
-"""Folders of sweeps as `hart sweep` leaves them, made of numbers instead of models; runs without the training."""
+"""Fixtures: folders of sweeps as `hart sweep` writes them, with made-up numbers; runs without training."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence

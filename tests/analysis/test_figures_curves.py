@@ -1,4 +1,4 @@
-"""What the figures of losses draw and compare; drawn values are those of the runs."""
+"""Figures of losses: the drawn values are those of the runs."""
 
 import csv
 from collections.abc import Sequence

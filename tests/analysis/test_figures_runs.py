@@ -1,4 +1,4 @@
-"""Finding runs, telling them apart, and what is refused."""
+"""Finding and distinguishing runs for figures, and refused folders."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Spikes and variance: against a running median written out, and on curves whose spikes are known."""
+"""Spikes and variance, against an explicit running median and on curves with known spikes."""
 
 import numpy as np
 import pytest

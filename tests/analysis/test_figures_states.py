@@ -1,4 +1,4 @@
-"""Attention, cosines and maps of states: against numbers written out, and on models that were never trained."""
+"""Attention, cosines and maps of states, against explicit numbers and on untrained models."""
 
 import sys
 from pathlib import Path

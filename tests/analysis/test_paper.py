@@ -1,4 +1,4 @@
-"""The paper's numbers, and which configuration stands for which row."""
+"""The paper's numbers, and the configuration of each row."""
 
 from pathlib import Path
 

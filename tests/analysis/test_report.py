@@ -1,4 +1,4 @@
-"""The report of a folder: what is on the page and in the CSV file, and what is refused."""
+"""The report of a folder: content of the page and the CSV file, and refused folders."""
 
 import csv
 import json

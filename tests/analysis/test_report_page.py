@@ -1,4 +1,4 @@
-"""The page in Chromium: wide, narrow, by keyboard. Skipped without a browser, in the CI a failure."""
+"""The page in Chromium: wide, narrow, by keyboard. Skipped without a browser, but a failure in CI."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Intervals and p-values, beside scipy's, the analysis of variance written out, and simulations."""
+"""Intervals and p-values, against scipy, an explicit analysis of variance, and simulations."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What the benchmarks count and how they compare, against known numbers and torch's own counter."""
+"""Counts and comparisons of the benchmarks, against known numbers and torch's own counter."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A tiny trained model, a data folder and a way to run commands, for the tests of the command line."""
+"""Fixtures for the command line: a tiny trained model, a data folder, and a way to run commands."""
 
 import json
 from collections.abc import Callable

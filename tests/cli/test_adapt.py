@@ -1,4 +1,4 @@
-"""hart adapt: tasks from files and from words, and what it refuses."""
+"""hart adapt: tasks from files and from options, and refused input."""
 
 import json
 import shutil

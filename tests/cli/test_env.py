@@ -1,4 +1,4 @@
-"""hart env: rows to read, and the same as JSON, without torch."""
+"""hart env: the table, and the same as JSON, without torch."""
 
 import json
 import subprocess

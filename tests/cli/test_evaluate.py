@@ -1,4 +1,4 @@
-"""hart evaluate: systems, tables and results.json, and what it refuses."""
+"""hart evaluate: systems, tables and results.json, and refused input."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""hart export: the three forms from the command line, and what it refuses."""
+"""hart export: the three formats from the command line, and refused input."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""hart figures as a user types it, on a run that was trained and on the bundled model."""
+"""hart figures from the command line, on a trained run and on the bundled model."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The command as a whole: help, version, exit status, what it prints about libraries."""
+"""The whole command: help, version, exit status, messages of libraries."""
 
 import logging
 import os

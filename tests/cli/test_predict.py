@@ -1,4 +1,4 @@
-"""hart predict: answers from the base and an adaptation alone, and what it refuses."""
+"""hart predict: answers from only the base and an adaptation, and refused input."""
 
 import json
 import os

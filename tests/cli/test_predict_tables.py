@@ -1,4 +1,4 @@
-"""hart predict on a user's own tables: every format, wrong rows, going on, and choosing."""
+"""hart predict on users' tables: every format, wrong rows, resuming, and choices."""
 
 import csv
 import io

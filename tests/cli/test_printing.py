@@ -1,4 +1,4 @@
-"""What commands print where little can be shown, or nobody reads: results come first."""
+"""Printing on limited terminals and without a reader: results are saved first."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""hart tasks: from a table to a folder that commands read, and the folder checked."""
+"""hart tasks: from a table to a folder that commands read, and the check of a folder."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""hart train, and the way from a configuration file to answers."""
+"""hart train, and the whole way from a configuration file to answers."""
 
 import json
 from pathlib import Path

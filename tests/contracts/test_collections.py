@@ -1,4 +1,4 @@
-"""What every collection must do, from configuration to examples; they are found in their registry."""
+"""Contract of every registered collection, from configuration to examples."""
 
 import json
 from pathlib import Path

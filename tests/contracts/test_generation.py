@@ -1,4 +1,4 @@
-"""What every generation scheme must do with every PEFT kind; both are found in their registries."""
+"""Contract of every registered generation scheme with every registered PEFT kind."""
 
 import copy
 import itertools

@@ -1,4 +1,4 @@
-"""What is imported by what: a task file needs no torch, and an answer none of the libraries that training needs."""
+"""Imports of commands: a task file needs no torch, and an answer no library of training."""
 
 import json
 import subprocess

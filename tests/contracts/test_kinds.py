@@ -1,4 +1,4 @@
-"""What every PEFT kind must do to the main model, also all of them together; they are found in their registry."""
+"""Contract of every registered PEFT kind on the main model, alone and all together."""
 
 import pytest
 import torch

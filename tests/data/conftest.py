@@ -1,4 +1,4 @@
-"""A folder of documents, and data sets of segments over it."""
+"""Fixtures: a folder of documents, and data sets of segments from it."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Padding: every row comes back, masks and labels mark exactly the tokens."""
+"""Padding: every row is recovered, masks and labels mark exactly the tokens."""
 
 from typing import Any
 

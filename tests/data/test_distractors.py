@@ -1,4 +1,4 @@
-"""Distractors: which rows of a file are trained on, and which examples they replace."""
+"""Distractors: the training rows of a file, and the examples that they replace."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Files of documents that may be wrong, are read again, or lie on the hub."""
+"""Files of documents that are wrong, read repeatedly, or on the hub."""
 
 import json
 from pathlib import Path

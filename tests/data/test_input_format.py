@@ -1,4 +1,4 @@
-"""Prompts as P3 has them, and what stands at the ends of a text."""
+"""Prompts in P3's format, and the tokens at both ends of a text."""
 
 import copy
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Average lengths: measured once, remembered by content, and used to leave out what is too long."""
+"""Average lengths: measured once, cached by content, and used to leave out long tasks."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Tasks of a definition alone or of demonstrations alone: the text that is read, and who reads nothing of them."""
+"""Tasks with only a definition or only demonstrations: the text that is read, and the models that read none."""
 
 from dataclasses import replace
 

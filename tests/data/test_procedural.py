@@ -1,4 +1,4 @@
-"""The bundled collection: right answers, and held-out tasks that are new although all their parts are known."""
+"""The bundled collection: correct answers, and held-out tasks that are new combinations of known parts."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The text models read, character for character, and what happens at the limits."""
+"""The text that models read, character by character, and cuts at the limits."""
 
 import json
 import logging

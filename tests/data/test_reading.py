@@ -1,4 +1,4 @@
-"""Files as users have them: each fault is one line that names file and place."""
+"""Users' files: each error is one line with file and place."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Draws of training examples: frequencies, independence of workers, and no leak of the query."""
+"""Sampling of training examples: frequencies, independence of workers, and no leak of the query."""
 
 import logging
 from collections import Counter

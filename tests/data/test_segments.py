@@ -1,4 +1,4 @@
-"""Documents cut into segments: whole and reproducible."""
+"""Documents cut into segments: complete and reproducible."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Random streams: what was drawn once is drawn again, by any version."""
+"""Random streams: fixed values, in every version."""
 
 import numpy as np
 

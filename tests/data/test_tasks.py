@@ -1,4 +1,4 @@
-"""Task files and tasks built in Python, and what is said about those that cannot be used."""
+"""Task files and tasks built in Python, and the errors for invalid ones."""
 
 import json
 import pickle

@@ -1,4 +1,4 @@
-"""Accuracy of chosen answers against plain counting, ties, baselines, and the paper's table."""
+"""Accuracy of chosen answers against explicit counting, ties, baselines, and the paper's table."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Diagnostics of real systems, small: what is measured, what is scored, and what is said of a collapse."""
+"""Diagnostics of small real systems: measures, scores, and reports of a collapse."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Against the rouge-score package, against a plain implementation, and by hand."""
+"""Metrics against the rouge-score package, a plain implementation, and values by hand."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Robustness of real systems, small: every way of telling a task is what it is called, and what the scores are."""
+"""Robustness of small real systems: every variant of a task, and the scores."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Measures of layer states against states of which each number is known, and against numpy."""
+"""Measures of layer states, against states with known numbers and numpy."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Systems against the calls that they stand for."""
+"""Systems against the calls for which they stand."""
 
 import dataclasses
 from pathlib import Path

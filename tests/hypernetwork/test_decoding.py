@@ -1,4 +1,4 @@
-"""The row-by-row decoder against `T5Stack.forward`, which knows nothing of it."""
+"""The step-by-step decoder against `T5Stack.forward`."""
 
 import pytest
 import torch

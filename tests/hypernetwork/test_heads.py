@@ -1,4 +1,4 @@
-"""Heads against App. 8.1.2 written out as one MLP per layer, and their initial scale."""
+"""Heads against an explicit MLP per layer (App. 8.1.2), and their initial scale."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The frozen main model in the encoder's place: against the stock model's states, in batches, with gradients, saved."""
+"""The frozen main model as encoder: against the stock model's states, in batches, with gradients, saved."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The hypernetwork: what it takes from a checkpoint, the paper's sizes, and what is refused."""
+"""The hypernetwork: its parts of a checkpoint, the paper's sizes, and refused configurations."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Linear maps of steps against `nn.Linear` in the stock decoder: the same numbers, gradients and parameters."""
+"""`StepLinear` against `nn.Linear` in the stock decoder: the same numbers, gradients and parameters."""
 
 import copy
 import gc

@@ -1,4 +1,4 @@
-"""How a global batch is cut into passes and workers changes no number and no example."""
+"""The division of a global batch into passes and workers changes no number and no example."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Two processes with half of each batch train what one process trains, and go on from their checkpoint."""
+"""Two processes with half of each batch train the same as one process, and resume from its checkpoint."""
 
 import shutil
 from collections.abc import Callable

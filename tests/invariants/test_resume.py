@@ -1,4 +1,4 @@
-"""A run that was killed and goes on repeats the run that was not, bit for bit."""
+"""A killed and resumed run equals an uninterrupted run, bit for bit."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""A small system whose generated parameters change what a random base says, whole and in part."""
+"""Fixtures: a small system whose generated parameters change a random base's answers, complete and in parts."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Groups of demonstrations, and tasks that are read bit by bit."""
+"""Groups of demonstrations, and tasks whose demonstrations arrive over time."""
 
 import logging
 import shutil

@@ -1,4 +1,4 @@
-"""Decoding: what decides it, what an answer knows of itself, and which options are refused."""
+"""Decoding: effects of options, fields of an answer, and refused options."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Bases that cannot work are refused when they are loaded; what the hub has is known by its commit."""
+"""Unusable bases are refused at loading; revisions on the hub are resolved to commits."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The models that come with the package: sizes, tokenizer, and that they do what their cards say."""
+"""The bundled models: sizes, tokenizer, and the scores of their cards."""
 
 from pathlib import Path
 

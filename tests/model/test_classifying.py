@@ -1,4 +1,4 @@
-"""Classes and their probabilities: one forward per choice with the stock cross entropy, a softmax, and a prior."""
+"""Classes and their probabilities, against one stock forward pass per choice, a softmax, and a prior."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What a decoder-only model's adaptation gives, the PEFT library gives with its export, to rounding and in text."""
+"""Exports of a decoder-only model's adaptation in the PEFT library give the same numbers and texts."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Exports give what the adaptation gives: in the real PEFT library, merged, and as one file."""
+"""Exports give the same as the adaptation: in the PEFT library, merged, and as one file."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Queries that are far from what a bundled model was trained on are told of, its own never."""
+"""Queries far from a bundled model's training data are reported, its own queries never."""
 
 import json
 import logging

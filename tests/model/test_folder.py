@@ -1,4 +1,4 @@
-"""Folders of saved systems: what they hold, and what is refused."""
+"""Folders of saved systems: their content, and refused folders."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The whole system: gradients, adaptation, and what is saved and refused."""
+"""The whole system: gradients, adaptation, saving, and refused input."""
 
 import logging
 from pathlib import Path

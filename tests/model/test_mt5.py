@@ -1,4 +1,4 @@
-"""mT5, the T5 of 101 languages: the same numbers as the stock model, and a way through everything that a T5 has."""
+"""mT5: the same numbers as the stock model, and support in all functions for a T5."""
 
 import io
 import json

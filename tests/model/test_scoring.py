@@ -1,4 +1,4 @@
-"""Scores of choices: one forward per choice with the stock cross entropy, whatever the system and the batch."""
+"""Scores of choices, against one stock forward pass per choice, for every system and batch."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Every system of the paper's tables: what trains, what stays, and that a saved one answers as before."""
+"""Every system of the paper's tables: trained and frozen parts, and equal answers after saving."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""A user's queries: checked whenever they are read, told of once, and the same however often they are read."""
+"""Users' queries: checked at every reading, reported once, and equal at every reading."""
 
 import logging
 from pathlib import Path

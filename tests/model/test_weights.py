@@ -1,4 +1,4 @@
-"""Files of weights that are whole, and all that is not."""
+"""Complete files of weights, and all kinds of damaged ones."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""The fast paths of the attention functions against the plain ones: equal results whatever way they are computed."""
+"""The fast paths of the attention functions give the same results as the plain ones."""
 
 import gc
 import weakref

@@ -1,4 +1,4 @@
-"""The protocol and the registry of PEFT kinds, for every registered kind."""
+"""The interface and the registry of PEFT kinds, for every registered kind."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Prefixes in a stock T5's attention, against a plain T5 written here and the stock model."""
+"""Prefixes in a stock T5's attention, against an explicit T5 and the stock model."""
 
 import copy
 import math

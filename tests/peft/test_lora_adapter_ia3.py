@@ -1,4 +1,4 @@
-"""LoRA, adapters and (IA)³: against plain forward passes with changed weights, and what they refuse."""
+"""LoRA, adapters and (IA)³, against forward passes with changed weights, and refused configurations."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""What a bug report says: versions as installed, no secrets, and a torch that does not work."""
+"""The bug report: installed versions, no secrets, and a torch that does not work."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a fingerprint covers: the weights as they are now, and how the tokenizer cuts texts."""
+"""The fingerprint covers the current weights and the tokenizer's behaviour."""
 
 import copy
 import json

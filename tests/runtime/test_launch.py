@@ -1,4 +1,4 @@
-"""Several processes of one command: they train together, and fail together."""
+"""Several processes of one command train together and fail together."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Names of other libraries that they do not promise to keep: in one file per library, listed, and still there."""
+"""Undocumented parts of other libraries: used in one file per library, listed, and still existing."""
 
 import ast
 import importlib

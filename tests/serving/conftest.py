@@ -1,4 +1,4 @@
-"""A tiny untrained model whose tasks give different answers, an application that serves it, and a real server."""
+"""Fixtures: a tiny untrained model with different answers per task, an application, and a real server."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The interface: what it answers is what the model answers in this process, and what it refuses."""
+"""The interface: answers equal the local model's, and refused requests."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The client for asyncio, and what both do when a server is busy, gone, or left."""
+"""The client for asyncio, and both clients when a server is busy, gone, or left."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""The queue: what shares a batch, in which order, and what happens to rows that nobody waits for."""
+"""The queue: composition and order of batches, and abandoned rows."""
 
 import asyncio
 import random

@@ -1,4 +1,4 @@
-"""The client gives what the local model gives, and says what the server says; the server is a real one."""
+"""The client against a real server: results of the local model, and the server's errors."""
 
 import itertools
 import json

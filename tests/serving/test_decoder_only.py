@@ -1,4 +1,4 @@
-"""Decoder-only models behind the server: every reply is that of the local model, whatever shares its batch."""
+"""Decoder-only models behind the server: replies equal the local model's in any batch."""
 
 import itertools
 import json

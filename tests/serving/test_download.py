@@ -1,4 +1,4 @@
-"""The zip file of a download holds the whole adaptation."""
+"""The zip file of a download has the whole adaptation."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What the engine has at hand, with requests in every order; each is held where it would do harm."""
+"""Adaptations in the engine, with requests in every order, held at critical moments."""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""Requests made up from our own OpenAPI, right and wrong ones: no 5xx, no traceback, and the server lives on."""
+"""Valid and invalid requests generated from the OpenAPI schema: no 5xx, no traceback, and the server stays alive."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What every request passes before the application: size, token, host, methods and prefixes of paths."""
+"""Checks of every request before the application: size, token, host, methods and path prefixes."""
 
 import re
 from collections.abc import Callable

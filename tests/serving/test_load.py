@@ -1,4 +1,4 @@
-"""The load test of benches/, short: nothing is lost, and nobody gets the answer of another task."""
+"""The load test of benches/, short: no request is lost or gets the answer of another task."""
 
 import json
 import subprocess

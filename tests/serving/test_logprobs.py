@@ -1,4 +1,4 @@
-"""Tokens of an answer as they are shown beside their log-probabilities."""
+"""Texts of an answer's tokens beside their log-probabilities."""
 
 from types import SimpleNamespace
 from typing import Any

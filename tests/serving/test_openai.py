@@ -1,4 +1,4 @@
-"""/v1/completions with the request shapes of OpenAI's clients: what changes nothing is taken, the rest refused."""
+"""/v1/completions with requests of OpenAI's clients: fields without effect are accepted, others refused."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""OpenAI's own client, sync and async, against a live server: what it sends, reads, raises and repeats."""
+"""OpenAI's own client, sync and async, against a live server: requests, replies, errors and retries."""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""The table of docs/serving.md about what OpenAI's clients send: complete, and true field by field."""
+"""The table in docs/serving.md of fields of OpenAI's clients: complete, and correct for each field."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What whoever runs a server needs: its log, its health, ids by their first digits, other sites, counters."""
+"""Operation of a server: log, health, shortened ids, other sites, counters."""
 
 import io
 import json

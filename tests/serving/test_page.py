@@ -1,4 +1,4 @@
-"""The page in Chromium: adapt, ask, download, by keyboard, narrow. Skipped without a browser, in the CI a failure."""
+"""The page in Chromium: adapt, ask, download, by keyboard, narrow. Skipped without a browser, but a failure in CI."""
 
 import json
 import shlex

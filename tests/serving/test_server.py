@@ -1,4 +1,4 @@
-"""A server in a process of its own: what clients and the operating system can do to it."""
+"""A server in a separate process: actions of clients and of the operating system."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Stop sequences: where an answer is cut, however its text is divided into tokens and pieces."""
+"""Stop sequences: the cut of an answer, for any division into tokens and pieces."""
 
 from random import Random
 

@@ -1,4 +1,4 @@
-"""The store of adaptations: contents, limits, several processes, and whatever can happen to a disk."""
+"""The store of adaptations: contents, limits, several processes, and failures of a disk."""
 
 import errno
 import itertools

@@ -1,4 +1,4 @@
-"""Sweeps whose runs take no process of their own."""
+"""Fixtures: sweeps whose runs have no separate processes."""
 
 from contextlib import redirect_stdout
 from typing import IO, Any

@@ -1,4 +1,4 @@
-"""Every field, every way to get one wrong, and the round trip through a file."""
+"""Every field of a configuration, every wrong value, and the round trip through a file."""
 
 import re
 import subprocess

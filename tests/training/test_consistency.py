@@ -1,4 +1,4 @@
-"""The consistency loss against its definition written out by hand."""
+"""The consistency loss against an explicit implementation of its definition."""
 
 import itertools
 

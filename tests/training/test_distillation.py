@@ -1,4 +1,4 @@
-"""A teacher's loss against loops in plain torch, its pass against a direct call, and runs that must be equal."""
+"""A teacher's loss against loops in plain torch, its pass against a direct call, and equal runs."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Runs with distractors: what the base answers is the target, once and for all of a run."""
+"""Runs with distractors: their targets are the base's answers, generated once per run."""
 
 import json
 import shutil

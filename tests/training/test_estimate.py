@@ -1,4 +1,4 @@
-"""Costs: parameters against real networks, arithmetic and memory against what must follow from the sizes."""
+"""Estimates: parameters against real networks, FLOPs and memory against consequences of the sizes."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What the loop is set up with: the optimizer that there is, batches that can be cut, DeepSpeed's configuration."""
+"""Setup of the loop: available optimizers, division of batches, DeepSpeed's configuration."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""The prediction loss against its definition written out by hand."""
+"""The prediction loss against an explicit implementation of its definition."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Muon for linear maps beside AdamW for all else."""
+"""Muon for linear maps with AdamW for all other parameters."""
 
 import shutil
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Optimizers: 8-bit Adam, Adam's constants, and where Muon is refused."""
+"""Optimizers: 8-bit Adam, Adam's constants, and refusals of Muon."""
 
 import shutil
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""P3 end to end: every kind of system trains on it and is judged by rank classification."""
+"""P3 end to end: every kind of system trains on it and is scored by rank classification."""
 
 import json
 from collections.abc import Callable

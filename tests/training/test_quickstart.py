@@ -1,4 +1,4 @@
-"""The quickstart end to end on the bundled base, cut to a few steps and tasks."""
+"""The quickstart end to end on the bundled base, with a few steps and tasks."""
 
 import io
 import json

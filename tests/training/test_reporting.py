@@ -1,4 +1,4 @@
-"""What a run tells while it trains: rows, each step's losses, a bar or lines, and that states have collapsed."""
+"""Reports of a running training: rows, losses of each step, a bar or lines, and collapsed states."""
 
 import csv
 import logging

@@ -1,4 +1,4 @@
-"""The card of a trained model: what it says is the run's, no path is in it, and scores find their place."""
+"""The card of a trained model: facts of the run, no paths, and a place for scores."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The folder of a run: what is taken for its own, what is refused, and what a crash leaves."""
+"""The folder of a run: accepted and refused folders, and the remains of a crash."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a run was made of: found again, or told apart, when it goes on."""
+"""The record of a run: unchanged and changed parts when a run is resumed."""
 
 import json
 import shutil

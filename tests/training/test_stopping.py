@@ -1,4 +1,4 @@
-"""Runs that are ended from outside: saved, told, and continued as if nothing had been."""
+"""Runs that are stopped from outside: saved, reported, and resumed with equal results."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""A sweep: what it plans, skips, survives and writes."""
+"""A sweep: planned, skipped, failed and written runs."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Study files: what they mean, what is refused, and how a grid is decided."""
+"""Study files: their meaning, refused files, and the choice in a grid."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A teacher's cache: what is kept is what was said, runs with it equal runs without, and another's cache is refused."""
+"""A teacher's cache: exact contents, equal runs with and without it, and refusal of another teacher's cache."""
 
 import shutil
 from collections.abc import Callable

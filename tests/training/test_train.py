@@ -1,4 +1,4 @@
-"""Training: against a loop written out by hand, what it leaves, and how it stops."""
+"""Training against an explicit loop, the files of a run, and its ends."""
 
 import shutil
 import subprocess

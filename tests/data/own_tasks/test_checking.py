@@ -1,4 +1,4 @@
-"""A folder checked: what is counted, what training refuses, and the same cuts as training tells."""
+"""Checking a folder: counts, refused tasks, and the same cuts as in training."""
 
 import logging
 from dataclasses import replace

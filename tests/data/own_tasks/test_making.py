@@ -1,4 +1,4 @@
-"""Tasks from tables: which rows become what, names, definitions, formats, and what is refused."""
+"""Tasks from tables: choice of rows, names, definitions, formats, and refused tables."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Rows of a subset: every layout gives the same rows, in memory and on the disk, and bad ones are named."""
+"""Rows of a P3 subset: equal in every layout, in memory and on disk, and bad rows are named."""
 
 import gzip
 import json

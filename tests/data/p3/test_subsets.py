@@ -1,4 +1,4 @@
-"""P3 from a folder and from the hub: which subsets, which rows, which demonstrations, and what is refused."""
+"""P3 from a folder and from the hub: choice of subsets, rows and demonstrations, and refused input."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Rows of every format with their places; each fault is one line that names file and place, and ends no other row."""
+"""Rows of every format with their places; an error is one line with file and place, and later rows are read."""
 
 import gzip
 import io

@@ -1,4 +1,4 @@
-"""Answers as they come: what is written can be read again, and a writer that was stopped anywhere goes on."""
+"""Incremental writing of answers: they can be read again, and an interrupted writer resumes at any place."""
 
 import csv
 import json

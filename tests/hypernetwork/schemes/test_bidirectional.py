@@ -1,4 +1,4 @@
-"""All states at once, against the stock decoder stack with a mask that hides nothing."""
+"""The bidirectional scheme against the stock decoder stack with a mask that hides nothing."""
 
 import pytest
 import torch

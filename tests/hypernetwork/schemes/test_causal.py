@@ -1,4 +1,4 @@
-"""The causal pass: the stock decoder stack with a mask in steps of two, and what depends on what."""
+"""The causal scheme against the stock decoder stack with a mask in steps of two, and its dependencies."""
 
 import pytest
 import torch

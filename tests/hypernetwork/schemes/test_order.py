@@ -1,4 +1,4 @@
-"""Orders of layers: permutations that the seed decides."""
+"""Orders of layers: permutations determined by the seed."""
 
 import pytest
 import torch

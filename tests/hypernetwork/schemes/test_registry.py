@@ -1,4 +1,4 @@
-"""Building schemes from configurations, and what is refused."""
+"""Building schemes from configurations, and refused configurations."""
 
 import pytest
 

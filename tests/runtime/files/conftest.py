@@ -1,4 +1,4 @@
-"""A place where mounts can be made, and seen by nobody else."""
+"""Fixture: a folder for private mounts."""
 
 import shutil
 import subprocess

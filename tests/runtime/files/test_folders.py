@@ -1,4 +1,4 @@
-"""Folders that appear whole, whatever stands in their place."""
+"""Atomic writing of folders, whatever exists in their place."""
 
 import errno
 import os

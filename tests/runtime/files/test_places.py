@@ -1,4 +1,4 @@
-"""Where the cache goes, also for a user without a home."""
+"""The cache folder, also for a user without a home."""
 
 import getpass
 import logging

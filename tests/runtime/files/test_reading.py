@@ -1,4 +1,4 @@
-"""JSON of all kinds, and what stands in the place of a file."""
+"""Reading of JSON of all kinds, and of files that are something else."""
 
 import sys
 from pathlib import Path

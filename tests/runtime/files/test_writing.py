@@ -1,4 +1,4 @@
-"""Files written whole, and what is no file left what it is."""
+"""Atomic writing of files; targets that are not files keep their type."""
 
 import errno
 import json

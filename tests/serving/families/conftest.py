@@ -1,4 +1,4 @@
-"""The same tests of the interface for a model of each family, one after the other."""
+"""Fixtures that run the same tests of the interface for a model of each family."""
 
 from collections.abc import Iterator
 from pathlib import Path

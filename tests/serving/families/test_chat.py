@@ -1,4 +1,4 @@
-"""Chat completions, stop sequences and seeds: what is answered is what the local model answers, of both families."""
+"""Chat completions, stop sequences and seeds: answers equal the local model's, for both families."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any

@@ -1,4 +1,4 @@
-"""Classification over HTTP: the choices and probabilities of the local model, in batches of several tasks."""
+"""Classification over HTTP: choices and probabilities of the local model, in batches of several tasks."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

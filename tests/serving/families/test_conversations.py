@@ -1,4 +1,4 @@
-"""Conversations: what a model's chat template makes of them, and what is refused."""
+"""Conversations in a model's chat template, and refused ones."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any

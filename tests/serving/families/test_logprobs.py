@@ -1,4 +1,4 @@
-"""Samples and log-probabilities: those of teacher forcing, whatever is sampled, cut or shares the batch."""
+"""Samples and log-probabilities: equal to teacher forcing, with sampling, cuts and shared batches."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
