@@ -35,18 +35,23 @@ examples:
         "[--gpu NAME] [--utilisation SHARE] [--gpu-memory GIB] [--json]",
     )
     parser.add_argument("config", metavar="CONFIG.yaml")
-    parser.add_argument("--devices", metavar="N", type=positive, default=1, help="that share the batch (default: 1)")
+    parser.add_argument(
+        "--devices", metavar="N", type=positive, default=1, help="devices that share a batch (default: 1)"
+    )
     parser.add_argument(
         "--zero-stage",
         type=int,
         choices=(0, 1, 2, 3),
-        help="of DeepSpeed; 3 also for FSDP (default: what training.deepspeed or training.fsdp says, else 0)",
+        help="stage of DeepSpeed's ZeRO; 3 also for FSDP (default: from training.deepspeed or training.fsdp, else 0)",
     )
     parser.add_argument(
         "--gpu", metavar="NAME", help="the devices are cards of this kind: t4, rtx-4090, a100-80gb, h100, …"
     )
     parser.add_argument(
-        "--utilisation", metavar="SHARE", type=float, help="of the card's peak, above 0 and at most 1 (default: 0.3)"
+        "--utilisation",
+        metavar="SHARE",
+        type=float,
+        help="reached share of the card's peak, above 0 and at most 1 (default: 0.3)",
     )
     parser.add_argument("--gpu-memory", metavar="GIB", type=float, help="memory of one device (default: that of --gpu)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")

@@ -74,7 +74,7 @@ examples:
         type=Path,
         help="F.jsonl, .json, .csv, .tsv, .txt or .parquet, all but the last also .gz; - is standard input",
     )
-    parser.add_argument("--input-format", choices=FORMATS, help="of a file without such an ending, and of -")
+    parser.add_argument("--input-format", choices=FORMATS, help="format of a file without such an ending, and of -")
     parser.add_argument(
         "--input-field",
         metavar="NAME",
@@ -88,7 +88,9 @@ examples:
         help="where the answers go, by the same endings (default: printed as JSON lines); another file than the "
         "input; replaced",
     )
-    parser.add_argument("--output-format", choices=FORMATS, help="of what is printed, or of a file with another ending")
+    parser.add_argument(
+        "--output-format", choices=FORMATS, help="format of printed answers, or of a file with another ending"
+    )
     parser.add_argument(
         "--output-field",
         metavar="NAME",
@@ -97,10 +99,10 @@ examples:
         help="field of the answer (default: %(default)s)",
     )
     parser.add_argument(
-        "--skip-errors", action="store_true", help="tell of a wrong row and pass over it, instead of stopping"
+        "--skip-errors", action="store_true", help="report wrong rows and skip them, instead of stopping"
     )
     parser.add_argument(
-        "--resume", action="store_true", help="go on behind the rows that the output file answers, which are checked"
+        "--resume", action="store_true", help="continue after the rows that the output file answers, which are checked"
     )
     choosing = parser.add_argument_group("choosing")
     choosing.add_argument("--choices", metavar="A,B,...", type=text, help="answer with one of these")

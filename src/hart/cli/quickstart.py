@@ -23,7 +23,7 @@ def add_parser(subparsers: Any) -> None:
         "--processes",
         type=positive,
         metavar="N",
-        help="that train side by side on the CPU (default: 2 where there are two cores and no GPU, else 1)",
+        help="training processes on the CPU (default: 2 with at least two cores and no GPU, else 1)",
     )
     parser.set_defaults(run=run)
 

@@ -39,9 +39,7 @@ examples:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=_port, default=8000, help="0 takes a free one (default: %(default)s)")
     tokens = parser.add_mutually_exclusive_group()
-    tokens.add_argument(
-        "--token", type=text, help="what clients must bring as bearer token (default: HART_TOKEN, or none)"
-    )
+    tokens.add_argument("--token", type=text, help="bearer token that clients must send (default: HART_TOKEN, or none)")
     tokens.add_argument("--token-file", metavar="F", type=Path, help="file that holds the token, and nothing else")
     parser.add_argument("--store", metavar="DIR", type=Path, help="where adaptations are kept (default: in HART_CACHE)")
     parser.add_argument(

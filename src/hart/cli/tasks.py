@@ -72,7 +72,7 @@ examples:
     )
     make.add_argument("tables", metavar="TABLE", nargs="+", help="file, folder, - or data set; several may be given")
     make.add_argument("--output-dir", metavar="DIR", type=Path, required=True, help="folder that the tasks go to")
-    make.add_argument("--input-format", choices=FORMATS, help="of files whose ending does not tell, and of -")
+    make.add_argument("--input-format", choices=FORMATS, help="format of files without a known ending, and of -")
     for name, what in (("input", "the text to answer"), ("output", "its answer, or a list of accepted ones")):
         make.add_argument(
             f"--{name}-field", metavar="NAME", default=name, help=f"column of {what} (default: %(default)s)"
@@ -85,7 +85,7 @@ examples:
     )
     make.add_argument("--definition-field", metavar="NAME", help="column of the definition; a task for each value")
     make.add_argument("--task-field", metavar="NAME", help="column that tells tasks apart, and names them")
-    make.add_argument("--name", metavar="NAME", help="of the task, or how the names begin, where one TABLE is given")
+    make.add_argument("--name", metavar="NAME", help="name of the task, or beginning of several names, for one TABLE")
     make.add_argument(
         "--demonstrations", metavar="K", type=positive, default=2, help="rows of each task (default: %(default)s)"
     )
@@ -104,16 +104,16 @@ examples:
         metavar="N",
         type=natural,
         default=0,
-        help="of each task that is trained on, held out at random: a test task NAME_held_out (default: none)",
+        help="rows of each training task, held out at random as a test task NAME_held_out (default: none)",
     )
     make.add_argument(
         "--choices",
         action="store_true",
         help="outputs are labels: hart evaluate then chooses among them, as of multiple-choice tasks",
     )
-    make.add_argument("--split", metavar="NAME", help="of a data set (default: the only one)")
+    make.add_argument("--split", metavar="NAME", help="split of a data set (default: the only one)")
     make.add_argument("--subset", metavar="NAME", help="configuration of a data set on the hub")
-    make.add_argument("--skip-errors", action="store_true", help="tell of a wrong row and leave it out")
+    make.add_argument("--skip-errors", action="store_true", help="report wrong rows and leave them out")
     make.add_argument("--overwrite", action="store_true", help="replace tasks of the same name")
     make.set_defaults(run=run_make, light=True)
 
