@@ -1,7 +1,7 @@
 """Extensions: schemes and PEFT kinds of other installed packages.
 
 A package names its module in its metadata, under the entry point group `hart.extensions`; the module registers its
-classes when it is imported. Only packages that somebody has installed are imported, never code beside a model.
+classes when it is imported. Only installed packages are imported, never code in the folder of a model.
 """
 
 from collections.abc import Mapping
@@ -22,12 +22,12 @@ def load_extensions() -> None:
     """Import the modules of all extensions, once per process.
 
     Raises:
-        HartError: one of them cannot be imported.
+        HartError: an extension cannot be imported.
     """
     for point in entry_points(group=GROUP):
         try:
             point.load()
-        except Exception as error:  # whatever the code of another package raises
+        except Exception as error:  # code of other packages may raise anything
             package = point.name if point.dist is None else point.dist.name
             raise HartError(
                 f"{package}: its extension {point.value} cannot be imported ({type(error).__name__}: {error}); "
@@ -36,10 +36,10 @@ def load_extensions() -> None:
 
 
 def find(registry: Mapping[str, T], name: Any) -> T | None:
-    """The entry called `name`, or None; extensions are imported if the registry does not have it yet.
+    """The entry `name` of a registry, or None; extensions are imported if the entry is missing.
 
     Raises:
-        HartError: as `load_extensions`.
+        HartError: as in `load_extensions`.
     """
     if not isinstance(name, str):
         return None

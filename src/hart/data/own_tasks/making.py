@@ -21,7 +21,7 @@ from hart.runtime.files import read_text
 NAME = 60
 """Most characters of a task's name; with four bytes each, file systems still accept it."""
 HELD_OUT = "_held_out"
-"""End of the name of a task that has the rows held out of another."""
+"""Ending of the name of a task with the held-out rows of another task."""
 MOST_LABELS, ROWS_PER_LABEL = 20, 3
 """Outputs count as labels if there are at most `MOST_LABELS` and on average at least `ROWS_PER_LABEL` rows of each."""
 
@@ -284,15 +284,16 @@ def _as_labels(
 
 
 def hold_out(made: Made, number: int, seed: int) -> tuple[Made, Task]:
-    """Split off at least `number` random instances of a task to test on.
+    """Hold out at least `number` random instances of a task for testing.
 
     Instances with the same input stay together, so that no test input is trained on.
 
     Returns:
-        The task without them, and a task `NAME_held_out` of them, with the same definition and demonstrations.
+        The task without these instances, and a task `NAME_held_out` with them and the same definition and
+        demonstrations.
 
     Raises:
-        HartError: no instance would be left to train on.
+        HartError: no training instance would be left.
     """
     task = made.task
     inputs = [each.input for each in task.instances]

@@ -106,10 +106,10 @@ def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def scheme_of(config: Mapping[str, Any]) -> tuple[type[GenerationScheme], dict[str, Any]]:
-    """The class that a configuration names, and the options that it gives; their values are not looked at.
+    """The class of a scheme's configuration, and its options, whose values are not checked.
 
     Raises:
-        HartError: unknown scheme or option.
+        HartError: the scheme or an option is unknown.
     """
     options = dict(config)
     name = options.pop("name", None)
