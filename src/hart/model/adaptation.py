@@ -41,8 +41,8 @@ class Adaptation:
     """The adaptation of a main model to n tasks: generated or learned PEFT parameters, and a memory.
 
     Two adaptations are equal if their base, PEFT kinds, model, tasks and tensors are equal and the main model reads the
-    same parts of a task (`in_context`, `input_eos`, `chat_template`). Length limits, device and time of generation are
-    ignored. An adaptation is mutable, so it has no hash.
+    same input (`in_context`, `input_eos`, `chat_template`). The limits of queries and answers, the device and the time
+    of generation are ignored. An adaptation is mutable, so it has no hash.
 
     Attributes:
         blocks: block name → `[n, L, p, width]`; empty without PEFT parameters.
