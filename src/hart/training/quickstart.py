@@ -65,7 +65,7 @@ def quickstart_config(output_dir: str, *, seed: int = 0) -> RunConfig:
         ),
         training=TrainingConfig(
             output_dir=output_dir,
-            max_steps=1000,
+            max_steps=1200,
             batch_size=32,
             queries_per_task=4,
             learning_rate=2e-3,
