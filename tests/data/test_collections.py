@@ -88,7 +88,7 @@ def test_templates_of_a_p3_data_set_are_one_training_task():
 
 
 def test_more_training_tasks_than_there_are_is_refused(toy_data_dir: Path):
-    with pytest.raises(HartError, match="data.training_tasks: 4 of 3 that sni has; ask for fewer"):
+    with pytest.raises(HartError, match="data.training_tasks: 4 is more than the 3 that sni has; lower it"):
         load_tasks(DataConfig(dir=str(toy_data_dir), training_tasks=4), "train")
 
 

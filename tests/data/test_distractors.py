@@ -44,7 +44,9 @@ def test_files_that_cannot_be_used_are_refused(tmp_path: Path):
             read_distractors(tmp_path / name)
         return str(error.value).removeprefix(f"{tmp_path}/")
 
-    assert refusal("a.csv", "input\nx\n").startswith("a.csv: distractors are a text with a query a line (.txt), or")
+    assert refusal("a.csv", "input\nx\n").startswith(
+        "a.csv: distractors must be a text with one query per line (.txt), or"
+    )
     assert refusal("a.txt", "x\n" * 30) == f"a.txt: holds 1 different distractors; at least {HELD_OUT} are needed"
     assert refusal("a.jsonl", '{"input": "x"}\n{"inputs": "x"}\n').startswith("a.jsonl, line 2: must be a JSON object")
     assert refusal("a.jsonl", '{"input": " "}').startswith("a.jsonl, line 1: must be a JSON object")

@@ -18,9 +18,9 @@ from hart.errors import HartError
         ([json.dumps({"text": document(3)}), "{"], "line 2: not a document, the text is not JSON"),
         ([json.dumps({"txt": "a"})], 'line 1: must be a JSON object with a text as "text"'),
         ([json.dumps(["a"])], "line 1: must be a JSON object"),
-        ([json.dumps({"text": "few words"})], "none of its 1 documents has 16 words; give longer texts"),
-        ([json.dumps({"text": " ".join(["w"] * 15)})], "none of its 1 documents has 16 words"),
-        ([], "none of its 0 documents has 16 words"),
+        ([json.dumps({"text": "few words"})], "has no document of 16 words or more .1 shorter"),
+        ([json.dumps({"text": " ".join(["w"] * 15)})], "has no document of 16 words or more .1 shorter"),
+        ([], "has no document of 16 words or more .0 shorter"),
     ],
 )
 def test_files_that_cannot_be_used(tmp_path: Path, make: Make, content: list[str], message: str):
@@ -61,7 +61,10 @@ def test_documents_with_half_of_a_surrogate_pair_are_left_out_and_told(
     dataset = make(directory=tmp_path / "odd")
     assert [parts(dataset[i])[1][0] // 1000 for i in range(3)] == [0, 2, 3] and dataset.skipped == 2
     (message,) = caplog.messages
-    assert message.endswith("; it is left out, as are 1 more of the file") and "a.jsonl, line 2 holds a char" in message
+    assert (
+        message.endswith("; it is left out, as are 1 more of the file")
+        and "a.jsonl, line 2 contains an invalid char" in message
+    )
 
 
 def test_folders_and_kinds_that_are_not_there(tmp_path: Path, make: Make):
@@ -213,9 +216,11 @@ def test_a_complete_cache_of_the_hub_needs_no_network(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     dataset = make(directory=None)
     assert [dataset[i] for i in range(30)] == expected
-    assert any("only what its cache has is used" in message for message in caplog.messages)
+    assert any("only its local cache is used" in message for message in caplog.messages)
     (files / "c4-train.00001-of-01024.json.gz").rename(files / "c4-train.00007-of-01024.json.gz")
-    with pytest.raises(HartError, match="the hub's cache has c4-train.00007-of-01024.json.gz but not the file before"):
+    with pytest.raises(
+        HartError, match="the hub's cache has c4-train.00007-of-01024.json.gz and lacks the file before"
+    ):
         make(directory=None)
 
 
@@ -234,7 +239,7 @@ def test_parquet_of_a_hub_data_set(folder: Path, tmp_path: Path, make: Make):
         make(directory=None, hub_name=str(tmp_path / "hub"))
     (tmp_path / "hub" / "train.parquet").unlink()
     (tmp_path / "hub" / "train.csv").write_text("text\na\n")
-    with pytest.raises(HartError, match="train.csv is neither JSON lines nor parquet; give a folder"):
+    with pytest.raises(HartError, match="train.csv must be JSON lines or parquet; give a folder"):
         make(directory=None, hub_name=str(tmp_path / "hub"))
 
 

@@ -267,7 +267,7 @@ def test_no_sequence_is_empty(tiny_tokenizer: PreTrainedTokenizerFast, eos: bool
 
 
 def test_half_of_a_surrogate_pair_is_no_text(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
-    message = "holds a character that is no text (a lone surrogate, U+D83D, at position 2); replace it"
+    message = "contains an invalid character (a lone surrogate, U+D83D, at position 2); replace it"
     for encode, what in (
         (lambda: InputFormat().encode_query(tiny_tokenizer, "a \ud83d"), "the query"),
         (lambda: InputFormat().encode_query(tiny_tokenizer, "a \ud83d", name="query 7"), "query 7"),

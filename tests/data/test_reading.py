@@ -90,7 +90,7 @@ def test_a_pointer_in_place_of_parquet(tmp_path: Path):
 @EVERY
 def test_a_folder_in_place_of_the_file(reader: str, tmp_path: Path):
     message = refusal(reader, tmp_path, None)
-    assert "Is a directory" in message or "holds no file" in message or ": a folder; give one of its task" in message
+    assert "Is a directory" in message or "holds no file" in message or ": is a folder; give one of its task" in message
 
 
 @EVERY
@@ -165,7 +165,7 @@ def test_lines_are_numbered_and_blank_ones_are_none(tmp_path: Path):
 def test_text():
     assert check_text("😀 é", "x") == "😀 é"
     with pytest.raises(
-        HartError, match=r"^x holds a character .*\(a lone surrogate, U\+D800, at position 1\); replace"
+        HartError, match=r"^x contains an invalid character \(a lone surrogate, U\+D800, at position 1\); replace"
     ):
         check_text("a\ud800", "x")
 
@@ -193,7 +193,7 @@ BAD = "half \ud83d"
 )
 def test_half_of_a_surrogate_pair_in_a_task_is_named(change: dict[str, Any], field: str, tmp_path: Path):
     message = refusal("task", tmp_path, json.dumps({**TASK, **change}).encode())
-    assert f"task.json: {field} holds a character that is no text (a lone surrogate, U+D83D, at position 5)" in message
+    assert f"task.json: {field} contains an invalid character (a lone surrogate, U+D83D, at position 5)" in message
 
 
 @pytest.mark.parametrize("field", ["inputs_pretokenized", "targets_pretokenized", "answer_choices"])
@@ -211,7 +211,7 @@ def test_half_of_a_surrogate_pair_in_a_row_is_named(
     rows = [{**ROW, "answer_choices": ["c", "d"]}, {**ROW, "answer_choices": ["c", "d"]}]
     rows[1][field] = ["c", BAD] if field == "answer_choices" else BAD
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(HartError, match=rf": train, row 1: {field} holds a character that is no text"):
+    with pytest.raises(HartError, match=rf": train, row 1: {field} contains an invalid character"):
         read_instances(tmp_path, "train")
 
 

@@ -371,7 +371,7 @@ def test_what_is_cut_is_told_once_and_counted(dataset: Any, caplog: pytest.LogCa
     many = replace(tasks[0], instances=[each for each in tasks[0].instances for _ in range(50)])
     dataset([many], **lengths)
     assert caplog.messages == [
-        "queries: 30 of 100 looked at are longer than 50 tokens and cut from the end, most of them in task a"
+        "queries: 30 of 100 checked are longer than 50 tokens and cut from the end, most of them in task a"
     ]
 
 
@@ -457,7 +457,7 @@ def test_equal_inputs_on_the_disk_are_not_shown(dataset: Any, tiny_tokenizer: Pr
         shown = prompts_of(tiny_tokenizer, examples[index]["demo_ids"][0])
         assert shown and not any(text.startswith(query) for text in shown)
     same = dataset([Task("", [("x", "y")], name="same", instances=OnDisk(["0"] * 30))], **PROMPTS)
-    with pytest.raises(HartError, match="task same: no other row differs from the query"):
+    with pytest.raises(HartError, match="task same: all other rows repeat the query"):
         same[0]
 
 

@@ -195,7 +195,7 @@ def test_a_cache_of_the_hub_needs_no_network(
     assert [task.instances for task in tasks] == [
         task.instances for task in load_sni(folder, "test", max_instances=None)
     ]
-    assert "only what its cache has is used" in caplog.messages[-1]
+    assert "only its local cache is used" in caplog.messages[-1]
 
 
 def test_hub_without_demonstrations_is_refused(hub: Path) -> None:
@@ -239,7 +239,7 @@ def remove_instances(folder: Path) -> None:
         (remove_list, "train_tasks.txt: no such file"),
         (remove_tasks, "tasks: no such folder"),
         (name_absent_task, "train_tasks.txt: names the task 'task999_absent', but .* not exist"),
-        (empty_list, "train_tasks.txt: names no task"),
+        (empty_list, "train_tasks.txt: lists no task"),
         (break_task, f"{TRAIN[1]}.json: not a task file, the text is not JSON"),
         (remove_instances, f"task '{TRAIN[1]}' has no Instances"),
     ],

@@ -197,7 +197,8 @@ def test_missing_file_and_folder_instead_of_file_are_refused(tmp_path: Path) -> 
     with pytest.raises(HartError, match="a folder; give one of its task files"):
         Task.from_file(tmp_path)
     with pytest.raises(
-        HartError, match=r"tickets.csv: a table and no task file; hart tasks make .*tickets.csv --output"
+        HartError,
+        match=r"tickets.csv: is a table, not a task file; make tasks of it with hart tasks make .*tickets.csv --output",
     ):
         Task.from_file(tmp_path / "tickets.csv")
 
@@ -216,8 +217,8 @@ def test_missing_file_and_folder_instead_of_file_are_refused(tmp_path: Path) -> 
         ("Do.", [("a", 1)], "demonstration 1: output must be a text, not a number"),
         ("Do.", [{"input": "a"}], "demonstration 1: output is missing"),
         ("Do.", 3, "demonstrations must be a list"),
-        ("Do.", [("a", "\ud800")], "demonstration 1: output holds a character that is no text"),
-        ("\ud800", [("a", "b")], "definition holds a character that is no text"),
+        ("Do.", [("a", "\ud800")], "demonstration 1: output contains an invalid character"),
+        ("\ud800", [("a", "b")], "definition contains an invalid character"),
     ],
 )
 def test_bad_task_in_python_is_refused(definition: Any, demonstrations: Any, message: str) -> None:
@@ -244,7 +245,7 @@ def test_bad_task_in_python_is_refused(definition: Any, demonstrations: Any, mes
         (lambda: Instance(3, ("a",)), "instance: input must be a text, not a number"),
         (lambda: Instance("a", ("b",), 7), "instance: id must be a text, not a number"),
         (lambda: Instance("a", ("b",), choices="bc"), "instance: choices must be a list of texts, not a text"),
-        (lambda: Instance("a", ("\ud800",)), r"instance: references\[0\] holds a character that is no text"),
+        (lambda: Instance("a", ("\ud800",)), r"instance: references\[0\] contains an invalid character"),
     ],
 )
 def test_types_are_checked_where_they_are_made(make: Callable[[], Any], message: str) -> None:

@@ -62,20 +62,20 @@ class Collection(ABC):
         if not self.has_subsets:
             for name in ("train_subsets", "test_subsets"):
                 if getattr(data, name) is not None:
-                    yield name, f"means nothing where data.collection is {self.name}; remove it"
+                    yield name, f"has no effect where data.collection is {self.name}; remove it"
         for name in ("dir", "hub_name") if self.hub_name is None else ():
             if getattr(data, name) is not None:
                 yield (
                     name,
-                    f"means nothing where data.collection is {self.name}, which comes with the package; remove it",
+                    f"has no effect where data.collection is {self.name}, which comes with the package; remove it",
                 )
         if not self.has_demonstrations and data.demonstrations_to != "nowhere" and data.demonstrations != "sampled":
-            yield "demonstrations", f"must be sampled with {self.name}, whose tasks have no fixed ones"
+            yield "demonstrations", f"must be sampled with {self.name}, whose tasks have no fixed demonstrations"
         if self.is_text and data.training_tasks is not None:
             yield "training_tasks", f"must be null with {self.name}, which is text and has no tasks"
         if data.demonstration_groups > 1:
             if self.is_text:
-                yield "demonstration_groups", f"must be 1 with {self.name}: one segment is what is read"
+                yield "demonstration_groups", f"must be 1 with {self.name}: the hypernetwork reads one segment"
             elif data.demonstrations_to != "hypernetwork":
                 yield "demonstration_groups", "must be 1 where no hypernetwork reads the demonstrations"
             elif not data.num_demonstrations:

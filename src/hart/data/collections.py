@@ -41,7 +41,9 @@ def _some(tasks: list[Task], data: "DataConfig", number: int) -> list[Task]:
     """The tasks of `number` units in an order drawn by `data.seed`: smaller draws are subsets of larger ones."""
     units = sorted({data.source.training_unit(task) for task in tasks})
     if number > len(units):
-        raise HartError(f"data.training_tasks: {number} of {len(units)} that {data.collection} has; ask for fewer")
+        raise HartError(
+            f"data.training_tasks: {number} is more than the {len(units)} that {data.collection} has; lower it"
+        )
     order = named_stream(data.seed, "training tasks").permutation(len(units))
     chosen = {units[place] for place in order[:number]}
     return [task for task in tasks if data.source.training_unit(task) in chosen]

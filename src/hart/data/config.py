@@ -98,14 +98,16 @@ class DataConfig(Section):
         for field, problem in self.source.problems(self):
             self._refuse(field, problem)
         if self.omit_definition + self.omit_demonstrations >= 1:
-            self._refuse("omit_definition", "and omit_demonstrations must leave some tasks whole: less than 1 together")
+            self._refuse(
+                "omit_definition", "and omit_demonstrations must add up to less than 1, so that some tasks stay whole"
+            )
         for name in ("omit_definition", "omit_demonstrations", "definition_first"):
             if not getattr(self, name):
                 continue
             if self.segments or self.prompt_format == "prompts":
-                self._refuse(name, f"must be 0 with {self.collection}, whose examples have one part")
+                self._refuse(name, f"must be 0 with {self.collection}, whose tasks lack definition or demonstrations")
             if self.demonstrations_to == "nowhere" or not self.num_demonstrations:
-                self._refuse(name, "must be 0 where definition and demonstrations are not both read")
+                self._refuse(name, "must be 0 unless both definition and demonstrations are read")
         if self.distractors is not None and not self.distractors.strip():
             self._refuse("distractors", "is empty; give the path of a file, or null")
         if self.distractor_share:
@@ -118,7 +120,7 @@ class DataConfig(Section):
             if self.segments or self.demonstrations_to == "nowhere":
                 self._refuse("fewest_demonstrations", "must be null where no demonstrations of a task are read")
             if self.fewest_demonstrations > most:
-                self._refuse("fewest_demonstrations", f"must be at most the {most} that a task shows")
+                self._refuse("fewest_demonstrations", f"must be at most {most}, the demonstrations that a task shows")
         return self
 
     @property

@@ -71,7 +71,7 @@ def read_distractors(path: str | Path) -> tuple[list[str], list[str]]:
     check_file(path)
     if not path.name.endswith(ENDINGS):
         raise HartError(
-            f'{path}: distractors are a text with a query a line (.txt), or JSON lines with "input" (.jsonl)'
+            f'{path}: distractors must be a text with one query per line (.txt), or JSON lines with "input" (.jsonl)'
         )
     as_json = ".jsonl" in path.suffixes
     rows = [_query(line.text, f"{path}, line {line.number}") if as_json else line.text for line in read_lines(path)]

@@ -83,7 +83,7 @@ class HubFile:
                 absent = isinstance(error, EntryNotFoundError | RepositoryNotFoundError)
                 lasting = absent and not isinstance(error, LocalEntryNotFoundError)
                 if failed == TRIES or lasting or constants.HF_HUB_OFFLINE:
-                    instead = "run the command again to go on, or give a folder of its files as data.dir"
+                    instead = "run the command again to continue, or give a folder of its files as data.dir"
                     raise unreachable(f"{self.repository}: {self.name}", "downloaded", error, instead) from error
                 wait = 2 ** (failed - 1)
                 reason = first_line(error)
@@ -120,7 +120,7 @@ def hub_files(name: str, config: str | None) -> list[TextFile]:
     texts: list[TextFile] = []
     for url in found:
         if not url.endswith((*_JSON, ".parquet")):
-            raise HartError(f"{name}: its file {url} is neither JSON lines nor parquet; {instead}")
+            raise HartError(f"{name}: its file {url} must be JSON lines or parquet; {instead}")
         match = re.fullmatch(r"hf://datasets/(.+?)@(.+?)/(.+)", url)
         texts.append(HubFile(*match.groups()) if match else LocalFile(Path(url)))
     return texts
@@ -134,7 +134,7 @@ def _refuse_gaps(name: str, files: Sequence[Path]) -> None:
     for expected, path in enumerate(files):
         match = re.search(r"\.(\d+)-of-\d+\.", path.name)
         if match and int(match[1]) != expected:
-            raise HartError(f"{name}: the hub's cache has {path.name} but not the file before it; download that, too")
+            raise HartError(f"{name}: the hub's cache has {path.name} and lacks the file before it; download that, too")
 
 
 class Documents:
@@ -205,7 +205,7 @@ class Documents:
         """Find the positions of the usable documents by reading the whole file."""
         check_file(path)
         if path.stat().st_size > _LARGE:
-            logger.warning("%s: is read through once, to know where its documents are", path)
+            logger.warning("%s: reading the whole file once to index its documents", path)
         offsets, bad, skipped = [], [], 0
         for where, offset, text in _parquet_texts(path) if path.suffix == ".parquet" else _line_texts(path):
             if len(text.split(maxsplit=self._least_words - 1)) < self._least_words:

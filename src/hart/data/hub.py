@@ -27,7 +27,7 @@ def cached_snapshot(name: str, revision: str | None = None) -> Path | None:
     folder = Path(found)
     unfinished = len(list((folder.parents[1] / "blobs").glob("*.incomplete")))
     logger.warning(
-        "%s: the hub is not asked or cannot be reached; only what its cache has is used%s",
+        "%s: the hub is offline or cannot be reached; only its local cache is used%s",
         name,
         f", where {unfinished} downloads are unfinished" if unfinished else "",
     )

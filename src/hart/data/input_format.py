@@ -121,8 +121,11 @@ class InputFormat:
         """Raise `HartError` if the model would read nothing of a task."""
         lacking = self.lacks(task)
         if lacking is not None:
-            problem = {"definition": "the definition is empty", "demonstrations": "has no demonstrations"}[lacking]
-            raise HartError(f"task {task.label}: {problem}, and the model reads nothing else; give it a {lacking}")
+            problem, missing = {
+                "definition": ("the definition is empty", "a definition"),
+                "demonstrations": ("has no demonstrations", "demonstrations"),
+            }[lacking]
+            raise HartError(f"task {task.label}: {problem}, and the model reads nothing else; give it {missing}")
 
     def check_whole(self, task: Task, *, sampled: bool = False) -> None:
         """Raise `HartError` if a training task lacks a part that the model reads.
@@ -132,7 +135,9 @@ class InputFormat:
         """
         self.check_readable(task)
         if self.reads_definition and not task.definition.strip():
-            raise HartError(f"task {task.label}: the definition is empty, and the model reads it; say what it asks for")
+            raise HartError(
+                f"task {task.label}: the definition is empty, and the model reads it; write what the task asks for"
+            )
         shows = self.demonstrations_to != "nowhere" and self.num_demonstrations and not sampled
         if shows and not task.demonstrations:
             raise HartError(
@@ -165,11 +170,11 @@ class InputFormat:
         """
         found = []
         if self.reads_definition and not task.definition.strip() and not self.omit_definition:
-            found.append("has no definition, and every task of the model's training had one")
+            found.append("has no definition, which every training task of the model had")
         alone = self.omit_demonstrations or self.definition_first
         shows = self.demonstrations_to != "nowhere" and self.num_demonstrations and not alone
         if shows and not task.demonstrations:
-            found.append("has no demonstrations, and every task of the model's training had some")
+            found.append("has no demonstrations, which every training task of the model had")
         return found
 
     def encode_task(self, tokenizer: Tokenizer, task: Task, cuts: Cuts | None = None) -> list[int]:

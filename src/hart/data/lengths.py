@@ -81,7 +81,7 @@ def tell_long(tasks: Sequence[Task], tokenizer: Tokenizer, form: InputFormat) ->
                 what,
                 long.total(),
                 sum(map(len, texts.values())),
-                " looked at" if sampled else "",
+                " checked" if sampled else "",
                 limit,
                 ", ".join(label for label, _ in long.most_common(3)),
             )

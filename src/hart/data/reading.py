@@ -25,7 +25,7 @@ def check_text(text: str, where: str) -> str:
     except UnicodeEncodeError as error:
         character = f"U+{ord(text[error.start]):04X}"
         raise HartError(
-            f"{where} holds a character that is no text (a lone surrogate, {character}, at position {error.start}); "
+            f"{where} contains an invalid character (a lone surrogate, {character}, at position {error.start}); "
             "replace it"
         ) from None
     return text

@@ -262,7 +262,7 @@ class TrainingDataset(Examples):
             Demonstration(each.input, _draw_reference(each, rng)) for each in shown if each.input.strip() not in queries
         )
         if self._form.num_demonstrations and not demonstrations:
-            raise HartError(f"task {task.label}: no other row differs from the query; remove the repetitions")
+            raise HartError(f"task {task.label}: all other rows repeat the query; replace the repetitions")
         # The task is only encoded; with its instances, all of them would be validated again.
         return replace(task, demonstrations=demonstrations, instances=()) if demonstrations else task
 
@@ -316,7 +316,7 @@ def _check(task: Task, queries: int, demonstrations: int, cuts: Cuts) -> dict[st
     """
     positions: dict[str, list[int]] | None = None
     if not task.instances:
-        raise HartError(f"task {task.label}: has no Instances to train on")
+        raise HartError(f"task {task.label}: has no Instances to train on; add some")
     distinct = len(task.instances)
     if isinstance(task.instances, tuple):
         positions = {}

@@ -56,7 +56,7 @@ class Segments(Collection):
     def problems(self, data: "DataConfig") -> Iterator[tuple[str, str]]:
         yield from super().problems(data)
         if data.demonstrations_to != "hypernetwork":
-            yield "demonstrations_to", f"must be hypernetwork with {self.name}: one segment is what it reads"
+            yield "demonstrations_to", f"must be hypernetwork with {self.name}: the hypernetwork reads one segment"
         if data.validation_tasks:
             yield "validation_tasks", f"must be 0 with {self.name}, which has no tasks"
 
@@ -198,7 +198,8 @@ class SegmentDataset(Examples):
         count = self._documents.count
         if not count:
             raise HartError(
-                f"{self.source}: none of its {self.skipped} documents has {LEAST_WORDS} words; give longer texts"
+                f"{self.source}: has no document of {LEAST_WORDS} words or more ({self.skipped} shorter ones); give "
+                "longer texts"
             )
         if not self._again and in_first_worker():
             self._again = True

@@ -79,7 +79,7 @@ def load_sni(
     if max_instances is not None and max_instances < 1:
         raise HartError(f"max_instances: must be at least 1, not {max_instances}")
     if split == "validation" and validation_tasks < 1:
-        raise HartError("validation_tasks: is 0, so there is no validation split; set how many")
+        raise HartError("validation_tasks: is 0, so there is no validation split; set the number of tasks")
     official = "test" if split == "test" else "train"
     source: _Source = _Hub(hub_name, official) if data_dir is None else _Folder(Path(data_dir), official)
     names = source.names
@@ -141,8 +141,8 @@ class _Folder:
         ):
             if needed == split_list and official == "test" and (folder / TASKS).is_dir() and not needed.exists():
                 raise HartError(
-                    f"{needed}: no such file, so no task is set aside to test on; hart tasks make --test-tasks does, "
-                    "or write one task name a line"
+                    f"{needed}: no such list of test tasks; hart tasks make --test-tasks writes one, or write one "
+                    "task name per line"
                 )
             if not needed.exists():
                 raise HartError(
@@ -152,7 +152,7 @@ class _Folder:
         self.names = read_list(split_list)
         if not self.names:
             raise HartError(
-                f"{split_list}: names no task; write one task name a line"
+                f"{split_list}: lists no task; write one task name per line"
                 f"{' (hart tasks make --test-tasks sets some aside)' if official == 'test' else ''}"
             )
         # All names are checked before any file is read, so that a missing last task fails early.
@@ -264,7 +264,7 @@ def _load_rows(hub_name: str, official: str) -> Any:
     missing = [column for column in _COLUMNS if column not in rows.column_names]
     if missing:
         raise HartError(
-            f"{hub_name}: the rows have no column {', '.join(missing)}; choose a hub data set "
-            f"in the layout of {DEFAULT_HUB_NAME}"
+            f"{hub_name}: the rows have no column {', '.join(missing)}; choose a hub data set with the layout of "
+            f"{DEFAULT_HUB_NAME}"
         )
     return rows

@@ -151,10 +151,10 @@ class Task:
         """
         path = Path(path)
         if path.is_dir():
-            raise HartError(f"{path}: a folder; give one of its task files (tasks/NAME.json of a folder of tasks)")
+            raise HartError(f"{path}: is a folder; give one of its task files (tasks/NAME.json of a folder of tasks)")
         if path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".parquet"):
             raise HartError(
-                f"{path}: a table and no task file; hart tasks make {path} --output-dir DIR makes tasks of it"
+                f"{path}: is a table, not a task file; make tasks of it with hart tasks make {path} --output-dir DIR"
             )
         text = read_text(path, "a task file", missing=f"{path}: no such task file")
         content = parse_json(text, str(path), "a task file", whole=False)

@@ -40,7 +40,7 @@ def in_template(tokenizer: Any, text: str, limit: int) -> tuple[list[int], bool]
         around = len(tokens) - kept
         kept = limit - around
         if kept < 1:
-            raise HartError(f"data.chat_template: has {around} tokens around a message, and the limit is {limit}")
+            raise HartError(f"data.chat_template: adds {around} tokens to a message, and the limit is {limit}")
 
 
 def templated(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[int]:

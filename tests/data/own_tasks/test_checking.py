@@ -45,12 +45,12 @@ def test_what_is_counted(folder: Path) -> None:
     }
     assert report.splits["test"].tasks == 1 and report.splits["test"].rows == 2
     assert report.refused == [] and report.lengths == {} and count_tasks(folder) == 4
-    assert report.warnings["is a training task with rows of a test task"] == ["leak"]
-    assert report.warnings["has one input with different outputs"] == ["bad"]
-    assert "shows one input in several demonstrations" not in report.warnings
+    assert report.warnings["is a training task and has rows of a test task"] == ["leak"]
+    assert report.warnings["has rows with the same input and different outputs"] == ["bad"]
+    assert "has several demonstrations with the same input" not in report.warnings
     twice = Task("Do it.", [("a", "b"), (" a", "c")], name="good", instances=[Instance("c", ("d",))])
     twice.save(folder / "tasks" / "good.json")
-    assert check_folder(folder).warnings["shows one input in several demonstrations"] == ["good"]
+    assert check_folder(folder).warnings["has several demonstrations with the same input"] == ["good"]
 
 
 def test_what_training_refuses(folder: Path) -> None:
@@ -64,12 +64,12 @@ def test_what_training_refuses(folder: Path) -> None:
         "bad.json",
         "leak.json",
     ]
-    assert report.warnings["is in no list, so nobody reads it"] == ["other"]
+    assert report.warnings["is in neither list of tasks and is never read"] == ["other"]
     for line in report.refused:
         assert "\n" not in line
     with pytest.raises(HartError, match="no such folder"):
         check_folder(folder / "none")
-    assert "train_tasks.txt: no such file; write one task name a line" in check_folder(folder / "tasks").refused[0]
+    assert "train_tasks.txt: no such file; write one task name per line" in check_folder(folder / "tasks").refused[0]
 
 
 def test_what_a_configuration_asks_for(folder: Path, tiny_tokenizer) -> None:

@@ -69,7 +69,9 @@ def test_class_labels_and_splits_of_a_data_set(tmp_path: Path) -> None:
 
 
 def test_a_hub_name_offline_is_one_line() -> None:
-    with pytest.raises(HartError, match="^nobody/nothing: cannot be loaded from the hub, and is no file") as refused:
+    with pytest.raises(
+        HartError, match="^nobody/nothing: cannot be loaded from the hub, and no such file exists"
+    ) as refused:
         open_sources(["nobody/nothing"])
     assert "\n" not in str(refused.value)
 
@@ -145,12 +147,12 @@ def test_spellings_of_a_label_are_one_label() -> None:
 @pytest.mark.parametrize(
     ("rows", "told"),
     [
-        ([("one",)], "line 2: has 1 fields, the header has 2"),
+        ([("one",)], "line 2: has 1 fields, and the header has 2"),
         ([("one", " ")], "line 2: 'output' is empty"),
         ([(" ", "x")], "line 2: 'input' is empty"),
         ([("one", "x")], "has 1 rows with different inputs, too few for 2 demonstrations"),
         ([("one", "x"), ("one ", "y")], "has 1 rows with different inputs, too few for 2 demonstrations"),
-        ([], "holds no row"),
+        ([], "has no rows"),
     ],
 )
 def test_bad_tables(rows: list[tuple[str, ...]], told: str, tmp_path: Path) -> None:
@@ -160,7 +162,9 @@ def test_bad_tables(rows: list[tuple[str, ...]], told: str, tmp_path: Path) -> N
 
 def test_columns_and_files_that_are_not_there(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "t.csv", ROWS)
-    with pytest.raises(HartError, match="has no 'text', it has 'input', 'output'; name the right one with --input-f"):
+    with pytest.raises(
+        HartError, match="has no field 'text', only 'input', 'output'; name the right one with --input-f"
+    ):
         made(path, Fields(input="text"))
     with pytest.raises(HartError, match="cannot be read"):
         made(tmp_path / "none.csv")
@@ -179,7 +183,7 @@ def test_wrong_rows_can_be_left_out(tmp_path: Path) -> None:
     rows = [{"input": "only"}, *({"input": a, "output": b} for a, b in ROWS)]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (only,) = made(tmp_path / "t.jsonl", skip=lambda error: told.append(str(error)))
-    assert "line 1: has no 'output'" in told[1] and len(only.task.instances) == 2
+    assert "line 1: has no field 'output'" in told[1] and len(only.task.instances) == 2
 
 
 def test_no_number_is_no_answer(tmp_path: Path) -> None:
@@ -193,7 +197,7 @@ def test_no_number_is_no_answer(tmp_path: Path) -> None:
 @pytest.mark.parametrize("option", ["split", "subset"])
 def test_options_of_data_sets_alone(option: str, tmp_path: Path) -> None:
     path = write_csv(tmp_path / "t.csv", ROWS)
-    with pytest.raises(HartError, match=f"--{option}: none of the tables is a data set"):
+    with pytest.raises(HartError, match=f"--{option}: is for a data set"):
         open_sources([str(path)], **{option: "train"})
 
 

@@ -130,7 +130,7 @@ def test_parquet_of_other_types_or_with_bytes_that_are_no_text(key: str, place: 
     for value, message in (
         (7, f"train, row [02]: {key} is missing or no text"),
         (None, f"train, row 2: {key} is missing or no text"),
-        (b"\xed\xa0\x80", f"{key} is no UTF-8 text|is damaged or not of its format .*decode"),
+        (b"\xed\xa0\x80", f"{key} is not UTF-8|is damaged or has another format .*decode"),
     ):
         rows = ROWS[:2] + [{**ROWS[2], key: value}] if value != 7 else [{**row, key: 7} for row in ROWS]
         table = pyarrow.Table.from_pylist(rows) if not isinstance(value, bytes) else None

@@ -125,7 +125,7 @@ def test_encodings_of_whole_files(tmp_path: Path):
     with pytest.raises(HartError, match=r"a\.json: the text is not UTF-8; convert"):
         read(table(tmp_path, "json", '["é"]'.encode("latin-1")))
     for form, encoding in (("csv", "utf-16"), ("tsv", "utf-16-le")):
-        with pytest.raises(HartError, match="line 1: (not UTF-8|holds zero bytes)"):
+        with pytest.raises(HartError, match="line 1: (not UTF-8|contains zero bytes)"):
             read(table(tmp_path, form, TEXTS[form].encode(encoding)))
 
 
@@ -161,8 +161,8 @@ def test_quotes_hold_line_ends_and_ragged_rows_are_told(tmp_path: Path):
     content = 'text,id\n"one\r\ntwo",1\nshort\na,b,c\n"x"y,2\nlast,3\n"open,4\nlost,5\n'
     assert read(table(tmp_path, "csv", content)) == [
         ("one\r\ntwo", "a.csv, lines 2 to 3"),
-        ("wrong", "a.csv, line 4: has 1 fields, the header has 2"),
-        ("wrong", "a.csv, line 5: has 3 fields, the header has 2"),
+        ("wrong", "a.csv, line 4: has 1 fields, and the header has 2; check its quotes"),
+        ("wrong", "a.csv, line 5: has 3 fields, and the header has 2; check its quotes"),
         ("wrong", "a.csv, line 6: not CSV (',' expected after '\"'); check its quotes"),
         ("last", "a.csv, line 7"),
         ("wrong", "a.csv, lines 8 to 9: not CSV (unexpected end of data); check its quotes"),
@@ -173,8 +173,8 @@ def test_quotes_hold_line_ends_and_ragged_rows_are_told(tmp_path: Path):
     ("header", "told"),
     [
         ("text,text\n", "line 1: two columns are called 'text'; rename one"),
-        ("text;id\na;1\n", "line 1: the header is one field with ';' in it; separate fields by ','"),
-        ("text\tid\na\t1\n", r"the header is one field with '\t' in it"),
+        ("text;id\na;1\n", "line 1: the header is a single field that contains ';'; save the table with ',' between"),
+        ("text\tid\na\t1\n", r"the header is a single field that contains '\t'"),
         ('"text\n', "line 1: not CSV"),
     ],
 )
@@ -187,11 +187,11 @@ def test_headers_that_are_none(header: str, told: str, tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ('{"text": "a"}\n{"text": "b"}\n', "must be a JSON array of objects; for one object a line, say"),
-        ('[{"text": "a"} {"text": "b"}]', "item 1: the text is not JSON behind it (a comma or ] is missing)"),
+        ('{"text": "a"}\n{"text": "b"}\n', "must be a JSON array of objects; name the format jsonl for one"),
+        ('[{"text": "a"} {"text": "b"}]', "item 1: the text after it is not JSON (a comma or ] is missing)"),
         ('[{"text": "a"}, {"text" "b"}]' + " " * 100, "item 2: the text is not JSON (Expecting ':' delimiter)"),
         ('[{"text": "a"}, {"text": "b', "item 2: the text is not JSON (Unterminated string"),
-        ('[{"text": "a"}', "item 1: the text is not JSON behind it"),
+        ('[{"text": "a"}', "item 1: the text after it is not JSON"),
         ('[{"text": "a"},]', "item 2: the text is not JSON (Expecting value)"),
         ("[] []", "the text is not JSON (something follows the array)"),
         ("[" * 100_000, "item 1: not a query, its brackets are nested too deeply"),
@@ -210,7 +210,7 @@ def test_items_that_are_no_rows_are_passed_over(tmp_path: Path):
     assert [text for text, _ in found if text != "wrong"] == ["b", "c"] and len(found) == 7
     assert (
         found[4][1]
-        == "a.json, item 5: not a query, text holds half of a character; write the whole one, or leave it out"
+        == "a.json, item 5: not a query, text contains half of a character; write the whole one, or leave it out"
     )
 
 
@@ -282,5 +282,5 @@ def test_which_tables_can_be_read_again(tmp_path: Path):
 def test_formats_by_ending():
     assert format_of(Path("a.b/x.NDJSON"), "--x") == "jsonl" and format_of(Path("x.csv.gz"), "--x") == "csv"
     for name in ("x", "x.xlsx", "x.gz", ".csv"):
-        with pytest.raises(HartError, match=r"the ending does not say what it holds \(.*\.parquet.* --x \(jsonl, json"):
+        with pytest.raises(HartError, match=r"unknown ending \(known are .*\.parquet.* --x \(jsonl, json"):
             format_of(Path(name), "--x")

@@ -137,16 +137,14 @@ def test_answers_to_something_else_are_refused(form: str, tmp_path: Path):
     answers(path, form).write(MADE)
     before = path.read_bytes()
     first = 1 if form == "jsonl" else 2
-    with pytest.raises(
-        HartError, match=rf"a\.{form}, lines? {first}.*: does not answer in, line 1, with these options"
-    ):
+    with pytest.raises(HartError, match=rf"a\.{form}, lines? {first}.*: does not match in, line 1 and these options"):
         answers(path, form).resume(rows(INPUTS[1:]))
-    with pytest.raises(HartError, match="does not answer in, line 1"):  # made by choosing, now by generating
+    with pytest.raises(HartError, match="does not match in, line 1"):  # made by choosing, now by generating
         Answers(path, form, ["prediction"], columns=("text", "id")).resume(rows())  # type: ignore[arg-type]
-    with pytest.raises(HartError, match="answers a row that the input has not"):
+    with pytest.raises(HartError, match="answers a row that the input lacks"):
         answers(path, form).resume(rows(INPUTS[:2]))
     path.write_bytes(before.replace(b"prediction", b"PREDICTION"))
-    with pytest.raises(HartError, match="does not answer in, line 1"):
+    with pytest.raises(HartError, match="does not match in, line 1"):
         answers(path, form).resume(rows())
     path.write_bytes(
         b'"damaged"x\n' + before if form == "jsonl" else before.replace(b"e,,", b"e,").replace(b"e\t\t", b"e\t")
@@ -156,13 +154,13 @@ def test_answers_to_something_else_are_refused(form: str, tmp_path: Path):
 
 
 def test_what_cannot_go_on(tmp_path: Path):
-    with pytest.raises(HartError, match="txt does not"):
+    with pytest.raises(HartError, match="txt has answers only"):
         answers(tmp_path / "a.txt", "txt").resume(rows())
-    with pytest.raises(HartError, match="json is written whole; give --output-file a file"):
+    with pytest.raises(HartError, match="json needs a regular file; give one as --output-file"):
         Answers(None, "json", OWN)
-    with pytest.raises(HartError, match="/dev/null: parquet is written whole"):
+    with pytest.raises(HartError, match="/dev/null: parquet needs a regular file"):
         answers(Path("/dev/null"), "parquet")
-    with pytest.raises(HartError, match="/dev/null: is no file"):
+    with pytest.raises(HartError, match="/dev/null: is not a regular file"):
         answers(Path("/dev/null"), "jsonl").resume(rows())
     assert answers(tmp_path / "absent.csv", "csv").resume(rows()) == 0
 
@@ -170,7 +168,7 @@ def test_what_cannot_go_on(tmp_path: Path):
 def test_a_field_that_the_header_has_not(tmp_path: Path):
     out = Answers(tmp_path / "a.csv", "csv", ["prediction"])
     out.write([{"text": "a", "prediction": "b"}])
-    with pytest.raises(HartError, match=r"a\.csv: a row has 'more', which the header has not; write jsonl"):
+    with pytest.raises(HartError, match=r"a\.csv: a row has the column 'more', which the header lacks; write jsonl"):
         out.write([{"text": "a", "more": 1, "prediction": "b"}])
 
 

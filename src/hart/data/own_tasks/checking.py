@@ -194,9 +194,9 @@ def _list(folder: Path, official: str, report: Report) -> list[str]:
         return []
     if not names and official == "train":
         wanted = "names no task to train on" if path.exists() else "no such file"
-        report.refused.append(f"{path}: {wanted}; write one task name a line")
+        report.refused.append(f"{path}: {wanted}; write one task name per line")
     elif not names:  # the test list is only read by an evaluation, and is optional
-        report.warn("no task is set aside to test on, as hart evaluate --data sni does; that is the list", str(path))
+        report.warn("the list of test tasks is empty or missing, and hart evaluate --data sni needs one", str(path))
     return names
 
 
@@ -218,7 +218,7 @@ def _unlisted(folder: Path, lists: dict[str, list[str]], report: Report) -> None
         report.warn("is in the list of training tasks and in that of test tasks", name)
     for path in sorted((folder / TASKS).glob("*.json")):
         if path.stem not in listed:
-            report.warn("is in no list, so nobody reads it", path.stem)
+            report.warn("is in neither list of tasks and is never read", path.stem)
 
 
 def _count(task: Task, official: str, report: Report, tested: "_Tested") -> None:
@@ -254,17 +254,17 @@ def _count(task: Task, official: str, report: Report, tested: "_Tested") -> None
     if any(not each.output.strip() for each in task.demonstrations):
         report.warn("has a demonstration with an empty output", task.name)
     if len(shown) < len(task.demonstrations):
-        report.warn("shows one input in several demonstrations", task.name)
+        report.warn("has several demonstrations with the same input", task.name)
 
 
 _WARNINGS = {
     "repeated": "repeats rows",
-    "contradicting": "has one input with different outputs",
-    "shown": "asks for the input of one of its demonstrations",
+    "contradicting": "has rows with the same input and different outputs",
+    "shown": "has rows with the input of one of its demonstrations",
     "empty_inputs": "has rows with an empty input",
     "empty_outputs": "has rows with an empty output",
-    "same_definition": "is a training task with the definition of a test task",
-    "same_rows": "is a training task with rows of a test task",
+    "same_definition": "is a training task and has the definition of a test task",
+    "same_rows": "is a training task and has rows of a test task",
 }
 
 

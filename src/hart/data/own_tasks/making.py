@@ -108,7 +108,7 @@ def make_tasks(
             )
         group.rows.append((row.place, row.input, row.answers))
     if not groups:
-        raise HartError(f"{source.label}: holds no row; give a table with at least {demonstrations} rows")
+        raise HartError(f"{source.label}: has no rows; give a table with at least {demonstrations} rows")
     names = _names(name, groups, by_value=fields.task is not None)
     return [
         _task(names[key], group, demonstrations, seed, choices, named_by=f"{source.label}: task {names[key]}")
@@ -126,7 +126,7 @@ def _definition_beside(source: Source) -> str:
         )
     text = read_text(path, "the text of a definition").strip()
     if not text:
-        raise HartError(f"{path}: is empty; say there what the rows of {source.label} ask for")
+        raise HartError(f"{path}: is empty; write into it what the rows of {source.label} ask for")
     return text
 
 
@@ -167,8 +167,8 @@ def _check_columns(source: Source, fields: Fields, row: Row) -> None:
     for what, column in wanted.items():
         if column is not None and column not in row.content:
             raise (HartError if source.has_columns else RowError)(
-                f"{row.where}: has no {column!r}, it has {', '.join(map(repr, row.content)) or 'nothing'}; "
-                f"name the right one with --{what}-field"
+                f"{row.where}: has no field {column!r}, only {', '.join(map(repr, row.content)) or 'none'}; name the "
+                f"right one with --{what}-field"
             )
 
 

@@ -86,7 +86,7 @@ def open_sources(
     for option, given, used in (("--split", split, data_sets + hub), ("--subset", subset, hub)):
         if given is not None and not used:
             kind = "a data set" if option == "--split" else "a data set on the hub"
-            raise HartError(f"{option}: none of the tables is {kind}; leave it out")
+            raise HartError(f"{option}: is for {kind}, and none is given; leave it out")
     return found
 
 
@@ -136,7 +136,7 @@ def _of_the_hub(name: str, split: str | None, subset: str | None) -> Source:
         loaded = datasets.load_dataset(name, subset, split=split)
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         instead = "give a file, a folder of files, or a folder that datasets.save_to_disk wrote"
-        raise unreachable(name, "loaded from the hub, and is no file", error, instead) from error
+        raise unreachable(name, "loaded from the hub, and no such file exists", error, instead) from error
     return Source(name.rpartition("/")[2], name, _DataSet(name, _one_split(name, loaded, None if split else split)))
 
 

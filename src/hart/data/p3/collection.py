@@ -39,9 +39,12 @@ class P3(Collection):
     def problems(self, data: "DataConfig") -> Iterator[tuple[str, str]]:
         yield from super().problems(data)
         if data.demonstrations_to != "nowhere" and not data.num_demonstrations:
-            yield "num_demonstrations", f"is 0, and {self.name} has no definitions: nothing would tell the task"
+            yield (
+                "num_demonstrations",
+                f"is 0, and {self.name} has no definitions: the task would be empty; set it to 1 or more",
+            )
         if data.explanations:
-            yield "explanations", f"must be false with {self.name}, which has none"
+            yield "explanations", f"must be false with {self.name}, which has no explanations"
 
     def training_unit(self, task: Task) -> str:
         """As `Collection.training_unit`: the data set with all its templates."""

@@ -141,7 +141,7 @@ def _read_parquet(path: Path) -> list[Any]:
 
 def _damaged(path: Path, error: Exception) -> HartError:
     reason = first_line(error)
-    return HartError(f"{path}: is damaged or not of its format ({reason}); download it again")
+    return HartError(f"{path}: is damaged or has another format ({reason}); download it again")
 
 
 class InstancesOnDisk(Sequence[Instance]):
@@ -211,7 +211,7 @@ class InstancesOnDisk(Sequence[Instance]):
                 column.validate(full=True)
             except pyarrow.ArrowInvalid as error:
                 where = _where(self._subset, self._split, first)
-                raise HartError(f"{where} or after: {key} is no UTF-8 text ({error})") from None
+                raise HartError(f"{where} or after: {key} is not UTF-8 ({error})") from None
 
         first, blank, with_choices = 0, [], None
         for file in self._rows.cache_files:

@@ -80,7 +80,7 @@ def load_p3(
     if split == "validation":
         scored = [name for name in names if _has_choices(folder / present[name])]
         for name in sorted({*names} - {*scored}):
-            cuts.note("is neither trained on nor validated on, as it has no answer choices", f"subset {name}")
+            cuts.note("is used neither for training nor for validation, as it has no answer choices", f"subset {name}")
         names = scored
     tasks = [
         _task(name, folder / present[name], split, num_demonstrations, max_instances, seed, cuts)
@@ -117,7 +117,7 @@ def _matching(
 def _set_aside(folder: Path, names: Sequence[tuple[str, str]], number: int, seed: int, split: str) -> set[str]:
     """The names of the data sets whose subsets are the validation tasks."""
     if split == "validation" and number < 1:
-        raise HartError("validation_tasks: is 0, so there is no validation split; set how many data sets")
+        raise HartError("validation_tasks: is 0, so there is no validation split; set the number of data sets")
     if not number:
         return set()
     every = {dataset_of(name) for name, _ in names}
@@ -142,11 +142,13 @@ def _task(name: str, subset: Path, split: str, shots: int, max_instances: int | 
     if max_instances is not None:
         instances = instances[:max_instances]
     if training and len(pool) < 2:
-        raise HartError(f"{subset}: train has one row, none is left to demonstrate the task with; add some")
+        raise HartError(f"{subset}: train has one row, so none is left as a demonstration; add some")
     queries: set[str] = set() if training else {instance.input.strip() for instance in instances}
     demonstrations = _draw(pool, shots, queries, named_stream(seed, "demonstrations", name))
     if not demonstrations:
-        raise HartError(f"{subset}: every train row has the input of a {split} row; none is left as a demonstration")
+        raise HartError(
+            f"{subset}: all train rows have inputs of {split} rows, so none is left as a demonstration; add some"
+        )
     if len(demonstrations) < shots and not training:
         kind = f"has fewer than {shots} demonstrations"
         cuts.note(kind, f"task {name}", f"has {len(demonstrations)} of {shots} demonstrations")

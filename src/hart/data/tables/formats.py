@@ -31,7 +31,7 @@ def format_of(path: Path, option: str) -> Format:
     found = ENDINGS.get(ending.lower())
     if found is None:
         raise HartError(
-            f"{path}: the ending does not say what it holds ({', '.join(ENDINGS)} would); "
-            f"say it with {option} ({', '.join(FORMATS)})"
+            f"{path}: unknown ending (known are {', '.join(ENDINGS)}); "
+            f"name the format with {option} ({', '.join(FORMATS)})"
         )
     return found

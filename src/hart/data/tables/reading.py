@@ -181,7 +181,7 @@ class Table:
             elif names is None:
                 names = self._header(cells, where)
             elif len(cells) != len(names):
-                yield RowError(f"{where}: has {len(cells)} fields, the header has {len(names)}")
+                yield RowError(f"{where}: has {len(cells)} fields, and the header has {len(names)}; check its quotes")
             else:
                 yield Row(where, dict(zip(names, cells, strict=True)), lines.end)
 
@@ -190,9 +190,8 @@ class Table:
         other = next((mark for mark in (";", "\t", ",", "|") if len(names) == 1 and mark in names[0]), None)
         if other is not None:
             raise HartError(
-                f"{where}: the header is one field with {other!r} in it; "
-                f"separate fields by {DELIMITERS[self.format]!r} (save it anew with that separator), or name the "
-                "format (tsv for tabs)"
+                f"{where}: the header is a single field that contains {other!r}; "
+                f"save the table with {DELIMITERS[self.format]!r} between fields, or name its format (tsv for tabs)"
             )
         return names
 
@@ -208,7 +207,7 @@ class Table:
             return
         if text.peek() != "[":
             raise HartError(
-                f"{self.name}: must be a JSON array of objects; for one object a line, say that it is jsonl"
+                f"{self.name}: must be a JSON array of objects; name the format jsonl for one object per line"
             )
         text.at += 1
         if text.peek() == "]":
@@ -223,7 +222,7 @@ class Table:
                 if mark == "]":
                     break
                 if mark != ",":
-                    raise HartError(f"{where}: the text is not JSON behind it (a comma or ] is missing)")
+                    raise HartError(f"{where}: the text after it is not JSON (a comma or ] is missing)")
         if text.peek():
             raise HartError(f"{self.name}: the text is not JSON (something follows the array)")
 
@@ -333,7 +332,7 @@ class _Lines:
         except UnicodeDecodeError:
             raise RowError(f"{where}: not UTF-8; {CONVERT}") from None
         if "\0" in text:
-            raise RowError(f"{where}: holds zero bytes, so it is no text in UTF-8; {CONVERT}")
+            raise RowError(f"{where}: contains zero bytes and is not UTF-8; {CONVERT}")
         return text
 
 

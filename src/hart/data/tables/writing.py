@@ -50,7 +50,7 @@ class Answers:
         show: Callable[[str], None] = print,
     ) -> None:
         if format in WHOLE and (path is None or (path.exists() and not path.is_file())):
-            raise HartError(f"{path or 'standard output'}: {format} is written whole; give --output-file a file")
+            raise HartError(f"{path or 'standard output'}: {format} needs a regular file; give one as --output-file")
         self._path = path
         self._format = format
         self._own = list(own)
@@ -114,14 +114,14 @@ class Answers:
             HartError: the file does not consist of the answers to these rows, in their order.
         """
         if self._path is None:
-            raise HartError("--resume goes on behind the answers in --output-file; give that file")
+            raise HartError("--resume continues the answers of an --output-file; give that file")
         if self._format == "txt":
-            raise HartError("--resume needs an --output-file that holds the queries beside the answers; txt does not")
+            raise HartError("--resume needs an --output-file with queries and answers; txt has answers only")
         old = self._target if self._target.exists() else self._path
         if not old.exists():
             return 0
         if not stat.S_ISREG(old.stat().st_mode):
-            raise HartError(f"{old}: is no file, so nothing is answered there; leave --resume out")
+            raise HartError(f"{old}: is not a regular file and holds no answers; leave --resume out")
         count = end = 0
         wrong: RowError | None = None
         table = Table(old, self._as if old == self._target else self._format, str(old))
@@ -135,10 +135,10 @@ class Answers:
                 break
             row = next(rows, None)
             if row is None:
-                raise HartError(f"{answered.where}: answers a row that the input has not; give another --output-file")
+                raise HartError(f"{answered.where}: answers a row that the input lacks; give another --output-file")
             if not self._answers(answered.content, row.content):
                 raise HartError(
-                    f"{answered.where}: does not answer {row.where}, with these options; "
+                    f"{answered.where}: does not match {row.where} and these options; "
                     "give another --output-file, or leave --resume out to begin again"
                 )
             if old != self._target:
@@ -181,7 +181,7 @@ class Answers:
         for row in rows:
             unknown = next((name for name in row if name not in self._columns), None)
             if unknown is not None:
-                raise HartError(f"{self.place}: a row has {unknown!r}, which the header has not; write jsonl")
+                raise HartError(f"{self.place}: a row has the column {unknown!r}, which the header lacks; write jsonl")
             lines.append(self._record([_cell(row.get(name)) for name in self._columns]))
         return "".join(lines)
 
