@@ -268,7 +268,7 @@ def test_another_number_of_processes(run_config: Build):
 def test_a_checkpoint_of_another_layout_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_layout(tmp_path, "zero-2", "adamw")
     assert check_layout(tmp_path, "zero-2", "adamw") is None
-    with pytest.raises(HartError, match="divided as zero-2 and this run has fsdp; start it as it was started before"):
+    with pytest.raises(HartError, match="divided as zero-2 and this run has fsdp; start it with zero-2"):
         check_layout(tmp_path, "fsdp", "adamw")
     monkeypatch.setattr("hart.training.sharding.world_size", lambda: 4)
     with pytest.raises(HartError, match="among 1 processes and this run has 4; start it with 1"):
@@ -283,7 +283,9 @@ def test_a_checkpoint_of_another_layout_is_refused(tmp_path: Path, monkeypatch: 
 def test_a_checkpoint_of_an_earlier_version_is_refused(tmp_path: Path, written: dict[str, Any] | None):
     if written is not None:
         (tmp_path / "layout.json").write_text(json.dumps(written))
-    with pytest.raises(HartError, match="a checkpoint of another version of hart, .* take a new training.output_dir"):
+    with pytest.raises(
+        HartError, match="the checkpoint is of an incompatible version of hart; .* take a new training.output_dir"
+    ):
         check_layout(tmp_path, "replicated", "adamw")
 
 

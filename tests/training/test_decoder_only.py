@@ -169,13 +169,13 @@ def test_lengths_beyond_learned_positions_are_refused_before_the_run(
         ({"fusion": True}, "model.fusion: .* has no cross-attention .* set it to false .model.memory_in_front puts"),
         (
             {"encoder": "main_model", "hypernetwork_init": None, "encoder_layers": [4]},
-            "model.encoder_layers: must name different layers of 1 to 3, which the base has",
+            "model.encoder_layers: must be different layers from 1 to 3, the depth of the base",
         ),
         (
             {"tied_encoder": True, "train_main": True, "hypernetwork_init": None},
             "model.tied_encoder: a decoder-only base has no encoder to share; set it to false",
         ),
-        ({"peft": [{"kind": "prefix", "cross": True}]}, "which a decoder-only base has not"),
+        ({"peft": [{"kind": "prefix", "cross": True}]}, "which a decoder-only base lacks"),
     ],
 )
 def test_what_does_not_go_with_it_is_one_line(configured, model: dict[str, Any], told: str) -> None:
@@ -259,5 +259,5 @@ def test_a_chat_template_wraps_the_query(configured, llama_dir: Path, tmp_path: 
     cut = model.input_format.encode_query(tokenizer, "one two " * 40)
     assert len(cut) <= 32 and tokenizer.decode(cut).endswith("cat mat")
     around = len(model.input_format.encode_query(tokenizer, "one")) - 1
-    with pytest.raises(HartError, match=f"has {around} tokens around a message, and the limit is {around}"):
+    with pytest.raises(HartError, match=f"adds {around} tokens to a message, and the limit is {around}"):
         replace(model.input_format, max_query_length=around).encode_query(tokenizer, "one two " * 40)

@@ -72,7 +72,7 @@ def test_other_distractors_than_the_run_began_with_are_refused(distracted: Build
     if not complete:
         without_last_step(run)
     (tmp_path / "distractors.txt").write_text("\n".join(QUERIES[::-1]))
-    with pytest.raises(HartError, match=r"run: the run was begun with other distractors than data\.distractors holds"):
+    with pytest.raises(HartError, match=r"run: the file of data\.distractors has changed since the run began"):
         train(distracted(), quiet=True)
     if complete:
         (tmp_path / "distractors.txt").unlink()

@@ -198,11 +198,11 @@ def test_the_stage_is_that_of_the_configuration(run_config: Build, tmp_path: Pat
 
 
 def test_mistakes(run_config: Build, tmp_path):
-    with pytest.raises(HartError, match="distillation.teacher: .*no-such: its sizes are not known here"):
+    with pytest.raises(HartError, match="distillation.teacher: .*no-such: its sizes are unknown"):
         estimate(run_config(alpha=0.0).changed(distillation={"teacher": str(tmp_path / "no-such")}))
-    with pytest.raises(HartError, match="nobody/t5: its sizes are not known here"):
+    with pytest.raises(HartError, match="nobody/t5: its sizes are unknown"):
         base_config("nobody/t5")
-    with pytest.raises(HartError, match="cannot be shared by 3 devices"):
+    with pytest.raises(HartError, match="is not divisible by 3 devices"):
         estimate(run_config(batch_size=8), devices=3)
     with pytest.raises(HartError, match="model.decoder_layers is 9"):
         estimate(run_config(model={"decoder_layers": 9}))

@@ -68,8 +68,8 @@ def test_queries_of_a_task_stay_in_one_pass():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "zero.json: no such file; give the JSON file that training.deepspeed must be"),
-        ("{", "zero.json: not the JSON file that training.deepspeed must be, the text is not JSON .Expecting"),
+        (None, "zero.json: no such file; give the JSON file of training.deepspeed"),
+        ("{", "zero.json: not the JSON file of training.deepspeed, the text is not JSON .Expecting"),
         ("[]", "zero.json: training.deepspeed must be a JSON object"),
         ('{"train_batch_size": 3}', "zero.json: DeepSpeed refuses it"),
     ],

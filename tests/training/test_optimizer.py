@@ -51,11 +51,11 @@ def test_adams_constants_are_those_of_the_configuration(run_config: Build, monke
 
 def test_muon_of_divided_matrices_is_refused():
     config = TrainingConfig(optimizer="muon")
-    with pytest.raises(HartError, match="needs each matrix whole, and FSDP divides them"):
+    with pytest.raises(HartError, match="needs whole matrices, and FSDP divides them"):
         optimizer_used(config, None, fsdp=True)
     for file in ({}, {"optimizer": {"type": "AdamW"}}):  # one of DeepSpeed's own would leave the request unheard
         plugin: Any = SimpleNamespace(deepspeed_config=file)
-        with pytest.raises(HartError, match="needs each matrix whole, and DeepSpeed divides them"):
+        with pytest.raises(HartError, match="needs whole matrices, and DeepSpeed divides them"):
             optimizer_used(config, plugin, fsdp=False)
     assert optimizer_used(config, None, fsdp=False) == "muon"
 

@@ -98,7 +98,10 @@ def test_rows_say_whether_states_differ(run_config: Build):
 
 @pytest.mark.parametrize(
     ("name", "value", "says"),
-    [("COLLAPSED", -1.0, "the states of consecutive layers are one"), ("ALIKE", 1.1, "hardly differ between tasks")],
+    [
+        ("COLLAPSED", -1.0, "the states of consecutive layers are almost equal"),
+        ("ALIKE", 1.1, "hardly differ between tasks"),
+    ],
 )
 def test_a_collapse_is_warned_of_once_at_the_end(
     run_config: Build,
@@ -127,4 +130,4 @@ def test_of_a_single_task_it_is_not_said_that_tasks_hardly_differ(
         train(config, tasks=[task], quiet=True)
     told = [record.getMessage() for record in caplog.records]
     assert [text for text in told if "hardly differ" in text] == []
-    assert [text for text in told if text.startswith(f"{task.name} is the only task to train on")] == told[:1] != []
+    assert [text for text in told if text.startswith(f"{task.name} is the only training task")] == told[:1] != []

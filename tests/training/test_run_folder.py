@@ -176,7 +176,7 @@ def test_a_second_process_is_refused_in_one_line_and_touches_nothing(
     run_config: Build, tmp_path: Path, holder: subprocess.Popen[str]
 ):
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(HartError, match="run: another process is at work in it; wait for its end, or choose") as told:
+    with pytest.raises(HartError, match="run: is in use by another process; wait until it ends, or choose") as told:
         train(run_config(), quiet=True)
     assert "\n" not in str(told.value) and sorted(tmp_path.rglob("*")) == before
     holder.kill()  # with no chance to tidy up
@@ -206,7 +206,7 @@ def test_an_empty_folder_is_empty_again_after_an_error(run_config: Build, tmp_pa
 
 def test_a_link_to_nothing_is_refused(run_config: Build, tmp_path: Path):
     (tmp_path / "run").symlink_to("nowhere")
-    with pytest.raises(HartError, match="run: is a link to nothing; make its target, or choose another"):
+    with pytest.raises(HartError, match="run: is a broken link; create its target, or choose another"):
         train(run_config(), quiet=True)
     (tmp_path / "run").unlink()
     (tmp_path / "run").symlink_to("run")
@@ -261,5 +261,5 @@ def test_a_torn_header_of_steps_is_written_anew(run_config: Build):
 def test_a_line_of_metrics_that_cannot_be_written_is_one_line(run_config: Build):
     run = RunFolder(run_config())
     run.metrics.mkdir()
-    with pytest.raises(HartError, match=r"metrics.jsonl: cannot be written .*it goes on from its last checkpoint"):
+    with pytest.raises(HartError, match=r"metrics.jsonl: cannot be written .*to continue from the last checkpoint"):
         run.append_metrics({"step": 1})

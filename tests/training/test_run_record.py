@@ -54,7 +54,7 @@ def test_a_complete_run_is_none_on_other_data(run_config: Build, data: Path, tmp
         train(config, quiet=True)
     other = shutil.copytree(moved, data)
     change(other / "tasks" / "twice.json", "Definition", ["Write nothing."])
-    with pytest.raises(HartError, match="data are not those that the run was begun with .*task twice has another d"):
+    with pytest.raises(HartError, match="have changed since the run began: .*task twice has a different d"):
         train(config, quiet=True)
     mine = [Task("Write the first word.", [("a b", "a")], instances=[Instance("c d", ["c"])], name="mine")]
     with pytest.raises(HartError, match="task reverse is missing; task first is missing"):
@@ -116,7 +116,7 @@ def test_another_base_under_the_same_name_is_refused(run_config: Build, base: Pa
         one, other = list(vocabulary)[-2:]
         vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
         (base / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(HartError, match=rf"begun with another base than .*base is now \(model.base\), whose {what}"):
+    with pytest.raises(HartError, match=rf"base \(model.base\) has changed since the run began, and its {what}"):
         train(config, quiet=True)
 
 
@@ -194,7 +194,7 @@ def test_what_the_optimizer_fell_back_to_is_written_and_states_of_another_kind_a
         run = unfinished(run_config(optimizer="adamw_8bit"))
     assert json.loads((run / RECORD_FILE).read_text())["optimizer"] == "adamw"
     assert json.loads((run / "checkpoints/checkpoint-2/layout.json").read_text())["optimizer"] == "adamw"
-    with pytest.raises(HartError, match="states are those of adamw and this run has adamw_8bit; set training.opt"):
+    with pytest.raises(HartError, match="states belong to adamw, and this run has adamw_8bit; set training.opt"):
         train(run_config(optimizer="adamw_8bit"), quiet=True)
     # As the message says.
     final = train(run_config(optimizer="adamw"), quiet=True)

@@ -185,7 +185,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(run_config: Build, tmp_path: Pa
         pytest.skip("no permission to mount a small file system")
     try:
         config = run_config("disk/run", max_steps=6, save_every=2, num_threads=1, keep_checkpoints=2)
-        with pytest.raises(HartError, match=r"checkpoint-\d: cannot be written .*free some space and start the comm"):
+        with pytest.raises(HartError, match=r"checkpoint-\d: cannot be written .*free some space and run the comm"):
             train(config, quiet=True)
         run = RunFolder(config)
         kept = run.last_checkpoint()

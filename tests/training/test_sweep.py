@@ -61,7 +61,7 @@ def test_sigterm_is_handed_on_and_waited_for(files: dict[str, Path], tmp_path: P
     (child,) = (int(pid) for pid in children.read_text().split()) if children.exists() else (None,)
     other = subprocess.run(words, capture_output=True, text=True)
     assert other.returncode == 2 and other.stderr.count("\n") == 1
-    assert "sweep: another process is at work in it; wait for its end, or choose another folder" in other.stderr
+    assert "sweep: is in use by another process; wait until it ends, or choose another folder" in other.stderr
     command.send_signal(signal.SIGTERM)
     assert command.wait(timeout=60) == 143, command.communicate()
     assert [path.name.split("-")[0] for path in (run / "checkpoints").iterdir()] == ["checkpoint"]
@@ -110,7 +110,7 @@ def test_surroundings_of_a_job(monkeypatch: pytest.MonkeyPatch):
     assert gpus == ["4", "5", "6", "7", "4"]
     assert [surroundings(slot, 2, 2, 1)["CUDA_VISIBLE_DEVICES"] for slot in range(2)] == ["4,5", "6,7"]
     check_room(2, 2)
-    with pytest.raises(HartError, match="--jobs 3 times --processes 2 are more than the 4 GPUs here"):
+    with pytest.raises(HartError, match="--jobs 3 times --processes 2 exceed the 4 GPUs here"):
         check_room(3, 2)
 
 
@@ -180,7 +180,7 @@ def test_fine_tuning_starts_from_the_pre_training_of_the_sweep(run_config: Build
     pretrained, tuned = sweep(out, runs, say=said.append)
     assert not any("failed" in line for line in said), said
     assert pretrained["rouge_l"] is None and tuned["rouge_l"] is not None
-    with pytest.raises(HartError, match="pt starts from pt_pretrain; name pt_pretrain before it"):
+    with pytest.raises(HartError, match="pt starts from pt_pretrain; put pt_pretrain before it"):
         plan(out, paths[::-1], [3])
 
 
@@ -215,7 +215,7 @@ def test_sweeps_that_share_a_folder_share_its_table(files: dict[str, Path], tmp_
     assert rows[1]["difference"] == pytest.approx(2.0) and rows[1]["difference_error"] == pytest.approx(1.0)
     changed = plan(out, [files["hart"]], [0], ["--training.alpha", "2"])
     assert [row["runs"] for row in write_tables(out, changed)] == [0, 2], "those of another configuration do not count"
-    assert "Of another configuration, left out: hart seed 1." in (out / "table.md").read_text()
+    assert "Left out, as their configuration differs: hart seed 1." in (out / "table.md").read_text()
     assert "left out" not in ((write_tables(out, runs) and out) / "table.md").read_text()
 
 

@@ -125,13 +125,13 @@ def test_a_row_learns_from_what_another_has_trained(study: Study, tmp_path: Path
         ({"rows": {}}, "toy.yaml: rows is empty"),
         ({"row": {"a": None}}, "toy.yaml: unknown field row; did you mean rows?"),
         ({"rows": [1]}, "toy.yaml: rows: must be a mapping from the name of a row to its changes, not"),
-        ({"rows": {"a/b": None}}, "row a/b: the name of a row is letters"),
-        ({"rows": {1: None}}, "row 1: the name of a row is letters"),
+        ({"rows": {"a/b": None}}, "row a/b: a row's name must consist of letters"),
+        ({"rows": {1: None}}, "row 1: a row's name must consist of letters"),
         ({"rows": {"a": {"confg": "x"}}}, "row a: unknown field confg; did you mean config?"),
         ({"rows": {"a": {"training.alph": 1}}}, "row a: unknown field training.alph; did you mean training.alpha?"),
         ({"rows": {"a": {"trainig.alpha": 1}}}, "row a: unknown field trainig.alpha; did you mean training.alpha?"),
         ({"rows": {"a": {"training.alpha": -1}}}, "row a: training.alpha: must be at least 0, not -1"),
-        ({"rows": {"a": {"set": {"alpha": 1}}}}, "row a: set: alpha names no field; write its section too"),
+        ({"rows": {"a": {"set": {"alpha": 1}}}}, "row a: set: alpha has no section; write section.field"),
         ({"rows": {"a": {"model.scheme": {"name": "casual"}}}}, "row a: model.scheme: unknown name 'casual'"),
         ({"rows": {"a": {"model.scheme.rwos": 8}}}, "row a: model.scheme.autoregressive: unknown option 'rwos'"),
         ({"rows": {"a": {"model.peft.0.kind": "lroa"}}}, "row a: model.peft: unknown kind 'lroa'"),
@@ -140,19 +140,19 @@ def test_a_row_learns_from_what_another_has_trained(study: Study, tmp_path: Path
             "row a: model.peft.prefix: unknown field 'lenght'",
         ),
         ({"rows": {"a": {"config": "../none.yaml"}}}, "none.yaml: no such configuration file"),
-        ({"rows": {"a": {"init_from": "b"}}}, "row a: init_from: b is no other row of the study"),
-        ({"rows": {"a": {"init_from": "b"}, "b": None}}, "row a starts from b; name b before it"),
-        ({"rows": {"a": {"teacher": "b"}}}, "row a: teacher: b is no other row of the study"),
+        ({"rows": {"a": {"init_from": "b"}}}, "row a: init_from: b must be another row of the study"),
+        ({"rows": {"a": {"init_from": "b"}, "b": None}}, "row a starts from b; put b before it"),
+        ({"rows": {"a": {"teacher": "b"}}}, "row a: teacher: b must be another row of the study"),
         ({"rows": {"a": {"teacher": ["a"]}}}, "row a: teacher: "),
-        ({"rows": {"a": {"teacher": "b"}, "b": None}}, "row a learns from b; name b before it"),
+        ({"rows": {"a": {"teacher": "b"}, "b": None}}, "row a learns from b; put b before it"),
         ({"rows": {"a": {"paper": {"table": "2"}}}}, "row a: paper must be {table: NUMBER, row: LABEL}"),
         ({"rows": {"a": {"paper": {"tabel": 2}}}}, "row a: paper: unknown field tabel; did you mean table?"),
         ({"rows": {"a": None}, "seeds": 3}, "toy.yaml: seeds must be a list of whole numbers, not 3"),
-        ({"rows": {"a": None}, "seeds": [1, 1]}, "toy.yaml: seeds names one twice"),
+        ({"rows": {"a": None}, "seeds": [1, 1]}, "toy.yaml: seeds has a seed twice"),
         ({"rows": {"a": None}, "base": None}, "row a: names no configuration"),
         ({"rows": {"a": {"grid": {"training.alpha": 1}}}}, "row a: grid: training.alpha must be a list of values"),
         ({"rows": {"a": {"grid": {"training.alpha": [1]}}}}, "row a: grid: there are no validation tasks to choose on"),
-        ({"rows": {"a": {"grid": {"training.seed": [1]}}}}, "row a: grid: training.seed cannot be chosen"),
+        ({"rows": {"a": {"grid": {"training.seed": [1]}}}}, "row a: grid: training.seed is set by the study's"),
         ({"rows": {"a": {"grid_steps": 0}}}, "row a: grid_steps must be a whole number of at least 1, not 0"),
     ],
 )
@@ -231,7 +231,7 @@ def test_what_a_run_starts_or_learns_from_can_be_chosen(
 
 def test_a_row_and_its_grid_do_not_both_say_whom_it_learns_from(study: Study, tmp_path: Path) -> None:
     rows = {"a": None, "b": {"init_from": "a", "grid": {"model.init_from": [None, "x"]}}}
-    with pytest.raises(HartError, match="row b: grid: model.init_from cannot be chosen; init_from of the row says it"):
+    with pytest.raises(HartError, match="row b: grid: model.init_from is set by init_from of the row"):
         plan_study(read_study(study(set={"data.validation_tasks": 1}, rows=rows)), tmp_path)
 
 

@@ -271,7 +271,7 @@ def test_no_validation_tasks_mean_no_evaluation(run_config: Build, caplog: pytes
     run = train(run_config(eval_every=1), quiet=True).parent
     assert not any("eval_rouge_l" in row for row in rows(run)) and not (run / "best").exists()
     told = [record.getMessage() for record in caplog.records if "validation_tasks" in record.getMessage()]
-    assert len(told) == 1 and "training.eval_every 1; nothing is evaluated" in told[0]
+    assert len(told) == 1 and "training.eval_every 1 has no validation tasks, so nothing is evaluated" in told[0]
 
 
 @pytest.mark.parametrize(
@@ -372,7 +372,7 @@ def test_failed_save_keeps_the_checkpoints_before(run_config: Build, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "save_checkpoint", save_on_full_disk)
-        with pytest.raises(HartError, match="checkpoint-4: cannot be written .*No space left.*checkpoint before"):
+        with pytest.raises(HartError, match="checkpoint-4: cannot be written .*No space left.*previous checkpoint"):
             train(run_config(), quiet=True)
     run = RunFolder(run_config())
     assert [path.name for path in run.checkpoints.iterdir()] == ["checkpoint-2"]

@@ -115,7 +115,7 @@ def base_config(name: str) -> Any:
     except (OSError, ValueError) as error:
         patterns = [pattern.format("{small,base,large,xl,xxl}") for pattern in (*_HUB_NAMES, "google/mt5-{}")]
         known = ", ".join([*patterns, *(each for each in KNOWN if not each.startswith("google/"))])
-        raise HartError(f"{name}: its sizes are not known here; give a folder, mini-base, or one of {known}") from error
+        raise HartError(f"{name}: its sizes are unknown; give a folder, mini-base, or one of {known}") from error
     try:
         architecture(config)
     except HartError as error:

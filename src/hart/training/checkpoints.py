@@ -122,8 +122,8 @@ def _writing(checkpoint: Path) -> Iterator[None]:
             # torch gives no cause; most often the disk is full.
             cause = error.__cause__ if isinstance(error, HartError) else error
             full = getattr(cause, "errno", None) in (None, errno.ENOSPC, errno.EDQUOT)
-            advice = "free some space" if full and checkpoint.parent.is_dir() else "see to that"
+            advice = "free some space" if full and checkpoint.parent.is_dir() else "fix this"
             raise HartError(
-                f"{checkpoint}: cannot be written ({reason}); {advice} and start the command again, "
-                "it goes on from the checkpoint before"
+                f"{checkpoint}: cannot be written ({reason}); {advice} and run the command again "
+                "to continue from the previous checkpoint"
             ) from error

@@ -147,14 +147,14 @@ class DistillationConfig(Section):
         if not self.teacher.strip():
             self._refuse("teacher", "is empty; give base, a folder or a hub name, or null for none")
         if self.hidden_weight and self.teacher != BASE_TEACHER:
-            self._refuse("hidden_weight", f"must be 0 with the teacher {self.teacher}: its weights are others, and so "
-                         "are what its hidden states mean; only base has the student's")  # fmt: skip
+            self._refuse("hidden_weight", f"must be 0 with the teacher {self.teacher}, whose hidden states "
+                         "differ in meaning from the student's; use the teacher base")  # fmt: skip
         if self.cache is not None and not self.cache.strip():
             self._refuse("cache", "is empty; give a folder, or null for none")
         if self.cache is not None and self.hidden_weight:
             self._refuse("cache", "keeps no hidden states; set hidden_weight to 0, or cache to null")
         if not (self.weight or self.cross_entropy or self.hidden_weight):
-            self._refuse("weight", "and cross_entropy and hidden_weight are 0: there is nothing to learn from")
+            self._refuse("weight", "must be above 0 where cross_entropy and hidden_weight are 0")
         return self
 
 
@@ -179,9 +179,14 @@ class RunConfig(Section):
             right = "hypernetwork" if generated else "main or nowhere"
             self._refuse("data.demonstrations_to", f"must be {right} where model.weights is {weights}, not {reader}")
         if not generated and self.training.alpha:
-            self._refuse("training.alpha", f"must be 0 where model.weights is {weights}: no states to keep consistent")
+            self._refuse(
+                "training.alpha", f"must be 0 where model.weights is {weights}: only a hypernetwork has layer states"
+            )
         if not generated and self.training.queries_per_task > 1:
-            self._refuse("training.queries_per_task", f"must be 1 where model.weights is {weights}: no pass to share")
+            self._refuse(
+                "training.queries_per_task",
+                f"must be 1 where model.weights is {weights}: only a hypernetwork pass can be shared",
+            )
         if self.model.memory_in_front and self.training.fsdp:
             # Keys and values of the memory are made outside of the layers, where FSDP has their weights divided.
             self._refuse("training.fsdp", "cannot divide a base with model.memory_in_front; use training.deepspeed")
@@ -198,11 +203,11 @@ class RunConfig(Section):
     def _check_teacher(self, teacher: str) -> None:
         data, where = self.data, "distillation.teacher"
         if data.demonstrations_to == "main":
-            self._refuse(where, "must be null where data.demonstrations_to is main: the student reads what it reads")
-        if data.distractor_share and teacher != BASE_TEACHER:
             self._refuse(
-                "data.distractor_share", f"must be 0 where a teacher other than {BASE_TEACHER} answers queries"
+                where, "must be null where data.demonstrations_to is main: the student reads the demonstrations"
             )
+        if data.distractor_share and teacher != BASE_TEACHER:
+            self._refuse("data.distractor_share", f"must be 0 with a teacher other than {BASE_TEACHER}")
         if teacher == BASE_TEACHER and self.model.train_main:
             self._refuse(where, "base must be frozen, and model.train_main is true; name a folder, or set this to null")
         if teacher == BASE_TEACHER and self.training.fsdp:

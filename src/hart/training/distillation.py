@@ -353,10 +353,7 @@ def _check_reads(name: str, teacher: HartModel) -> None:
             "system whose data.demonstrations_to is main"
         )
     if form.demonstrations_to == "nowhere":
-        raise HartError(
-            f"{_FIELD}: {name} reads neither definition nor demonstrations, so it knows no more than the query; name a "
-            "system whose data.demonstrations_to is main"
-        )
+        raise HartError(f"{_FIELD}: {name} reads the query alone; name a system whose data.demonstrations_to is main")
 
 
 def _check_tokens(name: str, teacher: MainModel, student: MainModel) -> None:

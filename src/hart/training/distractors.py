@@ -68,8 +68,8 @@ def _known(folder: Path, queries: list[str]) -> dict[str, str]:
     known: dict[str, str] = read_json(folder / FILE, "the base's answers to distractors")
     if list(known) != queries:
         raise HartError(
-            f"{folder}: the run was begun with other distractors than data.distractors holds now; restore the "
-            "file, or start anew in another training.output_dir"
+            f"{folder}: the file of data.distractors has changed since the run began; restore it, or start anew in "
+            "another training.output_dir"
         )
     return known
 

@@ -78,7 +78,9 @@ def estimate(config: RunConfig, *, devices: int = 1, zero_stage: int = 0) -> Est
         HartError: the sizes of the base are unknown, parts do not fit, or the devices cannot share the batch equally.
     """
     if config.training.batch_size % devices:
-        raise HartError(f"training.batch_size {config.training.batch_size} cannot be shared by {devices} devices")
+        raise HartError(
+            f"training.batch_size: {config.training.batch_size} is not divisible by {devices} devices; change one"
+        )
     parts = with_teacher(config, build(config))
     parameters = _parameters(parts)
     main = sum(count for name, count in parameters.items() if name.startswith("main"))

@@ -43,8 +43,8 @@ def optimizer_used(config: TrainingConfig, plugin: DeepSpeedPlugin | None, *, fs
     """
     if config.optimizer == MUON and (fsdp or plugin is not None):
         raise HartError(
-            f"training.optimizer is muon, which needs each matrix whole, and {'FSDP' if fsdp else 'DeepSpeed'} divides "
-            "them among processes: take adamw, or leave the weights whole (DDP)"
+            f"training.optimizer is muon, which needs whole matrices, and {'FSDP' if fsdp else 'DeepSpeed'} divides "
+            "them among processes; set adamw, or use DDP"
         )
     if plugin is not None and "optimizer" in plugin.deepspeed_config:
         return f"DeepSpeed's {plugin.deepspeed_config['optimizer'].get('type')}"

@@ -59,15 +59,15 @@ def holding(folder: Path, what: str = "training.output_dir") -> Iterator[None]:
     try:
         new = not folder.exists()
         if folder.is_symlink() and new:
-            raise HartError(f"{folder}: is a link to nothing; make its target, or choose another {what}")
+            raise HartError(f"{folder}: is a broken link; create its target, or choose another {what}")
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except filelock.Timeout:
         raise HeldError(
-            f"{folder}: another process is at work in it; wait for its end, or choose another {what}"
+            f"{folder}: is in use by another process; wait until it ends, or choose another {what}"
         ) from None
     except NotImplementedError:  # a file system without locks
-        logger.warning("%s: its file system knows no locks; see to it that no other process works in it", folder)
+        logger.warning("%s: its file system has no locks; make sure that no other process uses the folder", folder)
     except OSError as error:
         raise HartError(f"{folder}: cannot be {'created' if new else 'written'} ({error.strerror})") from error
     try:
@@ -266,8 +266,8 @@ def _append(path: Path, text: str) -> None:
             file.write(text)
     except OSError as error:
         raise HartError(
-            f"{path}: cannot be written ({error.strerror}); see to that and start the command again, "
-            "it goes on from its last checkpoint"
+            f"{path}: cannot be written ({error.strerror}); fix this and run the command again "
+            "to continue from the last checkpoint"
         ) from error
 
 

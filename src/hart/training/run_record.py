@@ -61,7 +61,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     except HartError as error:
         raise HartError(f"{error}; choose another training.output_dir") from None
     if not isinstance(found, dict) or not {"base", "optimizer", "data"} <= found.keys():
-        raise HartError(f"{path}: is no record of a run; choose another training.output_dir")
+        raise HartError(f"{path}: is not the record of a run; choose another training.output_dir")
     return found
 
 
@@ -74,11 +74,11 @@ def check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> Non
     old, new = (record["base"]["base_fingerprint"] for record in (before, now))
     if old != new:
         raise HartError(
-            f"{folder}: the run was begun with another base than {now['base']['base']} is now (model.base), whose "
+            f"{folder}: the base {now['base']['base']} (model.base) has changed since the run began, and its "
             f"{difference(old, new)}; {INSTEAD}"
         )
     if before.get("teacher") != now.get("teacher"):
-        raise HartError(f"{folder}: the run was begun with another teacher than distillation.teacher is now; {INSTEAD}")
+        raise HartError(f"{folder}: distillation.teacher has changed since the run began; {INSTEAD}")
     # The optimizer is checked with the states of a checkpoint (`hart.training.sharding.check_layout`).
     changed = [line for part in ("text", "tasks", "validation") for line in _differences(part, before, now)]
     _refuse(folder, changed)
@@ -109,8 +109,7 @@ def _refuse(folder: Path, changed: Sequence[str]) -> None:
     if changed:
         more = f" and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
         raise HartError(
-            f"{folder}: the data are not those that the run was begun with (data.dir, data.hub_name, or "
-            "the tasks given): "
+            f"{folder}: the data (data.dir, data.hub_name, or the tasks given) have changed since the run began: "
             f"{'; '.join(changed[:NAMED])}{more}; {INSTEAD}"
         )
 
@@ -122,7 +121,7 @@ def _differences(part: str, before: dict[str, Any], now: dict[str, Any]) -> list
     lines += [f"{what} {name} is new" for name in new if name not in old]
     for name in (name for name in old if name in new and old[name] != new[name]):
         parts = [key for key in old[name] if old[name][key] != new[name].get(key)]
-        lines.append(f"{what} {name} has another {' and '.join(parts)}")
+        lines.append(f"{what} {name} has a different {' and '.join(parts)}")
     if not lines and list(old) != list(new):
         lines.append(f"the {what}s are in another order")
     return lines

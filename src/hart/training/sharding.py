@@ -204,22 +204,21 @@ def check_layout(folder: Path, layout: str, optimizer: str) -> str | None:
     instead = "or take a new training.output_dir and the checkpoint as model.init_from"
     if saved.get("format") != FORMAT:
         raise HartError(
-            f"{folder}: a checkpoint of another version of hart, with which this one cannot go on; go on with that "
-            f"version, {instead}"
+            f"{folder}: the checkpoint is of an incompatible version of hart; continue with that version, {instead}"
         )
     before, processes, states = saved["layout"], saved["world_size"], saved["optimizer"]
     if before != layout:
         raise HartError(
-            f"{folder}: its optimizer states are divided as {before} and this run has {layout}; start it as it was "
-            f"started before, {instead}"
+            f"{folder}: its optimizer states are divided as {before} and this run has {layout}; start it with "
+            f"{before}, {instead}"
         )
     if states != optimizer:
         how = {EIGHT_BIT: "install bitsandbytes again"} | {
             name: f"set training.optimizer to {name}" for name in (ADAMW, MUON)
         }
         raise HartError(
-            f"{folder}: its optimizer states are those of {states} and this run has {optimizer}; "
-            f"{how.get(states, 'start it as it was started before')}, {instead}"
+            f"{folder}: its optimizer states belong to {states}, and this run has {optimizer}; "
+            f"{how.get(states, 'start it with the same optimizer')}, {instead}"
         )
     if processes == world_size():
         return None

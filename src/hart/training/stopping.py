@@ -39,5 +39,5 @@ def memory_error(error: BaseException, config: RunConfig) -> HartError | None:
     advice.append("shorter data.max_*_length")
     return HartError(
         f"out of memory in training; set {', '.join(advice)}, and see hart estimate; "
-        "the same command then goes on from the last checkpoint"
+        "the same command then continues from the last checkpoint"
     )

@@ -64,7 +64,7 @@ def sweep(
             missed(run)
     if at_work.held and not at_work.times:
         raise HeldError(
-            f"{out}: another process is at work in it; wait for its end, or choose another folder for the sweep"
+            f"{out}: is in use by another process; wait until it ends, or choose another folder for the sweep"
         )
     return write_tables(out, runs)
 
@@ -162,7 +162,7 @@ class _AtWork:
             job = Job(run, slot, jobs=self.jobs, processes=self.processes)
         except HeldError:
             self.held = True
-            self.settle(unit, "another process is at work on it")
+            self.settle(unit, "another process is running it")
             return
         self.waiting.remove(unit)
         self.active.append(job)

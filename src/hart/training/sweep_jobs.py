@@ -121,7 +121,7 @@ def check_room(jobs: int, processes: int) -> None:
         return
     gpus = len(visible_gpus())
     if gpus and jobs * processes > gpus:
-        raise HartError(f"--jobs {jobs} times --processes {processes} are more than the {gpus} GPUs here; lower one")
+        raise HartError(f"--jobs {jobs} times --processes {processes} exceed the {gpus} GPUs here; lower one")
 
 
 def take_over(run: SweepRun, candidate: SweepRun | None) -> SweepRun:

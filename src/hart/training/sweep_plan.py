@@ -211,7 +211,9 @@ def plan(
     rows = []
     for path, name in zip(configs, names, strict=True):
         if names.count(name) > 1:
-            raise HartError(f"two configurations are called {name}; a sweep tells runs apart by the name of the file")
+            raise HartError(
+                f"two configurations are called {name}, and their runs would share a folder; rename one file"
+            )
         start = configuration.load(path, overrides).model.init_from
         source = Path(start).parent.name if start else None
         rows.append(Row(name, path, init_from=source if source in names else None))
@@ -244,7 +246,7 @@ def plan_rows(
     for row in rows:
         for does, other in (("starts from", row.init_from), ("learns from", row.teacher)):
             if other and names.index(other) >= names.index(row.name):
-                raise HartError(f"{row.where or row.name} {does} {other}; name {other} before it")
+                raise HartError(f"{row.where or row.name} {does} {other}; put {other} before it")
         chosen_with = seeds[0] if grid_seed is None else grid_seed
         tries = tuple(_candidates(out, row, chosen_with, overrides, text_dir))
         for seed in seeds:
@@ -322,9 +324,9 @@ def _candidates(out: Path, row: Row, seed: int, overrides: Sequence[str], text_d
         return
     for name in row.grid:
         if name in OWN_FIELDS:
-            raise HartError(f"{row.where}: grid: {name} cannot be chosen; the study's seeds and grid_steps say it")
+            raise HartError(f"{row.where}: grid: {name} is set by the study's seeds and grid_steps; remove it")
         if {"model.init_from": row.init_from, "distillation.teacher": row.teacher}.get(name):
-            raise HartError(f"{row.where}: grid: {name} cannot be chosen; {name.partition('.')[2]} of the row says it")
+            raise HartError(f"{row.where}: grid: {name} is set by {name.partition('.')[2]} of the row; remove it")
     for number, values in enumerate(itertools.product(*row.grid.values())):
         fields = dict(zip(row.grid, values, strict=True))
         loaded = row.build(overrides, fields)

@@ -60,7 +60,7 @@ def read_study(path: Path) -> Study:
     _known(content, FIELDS, f"{path}")
     rows = _mapping(content.get("rows"), f"{path}: rows", "a mapping from the name of a row to its changes")
     if not rows:
-        raise HartError(f"{path}: rows is empty; name what is compared")
+        raise HartError(f"{path}: rows is empty; add the rows to compare")
     base = content.get("base")
     if base is not None and not isinstance(base, str):
         raise HartError(f"{path}: base must be a configuration file, not {shortened(base)}")
@@ -68,7 +68,7 @@ def read_study(path: Path) -> Study:
     if not (isinstance(seeds, list) and seeds and all(type(seed) is int and seed >= 0 for seed in seeds)):
         raise HartError(f"{path}: seeds must be a list of whole numbers, not {shortened(seeds)}")
     if len({*seeds}) < len(seeds):
-        raise HartError(f"{path}: seeds names one twice")
+        raise HartError(f"{path}: seeds has a seed twice; remove one")
     return Study(path, tuple(seeds), tuple(_row(path, content, name, values, rows) for name, values in rows.items()))
 
 
@@ -114,7 +114,7 @@ def plan_study(
 def _row(path: Path, study: Mapping[str, Any], name: Any, values: Any, rows: Mapping[Any, Any]) -> Row:
     where = f"{path}: row {name}"
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][\w.+=-]*", name, re.ASCII):
-        raise HartError(f"{where}: the name of a row is letters, digits and _ . + = -; in quotes if it is a number")
+        raise HartError(f"{where}: a row's name must consist of letters, digits and _ . + = -; put a number in quotes")
     values = _mapping({} if values is None else values, where, "a mapping of fields and their values")
     own = {key: value for key, value in values.items() if isinstance(key, str) and "." in key}
     _known([key for key in values if key not in own], ROW_FIELDS, where)
@@ -128,7 +128,7 @@ def _row(path: Path, study: Mapping[str, Any], name: Any, values: Any, rows: Map
     for field in ("init_from", "teacher"):
         other = values.get(field)
         if other is not None and (not isinstance(other, str) or other not in rows or other == name):
-            raise HartError(f"{where}: {field}: {other} is no other row of the study; {suggestion(other, rows)}")
+            raise HartError(f"{where}: {field}: {other} must be another row of the study; {suggestion(other, rows)}")
     grid = _dotted(values.get("grid", study.get("grid")), f"{where}: grid")
     for field, choices in grid.items():
         if not (isinstance(choices, list) and choices):
@@ -169,7 +169,7 @@ def _dotted(value: Any, where: str) -> dict[str, Any]:
     found = _mapping({} if value is None else value, where, "a mapping of fields and their values")
     for key in found:
         if not isinstance(key, str) or "." not in key:
-            raise HartError(f"{where}: {key} names no field; write its section too, e.g. training.alpha")
+            raise HartError(f"{where}: {key} has no section; write section.field, e.g. training.alpha")
     return dict(found)
 
 

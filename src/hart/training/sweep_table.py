@@ -39,7 +39,9 @@ def write_tables(out: Path, runs: Sequence[SweepRun]) -> list[dict[str, Any]]:
     rows = [_row(name, [r for (n, _), r in found.items() if n == name and r], found, names[0]) for name in names]
     write_json(out / "table.json", rows)
     told = ", ".join(f"{name} seed {seed}" for name, seed in left)
-    write_text(out / "table.md", markdown(rows) + (f"\nOf another configuration, left out: {told}.\n" if told else ""))
+    write_text(
+        out / "table.md", markdown(rows) + (f"\nLeft out, as their configuration differs: {told}.\n" if told else "")
+    )
     return rows
 
 

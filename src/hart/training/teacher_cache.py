@@ -131,7 +131,9 @@ class TeacherCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise HartError(f"{_FIELD}: {self.folder}: {error.strerror}; choose another folder") from None
+            raise HartError(
+                f"{_FIELD}: {self.folder} cannot be created ({error.strerror}); choose another folder"
+            ) from None
         write_bytes(path, save(tensors, metadata=self._about))
         self._index(path)
         self._new.clear()

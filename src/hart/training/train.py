@@ -98,7 +98,7 @@ def _train(config: RunConfig, tasks: Sequence[Task] | None, *, owner: bool, quie
     loop.keep_teacher()
     loop.save_to(run.final)
     for collapse in loop.collapses:
-        logger.warning("%s; hart evaluate %s --diagnostics tells more", collapse, run.final)
+        logger.warning("%s; hart evaluate %s --diagnostics shows details", collapse, run.final)
     return run.final
 
 
@@ -113,14 +113,14 @@ def _set_up(config: RunConfig, tasks: Sequence[Task] | None, run: RunFolder, *, 
         tasks = load_tasks(data, "train")
     if config.model.weights == "generated" and tasks and len(tasks) == 1:
         logger.warning(
-            "%s is the only task to train on: the hypernetwork learns this task, and to adapt to no other",
+            "%s is the only training task, so the hypernetwork cannot learn to adapt to other tasks",
             tasks[0].label,
         )
     evaluates = training.eval_every > 0
     if evaluates and not data.validation_tasks and not data.source.has_validation:
         logger.warning(
-            "data.validation_tasks is 0: all tasks are trained on and there are none for training.eval_every %d; "
-            "nothing is evaluated and there will be no best/",
+            "data.validation_tasks is 0: training.eval_every %d has no validation tasks, so nothing is evaluated "
+            "during training and no best/ is kept",
             training.eval_every,
         )
         evaluates = False

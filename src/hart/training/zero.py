@@ -26,7 +26,7 @@ def read_deepspeed(path: Path) -> dict[str, Any]:
     Raises:
         HartError: there is no such file, or it is not a JSON object.
     """
-    settings = read_json(path, "the JSON file that training.deepspeed must be")
+    settings = read_json(path, "the JSON file of training.deepspeed")
     if not isinstance(settings, dict):
         raise HartError(f"{path}: training.deepspeed must be a JSON object, see configs/deepspeed")
     return settings
