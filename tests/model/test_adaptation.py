@@ -129,13 +129,13 @@ def test_a_stack_is_where_its_first_entry_is() -> None:
 
 def test_stack_refuses_what_does_not_fit() -> None:
     one = make("a")
-    with pytest.raises(HartError, match="nothing to stack"):
+    with pytest.raises(HartError, match="the list to stack is empty"):
         Adaptation.stack([])
     with pytest.raises(HartError, match="different bases, some/base and other"):
         Adaptation.stack([one, make("b", base="other", base_fingerprint="beef")])
-    with pytest.raises(HartError, match="different PEFT kinds, or with and without memory"):
+    with pytest.raises(HartError, match="different PEFT kinds, or with memory and without"):
         Adaptation.stack([one, make("b", tokens=None)])
-    with pytest.raises(HartError, match="different PEFT kinds, or with and without memory"):
+    with pytest.raises(HartError, match="different PEFT kinds, or with memory and without"):
         Adaptation.stack([one, make("b", peft=[], blocks={})])
     with pytest.raises(HartError, match=r"different limits of queries and answers, \(384, 128\) and \(384, 2\) tokens"):
         Adaptation.stack([one, make("b", input_format=InputFormat(max_target_length=2))])
@@ -226,7 +226,7 @@ def test_a_failed_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_missing_and_damaged_files(tmp_path: Path) -> None:
     folder = tmp_path / "a"
-    with pytest.raises(HartError, match="a: no adaptation here .adaptation.json is missing"):
+    with pytest.raises(HartError, match="a: has no adaptation .adaptation.json is missing"):
         Adaptation.from_pretrained(folder)
     make("a").save_pretrained(folder)
     tensors = (folder / TENSORS_FILE).read_bytes()
@@ -259,7 +259,7 @@ def test_a_changed_byte_is_found(tmp_path: Path) -> None:
         (folder / TENSORS_FILE).write_bytes(changed)
         assert load_file(folder / TENSORS_FILE)
         with pytest.raises(
-            HartError, match="adaptation.safetensors: damaged, its checksum is not that of adaptation.j"
+            HartError, match="adaptation.safetensors: damaged, its checksum differs from that in adaptation.j"
         ):
             Adaptation.from_pretrained(folder)
 

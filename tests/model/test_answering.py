@@ -158,17 +158,17 @@ def test_no_limit_of_the_libraries_own_on_sampling() -> None:
         ({"temperature": "hot"}, "temperature must be"),
         ({"top_p": 0}, "top_p must be a number above 0 and at most 1, not 0"),
         ({"top_p": 1.5, "temperature": 1}, "top_p must be"),
-        ({"top_p": 0.5}, "top_p acts on sampling, and temperature is 0"),
-        ({"num_beams": 2, "temperature": 0.5}, "num_beams: beams are searched without a temperature"),
+        ({"top_p": 0.5}, "top_p has no effect at temperature 0"),
+        ({"num_beams": 2, "temperature": 0.5}, "num_beams: beam search uses no temperature"),
         ({"num_return_sequences": 2}, "num_return_sequences must be 1"),
         ({"temperature": 5.0, "do_sample": False}, "do_sample is False and temperature is 5.0"),
-        ({"top_k": 4}, "top_k acts on sampling, and temperature is 0"),
-        ({"min_p": 0.1}, "min_p acts on sampling"),
+        ({"top_k": 4}, "top_k has no effect at temperature 0"),
+        ({"min_p": 0.1}, "min_p has no effect"),
         ({"return_dict_in_generate": True}, "return_dict_in_generate: answers are texts and tokens"),
-        ({"max_new_tokns": 3}, "options that generate does not know: 'max_new_tokns'; are they misspelled"),
+        ({"max_new_tokns": 3}, "unknown options of generate: 'max_new_tokns'; check their spelling"),
         ({"generation_config": None}, "generation_config: give its fields as options"),
         ({"logprobs": 1, "forced_eos_token_id": 0}, "logprobs: .*leave forced_eos_token_id out"),
-        ({"logprobs": 1, "repetition_penalty": 1.5}, "logprobs: are what the model itself says .*repetition_penalty"),
+        ({"logprobs": 1, "repetition_penalty": 1.5}, "logprobs: are the model's own, .*repetition_penalty"),
         ({"logprobs": 1, "prompt_lookup_num_tokens": 2}, "logprobs: .*leave prompt_lookup_num_tokens out"),
     ],
 )
@@ -183,7 +183,7 @@ def test_one_token_and_the_defaults(main: MainModel) -> None:
 
 
 def test_queries_that_are_one_text(main: MainModel) -> None:
-    with pytest.raises(HartError, match="queries is one text; give a list"):
+    with pytest.raises(HartError, match="queries must be a list of texts, not one text"):
         main.generate("the cat")  # type: ignore[arg-type]
 
 

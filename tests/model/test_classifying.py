@@ -110,8 +110,8 @@ def test_the_base_alone_and_choices_of_each_query(system: HartModel):
         (["ﬁne", "fine"], "read the same"),
         (["a"], "1 choices; at least two are needed"),
         ([], "0 choices; at least two are needed"),
-        (["a", " "], "' ' is no choice; give texts that are not empty"),
-        (["a", 3], "3 is no choice"),
+        (["a", " "], "' ' cannot be a choice; give a text that is not empty"),
+        (["a", 3], "3 cannot be a choice"),
         ("a,b", "the choices are one text; give a list of texts"),
     ],
 )
@@ -127,10 +127,10 @@ def test_mistakes(system: HartModel):
         system.classify("x", ["a", "A"])
     with pytest.raises(HartError, match="query 2 of 2: 1 choices"):
         system.classify(["x", "y"], [["a", "b"], ["a"]])
-    with pytest.raises(HartError, match="there are 2 queries and choices for 1"):
+    with pytest.raises(HartError, match="there are 2 queries, and choices for 1"):
         system.classify(["x", "y"], [["a", "b"]])
     with pytest.raises(HartError, match="one of them is a text"):
         system.classify("x", "a,b")
     long = "one two three one two three one two three "
-    with pytest.raises(HartError, match=r"are the same tokens to this model \(of which it reads 6\); choose other"):
+    with pytest.raises(HartError, match=r"have the same tokens in this model, which reads the first 6; choose other"):
         system.classify("x", [f"{long}a", f"{long}b"], system.adapt(Task("Do.", [("a", "b")])))

@@ -127,7 +127,9 @@ def test_the_base_of_a_system_is_told_a_query_as_the_system_is(tiny_tokenizer: P
 def test_a_token_without_an_embedding_is_refused(main: MainModel) -> None:
     rows = main.model.get_input_embeddings().num_embeddings
     for wrong in (rows, -1):
-        with pytest.raises(HartError, match=f"has embeddings of {rows} tokens, none of token {wrong}; leave it out"):
+        with pytest.raises(
+            HartError, match=f"has embeddings of {rows} tokens, and token {wrong} is not among them; leave it out"
+        ):
             main.answers([[3, wrong]])
 
 

@@ -78,7 +78,7 @@ def test_an_export_is_exact(main: MainModel, name: str, tmp_path: Path) -> None:
     stock = logits(main.model, ids)
     assert not torch.allclose(changed, stock, atol=1e-2)
     if name == "prefix" and main.shape.attention is not None:
-        with pytest.raises(HartError, match="PEFT has no prefixes for a base of whose layers some have no attention"):
+        with pytest.raises(HartError, match="PEFT has no prefixes for a base with layers without attention"):
             save_peft(adaptation, main, tmp_path / "peft")
         return
     save_peft(adaptation, main, tmp_path / "peft")
@@ -135,7 +135,7 @@ def test_a_memory_in_front_is_exported_as_prefixes(main: MainModel, kinds: list[
     assert texts(theirs, main) == main.generate(QUERIES, adaptation, max_new_tokens=8)
     with main.adapted(replace(adaptation, memory=None, memory_mask=None), batch=1):
         assert not torch.allclose(logits(main.model, ids), changed, atol=1e-2)
-    with pytest.raises(HartError, match="prefixes and a memory are rows beside keys and values"):
+    with pytest.raises(HartError, match="prefixes and a memory change no weights"):
         merge(adaptation, main)
 
 
@@ -174,7 +174,7 @@ def test_scaled_rotary_positions(rope: dict, tiny_tokenizer: PreTrainedTokenizer
 @pytest.mark.parametrize(
     ("main", "kind", "reason"),
     [
-        ("gpt2", "prefix", "the base's are learned"),
+        ("gpt2", "prefix", "shift the base's, which are learned"),
         ("ministral3", "prefix", "or scale its queries"),
         ("mistral", "prefix", "sliding window"),
         ("gemma3_text", "prefix", "it takes up no positions|sliding window"),

@@ -205,7 +205,7 @@ def test_prefixes_cannot_be_merged_and_rows_are_exported_one_by_one(adapted) -> 
     model, adaptation = adapted({"kind": "prefix", "length": 4})
     with pytest.raises(HartError, match="cannot be merged"):
         merge(adaptation, model.main, lossy=True)
-    with pytest.raises(HartError, match="take one"):
+    with pytest.raises(HartError, match="choose one"):
         to_peft(Adaptation.stack([adaptation, adaptation]), model.main, lossy=True)
 
 

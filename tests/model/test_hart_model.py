@@ -169,13 +169,13 @@ def test_a_hypernetwork_without_demonstrations_is_refused(system: HartModel, tin
     batch = batch_of(system, toy_data_dir)
     for missing in (("demo_ids",), ("demo_mask",), ("demo_ids", "demo_mask")):
         given = {name: values for name, values in batch.items() if name not in missing}
-        with pytest.raises(HartError, match="demo_ids and demo_mask are what a hypernetwork reads: give both"):
+        with pytest.raises(HartError, match="demo_ids and demo_mask are for a hypernetwork: give both"):
             system(**given)
     plain = HartModel(system.main, None, train_main=True)
-    with pytest.raises(HartError, match="this system has none, leave them out"):
+    with pytest.raises(HartError, match="this system has none; leave them out"):
         plain(**batch)
     batch["demo_ids"], batch["demo_mask"] = batch["demo_ids"][:3], batch["demo_mask"][:3]
-    with pytest.raises(HartError, match="3 rows of demo_ids cannot serve 4 queries evenly"):
+    with pytest.raises(HartError, match="demo_ids has 3 rows, which must divide the 4 queries"):
         system(**batch)
 
 
@@ -193,18 +193,18 @@ def test_one_text_is_no_list_of_choices_or_queries(system: HartModel):
         system.score("the cat", "pear", adaptation)
     with pytest.raises(HartError, match="the choices of query 2 of 2 are one text"):
         score_choices(system.main, ["a", "b"], [["x"], "yz"], adaptation)  # type: ignore[list-item]
-    with pytest.raises(HartError, match="query 1 of 1: the choice 3 is no text"):
+    with pytest.raises(HartError, match="query 1 of 1: the choice 3 must be a text"):
         system.score("the cat", [3], adaptation)  # type: ignore[list-item]
     with pytest.raises(HartError, match="score: query must be one text, not list; for many take classify, or hart"):
         system.score(["the cat"], ["a"], adaptation)  # type: ignore[arg-type]
     with pytest.raises(HartError, match="queries must be a list of texts, not dict"):
         system.generate({"the cat": 1}, adaptation)  # type: ignore[arg-type]
-    with pytest.raises(HartError, match="query 2 of 2 is no text but int"):
+    with pytest.raises(HartError, match="query 2 of 2 must be a text or a list of token ids, not int"):
         system.generate(["the cat", 1], adaptation)  # type: ignore[list-item]
     for several, made in (([adaptation, adaptation], "list"), ("folder", "str")):
         with pytest.raises(HartError, match=f"not a {made}; Adaptation.stack makes one of several"):
             system.generate(["the", "cat"], several)  # type: ignore[arg-type]
-    with pytest.raises(HartError, match="queries is one text"):
+    with pytest.raises(HartError, match="queries must be a list of texts, not one text"):
         score_choices(system.main, "a", [["x"]], adaptation)  # type: ignore[arg-type]
     for options, message in (
         ({"batch_size": -1}, "batch_size must be"),
@@ -271,7 +271,7 @@ def test_what_a_format_leaves_unread_is_told(form: dict, message: str | None, ca
 def test_damaged_weights_do_not_adapt(system: HartModel):
     with torch.no_grad():
         next(system.hypernetwork.heads.parameters()).fill_(float("nan"))
-    with pytest.raises(HartError, match="generates numbers that are not finite"):
+    with pytest.raises(HartError, match="generates NaN or infinite parameters"):
         system.adapt(TASKS[0])
 
 

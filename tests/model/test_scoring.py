@@ -94,7 +94,7 @@ def test_mistakes(run_config: Callable[..., RunConfig]):
     main = system.main
     with pytest.raises(HartError, match="query 2 of 2 has no choices"):
         score_choices(main, ["a", "b"], [["c"], []])
-    with pytest.raises(HartError, match="2 queries and choices for 1"):
+    with pytest.raises(HartError, match="2 queries, and choices for 1"):
         score_choices(main, ["a", "b"], [["c"]])
     with pytest.raises(HartError, match="query 1 of 1 is empty"):
         score_choices(main, [" "], [["c"]])

@@ -67,7 +67,7 @@ def test_whole_files(tmp_path: Path) -> None:
     check_floats(path)
     check_model_files(tmp_path)
     save_file(TENSORS | {"c": torch.ones(1, dtype=torch.int32)}, path)
-    with pytest.raises(HartError, match="model.safetensors: c holds I32, not floating-point numbers"):
+    with pytest.raises(HartError, match="model.safetensors: c has I32 instead of floating-point numbers"):
         check_floats(path)
 
 

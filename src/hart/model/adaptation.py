@@ -164,7 +164,7 @@ class Adaptation:
                 limits, or the parts of a task that the main model reads.
         """
         if not adaptations:
-            raise HartError("adaptation: nothing to stack")
+            raise HartError("adaptation: the list to stack is empty; give at least one adaptation")
         first = adaptations[0]
         place = next(iter(first._tensors().values()), None)
         if place is not None:
@@ -175,7 +175,9 @@ class Adaptation:
                     f"adaptation: cannot stack adaptations of different bases, {first.base} and {other.base}"
                 )
             if other.kinds != first.kinds or (other.memory is None) != (first.memory is None):
-                raise HartError("adaptation: cannot stack different PEFT kinds, or with and without memory")
+                raise HartError(
+                    "adaptation: cannot stack adaptations of different PEFT kinds, or with memory and without"
+                )
             if other._limits() != first._limits():
                 raise HartError(
                     "adaptation: cannot stack adaptations with different limits of queries and answers, "
@@ -238,7 +240,9 @@ class Adaptation:
         path = folder / TENSORS_FILE
         tensors = read_tensors(path, again="save the adaptation again")
         if sha256(path) != fields.pop(_CHECKSUM):
-            raise HartError(f"{path}: damaged, its checksum is not that of {FIELDS_FILE}; save the adaptation again")
+            raise HartError(
+                f"{path}: damaged, its checksum differs from that in {FIELDS_FILE}; save the adaptation again"
+            )
         for name, tensor in tensors.items():
             if tensor.is_floating_point() == (name == "memory_mask"):
                 raise HartError(f"{path}: {name} has dtype {tensor.dtype}; save the adaptation again")
@@ -331,12 +335,12 @@ _IN_CONTEXT = {
 def _read_fields(folder: Path) -> dict[str, Any]:
     """The checked content of `adaptation.json`, without its format."""
     path = folder / FIELDS_FILE
-    missing = f"{folder}: no adaptation here ({FIELDS_FILE} is missing)"
+    missing = f"{folder}: has no adaptation ({FIELDS_FILE} is missing); give a folder that hart adapt wrote"
     if str(folder) in MODELS or (folder / "config.json").is_file():
-        missing = f"{folder}: a model, not an adaptation; hart adapt {folder} --output-dir A makes one"
+        missing = f"{folder}: is a model, not an adaptation; make one with hart adapt {folder} --output-dir A"
     content = read_json(path, "the file of an adaptation", missing=missing)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise HartError(f"{path}: format is not {FORMAT}; it was written by another version of hart")
+        raise HartError(f"{path}: format is not {FORMAT} but of another version of hart; adapt again")
     fields = {}
     for name, types in _FIELD_TYPES.items():
         if name not in content:

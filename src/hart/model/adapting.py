@@ -76,7 +76,7 @@ class IncrementalTask:
         _network(model)
         form = model.input_format
         if not form.num_demonstrations:
-            raise HartError(f"{model.name or 'model'}: was trained to read no demonstrations; adapt it to the task")
+            raise HartError(f"{model.name or 'model'}: was trained without demonstrations; use model.adapt(task)")
         form.check_readable(task)
         self._model = model
         self._form = replace(form, demonstration_groups=_NO_LIMIT)
@@ -127,7 +127,7 @@ class IncrementalTask:
 
 def _network(model: "HartModel") -> HyperNetwork:
     if model.hypernetwork is None:
-        raise HartError(f"{model.name or 'model'}: has no hypernetwork that reads tasks")
+        raise HartError(f"{model.name or 'model'}: has no hypernetwork to read tasks; use model.adapt(task)")
     return model.hypernetwork
 
 
@@ -138,7 +138,7 @@ def _adaptation(model: "HartModel", tasks: Sequence[Task], made: HyperOutput | N
     if made is not None:
         blocks = made.blocks
         if not all(bool(values.isfinite().all()) for values in (*blocks.values(), made.memory)):
-            raise HartError(f"{model.name or 'model'}: generates numbers that are not finite; its weights are damaged")
+            raise HartError(f"{model.name or 'model'}: generates NaN or infinite parameters; its weights are damaged")
         memory, memory_mask = (made.memory, made.memory_mask) if model.gives_memory else (None, None)
     elif model.learned is not None:
         # A copy, because training may continue.

@@ -91,7 +91,7 @@ def encode_queries(
     for number, query in enumerate(queries):
         name = f"query {number + 1} of {len(queries)}"
         if not isinstance(query, str | list):
-            raise HartError(f"{name} is no text but {type(query).__name__}; give texts, or lists of token ids")
+            raise HartError(f"{name} must be a text or a list of token ids, not {type(query).__name__}")
         if not (query.strip() if isinstance(query, str) else query):
             raise HartError(f"{name} is empty; give it a text")
         if not isinstance(query, str):
@@ -206,7 +206,7 @@ def naming_unknown_options() -> Iterator[None]:
         if "`model_kwargs` are not used" not in str(error):
             raise
         names = str(error).split("[", 1)[-1].split("]", 1)[0]
-        raise HartError(f"options that generate does not know: {names}; are they misspelled?") from None
+        raise HartError(f"unknown options of generate: {names}; check their spelling") from None
 
 
 def listed(queries: Any) -> list[Any]:
@@ -216,7 +216,7 @@ def listed(queries: Any) -> list[Any]:
         HartError: `queries` is one text, or not iterable.
     """
     if isinstance(queries, str):
-        raise HartError("queries is one text; give a list of texts")
+        raise HartError("queries must be a list of texts, not one text")
     if isinstance(queries, Mapping | bytes) or not isinstance(queries, Iterable):
         raise HartError(f"queries must be a list of texts, not {type(queries).__name__}")
     return list(queries)
@@ -261,9 +261,9 @@ def decoding_options(num_beams: int, temperature: float, top_p: float, more: Map
         raise HartError("generation_config: give its fields as options, such as temperature=0.7")
     idle = ["top_p"] * (top_p < 1) + [name for name in _OF_SAMPLING if _acts(name, more.get(name))]
     if idle and not sampled:
-        raise HartError(f"{idle[0]} acts on sampling, and temperature is 0; set a temperature, or leave {idle[0]} out")
+        raise HartError(f"{idle[0]} has no effect at temperature 0; set a temperature, or leave {idle[0]} out")
     if num_beams > 1 and sampled:
-        raise HartError("num_beams: beams are searched without a temperature; set one of the two")
+        raise HartError("num_beams: beam search uses no temperature; set only one of the two")
     options = {"num_beams": num_beams, "do_sample": sampled, **more}
     if sampled:
         options |= {"temperature": float(temperature) or 1.0, "top_p": float(top_p), "top_k": more.get("top_k", 0)}
@@ -279,9 +279,9 @@ def check_logprobs(logprobs: Any, options: Mapping[str, Any]) -> None:
     if type(logprobs) is not int or logprobs < 0:
         raise HartError(f"logprobs must be a whole number of at least 0, not {logprobs!r}")
     if options["num_beams"] > 1:
-        raise HartError("logprobs: are those of one token after the other, and not of beams; set num_beams to 1")
+        raise HartError("logprobs: beam search has none; set num_beams to 1")
     if wrong := next((name for name in (*_RULES, *_SEVERAL_AT_ONCE) if _acts(name, options.get(name))), None):
-        raise HartError(f"logprobs: are what the model itself says of one token after the other; leave {wrong} out")
+        raise HartError(f"logprobs: are the model's own, one token at a time, which {wrong} changes; leave {wrong} out")
 
 
 def _acts(name: str, value: Any) -> bool:

@@ -73,13 +73,13 @@ def load_base(name: str, *, revision: str | None = None, dtype: torch.dtype | st
             config, is_part = _read_config(source, **at_revision)
         except (OSError, ValueError) as error:
             raise NoCheckpointError(
-                f"{name}: no checkpoint there ({first_line(error)}); give a folder that holds it, or a hub name, "
-                "from a machine with a network"
+                f"{name}: no checkpoint there ({first_line(error)}); give its folder, or a hub name with a "
+                "network connection"
             ) from error
         if getattr(config, "quantization_config", None) is not None:
             raise HartError(
-                f"{name}: its weights are quantised, and generated parameters start at the size of the base's own; "
-                "give the checkpoint that it was made from, with dtype bfloat16 (model.dtype, --dtype)"
+                f"{name}: its weights are quantised, and generated parameters need their original scale; "
+                "give the unquantised checkpoint, with dtype bfloat16 (model.dtype, --dtype)"
             )
         try:
             is_t5 = architecture(config).has_encoder
@@ -104,14 +104,12 @@ def load_base(name: str, *, revision: str | None = None, dtype: torch.dtype | st
     model, report = loaded
     if is_part:
         forget_renamings(model, TEXT_PART)
-    for what, problem in (("missing_keys", "lacks"), ("mismatched_keys", "has another shape of")):
+    for what, problem in (("missing_keys", "lacks"), ("mismatched_keys", "has a wrong shape for")):
         if report[what]:
             key = min(each if isinstance(each, str) else each[0] for each in report[what])
             raise HartError(f"{name}: the checkpoint {problem} {key}; download it again")
     if model.dtype == torch.float16:
-        raise HartError(
-            f"{name}: is stored in float16, in which it may overflow; load it with dtype float32 or bfloat16"
-        )
+        raise HartError(f"{name}: is stored in float16, which may overflow; load it with dtype float32 or bfloat16")
     if not is_t5 and tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked: any token will do
     _check_tokenizer(name, tokenizer, model)
@@ -170,7 +168,8 @@ def _tokenizer(name: str, source: str, at_revision: dict[str, Any]) -> PreTraine
         return AutoTokenizer.from_pretrained(source, **at_revision)
     except Exception as error:  # the parsers of its files raise bare ones, too
         raise HartError(
-            f"{name}: its tokenizer cannot be loaded ({first_line(error)}); is tokenizer.json or spiece.model complete?"
+            f"{name}: its tokenizer cannot be loaded ({first_line(error)}); check that tokenizer.json or spiece.model "
+            "is complete"
         ) from error
 
 
@@ -198,8 +197,7 @@ def _check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, model: PreTr
     special = set(tokenizer.all_special_tokens)
     if len([piece for piece in tokenizer.get_vocab() if piece not in special]) < LEAST_VOCABULARY:
         raise HartError(
-            f"{name}: has no tokenizer (tokenizer.json or spiece.model is missing), every word would be unknown; "
-            "get the files of the same model"
+            f"{name}: has no tokenizer (tokenizer.json or spiece.model is missing); get the files of the same model"
         )
     for field in ("pad_token_id", "eos_token_id"):
         if getattr(tokenizer, field) is None:
@@ -214,6 +212,6 @@ def _check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, model: PreTr
     largest = max(number for piece, number in vocabulary.items() if piece not in added or piece in needed)
     if largest >= count:
         raise HartError(
-            f"{name}: its tokenizer counts to {largest} and the model has {count} embeddings; "
+            f"{name}: its tokenizer has token ids up to {largest}, and the model has {count} embeddings; "
             "get the files of the same model"
         )

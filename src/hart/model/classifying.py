@@ -38,7 +38,7 @@ def check_classes(choices: Sequence[str], where: str) -> list[str]:
     seen: dict[str, str] = {}
     for choice in choices:
         if not isinstance(choice, str) or not choice.strip():
-            raise HartError(f"{where}: {choice!r} is no choice; give texts that are not empty")
+            raise HartError(f"{where}: {choice!r} cannot be a choice; give a text that is not empty")
         normal = " ".join(unicodedata.normalize("NFKC", choice).casefold().split())
         if normal in seen:
             raise HartError(f"{where}: the choices {seen[normal]!r} and {choice!r} read the same; leave one out")
@@ -58,8 +58,8 @@ def check_tokens(
         twin = tokens.setdefault(tuple(form.encode_target(tokenizer, text)), text)
         if twin != text:
             raise HartError(
-                f"{where}: the choices {twin!r} and {text!r} are the same tokens to this model (of which it "
-                f"reads {max_target_length}); choose other words"
+                f"{where}: the choices {twin!r} and {text!r} have the same tokens in this model, which "
+                f"reads the first {max_target_length}; choose other words"
             )
 
 
@@ -98,7 +98,7 @@ def classify(
         raise HartError("queries and choices must be lists of texts; one of them is a text")
     each = choices if choices and not isinstance(choices[0], str) else [choices] * len(queries)
     if len(each) != len(queries):
-        raise HartError(f"there are {len(queries)} queries and choices for {len(each)}; give choices for each query")
+        raise HartError(f"there are {len(queries)} queries, and choices for {len(each)}; give choices for each query")
     own = _checked(main, each, adaptation, max_target_length)  # type: ignore[arg-type]
     scored = {"normalisation": normalisation, "max_target_length": max_target_length, **options}
     scores = score_choices(main, queries, own, adaptation, **scored)

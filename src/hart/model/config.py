@@ -83,7 +83,7 @@ class ModelConfig(Section):
         if self.fusion and self.memory_in_front:
             self._refuse(
                 "memory_in_front",
-                "is for decoder-only bases, and model.fusion for T5s; set model.fusion to false, or this",
+                "is for decoder-only bases, and model.fusion for T5s; set one of the two to false",
             )
         if self.head_bias and not self.peft:
             self._refuse("head_bias", "must be false where model.peft is []: no rows are generated")
@@ -100,9 +100,13 @@ class ModelConfig(Section):
                     self._refuse(name, "must be null where model.encoder is t5, whose checkpoint has its own")
             return
         if self.train_main:
-            self._refuse("encoder", "main_model needs a frozen one: set model.train_main to false, or this to t5")
+            self._refuse(
+                "encoder", "main_model needs a frozen main model: set model.train_main to false, or this to t5"
+            )
         if self.hypernetwork_init is not None:
-            self._refuse("hypernetwork_init", "must be null where model.encoder is main_model: the decoder starts new")
+            self._refuse(
+                "hypernetwork_init", "must be null where model.encoder is main_model: the decoder is newly initialised"
+            )
 
     def _check_without_hypernetwork(self) -> None:
         if self.fusion:

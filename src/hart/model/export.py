@@ -63,10 +63,10 @@ def what_is_lost(adaptation: Adaptation, main: MainModel | None = None) -> list[
         reason = "" if main is None else f" ({why_not(adaptation, main)})"
         lost.append(f"the memory: the main model no longer attends to the encoded demonstrations{reason}")
     if isinstance(kind, Prefix) and _of_encoder(adaptation):
-        lost.append("the prefixes of the encoder, which PEFT does not have for T5")
+        lost.append("the prefixes of the encoder, which PEFT lacks for T5")
         lost.append("the bias of the decoder's prefixes: 0 here, T5's relative bias of earlier tokens in PEFT")
         if kind.cross:
-            lost.append("the prefixes of cross-attention, which PEFT does not have")
+            lost.append("the prefixes of cross-attention, which PEFT lacks")
     if adaptation.input_format.in_context:
         lost.append("the demonstrations that the main model reads before each query; put them there yourself")
     return lost
@@ -104,9 +104,7 @@ def _wrapped(adaptation: Adaptation, main: MainModel, lossy: bool) -> "PeftModel
 
     main.check_adaptation(adaptation)
     if main.shape.attention is not None and any(isinstance(kind, Prefix) for kind in adaptation.kinds):
-        raise HartError(
-            "PEFT has no prefixes for a base of whose layers some have no attention; use --format safetensors"
-        )
+        raise HartError("PEFT has no prefixes for a base with layers without attention; use --format safetensors")
     refuse_loss(adaptation, lossy, main)
     model = get_peft_model(_stock(main), peft_config(adaptation, main))
     set_peft_model_state_dict(model, peft_tensors(adaptation, main))
@@ -214,7 +212,7 @@ def refuse_unmergeable(adaptation: Adaptation) -> None:
     """Raise `HartError` if no part of an adaptation changes weights of the base."""
     if all(isinstance(kind, Prefix) for kind in adaptation.kinds):
         raise HartError(
-            "prefixes and a memory are rows beside keys and values, no change of a weight; they cannot be merged"
+            "prefixes and a memory change no weights and cannot be merged; use --format peft or safetensors"
         )
 
 
@@ -222,9 +220,7 @@ def refuse_loss(adaptation: Adaptation, lossy: bool, main: MainModel | None = No
     """Raise `HartError` if an export would be lossy and `lossy` is False; `main` as in `what_is_lost`."""
     lost = what_is_lost(adaptation, main)
     if lost and not lossy:
-        raise HartError(
-            f"this export would lose {'; '.join(lost)}; ask for it with --lossy (lossy=True) if that will do"
-        )
+        raise HartError(f"this export would lose {'; '.join(lost)}; accept this with --lossy (lossy=True)")
 
 
 def peft_config(adaptation: Adaptation, main: MainModel) -> "PeftConfig":
@@ -312,16 +308,16 @@ def import_peft() -> None:
 
 def _exportable(adaptation: Adaptation) -> Lora | Ia3 | Prefix:
     if len(adaptation) != 1:
-        raise HartError(f"an export is of one task, this adaptation holds {len(adaptation)}; take one: adaptation[0]")
+        raise HartError(
+            f"an export is of one task, and this adaptation has {len(adaptation)}; choose one, e.g. adaptation[0]"
+        )
     names = [kind.name for kind in adaptation.kinds]
     if len(names) != 1:
         held = " and ".join(names) or "no parameters"
         raise HartError(f"an adapter of PEFT holds one kind of parameters, this adaptation holds {held}")
     (kind,) = adaptation.kinds
     if not isinstance(kind, Lora | Ia3 | Prefix):
-        raise HartError(
-            f"PEFT has no {kind.name} kind (beside the feed-forward, as ours are); use --format safetensors"
-        )
+        raise HartError(f"PEFT has no {kind.name} beside the feed-forward, as hart has; use --format safetensors")
     return kind
 
 

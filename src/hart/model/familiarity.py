@@ -40,7 +40,9 @@ def note_unfamiliar(model: str, tokens: Sequence[int], cuts: Cuts, name: str) ->
     if is_far(model, tokens):
         told = f"{unseen_share(model, tokens):.0%} of its tokens never occur in the training of {model}"
         cuts.note(
-            f"is far from what {model} was trained on, its answer says little", name, f"{told}; its answer says little"
+            f"is far from the training data of {model}, so its answer is unreliable",
+            name,
+            f"{told}, so its answer is unreliable",
         )
 
 
@@ -52,9 +54,9 @@ def note_unfamiliar_task(model: str, shown: Sequence[str], tokenizer: Tokenizer,
     if is_far(model, tokens):
         told = f"{unseen_share(model, tokens):.0%} of the tokens of its demonstrations never occur in the training of"
         cuts.note(
-            f"is far from what {model} was trained on, its adaptation says little",
+            f"is far from the training data of {model}, so its adaptation is unreliable",
             name,
-            f"{told} {model}; its adaptation says little",
+            f"{told} {model}, so its adaptation is unreliable",
         )
 
 

@@ -81,16 +81,15 @@ def fetch(name: str, revision: str | None) -> Path:
         return folder
     if name in BASES:
         raise HartError(
-            f"{name}: a base, without a hypernetwork; give a HART model, such as {' or '.join(MODELS)} (or, to hart "
+            f"{name}: is a base without a hypernetwork; give a HART model, such as {' or '.join(MODELS)} (or, to hart "
             "evaluate, --system base or base-in-context)"
         )
     try:
         return Path(snapshot_download(name, revision=revision))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise HartError(
-            f"{name}: neither a folder nor a model that the hub has or that lies in its cache (of a machine without a "
-            "network, download it elsewhere and give its folder); "
-            f"give a folder, a hub name, {' or '.join(MODELS)}"
+            f"{name}: no such folder, and no such model on the hub or in its cache; give a folder (without a network, "
+            f"one downloaded elsewhere), a hub name, {' or '.join(MODELS)}"
         ) from error
 
 
@@ -107,7 +106,7 @@ def load_system(
     info = config["system"]
     train_main = info["train_main"]
     if train_main and base is not None:
-        raise HartError(f"{name}: brings its own main model, which was trained; leave out the base {base}")
+        raise HartError(f"{name}: contains its own trained main model; leave out the base {base}")
     try:
         main = MainModel.from_pretrained(
             str(folder / MAIN_FOLDER) if train_main else base or info["base"],
@@ -118,11 +117,11 @@ def load_system(
     except NoCheckpointError as error:
         if train_main or base:
             raise
-        raise HartError(f"{error}; it is the base of {name}, say where it lies: base=… (--base)") from error
+        raise HartError(f"{error}; it is the base of {name}; give its folder as base=… (--base)") from error
     if not train_main and info["base_fingerprint"] != main.fingerprint:
         raise HartError(
-            f"{folder}: was trained for another {info['base']} than the one found in {main.name}, whose "
-            f"{difference(info['base_fingerprint'], main.fingerprint)}; give the right one as base"
+            f"{folder}: was trained for the base {info['base']}, whose "
+            f"{difference(info['base_fingerprint'], main.fingerprint)} from {main.name}; give the right one as base"
         )
     arguments = {
         "main": main,
@@ -154,8 +153,8 @@ def read_reader(folder: Path, config: Mapping[str, Any], has_encoder: bool) -> P
             return AutoTokenizer.from_pretrained(folder / READER_FOLDER)
     except Exception as error:  # the parsers of its files raise bare ones, too
         raise HartError(
-            f"{folder / READER_FOLDER}: the hypernetwork's tokenizer cannot be loaded ({first_line(error)}); "
-            "is the download complete?"
+            f"{folder / READER_FOLDER}: the hypernetwork's tokenizer cannot be loaded ({first_line(error)}); check "
+            "that the download is complete"
         ) from error
 
 
@@ -166,11 +165,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         HartError: the file cannot be read, does not belong to a saved system, or lacks a field.
     """
     path = folder / CONFIG_FILE
-    absent = f"{path}: no such file; is {folder} the folder of a saved HART model?"
+    absent = f"{path}: no such file; give the folder of a saved HART model"
     if (folder / "adaptation.json").is_file():
-        absent = f"{folder}: an adaptation, not a model; hart predict answers with it"
+        absent = f"{folder}: is an adaptation, not a model; use it with hart predict"
     elif (folder / "final" / CONFIG_FILE).is_file():
-        absent = f"{folder}: a run; its model is {folder / 'final'}"
+        absent = f"{folder}: is a run, not a model; give {folder / 'final'}"
     config: Any = read_json(path, "the configuration of a model", missing=absent)
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind not in MODEL_TYPES:
@@ -197,7 +196,7 @@ def read_input_format(folder: Path, fields: Any) -> InputFormat:
         raise HartError(f"{folder / CONFIG_FILE}: system.input_format.{error}") from None
     except TypeError as error:
         raise HartError(
-            f"{folder / CONFIG_FILE}: system.input_format has other fields than this version of hart knows"
+            f"{folder / CONFIG_FILE}: system.input_format has fields of another version of hart; use that version"
         ) from error
 
 

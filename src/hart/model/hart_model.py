@@ -322,8 +322,8 @@ class HartModel(nn.Module):
         """
         reads = self.hypernetwork is not None
         if (demo_ids is not None) != reads or (demo_mask is not None) != reads:
-            advice = "give both" if reads else "this system has none, leave them out"
-            raise HartError(f"demo_ids and demo_mask are what a hypernetwork reads: {advice}")
+            advice = "give both" if reads else "this system has none; leave them out"
+            raise HartError(f"demo_ids and demo_mask are for a hypernetwork: {advice}")
         if self.hypernetwork is None or demo_ids is None or demo_mask is None:
             blocks = {} if self.learned is None else self.learned()
             logits = self.main(query_ids, query_mask, labels=labels, blocks=blocks, peft=self.kinds).logits
@@ -331,7 +331,7 @@ class HartModel(nn.Module):
         made = self.hypernetwork(demo_ids, demo_mask)
         batch = query_ids.shape[0]
         if batch % demo_ids.shape[0]:
-            raise HartError(f"{demo_ids.shape[0]} rows of demo_ids cannot serve {batch} queries evenly")
+            raise HartError(f"demo_ids has {demo_ids.shape[0]} rows, which must divide the {batch} queries")
         output = self.main(
             query_ids,
             query_mask,
@@ -381,7 +381,9 @@ class HartModel(nn.Module):
         if groups is None or groups == self.input_format.demonstration_groups:
             return self.input_format
         if self.hypernetwork is None or not self.input_format.num_demonstrations:
-            raise HartError(f"demonstration_groups: {self.name or 'this model'} has no hypernetwork that reads any")
+            raise HartError(
+                f"demonstration_groups: {self.name or 'this model'} has no hypernetwork to read them; leave it out"
+            )
         return replace(self.input_format, demonstration_groups=groups)
 
     def incremental(self, task: Task) -> adapting.IncrementalTask:

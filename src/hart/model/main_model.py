@@ -365,7 +365,7 @@ class MainModel(nn.Module, ABC):
         if queries % len(adaptation):
             raise HartError(
                 f"an adaptation of {len(adaptation)} tasks cannot serve {queries} queries; "
-                "give one task, one for each query, or one for each group of as many neighbouring queries"
+                "give one task, one per query, or one per group of equally many consecutive queries"
             )
         return adaptation.to(self.device)
 
@@ -446,5 +446,7 @@ class MainModel(nn.Module, ABC):
         known = self.model.get_input_embeddings().num_embeddings
         wrong = [token for tokens in sequences for token in tokens if not 0 <= token < known]
         if wrong:
-            raise HartError(f"{self.name}: has embeddings of {known} tokens, none of token {wrong[0]}; leave it out")
+            raise HartError(
+                f"{self.name}: has embeddings of {known} tokens, and token {wrong[0]} is not among them; leave it out"
+            )
         return pad(sequences, self.tokenizer.pad_token_id, self.device)

@@ -31,15 +31,15 @@ def why_not(adaptation: Adaptation, main: MainModel) -> str | None:
         return "an adapter of PEFT holds one kind of parameters, and these are not prefixes"
     table, config = architecture(main.model.config), main.model.config
     if main.shape.attention is not None:
-        return "of the base's layers some have no attention, and PEFT's prefixes are for all"
+        return "some layers of the base have no attention, and PEFT's prefixes are for all layers"
     positions = at(main.model, table.positions) if table.positions else None
     if getattr(positions, "rope_type", None) not in _FIXED or table.positions_in_attention:
         return (
-            "it takes up no positions, and rows of a prefix would: the base's are learned, change with the length, or "
-            "scale its queries"
+            "it takes up no positions, and rows of a prefix would shift the base's, which are learned, change with "
+            "the length, or scale its queries"
         )
     if getattr(config, "sliding_window", None) is not None:
-        return "the base's sliding window would leave it behind"
+        return "the base's sliding window would exclude it"
     return None
 
 

@@ -65,8 +65,8 @@ def check_source(source: PeftSource | None, main: MainModel, *, fusion: bool, na
     """Raise `HartError` if a source was made for another main model, or fusion lacks a cross-attention."""
     if source is not None and source.shape != main.shape:
         raise HartError(
-            f"{name or 'hypernetwork'}: made for a main model of {source.shape}, "
-            f"{main.name} has {main.shape}; use the base it was trained with"
+            f"{name or 'hypernetwork'}: was made for a main model of {source.shape}, "
+            f"and {main.name} has {main.shape}; use the base it was trained with"
         )
     if not main.shape.has_encoder and fusion and isinstance(source, HyperNetwork):
         raise HartError(no_fusion(main.name))
@@ -101,7 +101,9 @@ def load_peft_source(
         with loading:
             return HyperNetwork.from_pretrained(folder, config=made, dtype=dtype)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise HartError(f"{folder}: cannot be loaded ({first_line(error)}); is the download complete?") from error
+        raise HartError(
+            f"{folder}: cannot be loaded ({first_line(error)}); check that the download is complete"
+        ) from error
 
 
 def load_weights(module: nn.Module, folder: Path) -> None:

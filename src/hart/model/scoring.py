@@ -65,14 +65,16 @@ def score_choices(
     if normalisation not in get_args(Normalisation):
         raise HartError(f"normalisation must be one of {', '.join(get_args(Normalisation))}, not {normalisation!r}")
     if len(choices) != len(queries):
-        raise HartError(f"there are {len(queries)} queries and choices for {len(choices)}; give choices for each query")
+        raise HartError(
+            f"there are {len(queries)} queries, and choices for {len(choices)}; give choices for each query"
+        )
     for number, own in enumerate(choices, start=1):
         if isinstance(own, str):
             raise HartError(f"the choices of query {number} of {len(queries)} are one text; give a list of texts")
         if not own:
             raise HartError(f"query {number} of {len(queries)} has no choices to score")
         if odd := next((choice for choice in own if not isinstance(choice, str)), None):
-            raise HartError(f"query {number} of {len(queries)}: the choice {odd!r} is no text")
+            raise HartError(f"query {number} of {len(queries)}: the choice {odd!r} must be a text")
     check_batch_size(batch_size)
     adaptation = main.ready(adaptation, len(queries))
     form = main.format_of(adaptation)

@@ -78,7 +78,7 @@ class Queries:
     @property
     def but_skipped(self) -> str:
         """The end of an error message about missing queries: the number of skipped rows."""
-        return f" but {self.skipped} wrong ones" if self.skipped else ""
+        return f", only {self.skipped} wrong rows" if self.skipped else ""
 
     def check(self) -> int:
         """Read and check all rows; returns the number of queries.
@@ -92,7 +92,7 @@ class Queries:
             total += 1
             self.columns.update(dict.fromkeys(query.row.content))
         if not total:
-            raise HartError(f"{self.name}: holds no query{self.but_skipped}")
+            raise HartError(f"{self.name}: has no queries{self.but_skipped}")
         return total
 
     def read(self, encode: "Encoder | None", *, tell: Collection[str]) -> Iterator[tuple[Query, list[int]]]:
@@ -206,9 +206,9 @@ def _entry(row: Row, folders: Sequence[str]) -> int:
     if name is None and len(folders) == 1:
         return 0
     if row.where == "--input":
-        raise HartError('several adaptations need --input-file, whose lines name one as "adaptation"')
+        raise HartError('several adaptations need an --input-file with a field "adaptation" in each row')
     if name is None:
-        raise HartError(f'{row.where}: field "adaptation" is missing; it says which of {", ".join(folders)} answers')
+        raise HartError(f'{row.where}: field "adaptation" is missing; set it to one of {", ".join(folders)}')
     found = [i for i, folder in enumerate(folders) if folder == name]
     found = found or [i for i, folder in enumerate(folders) if Path(folder).name == name]
     if len(found) != 1:

@@ -44,7 +44,7 @@ def check_floats(path: Path) -> None:
         for name in file.keys():  # noqa: SIM118
             kind = file.get_slice(name).get_dtype()
             if kind not in _FLOATS:
-                raise HartError(f"{path}: {name} holds {kind}, not floating-point numbers; it is no file of weights")
+                raise HartError(f"{path}: {name} has {kind} instead of floating-point numbers; give a file of weights")
 
 
 def check_model_files(folder: Path) -> None:
