@@ -70,5 +70,5 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, capsys: pytest.Capt
     path = tmp_path / "other.json"
     path.write_text("[1]", encoding="utf-8")
     assert main(["bench", "steps", *TINY, "--output", str(path)]) == 2
-    assert "is no file of hart bench" in capsys.readouterr().err
+    assert "is not a file of hart bench" in capsys.readouterr().err
     assert path.read_text(encoding="utf-8") == "[1]"

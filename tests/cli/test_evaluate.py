@@ -58,7 +58,7 @@ def test_the_base_beside_the_adapted_model(model_dir: Path, sni_dir: Path, tmp_p
         ok("evaluate", *words, "--system", system, "--output", tmp_path / "alone.json")
         alone = json.loads((tmp_path / "alone.json").read_text(encoding="utf-8"))["overall"]
         assert scores == {name: alone[name] for name in scores}
-    assert "--against looks into an adapted model, and --system is base" in refused(
+    assert "--against needs an adapted model, and --system is base" in refused(
         "evaluate", *words, "--system", "base", "--against", "base"
     )
 
@@ -89,7 +89,7 @@ def test_demonstrations_are_read_in_groups(
     assert "warning: no task has demonstrations for a second group" in out
     assert read == [3] and json.loads(output.read_text())["details"]["demonstration_groups"] == 3
     line = refused("evaluate", model_dir, "--task", task_file, "--demonstration-groups", 3, "--system", "base")
-    assert "--demonstration-groups: a hypernetwork reads them, and --system is base" in line
+    assert "--demonstration-groups: needs a hypernetwork, and --system is base" in line
 
 
 @pytest.mark.parametrize("system", ["base", "base-in-context"])
@@ -263,11 +263,11 @@ def test_a_task_file_of_one_s_own(model_dir: Path, p3_model: Path, choice_task: 
 def test_what_does_not_go_together(model_dir: Path, choice_task: Path, sni_dir: Path, tmp_path: Path, refused) -> None:
     free = sni_dir / "tasks" / "task3.json"
     for words, said in (
-        ((), "give --data or --task"),
-        (("--task", free, "--data", "sni"), "give --data or --task"),
-        (("--task", free, "--subsets", "x"), "--subsets: is for a collection"),
-        (("--task", free, "--data-dir", "x"), "--data-dir: is for a collection"),
-        (("--task", free, "--split", "validation"), "--split: is for a collection"),
+        ((), "give either --data"),
+        (("--task", free, "--data", "sni"), "give either --data"),
+        (("--task", free, "--subsets", "x"), "--subsets: needs a collection"),
+        (("--task", free, "--data-dir", "x"), "--data-dir: needs a collection"),
+        (("--task", free, "--split", "validation"), "--split: needs a collection"),
         (("--task", free, "--task", choice_task), "some files have choices and some have none"),
         (("--task", choice_task, "--system", "copy-input"), "the tasks are multiple-choice; take majority or chance"),
         (("--task", free, "--system", "chance"), "the tasks have no choices; take copy-input"),
@@ -327,7 +327,7 @@ def test_a_part_that_is_not_there_cannot_be_shown(
     line = refused("evaluate", model_dir, "--task", tmp_path / "mine.json", "--task-text", "definition")
     assert "--task-text: is definition, and task mine has none" in line
     line = refused("evaluate", *SNI, sni_dir, "--task-text", "definition", "--system", "copy-demonstration")
-    assert "task task3: has no demonstrations whose output could be copied" in line
+    assert "task task3: has no demonstrations to copy an output from" in line
     line = refused("evaluate", model_dir, *SNI, sni_dir, "--task-text", "definition", "--diagnostics")
     assert "--diagnostics draws other demonstrations" in line
     done = hart("evaluate", p3_model, "--data", "p3", "--data-dir", toy_p3_dir, "--task-text", "definition")
@@ -348,7 +348,7 @@ def test_choices_that_are_the_same_tokens_earn_what_guessing_does(
     assert result.status == 0
     (cut, tied) = result.err.splitlines()
     assert "cut the end of the target" in cut
-    assert "2 of 2 instances (in 1 of 1 tasks, first: question) have best choices with equal scores" in tied
+    assert "2 of 2 instances (in 1 of 1 tasks, first: question) have several best choices with equal scores" in tied
     found = json.loads(results.read_text(encoding="utf-8"))
     assert found["accuracy"] == 50 and found["tasks"][0]["tied_choices"] == 2
     assert found["details"]["tied_choices"]["instances"] == 2
@@ -364,7 +364,7 @@ def test_answers_without_a_word_that_rouge_counts_are_told(sni_dir: Path, tmp_pa
     results = tmp_path / "results.json"
     result = hart("evaluate", *SNI, sni_dir, "--system", "copy-input", "--output", results)
     (line,) = result.err.splitlines()
-    assert "7 of 10 instances (in 2 of 2 tasks, first: task3) have references without a word" in line
+    assert "7 of 10 instances (in 2 of 2 tasks, first: task3) have references without words" in line
     found = json.loads(results.read_text(encoding="utf-8"))
     assert found["details"]["references_without_words"]["instances"] == 7
     assert [task["references_without_words"] for task in found["tasks"]] == [3, 4]
@@ -383,7 +383,7 @@ def test_the_base_from_elsewhere(
         assert "runs/base" in refused(*words, "--system", system)
         assert "all instances" in ok(*words, "--system", system, "--base", base)
     line = refused("evaluate", base, *SNI, sni_dir, "--system", "base", "--base", base)
-    assert "--base" in line and "is no HART model" in line
+    assert "--base" in line and "is not a HART model" in line
 
 
 def test_a_device_stays_one(sni_dir: Path, tmp_path: Path, ok) -> None:

@@ -105,7 +105,7 @@ def test_mistakes(adaptation_dir: Path, tmp_path: Path, refused: Callable[..., s
     words = ("export", adaptation_dir, "--output-dir", tmp_path / "p", "--format")
     assert "cannot be merged" in refused(*words, "merged", "--lossy")
     assert "cannot be merged" in refused(*words, "merged"), "said at once, not behind --lossy"
-    assert "give the whole id, 64 digits" in refused("export", "0123456789ab", *words[2:], "merged")
+    assert "give its whole id of 64 digits" in refused("export", "0123456789ab", *words[2:], "merged")
     assert "--format" in refused(*words, "gguf")
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     assert "pip install" in refused(*words, "peft", "--lossy")
@@ -126,7 +126,7 @@ def test_the_base_from_elsewhere(lora_dir: Path, tiny_base_dir: Path, tmp_path: 
     adaptation = Adaptation.from_pretrained(lora_dir)
     replace(adaptation, base="runs/base").save_pretrained(tmp_path / "moved")
     words = ("export", tmp_path / "moved", "--format", "peft", "--output-dir", tmp_path / "peft")
-    assert "--base says where the base is" in refused(*words)
+    assert "give its folder with --base" in refused(*words)
     ok(*words, "--base", base)
     config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["base_model_name_or_path"] == str(base)  # where PEFT, too, will find it

@@ -103,10 +103,10 @@ def test_choice_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_option_is_no_text_and_a_misspelt_one_is_named(refused, model_dir: Path, tmp_path: Path) -> None:
     adapt = ("adapt", model_dir, "--definition", "Do.", "--output-dir", tmp_path / "a")
-    assert "--demonstration takes 2 texts, and after 1 of them comes the option --overwrite" in refused(
+    assert "--demonstration takes 2 texts, and the option --overwrite follows after 1 of them" in refused(
         *adapt, "--demonstration", "apple saw", "--overwrite"
     )
-    assert "--definition takes a text, and after 0 of them comes the option --task" in refused(
+    assert "--definition takes a text, and the option --task follows after 0 of them" in refused(
         "adapt", model_dir, "--definition", "--task", "t.json", "--output-dir", tmp_path / "a"
     )
     assert "unrecognized arguments: --overwite; did you mean --overwrite? (see hart adapt --help)" in refused(
@@ -126,7 +126,7 @@ def test_interruption(hart, config_file: Path, monkeypatch: pytest.MonkeyPatch) 
     result = hart("train", config_file)
     assert result.status == 130
     (line,) = result.err.split("\n")[1:-1]  # the first is what the terminal shows of the key
-    assert line.startswith("hart: interrupted; the same command goes on")
+    assert line.startswith("hart: interrupted; the same command continues")
 
 
 def test_our_warnings_are_shown_once_in_one_line(hart, adaptation_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,12 +61,12 @@ def test_empty_query(text: str, adaptation_dir: Path, refused) -> None:
     ("content", "told"),
     [
         ('{"input": "a"}\n{"input": " "}', "line 2: the query is empty"),
-        ('{"input": "a"}\n{"input": "b\\ud800"}', "line 2: not a query, input holds half of a character"),
+        ('{"input": "a"}\n{"input": "b\\ud800"}', "line 2: not a query, input contains half of a character"),
         ('{"input": "a"}\n\n{"input"', "line 3: not a query, the text is not JSON"),
         ('{"query": "a"}', 'line 1: must be a JSON object with a text as "input"'),
         ('"a"', "line 1: must be a JSON object"),
         ('{"input": 3}', "line 1"),
-        ("\n", "holds no query"),
+        ("\n", "has no queries"),
         ('{"input": "a", "adaptation": "other"}', "'other' names none"),
         (None, "cannot be read"),
     ],
@@ -89,17 +89,17 @@ def test_several_adaptations_need_names(adaptation_dir: Path, asked: Path, tmp_p
 
 
 def test_no_adaptation_there(model_dir: Path, tmp_path: Path, refused) -> None:
-    for folder, told in ((tmp_path / "absent", "no adaptation here"), (model_dir, "a model, not an adaptation")):
+    for folder, told in ((tmp_path / "absent", "has no adaptation"), (model_dir, "a model, not an adaptation")):
         line = refused("predict", folder, "--input", "one 7")
         assert str(folder) in line and told in line
 
 
 def test_what_is_no_model_is_called_what_it_is(adaptation_dir: Path, model_dir: Path, tmp_path: Path, refused) -> None:
     task = ("--definition", "Sort.", "--output-dir", tmp_path / "a")
-    assert "an adaptation, not a model; hart predict answers with it" in refused("adapt", adaptation_dir, *task)
+    assert "is an adaptation, not a model; use it with hart predict" in refused("adapt", adaptation_dir, *task)
     shutil.copytree(model_dir, tmp_path / "run" / "final")
-    assert f"a run; its model is {tmp_path / 'run' / 'final'}" in refused("adapt", tmp_path / "run", *task)
-    assert "a base, without a hypernetwork; give a HART model, such as mini" in refused("adapt", "mini-base", *task)
+    assert f"is a run, not a model; give {tmp_path / 'run' / 'final'}" in refused("adapt", tmp_path / "run", *task)
+    assert "is a base without a hypernetwork; give a HART model, such as mini" in refused("adapt", "mini-base", *task)
 
 
 def test_truncated_adaptation(adaptation_dir: Path, refused) -> None:
@@ -218,7 +218,7 @@ def test_the_base_from_elsewhere(
     base = shutil.copytree(tiny_base_dir, tmp_path / "base")
     (adaptation_dir / "adaptation.json").write_text(json.dumps(fields | {"base": "runs/base"}), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    assert "runs/base" in (line := refused(*words)) and "--base says where the base is" in line
+    assert "runs/base" in (line := refused(*words)) and "give its folder with --base" in line
     assert ok(*words, "--base", base) == expected
     tensors = load_file(base / "model.safetensors")
     save_file({name: 2 * values for name, values in tensors.items()}, base / "model.safetensors", {"format": "pt"})

@@ -68,7 +68,7 @@ def test_standard_input_is_answered_as_it_comes(
     given(asked.read_bytes())
     assert ok(*words, "--input-format", "jsonl") == expected
     given(b"\n")
-    assert "standard input: holds no query" in refused(*words, "--input-format", "txt")
+    assert "standard input: has no queries" in refused(*words, "--input-format", "txt")
     given(asked.read_bytes() + b"no json\n" + asked.read_bytes())
     result = hart(*words, "--input-format", "jsonl")
     assert (result.status, result.out) == (2, expected)
@@ -76,10 +76,7 @@ def test_standard_input_is_answered_as_it_comes(
     given(asked.read_bytes() + b"no json\n" + asked.read_bytes())
     result = hart(*words, "--input-format", "jsonl", "--skip-errors")
     assert (result.status, result.out) == (0, 2 * expected)
-    assert (
-        "standard input, line 5" in result.err
-        and "wrong rows that were skipped: 1; queries that are answered: 6" in result.err
-    )
+    assert "standard input, line 5" in result.err and "skipped wrong rows: 1; answered queries: 6" in result.err
 
 
 def test_wrong_rows_are_told_once_and_counted(
@@ -88,16 +85,16 @@ def test_wrong_rows_are_told_once_and_counted(
     path, target = tmp_path / "a.csv", tmp_path / "b.csv"
     path.write_bytes(b"text,id\none,1\nragged\n ,2\n\xff,3\ntwo,4\n")
     words = ("predict", adaptation_dir, "--input-file", path, "--input-field", "text", "--output-file", target)
-    assert f"{path}, line 3: has 1 fields, the header has 2" in refused(*words)
+    assert f"{path}, line 3: has 1 fields, and the header has 2" in refused(*words)
     assert not target.exists()
     result = hart(*words, "--skip-errors")
     assert result.status == 0 and [row["id"] for row in read_csv(target)] == ["1", "4"]
     lines = result.err.splitlines()
     assert [line.split(": ")[2] for line in lines[:3]] == [f"{path}, line {number}" for number in (3, 4, 5)]
     assert all(line.endswith("; skipped") for line in lines[:3])
-    assert lines[3:] == ["hart: warning: wrong rows that were skipped: 3; queries that are answered: 2"]
+    assert lines[3:] == ["hart: warning: skipped wrong rows: 3; answered queries: 2"]
     path.write_text("text,id\nragged\n", encoding="utf-8")
-    assert "holds no query but 1 wrong ones" in hart(*words, "--skip-errors").err
+    assert "has no queries, only 1 wrong rows" in hart(*words, "--skip-errors").err
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "json", "parquet"])
@@ -122,7 +119,7 @@ def test_resumed_after_an_interrupt(
 
     monkeypatch.setattr(MainModel, "generate", generate)
     result = hart(*words)
-    assert result.status == 0 and f"2 queries are answered in {place}" in result.err
+    assert result.status == 0 and f"2 queries are already answered in {place}" in result.err
     assert len(asked_again) == 3
     back = tmp_path / "back.csv"
     words = ("predict", adaptation_dir, "--input-file", target, "--input-field", "text", "--output-field", "again")
@@ -137,7 +134,7 @@ def test_another_input_is_not_resumed(adaptation_dir: Path, tmp_path: Path, ok, 
     before = target.read_bytes()
     other = write_table(tmp_path / "c.csv", ["one", "three", "four"])
     line = refused(*words, other, "--resume")
-    assert f"{target}, line 2: does not answer {other}, line 3" in line
+    assert f"{target}, line 2: does not match {other}, line 3" in line
     assert target.read_bytes() == before
 
 
@@ -179,29 +176,27 @@ def test_what_is_wrong_with_choices(adaptation_dir: Path, asked: Path, refused) 
     assert "--choices: the choices 'a' and 'A' read the same" in refused(*words, "--choices", "a,A")
     assert "--choices: 1 choices; at least two" in refused(*words, "--choices", "a")
     assert f"{asked}, line 1: choices must be a list of texts" in refused(*words, "--choices-field")
-    assert "nothing is generated where there are choices" in refused(
-        *words, "--choices", "a,b", "--max-new-tokens", "3"
-    )
-    assert "are for choices; give --choices" in refused(*words, "--calibrate")
+    assert "has no effect with choices" in refused(*words, "--choices", "a,b", "--max-new-tokens", "3")
+    assert "need choices; give --choices" in refused(*words, "--calibrate")
     long = "one two three " * 8
     line = refused(*words, "--choice", f"{long}a", "--choice", f"{long}b")
-    assert "are the same tokens to this model (of which it reads 8)" in line
+    assert "have the same tokens in this model, which reads the first 8" in line
 
 
 def test_options_that_mean_nothing(adaptation_dir: Path, asked: Path, tmp_path: Path, refused) -> None:
-    assert "are for an --input-file" in refused("predict", adaptation_dir, "--input", "a", "--resume")
+    assert "need an --input-file" in refused("predict", adaptation_dir, "--input", "a", "--resume")
     words = ("predict", adaptation_dir, "--input-file", asked)
-    assert "--output-field: 'input' is the field of the query" in refused(*words, "--output-field", "input")
-    assert "json is written whole" in refused(*words, "--output-format", "json")
-    assert "--resume goes on behind the answers in --output-file" in refused(*words, "--resume")
-    assert "answers are not packed" in refused(*words, "--output-file", tmp_path / "a.csv.gz")
+    assert "--output-field: 'input' is already the field of the query" in refused(*words, "--output-field", "input")
+    assert "json needs a regular file" in refused(*words, "--output-format", "json")
+    assert "--resume continues the answers of an --output-file" in refused(*words, "--resume")
+    assert "answers are written uncompressed" in refused(*words, "--output-file", tmp_path / "a.csv.gz")
     # Where the answers of a JSON array wait.
     journal = shutil.copy(asked, tmp_path / "a.json.part.jsonl")
     line = refused("predict", adaptation_dir, "--input-file", journal, "--output-file", tmp_path / "a.json")
     assert f"{journal} is the input file" in line
     other = asked.rename(tmp_path / "queries.xlsx")
     line = refused("predict", adaptation_dir, "--input-file", other)
-    assert f"{other}: the ending does not say what it holds" in line and "--input-format" in line
+    assert f"{other}: unknown ending" in line and "--input-format" in line
     words = ("predict", adaptation_dir, "--input-file", other, "--input-format", "jsonl")
     assert "--output-format" in refused(*words, "--output-file", tmp_path / "answers.xlsx")
 

@@ -137,7 +137,7 @@ def test_the_end_of_a_process_that_nobody_reads(unread: int) -> None:
 def test_closed_standard_output(tmp_path: Path) -> None:
     command = f'exec "{sys.executable}" -m hart predict "{tmp_path}" --input "one 7" >&-'
     done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, timeout=120)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "no adaptation here" in done.stderr
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "has no adaptation" in done.stderr
 
 
 @pytest.mark.parametrize("columns", ["0", "1", "10", "abc", "-5", "60", "300"])

@@ -34,7 +34,7 @@ def test_it_prints_the_main_table_and_where_the_rest_is(hart, tmp_path: Path) ->
 
 def test_mistakes_of_a_report(refused, tmp_path: Path) -> None:
     assert "no such folder; give the folder of a sweep" in refused("report", tmp_path / "none")
-    assert "there is no NAME/seed-N in it" in refused("report", tmp_path)
+    assert "it has no NAME/seed-N" in refused("report", tmp_path)
 
 
 @pytest.fixture
@@ -47,10 +47,10 @@ def study(tmp_path: Path, config_file: Path) -> Path:
 def test_mistakes_of_a_study(refused, study: Path, config_file: Path, tmp_path: Path) -> None:
     out = ("--output-dir", tmp_path / "out")
     assert "no such row; choose one of a, b" in refused("sweep", study, *out, "--row", "A1a")
-    assert "a study is swept alone" in refused("sweep", study, config_file, *out)
-    assert "--row names rows of a study" in refused("sweep", config_file, *out, "--row", "a")
-    assert "--seeds names one twice" in refused("sweep", study, *out, "--seeds", "1", "1")
-    assert "nothing to sweep but" in refused("sweep", study)
+    assert "a study must be the only file" in refused("sweep", study, config_file, *out)
+    assert "--row: needs a study" in refused("sweep", config_file, *out, "--row", "a")
+    assert "--seeds has a seed twice" in refused("sweep", study, *out, "--seeds", "1", "1")
+    assert "no configuration follows OUT" in refused("sweep", study)
     assert "unknown field --training.alph" in refused("sweep", config_file, *out, "--training.alph", "1")
     content = yaml.safe_load(study.read_text())
     content["rows"]["a"] = {"paper": {"table": 2, "row": "HARP"}}

@@ -94,7 +94,7 @@ def test_refusals(words: tuple[str, ...], told: str, table: Path, tmp_path: Path
 def test_a_missing_folder_and_another_collection(tmp_path: Path, refused) -> None:
     assert "no such folder" in refused("tasks", "check", tmp_path / "none")
     (tmp_path / "c.yaml").write_text("data: {collection: procedural}", encoding="utf-8")
-    assert "are for sni" in refused("tasks", "check", tmp_path, "--config", tmp_path / "c.yaml")
+    assert "needs sni" in refused("tasks", "check", tmp_path, "--config", tmp_path / "c.yaml")
 
 
 REPOSITORY = Path(__file__).resolve().parents[2]

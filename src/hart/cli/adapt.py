@@ -90,7 +90,7 @@ def _task(args: argparse.Namespace) -> "Task":
 
     if args.task is not None:
         if args.definition is not None or args.demonstration:
-            raise HartError("--task: a task file says all; leave out --definition and --demonstration, or the file")
+            raise HartError("--task: excludes --definition and --demonstration; give the file or the texts")
         return Task.from_file(args.task)
     if not (args.definition or "").strip() and not args.demonstration:
         raise HartError(

@@ -115,8 +115,8 @@ def _show(found: "Estimate", limit: float | None, time: dict[str, Any] | None, s
         cards = f"{found.devices} × {time['gpu']}" if found.devices > 1 else time["gpu"]
         say(
             f"{_hours(time['hours'])} for {steps:,} steps of {time['seconds_per_step']:.2g} s on {cards}, if "
-            f"{time['utilisation']:.0%} of the peak is reached; evaluation and reading are not in it. A formula, "
-            "not a measurement."
+            f"{time['utilisation']:.0%} of the peak is reached, without evaluation and reading; by a formula, "
+            "not measured."
         )
     if limit is not None and found.total_memory > limit:
         say(f"This does not fit into {limit:g} GiB. Each of these on its own would save:")

@@ -45,8 +45,8 @@ Adapt the model to each task, let it answer the task's instances, and print the 
 Free answers are generated and scored by ROUGE-L and exact match per task, per category and over all
 instances. Multiple-choice answers (P3, and files whose instances have choices) are chosen by
 log-probability and scored by accuracy per template; the table has the paper's columns, beside always
-giving the most frequent answer (majority) and guessing (chance). Choices with equal scores, such as the
-tokenizer cannot tell apart, share what is to be earned.
+giving the most frequent answer (majority) and guessing (chance). Choices with equal scores, as of equal
+tokens, share the credit.
 
 Baselines: the un-adapted base with the query alone (base) or behind definition and demonstrations
 (base-in-context), and copying the query or the first demonstration's output.""",
@@ -96,7 +96,7 @@ examples:
             0,
             "data.validation_tasks of training: size of that split (procedural, needle: 0 is all)",
         ),
-        ("--data-seed", natural, 0, "data.seed of training: which validation tasks, which demonstrations of p3"),
+        ("--data-seed", natural, 0, "data.seed of training; selects validation tasks and demonstrations of p3"),
         ("--num-demonstrations", positive, 16, "p3: drawn for each task; a model shows as many as in its training"),
         ("--demonstration-groups", positive, None, GROUPS_HELP),
         ("--max-instances", positive, None, "instances per task (default: 100; of p3 and of files all)"),
@@ -130,20 +130,20 @@ examples:
     parser.add_argument(
         "--diagnostics",
         action="store_true",
-        help="of MODEL's hypernetwork: measure its layer states, and score the tasks under other tasks' adaptations, "
-        "with parameters or memory only, and with other demonstrations; some eight times the time",
+        help="measure the layer states of MODEL's hypernetwork, and score the tasks with other tasks' adaptations, "
+        "with parameters or memory only, and with other demonstrations; takes about eight times as long",
     )
     parser.add_argument(
         "--robustness",
         action="store_true",
-        help="score the tasks told in other ways: without definition or demonstrations, in other words, with wrong "
-        "demonstrations; and ask queries of other tasks; some seven times the time",
+        help="score variants of the tasks: without definition or demonstrations, in other words, with wrong "
+        "demonstrations; and ask queries of other tasks; takes about seven times as long",
     )
     parser.add_argument(
         "--distractors",
         metavar="F",
-        help="with --robustness: file of data.distractors; how many of those that are not trained on the adapted "
-        "model answers as its base does",
+        help="with --robustness: file of data.distractors; counts the held-out ones that the adapted model answers "
+        "as its base does",
     )
     parser.add_argument(
         "--output", metavar="results.json", type=Path, help="file for all scores and predictions; replaced if it exists"
@@ -170,9 +170,9 @@ def run(args: argparse.Namespace) -> None:
 def _run(args: argparse.Namespace, *, first: bool) -> None:
     for option in ("diagnostics", "robustness", "against"):
         if getattr(args, option) and args.system != "hart":
-            raise HartError(f"--{option} looks into an adapted model, and --system is {args.system}; leave one out")
+            raise HartError(f"--{option} needs an adapted model, and --system is {args.system}; leave one out")
     if args.distractors is not None and not args.robustness:
-        raise HartError("--distractors are asked by --robustness; give that too, or leave this out")
+        raise HartError("--distractors needs --robustness; give both, or leave --distractors out")
     if args.model is None and args.system in WITH_MODEL:
         raise HartError(f"--system {args.system} needs a MODEL: {MODEL_HELP}")
     from hart.data.distractors import read_distractors
@@ -198,7 +198,9 @@ def _run(args: argparse.Namespace, *, first: bool) -> None:
         options = {name: getattr(args, name) for name in given}
         if args.demonstration_groups is not None:
             if args.system != "hart":
-                raise HartError(f"--demonstration-groups: a hypernetwork reads them, and --system is {args.system}")
+                raise HartError(
+                    f"--demonstration-groups: needs a hypernetwork, and --system is {args.system}; leave it out"
+                )
             options["demonstration_groups"] = args.demonstration_groups
         system = load_system(args.system, args.model, form=chosen.form, device=device, **options)
         chosen.check_readable(system, args.model)
@@ -206,7 +208,7 @@ def _run(args: argparse.Namespace, *, first: bool) -> None:
     form = system.form
     if form is not None and form.demonstration_groups > 1:
         if all(len(task.demonstrations) <= form.num_demonstrations for task in tasks):
-            say("warning: no task has demonstrations for a second group; of p3 --num-demonstrations draws more")
+            say("warning: no task has demonstrations for a second group; with p3, raise --num-demonstrations")
     for option, what in (("diagnostics", "diagnosis"), ("robustness", "robustness")):
         if getattr(args, option):
             from hart.evaluation.other_adaptations import check_comparable

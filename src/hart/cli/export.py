@@ -31,7 +31,7 @@ Write an adaptation in a form that others read:
   safetensors  the folder that hart adapt writes and hart predict takes, for an adaptation of the store
 LoRA and (IA)3 are exported exactly, and so are the prefixes of a decoder-only base and a memory in front of its
 queries, which becomes rows of a prefix (with rotary positions and no sliding window). A T5's memory, its encoder's
-prefixes and the exact place of its decoder's have no counterpart there: what would be lost is named, and given up with
+prefixes and the exact place of its decoder's have no counterpart there: losses are named, and accepted with
 --lossy.""",
         epilog="""\
 examples:
@@ -44,7 +44,7 @@ examples:
     parser.add_argument("--format", choices=FORMATS, required=True, help="see above")
     parser.add_argument("--output-dir", metavar="P", type=Path, required=True, help="folder for the export")
     add_overwrite(parser, "the export of another adaptation")
-    parser.add_argument("--lossy", action="store_true", help="export what can be, and say what is lost")
+    parser.add_argument("--lossy", action="store_true", help="export although parts are lost, and name them")
     add_base(parser)
     parser.set_defaults(run=run)
 
@@ -85,11 +85,13 @@ def _load(name: str) -> "Adaptation":
     from hart.serving.store import ID, Store
 
     if re.fullmatch(r"[0-9a-f]{8,63}", name) and not Path(name).exists():
-        raise HartError(f"{name}: no such folder; of an adaptation of the store, give the whole id, 64 digits")
+        raise HartError(f"{name}: no such folder; for an adaptation in the store, give its whole id of 64 digits")
     if not ID.fullmatch(name) or Path(name).is_dir():
         return Adaptation.from_pretrained(name)
     store = Store(max_bytes=None)  # without a limit, as reading must delete no adaptation
     kept = store.get(name)
     if kept is None:
-        raise HartError(f"{name}: no such adaptation in {store.folder}; of another store, give the folder of that name")
+        raise HartError(
+            f"{name}: no such adaptation in {store.folder}; for another store, give the folder with that name"
+        )
     return kept

@@ -68,7 +68,7 @@ def keep_texts(words: Sequence[str], options: Mapping[str, int], all_options: Co
         option, given, value = word.partition("=")
         if values and word in all_options:
             count = "a text" if options[of] == 1 else f"{options[of]} texts"
-            raise HartError(f"{of} takes {count}, and after {options[of] - values} of them comes the option {word}")
+            raise HartError(f"{of} takes {count}, and the option {word} follows after {options[of] - values} of them")
         if values:
             values -= 1
             kept.append(f"{_TEXT}{word}")
@@ -100,7 +100,7 @@ def add_base(parser: argparse.ArgumentParser) -> None:
         "--base",
         metavar="B",
         type=text,
-        help="folder or hub name of the base, if it is elsewhere than the model's files say; it must be the same one",
+        help="folder or hub name of the same base, if it is elsewhere than the model's files say",
     )
 
 
@@ -118,7 +118,7 @@ def add_overwrite(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help=f"replace {what} in that folder by this one; a folder with anything else stays and is refused",
+        help=f"replace {what} in that folder; a folder with other content is refused",
     )
 
 
@@ -146,7 +146,7 @@ def load_base(adaptation: "Adaptation", base: str | None, **options: Any) -> "Ma
         try:
             main = MainModel.from_pretrained(adaptation.base, revision=adaptation.base_revision, **options)
         except HartError as error:
-            raise HartError(f"{error}; --base says where the base is, if it is elsewhere") from error
+            raise HartError(f"{error}; if the base is elsewhere, give its folder with --base") from error
     main.check_adaptation(adaptation)
     return main
 

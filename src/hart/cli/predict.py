@@ -102,7 +102,7 @@ examples:
         "--skip-errors", action="store_true", help="report wrong rows and skip them, instead of stopping"
     )
     parser.add_argument(
-        "--resume", action="store_true", help="continue after the rows that the output file answers, which are checked"
+        "--resume", action="store_true", help="continue the output file after its answers, which are checked"
     )
     choosing = parser.add_argument_group("choosing")
     choosing.add_argument("--choices", metavar="A,B,...", type=text, help="answer with one of these")
@@ -123,13 +123,13 @@ examples:
     choosing.add_argument(
         "--normalisation",
         choices=("sum", "mean"),
-        help="score of a choice: the sum of its tokens' log-probabilities, of which softmax makes its probability "
-        "among the choices (default), or their mean, which does not prefer short ones",
+        help="score of a choice: the sum of its tokens' log-probabilities (default), or their mean, which does not "
+        "prefer short choices; softmax over the choices turns scores into probabilities",
     )
     choosing.add_argument(
         "--calibrate",
         action="store_true",
-        help="subtract the scores of the same choices for the query N/A: what the model prefers whatever it is asked "
+        help="subtract the scores of the same choices for the query N/A, the model's preference without a query "
         "(contextual calibration, Zhao et al. 2021)",
     )
     parser.add_argument(
@@ -172,7 +172,7 @@ def run(args: argparse.Namespace) -> None:
     stream = queries.read(encode, tell=() if queries.again else {"row", "tokens"})
     done = answers.resume(query.row for query, _ in stream) if args.resume else 0
     if done:
-        logger.info("%d queries are answered in %s", done, answers.place)
+        logger.info("%d queries are already answered in %s", done, answers.place)
     said: set[str] = set()
     plain = args.input_file is None and args.output_file is None and args.output_format is None
     try:
@@ -194,10 +194,10 @@ def run(args: argparse.Namespace) -> None:
         count = f"{done} queries are" if total is None else f"{done} of {total} queries are"
         raise KeyboardInterrupt(f"{count} answered ({answers.place})") from None
     if not done:
-        raise HartError(f"{queries.name}: holds no query{queries.but_skipped}")
+        raise HartError(f"{queries.name}: has no queries{queries.but_skipped}")
     answers.finish()
     if queries.skipped:
-        logger.warning("wrong rows that were skipped: %d; queries that are answered: %d", queries.skipped, done)
+        logger.warning("skipped wrong rows: %d; answered queries: %d", queries.skipped, done)
 
 
 def _queries(args: argparse.Namespace) -> "Queries":
@@ -263,10 +263,12 @@ def _answers(args: argparse.Namespace, queries: "Queries") -> "Answers":
     own = [args.output_field, *([PROBABILITIES] if queries.choosing else [])]
     asked = args.input_field or "input"
     if asked in own or len(set(own)) < len(own):
-        raise HartError(f"--output-field: {args.output_field!r} is the field of the query or of probabilities")
+        raise HartError(
+            f"--output-field: {args.output_field!r} is already the field of the query or of probabilities; give another"
+        )
     path = args.output_file
     if path is not None and path.suffix == ".gz":
-        raise HartError(f"--output-file: {path} ends in .gz, and answers are not packed; leave it out")
+        raise HartError(f"--output-file: {path} ends in .gz, and answers are written uncompressed; leave .gz out")
     form: Format = args.output_format or "jsonl"
     if path is not None and args.output_format is None and path.suffix:  # a pipe or a device has no ending
         form = format_of(path, "--output-format")
@@ -278,11 +280,11 @@ def _answers(args: argparse.Namespace, queries: "Queries") -> "Answers":
 
 def _refuse_what_has_no_use(args: argparse.Namespace, choosing: bool) -> None:
     if args.input_file is None and (args.input_format or args.input_field or args.resume or args.skip_errors):
-        raise HartError("--input-format, --input-field, --skip-errors and --resume are for an --input-file")
+        raise HartError("--input-format, --input-field, --skip-errors and --resume need an --input-file")
     if choosing and args.max_new_tokens is not None:
-        raise HartError("--max-new-tokens: nothing is generated where there are choices; leave it out")
+        raise HartError("--max-new-tokens: has no effect with choices; leave it out")
     if not choosing and (args.calibrate or args.normalisation is not None):
-        raise HartError("--calibrate and --normalisation are for choices; give --choices, --choice or --choices-field")
+        raise HartError("--calibrate and --normalisation need choices; give --choices, --choice or --choices-field")
 
 
 def _refuse_the_input(output: Path, source: Path | None) -> None:
@@ -298,5 +300,5 @@ def _load(folders: Sequence[str]) -> "Adaptation":
     loaded = [Adaptation.from_pretrained(folder) for folder in folders]
     for folder, adaptation in zip(folders, loaded, strict=True):
         if len(adaptation) != 1:
-            raise HartError(f"{folder}: holds adaptations to {len(adaptation)} tasks; give folders of one each")
+            raise HartError(f"{folder}: has adaptations to {len(adaptation)} tasks; give folders of one task each")
     return Adaptation.stack(loaded)

@@ -13,7 +13,8 @@ def add_parser(subparsers: Any) -> None:
         help="train, evaluate on unseen tasks, plot, adapt one new task: offline, in minutes",
         description="Train a hypernetwork for the bundled base on the bundled tasks, evaluate it on unseen tasks "
         "beside the un-adapted base, draw the losses and scores, and adapt one new task in one forward pass. "
-        "Needs neither network nor GPU; about ten minutes on two CPU cores. Interrupted, it goes on where it was.",
+        "Needs neither network nor GPU; about ten minutes on two CPU cores. After an interrupt the same command "
+        "continues.",
         epilog="example: hart quickstart --output-dir runs/quickstart",
     )
     parser.add_argument("--output-dir", default="runs/quickstart", help="folder of the run (default: %(default)s)")
@@ -41,6 +42,6 @@ def run(args: argparse.Namespace) -> int:
     try:
         quickstart(config, console(), processes=args.processes or sensible_processes(groups))
     except Stopped as stop:
-        tell(f"hart: {stop}; the same command goes on from there")
+        tell(f"hart: {stop}; the same command continues from there")
         return stop.status
     return 0

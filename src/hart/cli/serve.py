@@ -53,7 +53,7 @@ examples:
         metavar="MS",
         type=_number,
         default=5,
-        help="an idle model waits for rows (default: %(default)s ms)",
+        help="an idle model waits for more rows (default: %(default)s ms)",
     )
     parser.add_argument(
         "--max-queue", metavar="N", type=positive, default=1024, help="rows that may wait (default: %(default)s)"
@@ -66,7 +66,7 @@ examples:
         "--access-log",
         choices=("off", "text", "json"),
         default="off",
-        help="a line for each request on standard output, which must then be read; never with a text of the request "
+        help="print a line for each request, without its texts; standard output must then be read "
         "(default: %(default)s)",
     )
     parser.add_argument(
@@ -77,7 +77,11 @@ examples:
         help="let pages of that site, https://name:port, use the server; * for all; repeat it (default: none)",
     )
     parser.add_argument(
-        "--root-path", metavar="PATH", type=_root, default="", help="prefix of paths that a proxy takes away, as /hart"
+        "--root-path",
+        metavar="PATH",
+        type=_root,
+        default="",
+        help="prefix that a proxy removes from paths, such as /hart",
     )
     parser.add_argument(
         "--strict",
@@ -116,7 +120,7 @@ def run(args: argparse.Namespace) -> None:
     store = Store(args.store, max_bytes=args.store_size * 1024**2)
     model = HartModel.from_pretrained(args.model, base=args.base, dtype=args.dtype, device=select_device(args.device))
     if not loopback and token is None:
-        tell(f"hart: warning: whoever reaches {args.host} can use this server and read its tasks; set --token")
+        tell(f"hart: warning: everyone who reaches {args.host} can use this server and read its tasks; set --token")
     if token is None and "*" in args.cors_origin:
         tell("hart: warning: pages of any site can use this server and read its tasks; set --token")
     address = f"[{args.host}]" if ":" in args.host else args.host
@@ -136,7 +140,7 @@ def _read_token(path: Path) -> str:
         token = path.read_text(encoding="utf-8").strip()
         open_to_all = path.stat().st_mode & stat.S_IROTH
     except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise HartError(f"--token-file: {path} cannot be read ({why})") from error
     if not token or len(token.split()) != 1:
         raise HartError(f"--token-file: {path} must hold the token in one line, without white space, and nothing else")

@@ -24,8 +24,8 @@ The table has trained parameters, time, memory, losses, mean scores with their d
 difference to the first configuration, paired by seed; hart report makes a page of it. What is
 compared is named by configuration files, or by one study file: rows that change a base configuration, and
 grids of values that are chosen on validation tasks (docs/studies.md). A configuration that pre-trains on
-text is trained only; name it before the one that starts from it. A sweep that was interrupted goes on with
-the same command; what is done is not done again. Fields of a configuration (--section.field VALUE) apply to all.""",
+text is trained only; name it before the one that starts from it. An interrupted sweep continues with the
+same command, and finished runs are kept. Fields of a configuration (--section.field VALUE) apply to all.""",
         epilog="""\
 examples:
   hart sweep configs/studies/procedural.yaml --output-dir runs/procedural --jobs 2
@@ -50,7 +50,7 @@ hart sweep STUDY.yaml --output-dir OUT [--row NAME ...] [--seeds N ...] [options
     parser.add_argument(
         "--output-dir", metavar="OUT", type=Path, help="folder of the sweep: OUT/NAME/seed-N/, table.md, table.json"
     )
-    parser.add_argument("--row", metavar="NAME", action="append", help="of a study, this row alone; can be given again")
+    parser.add_argument("--row", metavar="NAME", action="append", help="only this row of a study; can be given again")
     parser.add_argument(
         "--seeds", metavar="N", nargs="+", type=natural, help="default: the study's own; of configurations 0"
     )
@@ -79,13 +79,13 @@ def run(args: argparse.Namespace) -> None:
 
     out, *files = args.paths if args.output_dir is None else (args.output_dir, *args.paths)
     if not files:
-        raise HartError(f"nothing to sweep but {out}; name configurations behind it, or give a study with --output-dir")
+        raise HartError(f"no configuration follows OUT ({out}); add configurations, or give a study with --output-dir")
     if args.seeds and len({*args.seeds}) < len(args.seeds):
-        raise HartError("--seeds names one twice")
+        raise HartError("--seeds has a seed twice; remove one")
     listing = None
     if any(is_study(file) for file in files):
         if len(files) > 1:
-            raise HartError(f"{files[1]}: a study is swept alone; give one study, or configurations")
+            raise HartError(f"{files[1]}: a study must be the only file; give one study, or configurations")
         study = read_study(files[0])
         for row in study.rows:
             try:
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
             study, out, names=args.row, seeds=args.seeds, overrides=args.overrides, text_dir=args.text_dir
         )
     elif args.row:
-        raise HartError("--row names rows of a study, and configurations are given; leave it out")
+        raise HartError("--row: needs a study, and configurations are given; leave it out")
     else:
         runs = plan(out, files, args.seeds or [0], args.overrides, args.text_dir)
     missed: list[SweepRun] = []
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> None:
             out, runs, jobs=args.jobs, processes=args.processes, listing=listing, say=say, missed=missed.append
         )
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("the same command goes on with what is left") from None
+        raise KeyboardInterrupt("the same command continues with the remaining runs") from None
     say(markdown(rows), end="")
     if not any(row["runs"] for row in rows):
         raise HartError(f"{out}: no run has results; the lines above say why")

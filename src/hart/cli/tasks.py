@@ -97,7 +97,7 @@ examples:
         metavar="N",
         type=natural,
         default=0,
-        help="of these tasks, set aside at random to test on (default: none, and what is replaced stays where it is)",
+        help="number of these tasks set aside at random to test on (default: none; replaced tasks stay in their list)",
     )
     make.add_argument(
         "--test-rows",
@@ -109,7 +109,7 @@ examples:
     make.add_argument(
         "--choices",
         action="store_true",
-        help="outputs are labels: hart evaluate then chooses among them, as of multiple-choice tasks",
+        help="outputs are labels: hart evaluate then chooses among them, as in multiple-choice tasks",
     )
     make.add_argument("--split", metavar="NAME", help="split of a data set (default: the only one)")
     make.add_argument("--subset", metavar="NAME", help="configuration of a data set on the hub")
@@ -132,7 +132,7 @@ def run_make(args: argparse.Namespace) -> None:
         subset=args.subset,
     )
     if args.name is not None and len(sources) > 1:
-        raise HartError(f"--name: {len(sources)} tables are given, each is called as its file; leave it out")
+        raise HartError(f"--name: {len(sources)} tables are given, and each is named after its file; leave it out")
     skipped = 0
 
     def skip(error: Exception) -> None:
@@ -172,8 +172,8 @@ def run_make(args: argparse.Namespace) -> None:
         if each.untold:
             untold = ", ".join(map(repr, each.untold[:SHOWN])) + (", …" if len(each.untold) > SHOWN else "")
             logger.warning(
-                "task %s: neither the definition nor a demonstration names the labels %s, so no model can know them; "
-                "name them in the definition, or raise --demonstrations",
+                "task %s: neither the definition nor a demonstration names the labels %s, so a model cannot know "
+                "them; name them in the definition, or raise --demonstrations",
                 each.task.name,
                 untold,
             )
@@ -269,7 +269,7 @@ def _limits(model: str | None, config: str | None) -> "Limits | None":
     loaded = load(config)
     data = loaded.data
     if data.collection != "sni":
-        raise HartError(f"{config}: data.collection is {data.collection}, and folders of task files are for sni")
+        raise HartError(f"{config}: data.collection is {data.collection}, and a folder of task files needs sni")
     return Limits(
         *tokenization_of_config(loaded.model, data),
         demonstrations=data.demonstrations,

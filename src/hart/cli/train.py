@@ -20,7 +20,7 @@ def add_parser(subparsers: Any) -> None:
 Train a hypernetwork for a frozen base as a YAML file says. Any field of its sections model, data,
 training and distillation can be given behind it as --section.field VALUE. The run's folder gets
 config.yaml, metrics.jsonl, checkpoints and final/, the model that the other commands take. An
-interrupted run goes on from its last checkpoint when the same command is given again; Ctrl-C and
+interrupted run continues from its last checkpoint when the same command is given again; Ctrl-C and
 SIGTERM let it finish a step and save, a second Ctrl-C ends it at once.""",
         epilog="""\
 examples:
@@ -62,10 +62,10 @@ def run(args: argparse.Namespace) -> int:
             return 0
         final = train(args.configuration)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("the same command goes on from the last checkpoint, if there is one yet") from None
+        raise KeyboardInterrupt("the same command continues from the last checkpoint, if there is one yet") from None
     except Stopped as stop:
         if is_first():
-            tell(f"hart: {stop}; the same command goes on from there")
+            tell(f"hart: {stop}; the same command continues from there")
         return stop.status
     if is_first():
         say(f"trained model: {final}")
