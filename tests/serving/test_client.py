@@ -74,7 +74,7 @@ def test_refusals(remote: Client, address: str, monkeypatch: pytest.MonkeyPatch)
     remote.adapt(task(1))
     monkeypatch.setenv("HART_TOKEN", "sesame")
     assert Client(address).adaptations(limit=1)
-    with pytest.raises(HartError, match="is hart serve running there"):
+    with pytest.raises(HartError, match="check that hart serve is running there"):
         Client("http://127.0.0.1:9", timeout=2).adapt(task(1))
 
 
@@ -102,12 +102,12 @@ def test_the_refusals_of_the_local_model(remote: Client, model: HartModel) -> No
 
 def test_mistakes_that_no_server_has_to_see(remote: Client) -> None:
     for wrong in ("127.0.0.1:8000", "", "ftp://x"):
-        with pytest.raises(HartError, match="no address of a server; give one such as http"):
+        with pytest.raises(HartError, match="is not the address of a server; give one such as http"):
             Client(wrong)
     with pytest.raises(HartError, match="control character") as told:
         Client(token="secret\nword")
     assert "secret" not in str(told.value)
-    with pytest.raises(HartError, match="for pieces as they come use stream"):
+    with pytest.raises(HartError, match="use stream for pieces as they come"):
         remote.generate("one", stream=True)
     with pytest.raises(HartError, match="the id of the adaptation is empty"):
         remote.delete("")
@@ -234,7 +234,7 @@ def test_replies_of_others(tmp_path: Path) -> None:
         assert next(pieces) == "half"
         with pytest.raises(HartError, match="broke off"):
             next(pieces)
-    with pytest.raises(HartError, match="no address"):
+    with pytest.raises(HartError, match="is not the address"):
         Client("http://[::1")
     with pytest.raises(HartError):
         Client("localhost:8000").adapt(task(1))
@@ -258,7 +258,7 @@ def test_queries_far_from_the_training_are_told_of(model: HartModel, store: Stor
     monkeypatch.setattr("hart.serving.checks.is_far", is_far)
     with listening(create_app(model, store)) as url, Client(url) as remote:
         assert len(remote.generate([*QUERIES, "the cat"], None, max_new_tokens=2)) == 4
-        assert "2 of 4 queries (first: query 2) are far from what the server's model was trained on" in caplog.text
+        assert "2 of 4 queries (first: query 2) are far from the training data of the server's model" in caplog.text
         caplog.clear()
         assert len(remote.classify(QUERIES[1], ["one", "two"])) == 1
         assert "1 of 1 queries (first: query 1) are far" in caplog.text

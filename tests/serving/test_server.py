@@ -186,4 +186,4 @@ def test_an_open_host_without_a_token_is_warned_of(model_dir: Path, tmp_path: Pa
     with running(model_dir, "--host", "0.0.0.0", "--store", tmp_path / "store") as (process, address):
         assert httpx2.get(address.replace("0.0.0.0", "127.0.0.1") + "/health").status_code == 200
         code, err = ended(process)
-    assert code == 0 and err.startswith("hart: warning: whoever reaches 0.0.0.0") and err.count("\n") == 1
+    assert code == 0 and err.startswith("hart: warning: everyone who reaches 0.0.0.0") and err.count("\n") == 1

@@ -112,7 +112,7 @@ def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
     assert [record.id for record in store.records()][-1] == ids[2]
     kept = store.record(ids[0])
     assert kept is not None and kept.uses == 5
-    with pytest.raises(HartError, match="let it grow"):
+    with pytest.raises(HartError, match="raise its limit"):
         Store(tmp_path / "small", max_bytes=size - 1).put(made(0), model_fingerprint="m")
     assert folders(Store(tmp_path / "small")) == set()
     # A smaller limit holds from the next start on.

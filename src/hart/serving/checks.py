@@ -77,13 +77,15 @@ class Checks:
         limit, form = self._form.max_demonstrations_length, self._form
         lacking = form.lacks(task)
         if lacking is not None:
-            raise HartError(f"{lacking}: empty, and this model reads nothing else of a task")
+            raise HartError(f"{lacking}: is empty, and this model reads nothing else of a task")
         if form.prompt_format == "instructions":
             defined = bool(task.definition.strip())
             first = "definition" if defined else "demonstrations.0"
             alone = len(self._encode_task(task, 0 if defined else 1))
             if alone > limit:
-                raise HartError(f"{first}: has {alone} tokens with its heading, the model reads {limit}")
+                raise HartError(
+                    f"{first}: has {alone} tokens with its heading, and the model reads {limit}; shorten it"
+                )
         return sum(map(self._read, form.groups(task)))
 
     def _read(self, task: Task) -> int:
@@ -108,7 +110,7 @@ class Checks:
         """
         count = len(self._tokens(text.strip()))
         if not count:
-            raise HartError(f"{where}: has no token of this model (characters without width?); give it a text")
+            raise HartError(f"{where}: has no tokens in this model (characters without width?); give it a text")
         self._fits(count + self._around, where, answer)
 
     def far(self, texts: Sequence[str]) -> list[int]:

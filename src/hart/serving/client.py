@@ -246,4 +246,4 @@ def _connection(kind: type[Http], protocol: Protocol, timeout: float) -> Http:
         return kind(base_url=protocol.url, headers=protocol.headers, timeout=httpx2.Timeout(timeout, pool=None))
     except httpx2.InvalidURL as error:
         advice = "give one such as http://127.0.0.1:8000"
-        raise HartError(f"{protocol.url}: no address of a server ({error}); {advice}") from error
+        raise HartError(f"{protocol.url}: is not the address of a server ({error}); {advice}") from error

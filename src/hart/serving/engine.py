@@ -96,7 +96,7 @@ class Engine:
     def check_running(self) -> None:
         """Raise `Stopped` unless the server answers requests."""
         if self.batcher is None:
-            raise Stopped("the application was not started; an application that mounts this one must run its lifespan")
+            raise Stopped("the application was not started; run its lifespan in the application that mounts it")
         if not self.batcher.alive:
             raise Stopped("the model's thread has ended")
 

@@ -52,7 +52,7 @@ def _one_of(*values: Any) -> Any:
         if any(_kind(given) == _kind(value) and given == value for value in values):
             return given
         shown = " or ".join(json.dumps(value) for value in (*values, None))
-        raise ValueError(f"is not supported here but as {shown}, which changes nothing; leave it out")
+        raise ValueError(f"only {shown} is supported, and changes nothing; leave it out")
 
     kind = {"enum": list(values)} if values else {"type": "null"}
     described = WithJsonSchema({**kind, "description": "taken for OpenAI's clients; changes nothing"})
@@ -117,9 +117,9 @@ class _OpenAI(Sampling, _Open):
     @model_validator(mode="after")
     def _agrees(self) -> Self:
         if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
-            raise ValueError("max_tokens: is another than max_completion_tokens, and they mean the same; give one")
+            raise ValueError("max_tokens: differs from max_completion_tokens, which means the same; give one of them")
         if self.stream_options.include_usage and not self.stream:
-            raise ValueError("stream_options: include_usage is of a stream; set stream, or leave it out")
+            raise ValueError("stream_options: include_usage needs a stream; set stream, or leave it out")
         if self.n > 1 and self.temperature == 0:
             raise ValueError("n: without a temperature all answers are the same; set one above 0, or n to 1")
         if self.stream and self.n > 1:
@@ -170,9 +170,11 @@ class CompletionIn(_OpenAI):
         if self.stream and isinstance(self.prompt, list) and len(self.prompt) > 1:
             raise ValueError("stream: give one prompt")
         if self.n * len(self.prompts) > MAX_INPUTS:
-            raise ValueError(f"n: {self.n} answers to each of {len(self.prompts)} prompts, at most {MAX_INPUTS} in all")
+            raise ValueError(
+                f"n: {self.n} answers to each of {len(self.prompts)} prompts exceed {MAX_INPUTS}; lower one"
+            )
         if self.best_of is not None and self.best_of != self.n:
-            raise ValueError("best_of: answers are not chosen from more than are given; set it to n, or leave it out")
+            raise ValueError("best_of: must be equal to n, as all answers are returned; set it to n, or leave it out")
         return self
 
     @property
@@ -193,7 +195,7 @@ class TextPart(_Open):
 
 def _only_text(given: Any) -> Any:
     if isinstance(given, dict) and isinstance(given.get("type"), str) and given["type"] != "text":
-        raise ValueError("is no text, and this model reads text alone; send parts of type text")
+        raise ValueError("must be of type text, as this model reads text only")
     return given
 
 
@@ -240,8 +242,8 @@ def _one_query(given: Any) -> Any:
         roles = [each.get("role") for each in given if isinstance(each, dict)]
         if len(given) > 1 or any(role in _OTHER_ROLES for role in roles if isinstance(role, str)):
             raise ValueError(
-                "give one message, of role user: each query is answered by itself, and what to do is told by the "
-                "adaptation, so a system message or earlier turns would not be read"
+                "give one message of role user: the adaptation holds the task, and each query is answered by itself, "
+                "without system message or earlier turns"
             )
     return given
 
@@ -302,7 +304,7 @@ class TurnIn(_Open):
 
 def _ends_with_a_query(given: list[TurnIn]) -> list[TurnIn]:
     if given[-1].role != "user" or not given[-1].text.strip():
-        raise ValueError("the last one must be of role user and have a text: it is what is answered")
+        raise ValueError("the last message must be of role user and have a text, as it is the query")
     return given
 
 

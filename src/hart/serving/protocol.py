@@ -105,12 +105,12 @@ class Protocol:
             raise HartError(f"retries must be a whole number of at least 0, not {retries!r}")
         self.url = url.rstrip("/")
         if not self.url.startswith(("http://", "https://")):
-            raise HartError(f"{url!r}: no address of a server; give one such as http://127.0.0.1:8000")
+            raise HartError(f"{url!r}: is not the address of a server; give one such as http://127.0.0.1:8000")
         self.retries = retries
         token = token or os.environ.get("HART_TOKEN")
         if token and any(character < " " for character in token):
             raise HartError(
-                "the token has a line break or another control character; a file's may end in one: strip it"
+                "the token has a line break or another control character; strip a token that is read from a file"
             )
         # As bytes, because a token may have characters that text headers do not allow.
         self.headers = {b"Authorization": f"Bearer {token}".encode()} if token else {}
@@ -130,7 +130,7 @@ class Protocol:
         self, queries: str | Sequence[str], adaptation: AdaptedBy | Sequence[AdaptedBy] | None, options: dict[str, Any]
     ) -> Call[list[str]]:
         if options.get("stream"):
-            raise HartError("generate gives whole answers; for pieces as they come use stream")
+            raise HartError("generate returns whole answers; use stream for pieces as they come")
         texts = _texts(queries)
         body = {"inputs": texts, "adaptation": _reference(adaptation), **options}
 
@@ -207,8 +207,8 @@ class Protocol:
         far = self._read(content).get("far")
         if isinstance(far, list) and far:
             logger.warning(
-                "%d of %d queries (first: query %d) are far from what the server's model was trained on, their answers "
-                "say little",
+                "%d of %d queries (first: query %d) are far from the training data of the server's model, so their "
+                "answers are unreliable",
                 len(far),
                 count,
                 far[0] + 1,
@@ -278,7 +278,7 @@ class Attempts:
         try:
             message = reply.json()["error"]["message"]
         except (ValueError, KeyError, TypeError):
-            message = f"status {reply.status_code}; is that a hart server?"
+            message = f"status {reply.status_code}; check that the address is of a hart server"
         return HartError(f"{self._url}: {message}{self._times()}")
 
     def _unreachable(self, error: "httpx2.HTTPError") -> HartError:
@@ -289,7 +289,9 @@ class Attempts:
             return HartError(f"{self._url}: no reply within the client's timeout; give a larger one, or ask for less")
         if self._begun:
             return HartError(f"{self._url}: the answer broke off ({told}); ask again")
-        return HartError(f"{self._url}: cannot be reached ({told}{self._times()}); is hart serve running there?")
+        return HartError(
+            f"{self._url}: cannot be reached ({told}{self._times()}); check that hart serve is running there"
+        )
 
     def _times(self) -> str:
         return f", tried {self._made} times" if self._made > 1 else ""
@@ -307,7 +309,7 @@ def _asked(reply: "httpx2.Response") -> float:
 
 
 def _stranger(url: str) -> HartError:
-    return HartError(f"{url}: the reply is none of a hart server's; is that the right address?")
+    return HartError(f"{url}: the reply is not from a hart server; check the address")
 
 
 def _texts(queries: str | Sequence[str]) -> list[str]:
@@ -316,7 +318,7 @@ def _texts(queries: str | Sequence[str]) -> list[str]:
 
 def _choices(choices: Sequence[Any]) -> list[Any]:
     if isinstance(choices, str):
-        raise HartError("the choices are one text; give a list of texts")
+        raise HartError("choices must be a list of texts, not one text")
     return list(choices)
 
 

@@ -59,7 +59,7 @@ def add_error_replies(app: FastAPI) -> None:
         if tuple(first["loc"]) == ("body",) and first["type"] == "missing":
             return _invalid(request, "the body is missing; send a JSON object")
         if tuple(first["loc"]) == ("body",) and not isinstance(problem.body, dict | bytes):
-            return _invalid(request, "the body is no JSON object; send one")
+            return _invalid(request, "the body must be a JSON object")
         if tuple(first["loc"]) == ("body",) and isinstance(problem.body, bytes):
             given = request.headers.get("content-type")
             told = f"is {given[:100]!r}" if given else "is missing"

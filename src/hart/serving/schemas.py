@@ -146,7 +146,7 @@ _StopText: TypeAlias = Annotated[str, StringConstraints(max_length=MAX_STOP_CHAR
 Stop: TypeAlias = Annotated[
     Annotated[_StopText, Tag(TAGS[3])] | Annotated[list[_StopText], Tag(TAGS[2]), Field(max_length=MAX_STOPS)],
     Discriminator(text_form),
-    Field(description="texts before the first of which an answer ends; empty ones end nothing"),
+    Field(description="an answer ends before the first of these texts; empty ones are ignored"),
 ]
 
 
@@ -154,10 +154,10 @@ class Sampling(Request):
     """Options of generation, common to all routes that generate answers."""
 
     temperature: Float = Field(0.0, ge=0.0, le=MAX_TEMPERATURE, description="0 takes the likeliest token")
-    top_p: Float = Field(1.0, ge=0.01, le=1.0, description="of sampling, so only with a temperature")
+    top_p: Float = Field(1.0, ge=0.01, le=1.0, description="for sampling; needs a temperature")
     stop: Stop = ""
     seed: Integer | None = Field(
-        None, ge=-(2**63), lt=2**63, description="of sampling: the same request then has the same answer"
+        None, ge=-(2**63), lt=2**63, description="for sampling: the same request then gets the same answer"
     )
 
     @model_validator(mode="after")
@@ -165,7 +165,7 @@ class Sampling(Request):
         if 0 < self.temperature < MIN_TEMPERATURE:
             raise ValueError(f"temperature: must be 0 or at least {MIN_TEMPERATURE}")
         if self.top_p < 1 and self.temperature == 0 and self.top_p_counts():
-            raise ValueError("top_p: acts only with a temperature; set one above 0, or leave top_p out")
+            raise ValueError("top_p: has no effect without a temperature; set one above 0, or leave top_p out")
         return self
 
     @property
@@ -190,9 +190,9 @@ class GenerateIn(Sampling):
     def _fits(self) -> Self:
         check_each(self.adaptation, self.inputs)
         if self.num_beams > 1 and self.temperature > 0:
-            raise ValueError("num_beams: beams are searched without a temperature; set one of the two")
+            raise ValueError("num_beams: beam search uses no temperature; set only one of the two")
         if self.stream and (len(self.inputs) > 1 or self.num_beams > 1):
-            raise ValueError("stream: give one input, and no beams")
+            raise ValueError("stream: needs one input and num_beams 1")
         return self
 
 
@@ -263,7 +263,7 @@ class AdaptationsOut(Model):
 
 
 _FAR: Any = Field(
-    [], description="numbers, from 0, of inputs far from a bundled model's training: their answers say little"
+    [], description="numbers, from 0, of inputs far from a bundled model's training data: their answers are unreliable"
 )
 
 

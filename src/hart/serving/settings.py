@@ -55,7 +55,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.token is not None and (not self.token or self.token != self.token.strip()):
-            raise HartError("token: is empty, or has white space at its ends, which no header keeps; give another")
+            raise HartError(
+                "token: must not be empty or have white space at its ends, which headers drop; give another"
+            )
         for origin in self.cors_origins:
             if origin != "*" and not re.fullmatch(r"https?://[^/?#\s]+", origin):
-                raise HartError(f"cors_origins: {origin!r} is no origin; give one such as https://hart.example, or *")
+                raise HartError(
+                    f"cors_origins: {origin!r} is not an origin; give one such as https://hart.example, or *"
+                )

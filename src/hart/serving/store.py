@@ -122,7 +122,9 @@ class Store:
         """
         (task,) = adaptation.read_tasks() if len(adaptation) == 1 else (None,)
         if task is None:
-            raise HartError(f"a store keeps adaptations of one task each, this one holds {len(adaptation)}")
+            raise HartError(
+                f"a store keeps adaptations of one task, this one has {len(adaptation)}; add them one by one"
+            )
         key = adaptation_id(adaptation.base_fingerprint, model_fingerprint, task)
         with self._writing() as connection:
             kept = self._select(connection, key)
@@ -137,7 +139,9 @@ class Store:
                 seal(partial)
                 size = _size(partial)
                 if self.max_bytes is not None and size > self.max_bytes:
-                    raise HartError(f"the adaptation has {size} bytes, the store takes {self.max_bytes}; let it grow")
+                    raise HartError(
+                        f"the adaptation has {size} bytes, and the store takes {self.max_bytes}; raise its limit"
+                    )
             record = self._record(key, adaptation, model_fingerprint, seconds)
             self._insert(connection, record)
             self._evict(connection, keep=key)

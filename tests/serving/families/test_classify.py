@@ -106,7 +106,7 @@ def test_choices_that_are_the_same_tokens_are_refused() -> None:
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace(Regex("[☃☄]"), "?")
     checks = Checks(tokenizer, tokenizer, InputFormat())
     assert checks.classes([" one", "two three "], "choices")[0] == ["one", "two three"]
-    with pytest.raises(HartError, match="choices.3: the choices '☃' and '☄' are the same tokens to this model"):
+    with pytest.raises(HartError, match="choices.3: the choices '☃' and '☄' have the same tokens in this model"):
         checks.classes(["☃", "☄"], "choices.3")
     checks.close()
 
