@@ -112,7 +112,7 @@ def test_mistakes_are_one_line(make_run, falling, tmp_path: Path) -> None:
     for given, problem in (
         (tmp_path / "none", "no such folder"),
         (Path(__file__), "is a file"),
-        (tmp_path, "is no run"),
+        (tmp_path, "must be a run"),
     ):
         with pytest.raises(HartError, match=problem) as error:
             find_sources([str(given)])

@@ -75,7 +75,7 @@ def test_a_cell_of_the_paper_is_made_of_rows_that_are_trained_alike(sweep_folder
     made = report(folder)
     assert one(made, table="table-6", **cell) == expected
     page = made.path.read_text(encoding="utf-8")
-    assert "Trained otherwise than the row that stands here, so not counted: few, long." in page
+    assert "Not counted, as they were trained differently from the row here: few, long." in page
     assert "Rows differ in" not in page
     listing = json.loads((folder / "study.json").read_text())
     listing["rows"]["long"] = {"paper": [{"table": 6, "row": "+ Local Consistency Regularization (HART)"}]}
@@ -252,7 +252,7 @@ def broken(folder: Path, kind: str) -> dict[str, Any]:
     [
         ("other tasks", r"seed-0 were scored on different tasks \(1 and 12, 0 the same\)|\(12 and 1, 0 the same\)"),
         ("other counts", r"different tasks \(12 and 12, 0 the same\)"),
-        ("nothing finished", "no run has scores as yet"),
+        ("nothing finished", "no run has scores yet"),
         ("against", "--against hard: no row of that name has scores in .*; did you mean hart?"),
         ("output is a folder", "page.html: is a folder; give the path of a file"),
         ("csv", "page.csv: is the name of the CSV file beside the page"),
@@ -271,5 +271,5 @@ def test_no_sweep(tmp_path: Path) -> None:
     with pytest.raises(HartError, match="none: no such folder; give the folder of a sweep"):
         report(tmp_path / "none")
     (tmp_path / "notes").mkdir()
-    with pytest.raises(HartError, match="no sweep, there is no NAME/seed-N in it"):
+    with pytest.raises(HartError, match="is not a sweep, as it has no NAME/seed-N"):
         report(tmp_path)

@@ -72,7 +72,7 @@ def test_ties_are_marked_and_told_once_with_counts():
     assert content["details"]["tied_choices"] == mark
     assert [each["tied_choices"] for each in content["tasks"]] == [2, 1, 0]
     (remark,) = results.remarks
-    assert remark.startswith("3 of 4 instances (in 2 of 3 tasks, first: t) have best choices with equal scores")
+    assert remark.startswith("3 of 4 instances (in 2 of 3 tasks, first: t) have several best choices with equal scores")
     assert evaluate_choices(always(1), tasks).remarks == []
     assert "tied_choices" not in evaluate_choices(always(1), tasks).to_dict()["details"]
 

@@ -169,12 +169,12 @@ SOUND = Diagnostics(
     ("changed", "says"),
     [
         ({}, None),
-        ({"layer_cosine": 0.99}, "the states of consecutive layers are one (cosine 0.990"),
+        ({"layer_cosine": 0.99}, "the states of consecutive layers are almost equal (cosine 0.990"),
         ({"layer_cosine": 1.0, "one_state": True}, None),
         ({"variance": {**SOUND.variance, "tasks_by_layer": 0.01}}, "hardly differ between tasks (0.040"),
         (
             {"scores": {OWN: {"rouge_l": 9.0}, ANOTHER_TASK: {"rouge_l": 9.0}}},
-            "another task's adaptation scores as well as the own (rouge_l 9.0, 9.0)",
+            "another task's adaptation scores as well as the task's own (rouge_l 9.0, 9.0)",
         ),
     ],
 )
@@ -186,7 +186,7 @@ def test_what_is_said_of_a_collapse(changed: dict, says: str | None):
 def test_a_system_without_hypernetwork_and_a_single_task_are_refused(tasks: list[Task], mini: HartModel):
     data = DATA.changed(demonstrations_to="nowhere")
     plain = ModelConfig(base="mini-base", weights="none", train_main=True, peft=[], fusion=False)
-    with pytest.raises(HartError, match="has no hypernetwork, so diagnosis has nothing to look at"):
+    with pytest.raises(HartError, match="has no hypernetwork, which diagnosis needs"):
         diagnose(HartModel.from_config(plain, data), tasks)
     with pytest.raises(HartError, match="give at least two"):
         diagnose(mini, tasks[:1])
@@ -232,8 +232,8 @@ def test_what_cannot_be_diagnosed_is_refused_before_the_work(
         (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hart: error:")]
         return line
 
-    assert "--diagnostics looks into an adapted model" in refusal("mini-base", "--system", "base", *words)
+    assert "--diagnostics needs an adapted model" in refusal("mini-base", "--system", "base", *words)
     assert "give at least two" in refusal("mini", *words[:2])
     learned = model(weights="learned", fusion=False)
     learned.save_pretrained(tmp_path / "learned")
-    assert "has no hypernetwork, so diagnosis has nothing to look at" in refusal(str(tmp_path / "learned"), *words)
+    assert "has no hypernetwork, which diagnosis needs" in refusal(str(tmp_path / "learned"), *words)

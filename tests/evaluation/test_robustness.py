@@ -136,7 +136,7 @@ def test_multiple_choice_tasks_are_scored_without_interference(tasks: list[Task]
 
 def test_a_system_without_hypernetwork_and_a_single_task_are_refused(tasks: list[Task], mini: HartModel):
     plain = HartModel(mini.main, None, fusion=False, input_format=replace(mini.input_format, demonstrations_to="main"))
-    with pytest.raises(HartError, match="has no hypernetwork, so robustness has nothing to look at"):
+    with pytest.raises(HartError, match="has no hypernetwork, which robustness needs"):
         measure_robustness(plain, tasks)
     with pytest.raises(HartError, match="give at least two"):
         measure_robustness(mini, tasks[:1])
@@ -160,6 +160,6 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main([*asked, "--robustness"]) == 0
     assert "10 distractors are answered as the base does" in " ".join(capsys.readouterr().out.split())
     assert main(asked) == 2
-    assert "--distractors are asked by --robustness" in capsys.readouterr().err
+    assert "--distractors needs --robustness" in capsys.readouterr().err
     assert main(["evaluate", "mini", *files, "--robustness", "--system", "base"]) == 2
-    assert "--robustness looks into an adapted model" in capsys.readouterr().err
+    assert "--robustness needs an adapted model" in capsys.readouterr().err

@@ -187,9 +187,9 @@ def test_one_state_for_all_layers_has_no_cosine_of_layers_in_a_batch():
     [
         (0.97, 0.06, []),
         (None, None, []),
-        (0.98, 0.05, ["consecutive layers are one (cosine 0.980"]),
+        (0.98, 0.05, ["consecutive layers are almost equal (cosine 0.980"]),
         (0.5, 0.049, ["hardly differ between tasks (0.049"]),
-        (1.0, 0.0, ["consecutive layers are one (cosine 1.000", "hardly differ between tasks (0.000"]),
+        (1.0, 0.0, ["consecutive layers are almost equal (cosine 1.000", "hardly differ between tasks (0.000"]),
     ],
 )
 def test_what_has_become_one_is_said(layer_cosine: float | None, between_tasks: float | None, says: list[str]):

@@ -166,8 +166,7 @@ def _at(given: str) -> Iterator[Source]:
             yield Source(path.resolve().name, path, model=path)
     else:
         raise HartError(
-            f"{given}: is no run (it has no config.yaml with run.json or metrics.jsonl), no folder of hart sweep and "
-            "no model"
+            f"{given}: must be a run (config.yaml with run.json or metrics.jsonl), a folder of hart sweep or a model"
         )
 
 

@@ -158,7 +158,7 @@ def read_runs(folder: Path) -> Runs:
         raise HartError(f"{folder}: no such folder; give the folder of a sweep")
     found = sorted(path for path in folder.glob("*/seed-*") if path.name[5:].isdecimal() and path.is_dir())
     if not found:
-        raise HartError(f"{folder}: no sweep, there is no NAME/seed-N in it; give the OUT of hart sweep")
+        raise HartError(f"{folder}: is not a sweep, as it has no NAME/seed-N; give the OUT of hart sweep")
     listing = _listing(folder)
     names = list(dict.fromkeys([*listing.get("rows", {}), *(path.parent.name for path in found)]))
     absent: dict[str, tuple[int, ...]] = {}
@@ -181,7 +181,7 @@ def read_runs(folder: Path) -> Runs:
     study = Runs(str(listing.get("study") or folder.resolve().name), folder, tuple(rows), absent, notes)
     if not study.collections:
         first = f" ({notes[0].rstrip('.')})" if notes else ""
-        raise HartError(f"{folder}: no run has scores as yet{first}; report when one is finished")
+        raise HartError(f"{folder}: no run has scores yet{first}; run hart report when one is finished")
     for collection in study.collections:
         _check_same_tasks(study, collection)
     return study

@@ -237,7 +237,7 @@ def _of_paper(study: Runs, table: PaperTable) -> Table | None:
         if len(values) > 1:
             notes.append(f"Rows differ in {name}: {', '.join(f'{values[each]} {each}' for each in values)}.")
     if left := [row.name for _, rows in found.values() for row in rows]:
-        notes.append(f"Trained otherwise than the row that stands here, so not counted: {', '.join(left)}.")
+        notes.append(f"Not counted, as they were trained differently from the row here: {', '.join(left)}.")
     title = f"Table {table.number}: {table.title}"
     return Table(f"table-{table.number}", title, tuple(headings), tuple(lines), tuple(notes))
 

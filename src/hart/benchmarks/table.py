@@ -39,7 +39,7 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
     try:
         return dict(read_json(path, "figures")["figures"])
     except (HartError, ValueError, KeyError, TypeError) as error:
-        raise HartError(f"{path}: is no file of hart bench; give another one to --output") from error
+        raise HartError(f"{path}: is not a file of hart bench; give another --output") from error
 
 
 def merge(

@@ -74,7 +74,7 @@ class AnswerResults(Results):
 
     MARK = (
         "references_without_words",
-        "have references without a word that ROUGE-L counts, and score 0 in it; see exact match",
+        "have references without words that ROUGE-L counts, and score 0 in it; see exact match",
     )
 
     @property
@@ -140,7 +140,7 @@ def copy_demonstration(task: Task) -> list[str]:
         HartError: the task has none.
     """
     if not task.demonstrations:
-        raise HartError(f"task {task.label}: has no demonstrations whose output could be copied; take copy-input")
+        raise HartError(f"task {task.label}: has no demonstrations to copy an output from; use copy-input")
     return [task.demonstrations[0].output] * len(task.instances)
 
 

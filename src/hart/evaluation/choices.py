@@ -90,7 +90,7 @@ class ChoiceResults(Results):
 
     tasks: tuple[TemplateResult, ...]
 
-    MARK = ("tied_choices", "have best choices with equal scores, and earn what guessing among them earns")
+    MARK = ("tied_choices", "have several best choices with equal scores, and count as a guess among them")
 
     def of_dataset(self, dataset: str, summary: Callable[[list[float]], float] = fmean) -> float | None:
         """Mean (or median) accuracy over the templates of a data set; None if there are none."""

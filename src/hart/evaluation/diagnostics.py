@@ -85,7 +85,8 @@ class Diagnostics:
             name = next(iter(own))
             if other[name] >= own[name]:
                 found.append(
-                    f"another task's adaptation scores as well as the own ({name} {other[name]:.1f}, {own[name]:.1f})"
+                    f"another task's adaptation scores as well as the task's own ({name} {other[name]:.1f}, "
+                    f"{own[name]:.1f})"
                 )
         return "; ".join(found) or None
 

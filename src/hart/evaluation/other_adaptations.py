@@ -24,7 +24,7 @@ Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 def check_comparable(model: HartModel, tasks: Sequence[Task], what: str) -> None:
     """Raise `HartError` if the model has no hypernetwork or there are fewer than two tasks; `what` needs both."""
     if model.hypernetwork is None:
-        raise HartError(f"{model.name or 'model'}: has no hypernetwork, so {what} has nothing to look at")
+        raise HartError(f"{model.name or 'model'}: has no hypernetwork, which {what} needs")
     if len(tasks) < 2:
         raise HartError(f"{what} compares tasks with each other; give at least two")
 

@@ -51,7 +51,7 @@ def evaluate(
         raise HartError(f"{system.name}: {metric.refusal}; take {' or '.join(each.name for each in metric.baselines)}")
     for task in tasks:
         if not task.instances:
-            raise HartError(f"{task.label}: has no Instances, nothing to evaluate on")
+            raise HartError(f"{task.label}: has no Instances to evaluate on; add some")
         metric.check(task)
         if system.form is not None:
             system.form.check_readable(task)

@@ -50,10 +50,10 @@ class Selection:
 
     def __post_init__(self) -> None:
         if (self.data is None) == (not self.task_files):
-            raise HartError("give --data or --task: a collection, or files of your own")
+            raise HartError("give either --data, a collection, or --task, files of your own")
         for name in ("data_dir", "subsets", "split", "validation_tasks") if self.data is None else ():
             if getattr(self, name) != getattr(type(self), name):
-                raise FieldError(name, "is for a collection, and files are given; leave it out")
+                raise FieldError(name, "needs a collection, and files are given; leave it out")
         names = [name for name, collection in COLLECTIONS.items() if not collection.is_text]
         if self.data is not None and self.data not in names:
             raise FieldError("data", f"{self.data!r} is not one of {', '.join(names)}")
@@ -120,7 +120,7 @@ class Selection:
         tasks = [Task.from_file(path) for path in files]
         for path, task in zip(files, tasks, strict=True):
             if not task.instances:
-                raise HartError(f"{path}: has no Instances, nothing to evaluate on")
+                raise HartError(f"{path}: has no Instances to evaluate on; add some")
         if len({task.multiple_choice for task in tasks}) > 1:
             raise FieldError("task", "some files have choices and some have none; evaluate them separately")
         return [replace(task, instances=task.instances[: self.max_instances]) for task in tasks]

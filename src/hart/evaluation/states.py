@@ -147,7 +147,7 @@ def collapses(layer_cosine: float | None, between_tasks: float | None) -> list[s
     found = []
     if layer_cosine is not None and layer_cosine >= COLLAPSED:
         found.append(
-            f"the states of consecutive layers are one (cosine {layer_cosine:.3f} in the upper half): "
+            f"the states of consecutive layers are almost equal (cosine {layer_cosine:.3f} in the upper half): "
             "try model.scheme {name: causal}"
         )
     if between_tasks is not None and between_tasks < ALIKE:

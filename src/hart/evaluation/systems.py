@@ -83,7 +83,7 @@ def load_system(
             return hart_system(loaded, **options)
         main, form = loaded.main, loaded.input_format
     elif base is not None:
-        raise HartError(f"--base: {model} is no HART model; give the base itself as MODEL, and leave --base out")
+        raise HartError(f"--base: {model} is not a HART model; give the base itself as MODEL, and leave --base out")
     else:
         main = MainModel.from_pretrained(model, dtype=dtype, device=device)
         form = form if main.shape.has_encoder else replace(form, input_eos=False)
