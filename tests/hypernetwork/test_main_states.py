@@ -182,7 +182,7 @@ def test_layers_are_named_from_one() -> None:
     assert [chosen_layers(None, depth) for depth in (1, 3, 12, 32)] == [[1], [2], [9], [24]]
     assert chosen_layers([4, 2], 4) == [4, 2]
     for named in ([], [0], [5], [2, 2]):
-        with pytest.raises(HartError, match="model.encoder_layers: must name different layers of 1 to 4"):
+        with pytest.raises(HartError, match="model.encoder_layers: must be different layers from 1 to 4"):
             chosen_layers(named, 4)
 
 

@@ -39,7 +39,7 @@ def test_only_unknown_names_import_extensions(package: Callable[[str], None], mo
 
 def test_a_broken_package_is_named(package: Callable[[str], None]) -> None:
     package("raise RuntimeError('half of it')\n")
-    told = r"^extra: its extension hart_extra cannot be imported \(RuntimeError: half of it\); mend or uninstall"
+    told = r"^extra: its extension hart_extra cannot be imported \(RuntimeError: half of it\); repair or uninstall"
     with pytest.raises(HartError, match=told):
         find({}, "b")
     assert find({"a": 1}, "a") == 1  # what is known needs no extension

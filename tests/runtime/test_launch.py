@@ -60,7 +60,7 @@ def test_two_processes_train_what_one_does(run_config: Build, tmp_path: Path, ca
 
 @needs_gloo
 def test_a_failure_in_them_is_one_here(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
-    with pytest.raises(HartError, match="the reason stands above"):
+    with pytest.raises(HartError, match="see the reason above"):
         run_hart(["train", str(tmp_path / "none.yaml")], 2)
     assert "none.yaml: no such configuration file" in capfd.readouterr().err
 

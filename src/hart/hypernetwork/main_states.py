@@ -35,7 +35,8 @@ def chosen_layers(named: Sequence[int] | None, depth: int) -> list[int]:
         return [max(1, round(DEFAULT_DEPTH * depth))]
     if not named or len(set(named)) < len(named) or not all(1 <= layer <= depth for layer in named):
         raise HartError(
-            f"model.encoder_layers: must name different layers of 1 to {depth}, which the base has, not {list(named)}"
+            f"model.encoder_layers: must be different layers from 1 to {depth}, the depth of the base, not "
+            f"{list(named)}"
         )
     return list(named)
 

@@ -312,7 +312,7 @@ def architecture(config: Any) -> Architecture:
     if found is None:
         raise HartError(
             f"main models of the architecture {config.model_type!r} have no row in hart's table of sites; "
-            f"it has {', '.join(ARCHITECTURES)}"
+            f"supported are {', '.join(ARCHITECTURES)}"
         )
     if found.without_experts is not None and not config.num_local_experts:
         return found.without_experts

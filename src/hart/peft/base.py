@@ -202,12 +202,12 @@ class PeftKind(ABC):
     def _needs_cross_attention(self, shape: MainShape, field: str) -> None:
         """Raise `HartError` unless the main model has cross-attention, which `field` requires."""
         if not shape.has_encoder:
-            raise HartError(f"peft.{self.name}.{field} is for cross-attention, which a decoder-only base has not")
+            raise HartError(f"peft.{self.name}.{field} is for cross-attention, which a decoder-only base lacks")
 
     def _needs_dense(self, shape: MainShape, field: str) -> None:
         """Raise `HartError` if the main model has experts instead of the dense feed-forward that `field` requires."""
         if shape.experts:
-            raise HartError(f"peft.{self.name}.{field}: wi and wo are no maps of a mixture of experts; leave them out")
+            raise HartError(f"peft.{self.name}.{field}: a mixture of experts has no maps wi and wo; leave them out")
 
     def _whole_number(self, field: str) -> None:
         """Raise `HartError` unless the value of `field` is a whole number ≥ 1."""

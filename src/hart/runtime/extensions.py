@@ -31,7 +31,7 @@ def load_extensions() -> None:
             package = point.name if point.dist is None else point.dist.name
             raise HartError(
                 f"{package}: its extension {point.value} cannot be imported ({type(error).__name__}: {error}); "
-                "mend or uninstall the package"
+                "repair or uninstall the package"
             ) from error
 
 

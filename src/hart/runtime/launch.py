@@ -148,7 +148,7 @@ def run_hart(words: Sequence[str], processes: int) -> None:
     if all(member.returncode in (TERMINATED, INTERRUPTED) for member in members):
         sys.exit(TERMINATED)
     if any(member.returncode for member in members):
-        raise HartError("training stopped in one of its processes; the reason stands above")
+        raise HartError("training stopped in one of its processes; see the reason above")
 
 
 def end_with(command: Callable[[], int | None]) -> NoReturn:

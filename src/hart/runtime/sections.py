@@ -61,7 +61,7 @@ class Section(BaseModel):
     @classmethod
     def _whole_characters(cls, values: dict[str, Any]) -> dict[str, Any]:
         if half := half_character(values):
-            cls._refuse(half, "holds half of a character or bytes that are not UTF-8; write it in whole ones")
+            cls._refuse(half, "contains half of a character or bytes that are not UTF-8; write it in whole characters")
         return values
 
     @classmethod
@@ -142,7 +142,9 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self.depth -= 1
         if repeats and not isinstance(node, yaml.ScalarNode):
-            raise yaml.composer.ComposerError(None, None, "an alias of a list or mapping; write it out", mark)
+            raise yaml.composer.ComposerError(
+                None, None, "an alias of a list or mapping is not supported; write it out", mark
+            )
         return node
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:

@@ -227,9 +227,9 @@ def test_what_cannot_be_put_back_is_kept_and_named(tmp_path: Path, monkeypatch: 
     path = tmp_path / "model"
     fill(path, "config.json", text="old")
     refuse_renames(monkeypatch, lambda source, target: target == path)
-    with pytest.raises(HartError, match=r"model: cannot be written .*; what it was is now /") as caught:
+    with pytest.raises(HartError, match=r"model: cannot be written .*; its previous content is now /") as caught:
         fill(path, "config.json", text="new")
-    kept = Path(str(caught.value).split("what it was is now ")[1])
+    kept = Path(str(caught.value).split("its previous content is now ")[1])
     assert (kept / "config.json").read_text() == "old"
 
 

@@ -72,7 +72,7 @@ def test_a_folder_that_is_not_private_is_refused(unknown: Path, what: str) -> No
         place.symlink_to("elsewhere")
     else:
         place.mkdir(mode=0o755)
-    with pytest.raises(HartError, match=f"^{place}: .*; set HOME and HART_CACHE to folders of yours"):
+    with pytest.raises(HartError, match=f"^{place}: .*; set HOME and HART_CACHE to folders of your own"):
         cache_folder()
 
 
@@ -97,5 +97,5 @@ raise SystemExit(main(["evaluate", "--data", "procedural", "--system", "copy-dem
         [sys.executable, "-c", code], cwd=tmp_path, env=kept | {"TMPDIR": str(tmp_path)}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("warning") == 1 and "no home to write to" in done.stderr
+    assert done.stderr.count("warning") == 1 and "no home folder found" in done.stderr
     assert (tmp_path / f"hart-{os.getuid()}").is_dir() and not (tmp_path / "~").exists()

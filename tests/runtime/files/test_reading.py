@@ -21,11 +21,11 @@ BAD = {
     "deep and closed": (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "nested too deeply"),
     "half a character": (
         b'{"Instances": [{"input": "ok"}, {"input": "\\ud83d!"}]}',
-        r"Instances\[1\].input holds half of",
+        r"Instances\[1\].input contains half of",
     ),
-    "the other half": (b'["\\uDE00"]', r"\[0\] holds half of"),
-    "half a name": (b'{"a": {"\\ud800": 1}}', r"a \(a name in it\) holds half of"),
-    "alone": (b'"\\udfff"', "the text holds half of"),
+    "the other half": (b'["\\uDE00"]', r"\[0\] contains half of"),
+    "half a name": (b'{"a": {"\\ud800": 1}}', r"a \(a name in it\) contains half of"),
+    "alone": (b'"\\udfff"', "the text contains half of"),
     "pointer": (POINTER, "is a Git LFS pointer, not the file itself; run 'git lfs pull'"),
 }
 

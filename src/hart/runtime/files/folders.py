@@ -171,7 +171,9 @@ def _rename_all(moves: Sequence[tuple[Path, Path]]) -> None:
         kept = [pair for pair in reversed(done) if not _put_back(*pair)]
         if kept:
             source, target = kept[-1]
-            raise HartError(f"{source}: cannot be written ({reason(error)}); what it was is now {target}") from error
+            raise HartError(
+                f"{source}: cannot be written ({reason(error)}); its previous content is now {target}"
+            ) from error
         raise
 
 

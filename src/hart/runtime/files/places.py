@@ -57,9 +57,9 @@ def _private_home() -> Path:
         found = folder.lstat()
     except OSError as error:
         raise HartError(
-            f"{folder}: cannot be written ({reason(error)}); set HOME and HART_CACHE to folders of yours"
+            f"{folder}: cannot be written ({reason(error)}); set HOME and HART_CACHE to folders of your own"
         ) from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise HartError(f"{folder}: is not yours alone; set HOME and HART_CACHE to folders of yours")
-    logger.warning("no home to write to: the cache is in %s; set HART_CACHE to keep it elsewhere", folder)
+        raise HartError(f"{folder}: must belong to you alone; set HOME and HART_CACHE to folders of your own")
+    logger.warning("no home folder found: the cache is in %s; set HART_CACHE to move it", folder)
     return folder

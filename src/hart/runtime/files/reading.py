@@ -78,7 +78,7 @@ def parse_json(content: bytes | str, source: str, what: str, *, whole: bool = Tr
     if whole and ("\\ud" in text or "\\uD" in text):
         half = half_character(value)
         if half is not None:
-            raise HartError(f"{wrong}, {half} holds half of a character; write the whole one, or leave it out")
+            raise HartError(f"{wrong}, {half} contains half of a character; write the whole one, or leave it out")
     return value
 
 
