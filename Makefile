@@ -15,7 +15,7 @@ READY := $(VENV)/.ready
 .PHONY: help venv quickstart test lint check format bench docs notebooks clean
 
 help:
-	@echo "make quickstart   train, evaluate and plot on this machine (about ten minutes on two cores)"
+	@echo "make quickstart   train, evaluate and plot on this machine (six to ten minutes on two cores)"
 	@echo "make test         run the tests"
 	@echo "make lint         formatting, lint, the import rule and types"
 	@echo "make check        lint and tests, as .ci/run runs them in a fresh environment"
