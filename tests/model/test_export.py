@@ -191,7 +191,7 @@ def test_lora_beside_fusion_keeps_the_lora(adapted) -> None:
 @pytest.mark.parametrize(
     ("kinds", "told"),
     [
-        ([{"kind": "adapter", "bottleneck": 4}], "no adapter kind"),
+        ([{"kind": "adapter", "bottleneck": 4}], "PEFT has no adapter beside the feed-forward"),
         ([{"kind": "prefix", "length": 2}, EXACT[0]], "prefix and lora"),
     ],
 )

@@ -85,7 +85,7 @@ def test_the_tokenizer_is_part_of_it(tiny_base_dir: Path, tmp_path: Path) -> Non
     assert difference("weights-tokenizer", "others-tokenizer") == "weights differ"
     with pytest.raises(HartError, match="whose tokenizer differs from"):
         other.generate(["the cat"], system.adapt(TASK))
-    with pytest.raises(HartError, match="whose tokenizer differs; give the right one as base"):
+    with pytest.raises(HartError, match="whose tokenizer differs from .*; give the right one as base"):
         HartModel.from_pretrained(tmp_path / "saved", base=str(tmp_path / "other"))
 
 

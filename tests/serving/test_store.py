@@ -321,7 +321,7 @@ def test_a_disk_that_does_not_answer_now_is_no_damage(store: Store, monkeypatch:
 
 
 def test_several_rows_and_unwritable_places(store: Store, tmp_path: Path) -> None:
-    with pytest.raises(HartError, match="one task each"):
+    with pytest.raises(HartError, match="adaptations of one task, this one has 2"):
         store.put(Adaptation.stack([made(1), made(2)]), model_fingerprint="m")
     (tmp_path / "file").touch()
     with pytest.raises(HartError, match="cannot be written"):

@@ -121,7 +121,7 @@ def _differences(part: str, before: dict[str, Any], now: dict[str, Any]) -> list
     lines += [f"{what} {name} is new" for name in new if name not in old]
     for name in (name for name in old if name in new and old[name] != new[name]):
         parts = [key for key in old[name] if old[name][key] != new[name].get(key)]
-        lines.append(f"{what} {name} has a different {' and '.join(parts)}")
+        lines.append(f"{what} {name} has changed ({' and '.join(parts)})")
     if not lines and list(old) != list(new):
         lines.append(f"the {what}s are in another order")
     return lines
