@@ -304,10 +304,13 @@ def hold_out(made: Made, number: int, seed: int) -> tuple[Made, Task]:
         )
     counts = Counter(inputs)
     drawn: set[str] = set()
+    rows = 0
     for index in named_stream(seed, "held out", task.name).permutation(len(inputs)).tolist():
-        if sum(counts[text] for text in drawn) >= number:
+        if rows >= number:
             break
-        drawn.add(inputs[index])
+        if inputs[index] not in drawn:
+            drawn.add(inputs[index])
+            rows += counts[inputs[index]]
     held = [each for each in task.instances if each.input in drawn]
     left = [each for each in task.instances if each.input not in drawn]
     if not left:
