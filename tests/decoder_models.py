@@ -2,16 +2,21 @@
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM as Models
 from transformers import (
+    ApertusConfig,
+    ArceeConfig,
+    Cohere2Config,
+    Ernie4_5_MoeConfig,
     Ernie4_5Config,
     Exaone4Config,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
     Glm4Config,
+    Glm4MoeConfig,
     GPT2Config,
     GPTNeoXConfig,
+    GptOssConfig,
     GraniteConfig,
     GraniteMoeHybridConfig,
     Lfm2Config,
@@ -22,6 +27,7 @@ from transformers import (
     MixtralConfig,
     Olmo2Config,
     Olmo3Config,
+    OlmoeConfig,
     Phi3Config,
     PhiConfig,
     PreTrainedConfig,
@@ -33,8 +39,11 @@ from transformers import (
     Qwen3Config,
     Qwen3MoeConfig,
     Qwen3NextConfig,
+    SeedOssConfig,
     SmolLM3Config,
+    Starcoder2Config,
 )
+from transformers import AutoModelForCausalLM as Models
 
 from hart.model.decoder_only import DecoderOnly
 from hart.model.main_model import MainModel
@@ -84,6 +93,7 @@ MAMBA = {"layer_types": ["full_attention", "linear_attention", "full_attention"]
 EXPERTS = {"num_experts_per_tok": 2}
 FINE_EXPERTS = {**EXPERTS, "num_experts": 4, "moe_intermediate_size": 24}
 SHARED_EXPERT = {**FINE_EXPERTS, "shared_expert_intermediate_size": 16}
+ROTARY = {"rope_type": "default", "rope_theta": 10000.0}
 # Long contexts, and queries that grow with their position, behind the sixteenth.
 YARN = {
     "rope_type": "yarn",
@@ -125,9 +135,37 @@ CONFIGS: dict[str, tuple[type[PreTrainedConfig], dict]] = {
     "lfm2_moe": (Lfm2MoeConfig, {**GROUPED, **CONVOLUTIONS, **FINE_EXPERTS, "num_dense_layers": 1}),
     "glm4": (Glm4Config, WIDE),
     "ernie4_5": (Ernie4_5Config, WIDE),
+    "glm4_moe": (
+        Glm4MoeConfig,
+        {
+            **WIDE,
+            **EXPERTS,
+            "n_routed_experts": 4,
+            "moe_intermediate_size": 24,
+            "use_qk_norm": True,
+            "first_k_dense_replace": 1,
+        },
+    ),
+    "ernie4_5_moe": (
+        Ernie4_5_MoeConfig,
+        {
+            **GROUPED,
+            "moe_num_experts": 4,
+            "moe_k": 2,
+            "moe_intermediate_size": 24,
+            "moe_layer_end_index": 2,
+        },
+    ),
     "exaone4": (Exaone4Config, {**WIDE, **WINDOW}),
     "olmo2": (Olmo2Config, GROUPED),
     "olmo3": (Olmo3Config, {**GROUPED, **WINDOW}),
+    "olmoe": (OlmoeConfig, {**GROUPED, **EXPERTS, "num_experts": 4}),
+    "gpt_oss": (GptOssConfig, {**WIDE, **WINDOW, **EXPERTS, "num_local_experts": 4, "rope_parameters": ROTARY}),
+    "seed_oss": (SeedOssConfig, {**WIDE, "residual_dropout": 0.1}),
+    "apertus": (ApertusConfig, {**GROUPED, "rope_parameters": ROTARY}),
+    "arcee": (ArceeConfig, GROUPED),
+    "cohere2": (Cohere2Config, {**GROUPED, **WINDOW, "logit_scale": 1.0}),
+    "starcoder2": (Starcoder2Config, {**GROUPED, "residual_dropout": 0.1, "embedding_dropout": 0.1}),
     "phi": (PhiConfig, GROUPED),
     "phi3": (Phi3Config, {**GROUPED, "sliding_window": 8}),
     "gpt2": (

@@ -100,8 +100,8 @@ def test_an_export_is_exact(main: MainModel, name: str, tmp_path: Path) -> None:
 
 
 WITH_A_MEMORY = (
-    "llama", "qwen2", "qwen3", "qwen3_moe", "granitemoehybrid, attention", "glm4", "ernie4_5", "olmo2", "phi",
-    "gpt_neox",
+    "llama", "qwen2", "qwen3", "qwen3_moe", "granitemoehybrid, attention", "glm4", "glm4_moe", "ernie4_5",
+    "ernie4_5_moe", "olmo2", "olmoe", "seed_oss", "apertus", "arcee", "starcoder2", "phi", "gpt_neox",
 )  # fmt: skip
 """Rotary positions and no sliding window."""
 
@@ -177,6 +177,8 @@ def test_scaled_rotary_positions(rope: dict, tiny_tokenizer: PreTrainedTokenizer
         ("gpt2", "prefix", "shift the base's, which are learned"),
         ("ministral3", "prefix", "or scale its queries"),
         ("mistral", "prefix", "sliding window"),
+        ("gpt_oss", "prefix", "sliding window"),
+        ("cohere2", "prefix", "sliding window"),
         ("gemma3_text", "prefix", "it takes up no positions|sliding window"),
         ("llama", "lora", "one kind of parameters"),
     ],

@@ -17,6 +17,7 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+from transformers.utils.quantization_config import Mxfp4Config
 
 from hart.errors import HartError, first_line
 from hart.model.bundled import resolve_base
@@ -32,6 +33,9 @@ WITH_IMAGES = ("gemma3", "mistral3", "qwen3_5", "qwen3_5_moe")
 
 TEXT_PART = {r"^(model\.)?language_model\.(model\.)?(?!lm_head)": "model.", r"^language_model\.lm_head": "lm_head"}
 """Pattern of weight names in a checkpoint of images and text → replacement in the names of its text part."""
+
+PACKED = tuple(f"{experts}_{part}" for experts in ("gate_up_proj", "down_proj") for part in ("blocks", "scales"))
+"""Names of the weights of gpt-oss's experts in a checkpoint that has them in four bits."""
 
 
 class NoCheckpointError(HartError):
@@ -76,11 +80,7 @@ def load_base(name: str, *, revision: str | None = None, dtype: torch.dtype | st
                 f"{name}: no checkpoint there ({first_line(error)}); give its folder, or a hub name with a "
                 "network connection"
             ) from error
-        if getattr(config, "quantization_config", None) is not None:
-            raise HartError(
-                f"{name}: its weights are quantised, and generated parameters need their original scale; "
-                "give the unquantised checkpoint, with dtype bfloat16 (model.dtype, --dtype)"
-            )
+        unpacked = _unpacking(name, config)
         try:
             is_t5 = architecture(config).has_encoder
         except HartError as error:
@@ -96,14 +96,14 @@ def load_base(name: str, *, revision: str | None = None, dtype: torch.dtype | st
                 dtype=wanted or "auto",
                 key_mapping=TEXT_PART if is_part else None,
                 output_loading_info=True,
+                **unpacked,
                 **at_revision,
             )
         except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
             raise HartError(f"{name}: cannot be loaded ({first_line(error)})") from error
         tokenizer = _tokenizer(name, source, at_revision)
     model, report = loaded
-    if is_part:
-        forget_renamings(model, TEXT_PART)
+    forget_renamings(model, (*TEXT_PART, *PACKED) if is_part else PACKED)
     for what, problem in (("missing_keys", "lacks"), ("mismatched_keys", "has a wrong shape for")):
         if report[what]:
             key = min(each if isinstance(each, str) else each[0] for each in report[what])
@@ -156,6 +156,25 @@ def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedToken
     source = resolve_base(name)
     with loading:
         return _tokenizer(name, source, _at_revision(source, revision))
+
+
+def _unpacking(name: str, config: PreTrainedConfig) -> dict[str, Any]:
+    """The argument with which transformers unpacks gpt-oss's experts, which are stored in four bits (MXFP4).
+
+    No generated parameters act on an expert's maps, so how precise these are stored does not matter here.
+
+    Raises:
+        HartError: weights are quantised in another way.
+    """
+    stored = getattr(config, "quantization_config", None)
+    if stored is None:
+        return {}
+    if stored.get("quant_method") != "mxfp4":
+        raise HartError(
+            f"{name}: its weights are quantised, and generated parameters need their original scale; "
+            "give the unquantised checkpoint, with dtype bfloat16 (model.dtype, --dtype)"
+        )
+    return {"quantization_config": Mxfp4Config(dequantize=True)}
 
 
 def _at_revision(source: str, revision: str | None) -> dict[str, Any]:

@@ -58,6 +58,16 @@ def _experts_width(expert: str, shared: str | None = None) -> Callable[[Any], in
     return width
 
 
+def _shared_width(shared: str) -> Callable[[Any], int]:
+    """As `_experts_width`, where experts that all tokens pass have the width of the others and `shared` counts them."""
+
+    def width(config: Any) -> int:
+        total: int = (config.num_experts_per_tok + getattr(config, shared)) * config.moe_intermediate_size
+        return total
+
+    return width
+
+
 def _lfm2_width(config: Any) -> int:
     """As LFM 2 makes it of what its configuration says: two thirds, scaled, rounded up to a multiple."""
     width: int = config.intermediate_size
@@ -86,7 +96,7 @@ class Architecture:
         positions: path of the module that is told the position of each token; where it is None, tokens have none
             (Granite 4, whose recurrences know their order).
         positions_in_attention: whether attention is told it as well (Ministral 3 scales queries by it).
-        dropout: name of the attribute of attention modules that holds their dropout rate, where it is not a module.
+        dropout: names of the attributes of modules that hold a dropout rate, where it is not a module of its own.
         eager: whether attention does what fused kernels cannot (Gemma 2 caps scores).
         hybrid: whether only layers of the configuration's type `full_attention` have attention; others mix tokens by a
             recurrence or a convolution, where no site is (Qwen 3.5, LFM 2).
@@ -103,7 +113,7 @@ class Architecture:
     key_norm: str | None = None
     positions: str | None = None
     positions_in_attention: bool = False
-    dropout: str | None = "attention_dropout"
+    dropout: tuple[str, ...] = ("attention_dropout",)
     eager: bool = False
     hybrid: bool = False
     experts: bool = False
@@ -153,7 +163,7 @@ _T5 = Architecture(
     stacks={"encoder": "encoder.block", "decoder": "decoder.block"},
     sites=_T5_SITES,
     norm="layer.0.layer_norm",
-    dropout="dropout",
+    dropout=("dropout",),
 )
 
 _LLAMA = Architecture(
@@ -197,7 +207,7 @@ _LFM2 = replace(
     },
     norm="operator_norm",
     key_norm="self_attn.k_layernorm",
-    dropout=None,
+    dropout=(),
     hybrid=True,
     width=_lfm2_width,
 )
@@ -236,6 +246,16 @@ _OLMO2 = replace(
     added=("post_attention_layernorm", "post_feedforward_layernorm"),
     key_norm="self_attn.k_norm",
 )
+# One map in, one out, without a gate.
+_ARCEE = replace(_LLAMA, sites={**_WHOLE, "wi": "mlp.up_proj", "wo": "mlp.down_proj"})
+_APERTUS = replace(_ARCEE, norm="attention_layernorm", key_norm="self_attn.k_norm")
+_STARCODER2 = replace(
+    _LLAMA,
+    sites={**_WHOLE, "wi": "mlp.c_fc", "wo": "mlp.c_proj"},
+    dropout=("attention_dropout", "residual_dropout", "embedding_dropout"),
+)
+_GLM4_MOE = replace(_MIXTURE, key_norm="self_attn.k_norm", width=_shared_width("n_shared_experts"))
+_ERNIE_MOE = replace(_MIXTURE, width=_shared_width("moe_num_shared_experts"))
 _PHI = replace(
     _LLAMA,
     sites={**_WHOLE, "o": "self_attn.dense", "wi": "mlp.fc1", "wo": "mlp.fc2"},
@@ -253,7 +273,7 @@ _GPT2 = Architecture(
     },
     norm="ln_1",
     positions="transformer.wpe",
-    dropout=None,
+    dropout=(),
 )
 _NEOX = Architecture(
     stacks={"decoder": "gpt_neox.layers"},
@@ -290,10 +310,19 @@ ARCHITECTURES: dict[str, Architecture] = {
     "lfm2": _LFM2,
     "lfm2_moe": _LFM2_MOE,
     "glm4": _GLM4,
+    "glm4_moe": _GLM4_MOE,
     "ernie4_5": _LLAMA,
+    "ernie4_5_moe": _ERNIE_MOE,
     "exaone4": _OLMO2,
     "olmo2": _OLMO2,
     "olmo3": _OLMO2,
+    "olmoe": replace(_MIXTURE, key_norm="self_attn.k_norm"),
+    "gpt_oss": replace(_MIXTURE, eager=True),  # attention has sinks
+    "seed_oss": replace(_LLAMA, dropout=("attention_dropout", "residual_dropout")),
+    "apertus": _APERTUS,
+    "arcee": _ARCEE,
+    "cohere2": _LLAMA,
+    "starcoder2": _STARCODER2,
     "phi": _PHI,
     "phi3": _PHI3,
     "gpt2": _GPT2,
@@ -357,15 +386,9 @@ def layers_with(main: nn.Module, stack: Stack, target: str) -> list[nn.Module]:
 def dropouts(main: Any) -> Iterator[tuple[str, nn.Module, str]]:
     """Name of a module, the module and its attribute that is a dropout rate, of each that acts in training."""
     table = architecture(main.config)
-    attentions = {
-        at(layer, str(table.sites["self_attention"]))
-        for stack in table.stacks
-        for layer in layers_with(main, stack, "self_attention")
-    }
-    if table.has_encoder:
-        attentions |= {at(layer, str(table.sites["cross_attention"])) for layer in layers(main, "decoder")}
     for name, module in main.named_modules():
         if isinstance(module, nn.Dropout):
             yield name, module, "p"
-        elif module in attentions and table.dropout is not None:
-            yield name, module, table.dropout
+        for what in table.dropout:
+            if isinstance(getattr(module, what, None), int | float):
+                yield name, module, what

@@ -295,12 +295,18 @@ def _looked_up(place: nn.Module | Input) -> Any:
     return _bound.get().get(place)
 
 
-def _apply_changes(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+def _apply_changes(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> Any:
     changes: tuple[Change, ...] | None = _acting_at(module)
     if not changes:
         return None
+    if isinstance(output, tuple):  # the experts of gpt-oss return the router's scores, too
+        return (_changed(changes, inputs[0], output[0]), *output[1:])
+    return _changed(changes, inputs[0], output)
+
+
+def _changed(changes: tuple[Change, ...], inputs: Tensor, output: Tensor) -> Tensor:
     for change in changes:
-        output = change(inputs[0], output)
+        output = change(inputs, output)
     return output
 
 

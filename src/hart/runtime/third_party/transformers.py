@@ -18,9 +18,9 @@ CACHE = "cache" if "cache" in signature(GenerationMixin.prepare_inputs_for_gener
 
 
 def forget_renamings(model: Any, patterns: Collection[str]) -> None:
-    """Let a model be saved with its own weight names, not those from which `key_mapping` loaded it.
+    """Let a model be saved with its own weight names, not those of the checkpoint from which it was loaded.
 
-    Other conversions of weights are kept.
+    `patterns` are the names, or patterns of names, in that checkpoint. Other conversions of weights are kept.
     """
     renamings: Any = getattr(model, "_weight_conversions", None) or ()
     kept = [each for each in renamings if not set(each.source_patterns) & set(patterns)]
