@@ -11,6 +11,8 @@ from transformers import (
     Exaone4Config,
     Gemma2Config,
     Gemma3TextConfig,
+    Gemma4TextConfig,
+    Gemma4UnifiedTextConfig,
     GemmaConfig,
     Glm4Config,
     Glm4MoeConfig,
@@ -90,6 +92,17 @@ GRANITE4 = {
     "mamba_chunk_size": 4,
 }
 MAMBA = {"layer_types": ["full_attention", "linear_attention", "full_attention"]}
+# Layers without a window have wider heads, here fewer of them, and values that are their keys.
+GEMMA4 = {
+    **WIDE,
+    **WINDOW,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+    "global_head_dim": 24,
+    "num_global_key_value_heads": 1,
+    "attention_k_eq_v": True,
+    "hidden_size_per_layer_input": 0,
+}
+GEMMA4_UNIFIED = {name: value for name, value in GEMMA4.items() if name != "hidden_size_per_layer_input"}
 EXPERTS = {"num_experts_per_tok": 2}
 FINE_EXPERTS = {**EXPERTS, "num_experts": 4, "moe_intermediate_size": 24}
 SHARED_EXPERT = {**FINE_EXPERTS, "shared_expert_intermediate_size": 16}
@@ -122,6 +135,25 @@ CONFIGS: dict[str, tuple[type[PreTrainedConfig], dict]] = {
     "gemma": (GemmaConfig, WIDE),
     "gemma2": (Gemma2Config, {**WIDE, **WINDOW, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0}),
     "gemma3_text": (Gemma3TextConfig, {**WIDE, **WINDOW, "query_pre_attn_scalar": 16}),
+    "gemma4_text": (Gemma4TextConfig, GEMMA4),
+    # The last layer takes keys and values from the first and has a wider feed-forward; layers have inputs of their own.
+    "gemma4_text, shared": (
+        Gemma4TextConfig,
+        {
+            **WIDE,
+            **WINDOW,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+            "global_head_dim": 24,
+            "num_kv_shared_layers": 1,
+            "use_double_wide_mlp": True,
+            "hidden_size_per_layer_input": 8,
+        },
+    ),
+    "gemma4_text, experts": (
+        Gemma4TextConfig,
+        {**GEMMA4, "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24},
+    ),
+    "gemma4_unified_text": (Gemma4UnifiedTextConfig, GEMMA4_UNIFIED),
     "smollm3": (SmolLM3Config, {**GROUPED, "no_rope_layer_interval": 3}),
     "granite": (GraniteConfig, {**GROUPED, **SCALED}),
     # Granite 4: hybrids without positions, with experts and without; and a model with attention in all layers.

@@ -14,9 +14,9 @@ from hart.errors import HartError
 from hart.hypernetwork.main_states import MainStates, StatesToMemory, chosen_layers
 from hart.hypernetwork.network import HyperNetwork
 from hart.hypernetwork.schemes.base import SCHEMES
-from hart.peft.architectures import layers
 from hart.peft.base import KINDS, check_blocks
 from hart.peft.injection import attach
+from hart.peft.modules import layers
 
 PEFT = [{"kind": "prefix", "length": 2}, {"kind": "lora", "rank": 2}]
 LENGTHS = [11, 4, 14]

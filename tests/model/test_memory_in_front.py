@@ -15,8 +15,9 @@ from hart.errors import HartError
 from hart.model.adaptation import Adaptation
 from hart.model.main_model import MainModel
 from hart.model.scoring import score_choices
-from hart.peft.architectures import architecture, at
+from hart.peft.architectures import architecture
 from hart.peft.base import Blocks, build_kinds, row_blocks
+from hart.peft.modules import at
 from hart.runtime.third_party.transformers import CACHE
 
 PREFIX = [{"kind": "prefix", "length": 3}]
@@ -67,6 +68,8 @@ def given(adaptation: Adaptation) -> dict[str, Any]:
 @torch.no_grad()
 def test_keys_and_values_are_those_of_the_stock_layers_at_position_0(main: MainModel) -> None:
     """Each layer of the stock model is given the memory as if it were the first one."""
+    if main.name == "gemma4_text, shared":
+        pytest.skip("its layers read token ids besides, which a memory has not")
     memory = torch.randn(2, 5, main.shape.d_model)
     keys, values = main._memory_key_values(memory)
     table, zero = architecture(main.model.config), torch.zeros(2, 5, dtype=torch.long)

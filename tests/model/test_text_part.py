@@ -12,6 +12,10 @@ from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
+    Gemma4Config,
+    Gemma4ForConditionalGeneration,
+    Gemma4UnifiedConfig,
+    Gemma4UnifiedForConditionalGeneration,
     Ministral3Config,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
@@ -63,6 +67,15 @@ def made(name: str, vocabulary: int) -> PreTrainedModel:
         gemma = Gemma3TextConfig(**text, query_pre_attn_scalar=8)
         config = Gemma3Config(text_config=gemma, vision_config=SiglipVisionConfig(**IMAGES), mm_tokens_per_image=4)
         return Gemma3ForConditionalGeneration(config)
+    if name == "gemma4_unified":
+        text |= {"global_head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]}
+        return Gemma4UnifiedForConditionalGeneration(Gemma4UnifiedConfig(text_config=text))
+    if name == "gemma4":  # the upper two layers take keys and values from the lower two
+        text |= {"num_kv_shared_layers": 2}
+        text |= {"global_head_dim": 8, "hidden_size_per_layer_input": 4, "vocab_size_per_layer_input": vocabulary}
+        text |= {"num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2}
+        images = {**IMAGES, "num_key_value_heads": 2, "head_dim": 8, "global_head_dim": 8}
+        return Gemma4ForConditionalGeneration(Gemma4Config(text_config=text, vision_config=images))
     if name.startswith("qwen3_5"):
         layers = {"layer_types": ["linear_attention", "full_attention"]}
         heads = {"linear_key_head_dim": 8, "linear_value_head_dim": 8}
@@ -81,7 +94,7 @@ def made(name: str, vocabulary: int) -> PreTrainedModel:
     )
 
 
-@pytest.fixture(params=["gemma3", "mistral", "ministral3", "qwen3_5", "qwen3_5_moe"])
+@pytest.fixture(params=["gemma3", "gemma4", "gemma4_unified", "mistral", "ministral3", "qwen3_5", "qwen3_5_moe"])
 def whole(request: pytest.FixtureRequest, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)

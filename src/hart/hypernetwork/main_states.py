@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 
 from hart.errors import HartError
 from hart.peft.architectures import architecture
-from hart.peft.architectures import layers as layers_of
 from hart.peft.injection import Binding, Site, binding, learned_positions
+from hart.peft.modules import layers as layers_of
 
 DEFAULT_DEPTH = 0.75
 """Relative depth of the default layer; states of higher layers specialise in predicting the next token."""

@@ -28,7 +28,7 @@ from hart.runtime.third_party.transformers import forget_renamings
 LEAST_VOCABULARY = 3
 """Least number of pieces beside special tokens. If its files are missing, transformers builds a tokenizer with one."""
 
-WITH_IMAGES = ("gemma3", "mistral3", "qwen3_5", "qwen3_5_moe")
+WITH_IMAGES = ("gemma3", "gemma4", "gemma4_unified", "mistral3", "qwen3_5", "qwen3_5_moe")
 """Architectures that read images and text; only their text part is loaded."""
 
 TEXT_PART = {r"^(model\.)?language_model\.(model\.)?(?!lm_head)": "model.", r"^language_model\.lm_head": "lm_head"}

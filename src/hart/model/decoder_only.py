@@ -12,7 +12,7 @@ sliding window hides it.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -24,9 +24,10 @@ from hart.data.input_format import InputFormat
 from hart.errors import HartError
 from hart.model.adaptation import Adaptation
 from hart.model.main_model import MainModel
-from hart.peft.architectures import architecture, at, key_norm, layers_with
+from hart.peft.architectures import architecture
 from hart.peft.base import Blocks, PeftKind
 from hart.peft.injection import Binding, ExtraKeyValues, Site, binding, learned_positions, mapped, sites
+from hart.peft.modules import at, layers_with, norm_of
 from hart.peft.prefix import prefix_length
 from hart.runtime.third_party.transformers import CACHE
 
@@ -76,22 +77,26 @@ class DecoderOnly(MainModel):
     def _memory_key_values(
         self, memory: Float[Tensor, "n s d"]
     ) -> tuple[Float[Tensor, "L n heads s d_kv"], Float[Tensor, "L n heads s d_kv"]]:
-        """As `MainModel._memory_key_values`, after the norm of each layer's input; keys pass their norm, if any.
+        """As `MainModel._memory_key_values`, after the norms of each layer's input, of keys and of values, if any.
 
         LoRA at k and v applies.
         """
         table, memory = architecture(self.model.config), memory.to(self.model.dtype)
         heads, width = self.shape.heads_in_front, self.shape.kv_inner
         made: list[tuple[Tensor, Tensor]] = []
-        maps = zip(*(sites(self.model, "decoder", part) for part in "kv"), strict=True)
+        names: tuple[Literal["k", "v"], ...] = ("k", "v")
+        maps = zip(*(sites(self.model, "decoder", part) for part in names), strict=True)
         for layer, key_value in zip(layers_with(self.model, "decoder", "self_attention"), maps, strict=True):
             read = memory if table.norm is None else at(layer, table.norm)(memory)
-            keys, values = mapped(key_value, read)
-            norm: Any = key_norm(self.model.config, layer)
-            if norm is not None:
-                keys = norm(keys.unflatten(-1, (width // norm.weight.shape[0], -1))).flatten(-2)
-            keys, values = (part.unflatten(-1, (heads, -1)) for part in (keys, values))
-            made.append((keys.transpose(1, 2), values.transpose(1, 2)))
+            parts: list[Tensor] = []
+            for name, part in zip(names, mapped(key_value, read), strict=True):
+                norm: Any = norm_of(name, self.model.config, layer)
+                if norm is not None:
+                    # Its gains are those of one head, or of all; without gains it is of one head.
+                    alone = heads if getattr(norm, "weight", None) is None else width // norm.weight.shape[0]
+                    part = norm(part.unflatten(-1, (alone, -1))).flatten(-2)
+                parts.append(part.unflatten(-1, (heads, -1)).transpose(1, 2))
+            made.append((parts[0], parts[1]))
         keys, values = (torch.stack(part) for part in zip(*made, strict=True))
         return keys, values
 

@@ -104,7 +104,9 @@ def _wrapped(adaptation: Adaptation, main: MainModel, lossy: bool) -> "PeftModel
 
     main.check_adaptation(adaptation)
     if main.shape.attention is not None and any(isinstance(kind, Prefix) for kind in adaptation.kinds):
-        raise HartError("PEFT has no prefixes for a base with layers without attention; use --format safetensors")
+        raise HartError(
+            "PEFT's prefixes are for all layers, and those of this base are for some alone; use --format safetensors"
+        )
     refuse_loss(adaptation, lossy, main)
     model = get_peft_model(_stock(main), peft_config(adaptation, main))
     set_peft_model_state_dict(model, peft_tensors(adaptation, main))

@@ -38,9 +38,10 @@ from hart.model.answering import (
 )
 from hart.model.base_checkpoint import load_base
 from hart.model.modes import evaluating
-from hart.peft.architectures import architecture, dropouts
+from hart.peft.architectures import architecture
 from hart.peft.base import Blocks, MainShape, PeftKind, check_blocks
 from hart.peft.injection import Binding, Site, attach, binding, checkpoint_contexts
+from hart.peft.modules import dropouts
 from hart.runtime.fingerprints import difference
 from hart.runtime.identity import fingerprint, trace
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from hart.model.adaptation import Adaptation
 from hart.model.main_model import MainModel
 from hart.peft import injection
-from hart.peft.architectures import architecture, at
+from hart.peft.architectures import architecture
+from hart.peft.modules import at
 from hart.peft.prefix import Prefix
 
 _FIXED = ("default", "linear", "llama3", "yarn")
@@ -31,7 +32,7 @@ def why_not(adaptation: Adaptation, main: MainModel) -> str | None:
         return "an adapter of PEFT holds one kind of parameters, and these are not prefixes"
     table, config = architecture(main.model.config), main.model.config
     if main.shape.attention is not None:
-        return "some layers of the base have no attention, and PEFT's prefixes are for all layers"
+        return "PEFT's prefixes are for all layers, and those of the base are for some alone"
     positions = at(main.model, table.positions) if table.positions else None
     if getattr(positions, "rope_type", None) not in _FIXED or table.positions_in_attention:
         return (

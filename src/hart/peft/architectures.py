@@ -1,16 +1,15 @@
 """Where the sites of each architecture are: one table for all families of main models (§4.1).
 
 A *site* is a place in every layer at which generated parameters act, called by one name in all architectures (`q`,
-`wi_0`, `self_attention`). A row of the table says which module of a stock `transformers` model it is. A map that a
-model has fused with others (GPT-2's `c_attn`, GPT-NeoX's `query_key_value`, Phi-3's `qkv_proj`) is some columns of one
-module's output. Another architecture is another row; `MainShape.of` checks a row against the modules of a model.
+`wi_0`, `self_attention`). A row of the table says which module of a stock `transformers` model it is
+(`hart.peft.modules` finds it). A map that a model has fused with others (GPT-2's `c_attn`, GPT-NeoX's
+`query_key_value`, Phi-3's `qkv_proj`) is some columns of one module's output. Another architecture is another row;
+`MainShape.of` checks a row against the modules of a model.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
-
-from torch import nn
 
 from hart.errors import HartError
 
@@ -80,6 +79,17 @@ def _lfm2_width(config: Any) -> int:
     return -(-int(config.block_ffn_dim_multiplier * width) // multiple) * multiple
 
 
+def _with_attention(config: Any) -> list[int]:
+    """The layers of a hybrid that have attention."""
+    return [layer for layer, kind in enumerate(config.layer_types) if kind == "full_attention"]
+
+
+def _with_own_keys(config: Any) -> list[int]:
+    """The layers of a Gemma 4 whose heads are of one width: those with a window that take keys from no layer below."""
+    sharing = zip(config.layer_types, config.kv_sharing_modes, strict=True)
+    return [layer for layer, (kind, keys) in enumerate(sharing) if kind == "sliding_attention" and keys != "reuse"]
+
+
 @dataclass(frozen=True)
 class Architecture:
     """One row of the table.
@@ -93,16 +103,18 @@ class Architecture:
         gain: what is added to the weights of norms before they scale (Gemma's are differences from 1).
         key_norm: path of the norm that keys pass behind their map, each head by itself or all of them together; where
             it leads nowhere, a checkpoint has none (Phi).
+        value_norm: the same of values, without gains (Gemma 4).
         positions: path of the module that is told the position of each token; where it is None, tokens have none
             (Granite 4, whose recurrences know their order).
         positions_in_attention: whether attention is told it as well (Ministral 3 scales queries by it).
         dropout: names of the attributes of modules that hold a dropout rate, where it is not a module of its own.
         eager: whether attention does what fused kernels cannot (Gemma 2 caps scores).
-        hybrid: whether only layers of the configuration's type `full_attention` have attention; others mix tokens by a
-            recurrence or a convolution, where no site is (Qwen 3.5, LFM 2).
-        experts: whether the feed-forward is a mixture of experts, in all layers or in most; their maps are no sites.
+        attention_in: the layers, by the configuration, in which attention and its maps are sites, where this is not
+            all. Others of a hybrid mix tokens by a recurrence or a convolution (Qwen 3.5, LFM 2).
+        experts: whether the feed-forward is a mixture of experts, in all layers or in most, or of several widths; its
+            maps are then no sites.
         width: of the feed-forward, or of all experts that one token passes, by the configuration.
-        without_experts: the row of a checkpoint whose configuration has none (Granite 4).
+        per_token: name of the configuration's field that is the number of experts that one token passes.
     """
 
     stacks: Mapping[Stack, str]
@@ -111,40 +123,43 @@ class Architecture:
     added: tuple[str, ...] = ()
     gain: float = 0.0
     key_norm: str | None = None
+    value_norm: str | None = None
     positions: str | None = None
     positions_in_attention: bool = False
     dropout: tuple[str, ...] = ("attention_dropout",)
     eager: bool = False
-    hybrid: bool = False
+    attention_in: Callable[[Any], list[int]] | None = None
     experts: bool = False
     width: Callable[[Any], int] = _own_width
-    without_experts: "Architecture | None" = None
+    per_token: str = "num_experts_per_tok"
 
     @property
     def has_encoder(self) -> bool:
         return "encoder" in self.stacks
 
     def attention_layers(self, config: Any) -> tuple[int, ...] | None:
-        """The layers of a decoder-only model that have attention, where others have none; None: all have."""
-        if not self.hybrid:
+        """The layers of a decoder-only model in which attention and its maps are sites; None: all."""
+        if self.attention_in is None:
             return None
-        found = tuple(layer for layer, kind in enumerate(config.layer_types) if kind == "full_attention")
-        return None if len(found) == len(config.layer_types) else found
+        found = tuple(self.attention_in(config))
+        return None if len(found) == config.num_hidden_layers else found
 
     def sizes(self, config: Any) -> dict[str, Any]:
         """The fields of `MainShape` for a decoder-only model's configuration."""
-        heads = config.num_attention_heads
-        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        heads, attention = config.num_attention_heads, self.attention_layers(config)
+        # Sizes of heads may differ between layers; those with sites are alike.
+        own = config if attention is None else config.per_layer_config[attention[0]]
+        kv_heads = getattr(own, "num_key_value_heads", None) or heads
         return {
             "d_model": config.hidden_size,
             "num_heads": heads,
-            "d_kv": getattr(config, "head_dim", None) or config.hidden_size // heads,
+            "d_kv": getattr(own, "head_dim", None) or config.hidden_size // heads,
             "d_ff": self.width(config),
             "encoder_layers": 0,
             "decoder_layers": config.num_hidden_layers,
             "gated": "wi" not in self.sites,
             "experts": self.experts,
-            "attention": self.attention_layers(config),
+            "attention": attention,
             "kv_heads": None if kv_heads == heads else kv_heads,
         }
 
@@ -188,7 +203,13 @@ _WHOLE = {name: place for name, place in _LLAMA.sites.items() if name not in ("w
 _MIXTURE = replace(_LLAMA, sites=_WHOLE, experts=True, width=_experts_width("intermediate_size"))
 # Each head's query lies beside its gate, a map that is no site.
 _GATED_Q = Fused("self_attn.q_proj", ("q", "gate"), per_head=True)
-_QWEN35 = replace(_LLAMA, sites={**_LLAMA.sites, "q": _GATED_Q}, gain=1.0, key_norm="self_attn.k_norm", hybrid=True)
+_QWEN35 = replace(
+    _LLAMA,
+    sites={**_LLAMA.sites, "q": _GATED_Q},
+    gain=1.0,
+    key_norm="self_attn.k_norm",
+    attention_in=_with_attention,
+)
 _QWEN35_MOE = replace(
     _QWEN35,
     sites={**_WHOLE, "q": _GATED_Q},
@@ -208,7 +229,7 @@ _LFM2 = replace(
     norm="operator_norm",
     key_norm="self_attn.k_layernorm",
     dropout=(),
-    hybrid=True,
+    attention_in=_with_attention,
     width=_lfm2_width,
 )
 _LFM2_MOE = replace(
@@ -230,7 +251,7 @@ _GRANITE4 = replace(
         "wi_1": _GRANITE4_WI,
         "wo": "shared_mlp.output_linear",
     },
-    hybrid=True,
+    attention_in=_with_attention,
     width=lambda config: config.shared_intermediate_size,
 )
 _GRANITE4_MOE = replace(
@@ -238,7 +259,19 @@ _GRANITE4_MOE = replace(
     sites={**_WHOLE, "feed_forward": "shared_mlp"},
     experts=True,
     width=_experts_width("intermediate_size", "shared_intermediate_size"),
-    without_experts=_GRANITE4,
+)
+_GEMMA4 = replace(
+    _LLAMA,
+    key_norm="self_attn.k_norm",
+    value_norm="self_attn.v_norm",
+    attention_in=_with_own_keys,
+)
+# With `use_double_wide_mlp` the layers that take keys from below have a wider feed-forward.
+_GEMMA4_WIDE = replace(_GEMMA4, sites=_WHOLE, experts=True)
+_GEMMA4_MOE = replace(
+    _GEMMA4_WIDE,
+    width=lambda config: config.intermediate_size + config.top_k_experts * config.moe_intermediate_size,
+    per_token="top_k_experts",
 )
 _OLMO2 = replace(
     _LLAMA,
@@ -289,7 +322,18 @@ _NEOX = Architecture(
     positions="gpt_neox.rotary_emb",
 )
 
-ARCHITECTURES: dict[str, Architecture] = {
+
+def _granite4(config: Any) -> Architecture:
+    return _GRANITE4_MOE if config.num_local_experts else _GRANITE4
+
+
+def _gemma4(config: Any) -> Architecture:
+    if getattr(config, "enable_moe_block", False):
+        return _GEMMA4_MOE
+    return _GEMMA4_WIDE if config.use_double_wide_mlp and config.num_kv_shared_layers else _GEMMA4
+
+
+ARCHITECTURES: dict[str, Architecture | Callable[[Any], Architecture]] = {
     "t5": _T5,
     "llama": _LLAMA,
     "mistral": _LLAMA,
@@ -304,9 +348,11 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma": replace(_LLAMA, gain=1.0),
     "gemma2": replace(_LLAMA, gain=1.0, eager=True),
     "gemma3_text": replace(_LLAMA, gain=1.0, key_norm="self_attn.k_norm"),
+    "gemma4_text": _gemma4,
+    "gemma4_unified_text": _gemma4,
     "smollm3": _LLAMA,  # of its layers every fourth has no positions
     "granite": _LLAMA,
-    "granitemoehybrid": _GRANITE4_MOE,
+    "granitemoehybrid": _granite4,
     "lfm2": _LFM2,
     "lfm2_moe": _LFM2_MOE,
     "glm4": _GLM4,
@@ -328,7 +374,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gpt2": _GPT2,
     "gpt_neox": _NEOX,
 }
-"""`model_type` of a configuration of `transformers` → its row."""
+"""`model_type` of a configuration of `transformers` → its row, or a function from the configuration to it."""
 
 
 def architecture(config: Any) -> Architecture:
@@ -343,52 +389,9 @@ def architecture(config: Any) -> Architecture:
             f"main models of the architecture {config.model_type!r} have no row in hart's table of sites; "
             f"supported are {', '.join(ARCHITECTURES)}"
         )
-    if found.without_experts is not None and not config.num_local_experts:
-        return found.without_experts
-    return found
+    return found if isinstance(found, Architecture) else found(config)
 
 
 def in_attention(target: str) -> bool:
     """Whether a site is self-attention, or a map of it."""
     return target == "self_attention" or target in ATTENTION
-
-
-def at(module: Any, path: str) -> nn.Module:
-    """The module at a dotted path below another one; a list's last element is -1."""
-    for name in path.split("."):
-        module = module[int(name)] if isinstance(module, nn.ModuleList) else getattr(module, name)
-    return module
-
-
-def key_norm(config: Any, layer: nn.Module) -> nn.Module | None:
-    """The norm that keys of a decoder-only model's layer pass, if they pass one."""
-    path = architecture(config).key_norm
-    if path is None:
-        return None
-    holder, _, name = path.rpartition(".")
-    found: nn.Module | None = getattr(at(layer, holder), name, None)
-    return found
-
-
-def layers(main: nn.Module, stack: Stack) -> list[nn.Module]:
-    """The layers of one stack of a main model, from the bottom."""
-    found: Any = at(main, architecture(main.config).stacks[stack])
-    return list(found)
-
-
-def layers_with(main: nn.Module, stack: Stack, target: str) -> list[nn.Module]:
-    """Those of them that have a site."""
-    table, found = architecture(main.config), layers(main, stack)
-    chosen = table.attention_layers(main.config) if in_attention(target) else None
-    return found if chosen is None else [found[layer] for layer in chosen]
-
-
-def dropouts(main: Any) -> Iterator[tuple[str, nn.Module, str]]:
-    """Name of a module, the module and its attribute that is a dropout rate, of each that acts in training."""
-    table = architecture(main.config)
-    for name, module in main.named_modules():
-        if isinstance(module, nn.Dropout):
-            yield name, module, "p"
-        for what in table.dropout:
-            if isinstance(getattr(module, what, None), int | float):
-                yield name, module, what

@@ -47,10 +47,10 @@ class MainShape:
     kv_heads: int | None = None
     """Number of key and value heads if several query heads share one (grouped queries); None: as many as queries."""
     experts: bool = False
-    """Whether the feed-forward is a mixture of experts, whose maps are not sites; `d_ff` is then the total width of the
-    experts of one token."""
+    """Whether the feed-forward is a mixture of experts, or of several widths, so that its maps are not sites; `d_ff` is
+    then the total width of the experts of one token."""
     attention: tuple[int, ...] | None = None
-    """Layers with attention in a decoder-only model whose other layers have a recurrence; None: all layers."""
+    """Layers of a decoder-only model in which attention is a site; None: all layers."""
 
     def __post_init__(self) -> None:
         if self.attention is not None:  # a list, where it comes from a file
@@ -205,9 +205,12 @@ class PeftKind(ABC):
             raise HartError(f"peft.{self.name}.{field} is for cross-attention, which a decoder-only base lacks")
 
     def _needs_dense(self, shape: MainShape, field: str) -> None:
-        """Raise `HartError` if the main model has experts instead of the dense feed-forward that `field` requires."""
+        """Raise `HartError` unless all layers have a dense feed-forward of one width, which `field` requires."""
         if shape.experts:
-            raise HartError(f"peft.{self.name}.{field}: a mixture of experts has no maps wi and wo; leave them out")
+            raise HartError(
+                f"peft.{self.name}.{field}: a mixture of experts, or a feed-forward of several widths, has no maps wi "
+                "and wo; leave them out"
+            )
 
     def _whole_number(self, field: str) -> None:
         """Raise `HartError` unless the value of `field` is a whole number ≥ 1."""

@@ -28,7 +28,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hart.errors import HartError
-from hart.peft.architectures import Stack, architecture, at, layers_with
+from hart.peft.architectures import Stack, architecture
+from hart.peft.modules import at, layers_with
 from hart.runtime.third_party.torch import forget_compiled
 
 ATTENTION = {"sdpa": "hart_sdpa", "eager": "hart_eager"}

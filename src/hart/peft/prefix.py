@@ -9,7 +9,7 @@ import functools
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -18,8 +18,9 @@ from transformers import PreTrainedModel
 
 from hart.errors import HartError
 from hart.peft import injection
-from hart.peft.architectures import architecture, at, key_norm, layers, layers_with
+from hart.peft.architectures import architecture
 from hart.peft.base import Blocks, MainShape, PeftKind, RowBlock, Stack, register
+from hart.peft.modules import at, layers, layers_with, norm_of
 
 
 @register
@@ -67,9 +68,10 @@ class Prefix(PeftKind):
 
         The input x̂ of the projections has unit root mean square before the norm's gain g, so with uncorrelated
         features Var[(W(g∘x̂))_i] = Σ_j W_ij² g_j², averaged over i per layer. T5 is initialised with Var[W_ij] = 1/d
-        and g = 1, hence standard deviation 1 without weights. If keys have their own norm (Qwen 3, Gemma 3), its gains
-        are their standard deviations. Without a norm of the input (OLMo 2), x is the sum of an embedding and the normed
-        outputs of all layers below: g² is the sum of the embedding's mean square and the squared gains of their norms.
+        and g = 1, hence standard deviation 1 without weights. If keys or values have their own norm (Qwen 3, Gemma 4),
+        its gains are their standard deviations. Without a norm of the input (OLMo 2), x is the sum of an embedding and
+        the normed outputs of all layers below: g² is the sum of the embedding's mean square and the squared gains of
+        their norms.
         """
         if main is None:
             return {block.name: torch.full((block.layers,), self.init_scale) for block in self.row_blocks(shape)}
@@ -81,12 +83,13 @@ class Prefix(PeftKind):
                 sizes = _sizes(main, stack)
             else:
                 sizes = [_gains(at(main, "encoder.final_layer_norm"), table.gain)] * shape.layers(stack)
-            for part, projection in zip(names, "kv", strict=True):
+            projections: tuple[Literal["k", "v"], ...] = ("k", "v")
+            for part, projection in zip(names, projections, strict=True):
                 target = projection if site == "self_attention" else f"cross_{projection}"
                 maps = injection.sites(main, stack, target)
                 per_layer = []
                 for layer, (place, size) in enumerate(zip(maps, sizes, strict=True)):
-                    norm = key_norm(main.config, layers_with(main, stack, site)[layer]) if projection == "k" else None
+                    norm = norm_of(projection, main.config, layers_with(main, stack, site)[layer])
                     if norm is not None:
                         gains = _gains(norm, table.gain)
                         per_layer.append(gains.square().mean().sqrt())
@@ -134,9 +137,9 @@ def _sizes(main: PreTrainedModel, stack: Stack) -> list[Float[Tensor, " d"]]:
 
 
 def _gains(norm: nn.Module, more: float) -> Float[Tensor, " d"]:
-    """The gains of a norm: its weights plus `more`, which is not 0 for some architectures."""
-    weight: Tensor = norm.weight  # type: ignore[assignment]
-    return weight.detach().float() + more
+    """The gains of a norm: its weights plus `more`, which is not 0 for some architectures; 1 without weights."""
+    weight: Any = getattr(norm, "weight", None)
+    return torch.ones(1) if weight is None else weight.detach().float() + more
 
 
 def prefix_length(kinds: Iterable[PeftKind]) -> int:

@@ -63,7 +63,7 @@ class Layer:
         dropout: Any = getattr(config, "attention_dropout", None) or getattr(config, "resid_pdrop", 0.0)
         return cls(
             shape.d_model, shape.num_heads, shape.inner, shape.kv_inner, shape.d_ff, shape.gated, kept, dropout,
-            config.num_experts_per_tok if shape.experts else 0,
+            getattr(config, architecture(config).per_token, 0) if shape.experts else 0,
         )  # fmt: skip
 
     @property

@@ -32,8 +32,8 @@ from hart.model.folder import MODEL_TYPES, model_type_of
 from hart.model.hart_model import HartModel
 from hart.model.main_model import MainModel
 from hart.model.modes import evaluating
-from hart.peft.architectures import layers
 from hart.peft.injection import Binding, Site, binding
+from hart.peft.modules import layers
 from hart.runtime.fingerprints import tokenizer_digest
 from hart.runtime.identity import peft_digest
 from hart.training.config import BASE_TEACHER, DistillationConfig, RunConfig

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from hart.errors import HartError
 from hart.model.hart_model import HartModel
-from hart.peft.architectures import layers
+from hart.peft.modules import layers
 from hart.runtime.ranks import rank, world_size
 from hart.training.config import TrainingConfig
 from hart.training.optimizer import ADAMW, EIGHT_BIT, MUON
