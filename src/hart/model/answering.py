@@ -94,6 +94,11 @@ def encode_queries(
         name = f"query {number + 1} of {len(queries)}"
         if not isinstance(query, str | list):
             raise HartError(f"{name} must be a text or a list of token ids, not {type(query).__name__}")
+        wrong = (
+            [] if isinstance(query, str) else [each for each in query if isinstance(each, str | float | bool | list)]
+        )
+        if wrong:
+            raise HartError(f"{name} must be a text or a list of token ids, not a list with {wrong[0]!r}")
         if not (query.strip() if isinstance(query, str) else query):
             raise HartError(f"{name} is empty; give it a text")
         if not isinstance(query, str):
@@ -211,17 +216,17 @@ def naming_unknown_options() -> Iterator[None]:
         raise HartError(f"unknown options of generate: {names}; check their spelling") from None
 
 
-def listed(queries: Any) -> list[Any]:
-    """The queries as a list, from any iterable of them, such as a column of a table.
+def listed(given: Any, name: str = "queries") -> list[Any]:
+    """Queries or choices as a list, from any iterable of them, such as a column of a table.
 
     Raises:
-        HartError: `queries` is one text, or not iterable.
+        HartError: `given` is one text, or not iterable; the message calls it `name`.
     """
-    if isinstance(queries, str):
-        raise HartError("queries must be a list of texts, not one text")
-    if isinstance(queries, Mapping | bytes) or not isinstance(queries, Iterable):
-        raise HartError(f"queries must be a list of texts, not {type(queries).__name__}")
-    return list(queries)
+    if isinstance(given, str):
+        raise HartError(f"{name} must be a list of texts, not one text")
+    if isinstance(given, Mapping | bytes) or not isinstance(given, Iterable):
+        raise HartError(f"{name} must be a list of texts, not {type(given).__name__}")
+    return list(given)
 
 
 def parts_of(adaptation: Adaptation | None, queries: Sequence[int], total: int) -> tuple[list[int], Adaptation | None]:
