@@ -109,7 +109,7 @@ def test_groups_are_tasks_of_their_own(tiny_tokenizer, caplog):
     cuts = Cuts()
     form.note_unread(task, cuts)
     assert told(cuts, caplog) == ["task five: reads 4 of 5 demonstrations"]
-    with pytest.raises(HartError, match="demonstration_groups: must be at least 1, not 0"):
+    with pytest.raises(HartError, match="demonstration_groups: must be a whole number of at least 1, not 0"):
         InputFormat(demonstration_groups=0)
 
 

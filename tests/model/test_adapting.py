@@ -179,8 +179,11 @@ def test_what_no_hypernetwork_reads_is_refused(tiny_base_dir: Path, system: Hart
         model.adapt(MANY, demonstration_groups=2)
     with pytest.raises(HartError, match="has no hypernetwork to read tasks"):
         model.incremental(MANY)
-    with pytest.raises(HartError, match="demonstration_groups: must be at least 1, not 0"):
-        system.adapt(MANY, demonstration_groups=0)
+    for wrong in (0, 1.5, "2"):
+        with pytest.raises(
+            HartError, match=f"demonstration_groups: must be a whole number of at least 1, not {wrong!r}"
+        ):
+            system.adapt(MANY, demonstration_groups=wrong)  # type: ignore[arg-type]
     with pytest.raises(HartError, match="add needs at least one demonstration"):
         system.incremental(MANY).add([])
     system.input_format = replace(system.input_format, num_demonstrations=0)

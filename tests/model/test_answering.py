@@ -164,6 +164,10 @@ def test_no_limit_of_the_libraries_own_on_sampling() -> None:
         ({"temperature": 5.0, "do_sample": False}, "do_sample is False and temperature is 5.0"),
         ({"top_k": 4}, "top_k has no effect at temperature 0"),
         ({"min_p": 0.1}, "min_p has no effect"),
+        ({"max_length": 4}, "max_length has no effect beside max_new_tokens, .* set max_new_tokens"),
+        ({"length_penalty": 2.0}, "length_penalty has no effect with one beam; set num_beams above 1"),
+        ({"early_stopping": True}, "early_stopping has no effect with one beam"),
+        ({"early_stopping": "never"}, "early_stopping has no effect with one beam"),
         ({"return_dict_in_generate": True}, "return_dict_in_generate: answers are texts and tokens"),
         ({"max_new_tokns": 3}, "unknown options of generate: 'max_new_tokns'; check their spelling"),
         ({"generation_config": None}, "generation_config: give its fields as options"),
@@ -209,7 +213,8 @@ def test_stacks_of_different_depth_answer(layers: tuple[int, int], num_beams: in
 
 
 def test_values_that_do_nothing_are_taken(main: MainModel) -> None:
-    neutral = {"top_k": 0, "typical_p": 1.0, "repetition_penalty": 1.0, "bad_words_ids": None}
+    neutral = {"top_k": 0, "typical_p": 1.0, "repetition_penalty": 1.0, "bad_words_ids": None, "max_length": None}
+    neutral |= {"length_penalty": 1.0, "early_stopping": False}
     assert main.answers(QUERIES, max_new_tokens=4, logprobs=1, **neutral) == main.answers(
         QUERIES, max_new_tokens=4, logprobs=1
     )

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -121,7 +122,23 @@ def test_choices_that_cannot_be_told_apart(choices: list[str], told: str):
     assert str(caught.value).startswith("line 3: ") and told in str(caught.value)
 
 
+def test_columns_and_generators_are_lists(system: HartModel):
+    queries, choices = ["the cat", "one two"], ["one", "the mat"]
+    for options in ({}, {"calibrate": True}):
+        expected = system.classify(queries, choices, **options)
+        assert system.classify(np.array(queries), np.array(choices), **options) == expected
+        assert system.classify((query for query in queries), (each for each in choices), **options) == expected
+        assert system.classify(queries, (np.array(choices) for _ in queries), **options) == expected
+
+
 def test_mistakes(system: HartModel):
+    for wrong, told in (
+        ((["x", "y"], None), "choices must be a list of texts, not NoneType"),
+        ((["x", "y"], [["a", "b"], 3]), "query 2 of 2: the choices must be a list of texts, not int"),
+        ((["x", "y"], ["a", ["b", "c"]]), r"query 1 of 2: \['b', 'c'\] cannot be a choice"),
+    ):
+        with pytest.raises(HartError, match=told):
+            system.classify(*wrong)
     assert check_classes([" a", "b "], "x") == ["a", "b"]
     with pytest.raises(HartError, match="query 1 of 1: the choices 'a' and 'A' read the same"):
         system.classify("x", ["a", "A"])

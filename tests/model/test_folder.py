@@ -58,6 +58,12 @@ def test_weights_stored_in_bfloat16_compute_in_float32(system: HartModel, tmp_pa
     assert {p.dtype for p in loaded.hypernetwork.parameters()} == {torch.float32}
 
 
+def test_a_dtype_may_have_the_name_that_torch_prints(system: HartModel, tmp_path: Path):
+    system.save_pretrained(tmp_path / "model")
+    loaded = HartModel.from_pretrained(tmp_path / "model", dtype=str(torch.bfloat16))
+    assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
+
+
 @pytest.fixture
 def saved(system: HartModel, tmp_path: Path) -> Path:
     system.save_pretrained(tmp_path / "model")

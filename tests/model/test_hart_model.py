@@ -152,6 +152,10 @@ def test_columns_and_generators_are_lists(system: HartModel):
     expected = system.generate(QUERIES, adaptations[0])
     assert system.generate(np.array(QUERIES), adaptations[0]) == expected
     assert system.generate((query for query in QUERIES), adaptations[0]) == expected
+    choices = ["one", "the mat"]
+    scores = system.score(QUERIES[0], choices, adaptations[0])
+    assert system.score(QUERIES[0], np.array(choices), adaptations[0]) == scores
+    assert system.score(QUERIES[0], (choice for choice in choices), adaptations[0]) == scores
 
 
 def test_no_task_is_refused(system: HartModel):
@@ -195,6 +199,13 @@ def test_one_text_is_no_list_of_choices_or_queries(system: HartModel):
         score_choices(system.main, ["a", "b"], [["x"], "yz"], adaptation)  # type: ignore[list-item]
     with pytest.raises(HartError, match="query 1 of 1: the choice 3 must be a text"):
         system.score("the cat", [3], adaptation)  # type: ignore[list-item]
+    with pytest.raises(HartError, match="query 1 of 1: the choice None must be a text"):
+        system.score("the cat", ["a", None], adaptation)  # type: ignore[list-item]
+    with pytest.raises(HartError, match="the choices of query 1 of 1 must be a list of texts, not NoneType"):
+        system.score("the cat", None, adaptation)  # type: ignore[arg-type]
+    for nested in (["the cat"], [["the"]], [1.5], [True]):
+        with pytest.raises(HartError, match=r"query 1 of 1 must be a text or a list of token ids, not a list with "):
+            system.main.generate([nested], adaptation)  # type: ignore[list-item]
     with pytest.raises(HartError, match="score: query must be one text, not list; for many take classify, or hart"):
         system.score(["the cat"], ["a"], adaptation)  # type: ignore[arg-type]
     with pytest.raises(HartError, match="queries must be a list of texts, not dict"):

@@ -17,6 +17,7 @@ from hart import HartModel, Task
 from hart.serving import engine as engine_module
 from hart.serving import running as running_module
 from hart.serving.app import create_app
+from hart.serving.checks import Checks
 from hart.serving.download import unbundle
 from hart.serving.engine import model_fingerprint
 from hart.serving.store import Store, adaptation_id
@@ -295,6 +296,34 @@ def test_the_time_limit_ends_the_work(
     monkeypatch.undo()
     assert client.post("/v1/generate", json={"inputs": ["one"], "adaptation": id}).status_code == 200
     assert len(steps) < 100, "the model went on for nobody"
+
+
+@pytest.mark.parametrize("path", ["/v1/generate", "/v1/completions"])
+def test_the_time_limit_of_a_stream_counts_what_was_before_it(
+    path: str, serve: Callable[..., TestClient], model: HartModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = serve(time_limit=3.0)
+    id = adapt(client, 1)
+    call = running_module._Abandoned.__call__
+    check = Checks.query
+
+    def slow(self: Any, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        time.sleep(0.1)
+        return call(self, input_ids, scores, **kwargs)
+
+    def slow_check(self: Any, *args: Any) -> None:
+        time.sleep(2.0)
+        check(self, *args)
+
+    monkeypatch.setattr(running_module._Abandoned, "__call__", slow)
+    monkeypatch.setattr(Checks, "query", slow_check)
+    monkeypatch.setattr(model.main.model.generation_config, "eos_token_id", None)
+    own = {"inputs": ["one"], "adaptation": id, "max_new_tokens": 500}
+    body = own if path == "/v1/generate" else {"prompt": "one", "model": id, "max_tokens": 500}
+    began = time.monotonic()
+    reply = client.post(path, json={**body, "stream": True})
+    assert "no answer within 3 s" in reply.text and "[DONE]" not in reply.text
+    assert time.monotonic() - began < 4.5, "the limit was counted anew for the stream"
 
 
 def test_a_defect_is_told_without_its_inside(

@@ -104,6 +104,9 @@ def test_mistakes_that_no_server_has_to_see(remote: Client) -> None:
     for wrong in ("127.0.0.1:8000", "", "ftp://x"):
         with pytest.raises(HartError, match="is not the address of a server; give one such as http"):
             Client(wrong)
+    for seconds in (-1, 0, "5", True):
+        with pytest.raises(HartError, match=f"timeout must be a number of seconds above 0, not {seconds!r}"):
+            Client(timeout=seconds)  # type: ignore[arg-type]
     with pytest.raises(HartError, match="control character") as told:
         Client(token="secret\nword")
     assert "secret" not in str(told.value)

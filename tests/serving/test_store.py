@@ -215,6 +215,27 @@ def test_an_index_of_another_version_is_made_anew(store: Store, how: str, runnin
     assert check_whole(Store(store.folder)) == 4
 
 
+@pytest.mark.parametrize("value", ["'{'", "''", "'[1'", "x'00ff'", "CAST(x'ff7b' AS TEXT)"])
+@pytest.mark.parametrize("running", [False, True])
+def test_an_index_with_a_damaged_row_is_made_anew(store: Store, value: str, running: bool) -> None:
+    """SQLite finds nothing wrong with it. Under a store in use it is found by the first call that reads the row."""
+    before = {store.put(made(n), model_fingerprint="m", seconds=n).id: n for n in range(3)}
+    with closing(sqlite3.connect(store.folder / "index.sqlite", isolation_level=None)) as connection:
+        connection.execute(f"UPDATE adaptations SET task = {value} WHERE seconds = 1")
+    again = store if running else Store(store.folder)
+    with suppress(HartError):
+        assert len(again.records()) == 3
+    assert {record.id: record.seconds for record in again.records()} == before
+    assert check_whole(Store(store.folder)) == 3
+
+
+def test_a_name_with_a_damaged_letter_hides_no_row(store: Store) -> None:
+    id = store.put(made(1), model_fingerprint="m").id
+    with closing(sqlite3.connect(store.folder / "index.sqlite", isolation_level=None)) as connection:
+        connection.execute("UPDATE adaptations SET model = CAST(x'ff' AS TEXT)")
+    assert [record.id for record in store.records()] == [id] and is_task(store.get(id), 1)
+
+
 @pytest.mark.parametrize("what", ["everything", "adaptations", "index", "index made garbage"])
 def test_what_is_taken_away_under_a_running_store_is_made_again(store: Store, what: str) -> None:
     before = {store.put(made(n), model_fingerprint="m").id: n for n in range(3)}

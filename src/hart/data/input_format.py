@@ -84,8 +84,10 @@ class InputFormat:
             raise HartError("chat_template: must be false where P3's demonstrations are in the main model's input")
         if self.num_demonstrations < 0:
             raise HartError(f"num_demonstrations: must be at least 0, not {self.num_demonstrations}")
-        if self.demonstration_groups < 1:
-            raise HartError(f"demonstration_groups: must be at least 1, not {self.demonstration_groups}")
+        if type(self.demonstration_groups) is not int or self.demonstration_groups < 1:
+            raise HartError(
+                f"demonstration_groups: must be a whole number of at least 1, not {self.demonstration_groups!r}"
+            )
 
     @classmethod
     def from_config(cls, data: "DataConfig") -> Self:

@@ -27,9 +27,11 @@ _LEAST = {"max_new_tokens": 1, "max_query_length": 2, "max_target_length": 2}
 """Smallest limits: a query or target has a token and the end of sequence; an answer may be one token."""
 
 _OF_SAMPLING = ("top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_OF_BEAMS = ("length_penalty", "early_stopping")
 _NEUTRAL: dict[str, float] = {
     "top_k": 0, "min_p": 0, "typical_p": 1, "epsilon_cutoff": 0, "eta_cutoff": 0, "repetition_penalty": 1,
-    "no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0, "guidance_scale": 1,
+    "no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0, "guidance_scale": 1, "length_penalty": 1,
+    "early_stopping": False,
 }  # fmt: skip
 """Option → the value with which it has no effect."""
 _RULES = (
@@ -92,6 +94,11 @@ def encode_queries(
         name = f"query {number + 1} of {len(queries)}"
         if not isinstance(query, str | list):
             raise HartError(f"{name} must be a text or a list of token ids, not {type(query).__name__}")
+        wrong = (
+            [] if isinstance(query, str) else [each for each in query if isinstance(each, str | float | bool | list)]
+        )
+        if wrong:
+            raise HartError(f"{name} must be a text or a list of token ids, not a list with {wrong[0]!r}")
         if not (query.strip() if isinstance(query, str) else query):
             raise HartError(f"{name} is empty; give it a text")
         if not isinstance(query, str):
@@ -209,17 +216,17 @@ def naming_unknown_options() -> Iterator[None]:
         raise HartError(f"unknown options of generate: {names}; check their spelling") from None
 
 
-def listed(queries: Any) -> list[Any]:
-    """The queries as a list, from any iterable of them, such as a column of a table.
+def listed(given: Any, name: str = "queries") -> list[Any]:
+    """Queries or choices as a list, from any iterable of them, such as a column of a table.
 
     Raises:
-        HartError: `queries` is one text, or not iterable.
+        HartError: `given` is one text, or not iterable; the message calls it `name`.
     """
-    if isinstance(queries, str):
-        raise HartError("queries must be a list of texts, not one text")
-    if isinstance(queries, Mapping | bytes) or not isinstance(queries, Iterable):
-        raise HartError(f"queries must be a list of texts, not {type(queries).__name__}")
-    return list(queries)
+    if isinstance(given, str):
+        raise HartError(f"{name} must be a list of texts, not one text")
+    if isinstance(given, Mapping | bytes) or not isinstance(given, Iterable):
+        raise HartError(f"{name} must be a list of texts, not {type(given).__name__}")
+    return list(given)
 
 
 def parts_of(adaptation: Adaptation | None, queries: Sequence[int], total: int) -> tuple[list[int], Adaptation | None]:
@@ -262,6 +269,11 @@ def decoding_options(num_beams: int, temperature: float, top_p: float, more: Map
     idle = ["top_p"] * (top_p < 1) + [name for name in _OF_SAMPLING if _acts(name, more.get(name))]
     if idle and not sampled:
         raise HartError(f"{idle[0]} has no effect at temperature 0; set a temperature, or leave {idle[0]} out")
+    idle = [name for name in _OF_BEAMS if _acts(name, more.get(name))]
+    if idle and num_beams == 1:
+        raise HartError(f"{idle[0]} has no effect with one beam; set num_beams above 1, or leave {idle[0]} out")
+    if more.get("max_length") is not None:
+        raise HartError("max_length has no effect beside max_new_tokens, which is always set; set max_new_tokens")
     if num_beams > 1 and sampled:
         raise HartError("num_beams: beam search uses no temperature; set only one of the two")
     options = {"num_beams": num_beams, "do_sample": sampled, **more}

@@ -17,7 +17,7 @@ from hart.data.input_format import InputFormat
 from hart.data.prompts import Cuts
 from hart.errors import HartError
 from hart.model.adaptation import Adaptation
-from hart.model.answering import limit
+from hart.model.answering import limit, listed
 from hart.model.classification import Classification
 from hart.model.main_model import MainModel
 from hart.model.scoring import Normalisation, score_choices
@@ -96,10 +96,11 @@ def classify(
     """
     if isinstance(queries, str) or isinstance(choices, str):
         raise HartError("queries and choices must be lists of texts; one of them is a text")
+    queries, choices = listed(queries), listed(choices, "choices")
     each = choices if choices and not isinstance(choices[0], str) else [choices] * len(queries)
     if len(each) != len(queries):
         raise HartError(f"there are {len(queries)} queries, and choices for {len(each)}; give choices for each query")
-    own = _checked(main, each, adaptation, max_target_length)  # type: ignore[arg-type]
+    own = _checked(main, each, adaptation, max_target_length)
     scored = {"normalisation": normalisation, "max_target_length": max_target_length, **options}
     scores = score_choices(main, queries, own, adaptation, **scored)
     if calibrate and queries:
@@ -133,10 +134,13 @@ def _checked(
     known: dict[tuple[str, ...], list[str]] = {}
     checked = []
     for number, texts in enumerate(choices, start=1):
-        key = (texts,) if isinstance(texts, str) else tuple(texts)
+        where = f"query {number} of {len(choices)}"
+        if isinstance(texts, str):
+            raise HartError(f"{where}: the choices are one text; give a list of texts")
+        own = listed(texts, f"{where}: the choices")
+        key = tuple(map(repr, own))
         if key not in known:
-            where = f"query {number} of {len(choices)}"
-            known[key] = check_classes(texts, where)
+            known[key] = check_classes(own, where)
             check_tokens(main.tokenizer, known[key], length, where)
         checked.append(known[key])
     return checked

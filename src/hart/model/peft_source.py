@@ -99,7 +99,9 @@ def load_peft_source(
     try:
         made = HyperNetworkConfig.from_dict(dict(config))
         with loading:
-            return HyperNetwork.from_pretrained(folder, config=made, dtype=dtype)
+            # transformers knows no names such as "torch.bfloat16", which the base's loader accepts.
+            own = dtype.removeprefix("torch.") if isinstance(dtype, str) else dtype
+            return HyperNetwork.from_pretrained(folder, config=made, dtype=own)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise HartError(
             f"{folder}: cannot be loaded ({first_line(error)}); check that the download is complete"

@@ -61,20 +61,21 @@ def score_choices(
         HartError: a query is empty or has no choices, its choices are a single text, the adaptation has another base or
             number of entries, or an option is out of range.
     """
-    queries = listed(queries)
+    queries, choices = listed(queries), listed(choices, "choices")
     if normalisation not in get_args(Normalisation):
         raise HartError(f"normalisation must be one of {', '.join(get_args(Normalisation))}, not {normalisation!r}")
     if len(choices) != len(queries):
         raise HartError(
             f"there are {len(queries)} queries, and choices for {len(choices)}; give choices for each query"
         )
-    for number, own in enumerate(choices, start=1):
-        if isinstance(own, str):
+    for number, given in enumerate(choices, start=1):
+        if isinstance(given, str):
             raise HartError(f"the choices of query {number} of {len(queries)} are one text; give a list of texts")
+        choices[number - 1] = own = listed(given, f"the choices of query {number} of {len(queries)}")
         if not own:
             raise HartError(f"query {number} of {len(queries)} has no choices to score")
-        if odd := next((choice for choice in own if not isinstance(choice, str)), None):
-            raise HartError(f"query {number} of {len(queries)}: the choice {odd!r} must be a text")
+        if wrong := [choice for choice in own if not isinstance(choice, str)]:
+            raise HartError(f"query {number} of {len(queries)}: the choice {wrong[0]!r} must be a text")
     check_batch_size(batch_size)
     adaptation = main.ready(adaptation, len(queries))
     form = main.format_of(adaptation)

@@ -49,7 +49,9 @@ def add_answers(app: APIRouter, engine: Engine, settings: Settings) -> None:
         done = await within(request, settings.time_limit, work())
         if not isinstance(done, Stream):
             return done
-        return done.reply(settings.time_limit, lambda piece: {"text": piece}, lambda answer: [{"output": answer.text}])
+        return done.reply(
+            settings.time_limit, start, lambda piece: {"text": piece}, lambda answer: [{"output": answer.text}]
+        )
 
     @app.post("/v1/classify", response_model=schemas.ClassifyOut, responses=missing)
     async def classify(request: Request, body: schemas.ClassifyIn) -> Any:

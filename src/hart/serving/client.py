@@ -241,6 +241,12 @@ class AsyncClient:
 
 
 def _connection(kind: type[Http], protocol: Protocol, timeout: float) -> Http:
+    if (
+        isinstance(timeout, bool)
+        or not isinstance(timeout, int | float | None)
+        or (timeout is not None and timeout <= 0)
+    ):
+        raise HartError(f"timeout must be a number of seconds above 0, not {timeout!r}")
     try:
         # Without a limit for waiting for a connection of the client's own pool.
         return kind(base_url=protocol.url, headers=protocol.headers, timeout=httpx2.Timeout(timeout, pool=None))

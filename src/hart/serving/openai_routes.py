@@ -48,6 +48,7 @@ def add_openai(app: APIRouter, engine: Engine, settings: Settings) -> None:
         body: schemas.CompletionIn | schemas.ChatIn,
         form: Completion | ChatCompletion,
     ) -> Any:
+        start = time.monotonic()
         ignored = _ignored(body, settings)
         how = options(engine, body, body.new_tokens, logprobs=body.top)
 
@@ -67,7 +68,7 @@ def add_openai(app: APIRouter, engine: Engine, settings: Settings) -> None:
 
         done = await within(request, settings.time_limit, work())
         if isinstance(done, Stream):
-            done = done.reply(settings.time_limit, form.piece, form.end, form.begin())
+            done = done.reply(settings.time_limit, start, form.piece, form.end, form.begin())
         (done if isinstance(done, Response) else response).headers.update(ignored)
         return done
 

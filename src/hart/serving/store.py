@@ -10,6 +10,7 @@ folder is written beside its place, sealed and renamed. So a process may be kill
 unfinished files.
 """
 
+import functools
 import hashlib
 import json
 import re
@@ -233,6 +234,8 @@ class Store:
 
     def _plain_connection(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._index, timeout=_BUSY_SECONDS, isolation_level=None)
+        # By default a damaged letter in a name would make its row unreadable for ever.
+        connection.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
         try:
             connection.execute("PRAGMA synchronous = NORMAL")
         except sqlite3.Error:
@@ -271,7 +274,7 @@ class Store:
                 raise sqlite3.DatabaseError(answer)
             connection.execute("BEGIN IMMEDIATE")
             columns = [name for _, name, *_ in connection.execute("PRAGMA table_info(adaptations)")]
-            if _version(connection) != _VERSION or columns != _COLUMNS.split(", "):
+            if _version(connection) != _VERSION or columns != _COLUMNS.split(", ") or not _legible(connection):
                 for statement in _SCHEMA:
                     connection.execute(statement)
             self._reconcile(connection)
@@ -404,9 +407,26 @@ def _version(connection: sqlite3.Connection) -> int:
     return version
 
 
+def _legible(connection: sqlite3.Connection) -> bool:
+    """Whether all rows of the index can be read; SQLite's own check does not look at their content."""
+    try:
+        for row in connection.execute(f"SELECT {_COLUMNS} FROM adaptations"):
+            _from_row(row)
+    except sqlite3.DatabaseError as error:
+        if _broken(error):
+            return False
+        raise
+    return True
+
+
 def _from_row(row: tuple[Any, ...]) -> Record:
     values = dict(zip(_COLUMNS.split(", "), row, strict=True))
-    return Record(**{**values, "task": json.loads(values["task"])})
+    try:
+        return Record(**{**values, "task": json.loads(values["task"])})
+    except ValueError as error:
+        damaged = sqlite3.DatabaseError("a row is damaged")
+        damaged.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise damaged from error
 
 
 def _size(folder: Path) -> int:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -28,16 +29,22 @@ class Stream:
     def reply(
         self,
         limit: float,
+        began: float,
         piece: Callable[[str], dict[str, Any]],
         last: Callable[[Answer], list[dict[str, Any]]],
         first: Sequence[dict[str, Any]] = (),
     ) -> StreamingResponse:
-        """The reply with one event per piece of text (made by `piece`), and the closing events (made by `last`)."""
+        """The reply with one event per piece of text (made by `piece`), and the closing events (made by `last`).
+
+        Args:
+            limit: time limit of the request, in seconds.
+            began: time at which the request began, as `time.monotonic` gives it.
+        """
 
         async def events() -> AsyncIterator[str]:
             known = exchange()
             try:
-                async with asyncio.timeout(limit):
+                async with asyncio.timeout(limit - (time.monotonic() - began)):
                     for event in first:
                         yield _event(event)
                     while (new := await self._pieces.get()) is not None:
