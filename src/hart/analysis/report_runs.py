@@ -16,6 +16,7 @@ import numpy as np
 from hart.analysis.paper import check_places, places_of
 from hart.analysis.report_statistics import Scores
 from hart.errors import HartError, first_line
+from hart.evaluation.words import metrics_of
 from hart.runtime.sections import read_yaml
 from hart.training.config import flattened
 from hart.training.run_folder import read_metrics
@@ -77,6 +78,11 @@ class StudyRow:
     @property
     def collection(self) -> str:
         return str(self.config["data.collection"])
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the scores, the main one first."""
+        return metrics_of(self.collection, next((run.results for run in self.scored), None))
 
     @property
     def scored(self) -> list[Run]:
