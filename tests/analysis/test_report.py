@@ -267,6 +267,23 @@ def test_mistakes_are_one_line_and_nothing_is_written(sweep_folder: Write, kind:
     assert not list(folder.glob("*.csv")) and not (folder / "report.html").exists()
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"exact_match": None},
+        {"tasks": {"task_0": {"rouge_l": 1.0, "exact_match": 1.0}, "task_1": {"instances": 20}}},
+        {"tasks": "task_0"},
+        {"diagnostics": "none"},
+        {"validation": [1.0]},
+    ],
+)
+def test_results_of_another_form_are_left_out(sweep_folder: Write, changes: dict[str, Any]) -> None:
+    folder = sweep_folder(("hart",), (0, 1))
+    path = folder / "hart" / "seed-1" / "results.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    assert "hart, seed 1: results.json cannot be read" in " ".join(report(folder).study.notes)
+
+
 def test_no_sweep(tmp_path: Path) -> None:
     with pytest.raises(HartError, match="none: no such folder; give the folder of a sweep"):
         report(tmp_path / "none")

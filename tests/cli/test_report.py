@@ -32,6 +32,23 @@ def test_it_prints_the_main_table_and_where_the_rest_is(hart, tmp_path: Path) ->
     assert (tmp_path / "sweep" / "report.csv").is_file()
 
 
+def test_tasks_of_ones_own_with_choices_have_an_accuracy(hart, tmp_path: Path) -> None:
+    for row, score in (("hart", 40.0), ("hypertuning", 37.5)):
+        write(tmp_path / "sweep", row, score)
+        path = tmp_path / "sweep" / row / "seed-0" / RESULTS_FILE
+        found = json.loads(path.read_text())
+        found["config"]["data"]["collection"] = "sni"
+        task = {"accuracy": score, "instances": 5}
+        columns = {"accuracy": score, "columns": {"a": score, "b": score}, "tasks": {"a": task, "b": task}}
+        diagnosed = {"diagnostics": {"scores": {"own": {"accuracy": score}}}}
+        path.write_text(json.dumps({"config": found["config"], **columns, **diagnosed}))
+    result = hart("report", tmp_path / "sweep")
+    assert result.status == 0, result.err
+    assert "accuracy" in result.out and "−2.5" in result.out and "ROUGE-L" not in result.out
+    cells = (tmp_path / "sweep" / "report.csv").read_text().splitlines()
+    assert "rows-sni,hypertuning,accuracy,37.5,,1,,,," in cells and "adaptations,hart,own,40.0,,1,,,," in cells
+
+
 def test_mistakes_of_a_report(refused, tmp_path: Path) -> None:
     assert "no such folder; give the folder of a sweep" in refused("report", tmp_path / "none")
     assert "it has no NAME/seed-N" in refused("report", tmp_path)

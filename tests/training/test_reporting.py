@@ -1,6 +1,7 @@
 """Reports of a running training: rows, losses of each step, a bar or lines, and collapsed states."""
 
 import csv
+import errno
 import logging
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 import pytest
+from accelerate.tracking import TensorBoardTracker
 
 from hart.data.collections import load_tasks
 from hart.errors import HartError
@@ -54,6 +56,19 @@ def test_rows_of_longer_intervals_are_means_of_the_steps(run_config: Build):
     for name in ("loss", "prediction_loss", "consistency_loss"):
         mean = (each[2][name] + each[3][name]) / 2
         assert pairs[-1][name] == pytest.approx(mean)
+
+
+def test_a_tracker_that_cannot_write_is_one_line(run_config: Build, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    config = run_config(trackers=["tensorboard"])
+    with monkeypatch.context() as patch:
+        patch.setattr(TensorBoardTracker, "log", full)
+        patch.setattr(TensorBoardTracker, "finish", full)
+        with pytest.raises(HartError, match="training.trackers: tensorboard cannot write .*No space left.*; fix this"):
+            train(config, quiet=True)
+    assert train(config, quiet=True).is_dir()
 
 
 def test_progress_bar_shows_the_losses(run_config: Build, capsys: pytest.CaptureFixture[str], monkeypatch):

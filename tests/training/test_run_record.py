@@ -101,6 +101,27 @@ def test_a_missing_and_a_new_task_are_named(run_config: Build, data: Path):
         train(config, quiet=True)
 
 
+@pytest.mark.parametrize("intervals", [(0, 2), (2, 0)])
+def test_evaluation_may_begin_or_stop_when_a_run_is_resumed(run_config: Build, intervals: tuple[int, int]):
+    first, second = (
+        run_config(eval_every=every, eval_instances=1, data={"validation_tasks": 1, "max_target_length": 4})
+        for every in intervals
+    )
+    run = unfinished(first)
+    assert train(second, quiet=True) == run / "final"
+
+
+def test_other_validation_tasks_are_refused(run_config: Build, data: Path):
+    config = run_config(
+        eval_every=2, eval_instances=1, data={"dir": str(data), "validation_tasks": 1, "max_target_length": 4}
+    )
+    run = unfinished(config)
+    (name,) = json.loads((run / RECORD_FILE).read_text())["data"]["validation"]
+    change(data / "tasks" / f"{name}.json", "Definition", ["Write nothing."])
+    with pytest.raises(HartError, match=rf"validation task {name} has changed \(definition\); restore it"):
+        train(config, quiet=True)
+
+
 @pytest.mark.parametrize("what", ["weights", "tokenizer"])
 def test_another_base_under_the_same_name_is_refused(run_config: Build, base: Path, what: str):
     config = run_config()

@@ -170,8 +170,16 @@ def test_too_little_memory_is_one_line_with_advice(run_config: Build, monkeypatc
         )
 
     monkeypatch.setattr(Loop, "loss", fail)
-    with pytest.raises(HartError, match="out of memory in training; set training.micro_batch_size below 8, model.grad"):
+    with pytest.raises(
+        HartError, match="out of memory in training; set training.micro_batch_size below 8, model.grad"
+    ) as told:
         train(run_config(), quiet=True)
+    monkeypatch.undo()
+    continues, _, anew = str(told.value).partition("start anew in another training.output_dir")
+    assert "training.bf16 true" in anew and "bf16" not in continues and "gradient_checkpointing true" in continues
+    with pytest.raises(HartError, match="holds a run with another configuration .training.bf16 was False"):
+        train(run_config(bf16=True), quiet=True)
+    train(run_config(micro_batch_size=4, model={"gradient_checkpointing": True}), quiet=True)
     assert memory_error(RuntimeError("size mismatch"), run_config("other")) is None
     assert memory_error(torch.OutOfMemoryError("CUDA"), run_config("third")) is not None
 

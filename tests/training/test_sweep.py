@@ -229,6 +229,12 @@ def test_a_table_compares_by_the_score_that_counts_first(files: dict[str, Path],
     rows = write_tables(out, runs)
     assert rows[1]["difference"] == pytest.approx(5.0) and rows[1]["exact_match_deviation"] == pytest.approx(50**0.5)
     assert "− first row's exact match" in markdown(rows) and markdown(rows).count("| ± |") == 2
+    for run in runs:  # tasks of one's own whose instances all have choices
+        score = 50.0 + 10 * (run.name == "tuned")
+        found = {"config": run.config.to_dict(), "accuracy": score, "columns": {"a": score}, "tasks": {}}
+        write_json(run.folder / "results.json", found)
+    rows = write_tables(out, runs)
+    assert rows[1]["difference"] == pytest.approx(10.0) and "− first row's accuracy" in markdown(rows)
 
 
 def test_what_lies_beside_the_runs_of_a_sweep_does_not_matter(tmp_path: Path):

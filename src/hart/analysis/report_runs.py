@@ -16,6 +16,7 @@ import numpy as np
 from hart.analysis.paper import check_places, places_of
 from hart.analysis.report_statistics import Scores
 from hart.errors import HartError, first_line
+from hart.evaluation.words import METRIC_NAMES, metrics_of
 from hart.runtime.sections import read_yaml
 from hart.training.config import flattened
 from hart.training.run_folder import read_metrics
@@ -77,6 +78,11 @@ class StudyRow:
     @property
     def collection(self) -> str:
         return str(self.config["data.collection"])
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the scores, the main one first."""
+        return metrics_of(self.collection, next((run.results for run in self.scored), None))
 
     @property
     def scored(self) -> list[Run]:
@@ -262,7 +268,7 @@ def _read_run(folder: Path) -> Run | None:
         results = _normalised(results)
     except FileNotFoundError:
         problem = "unfinished"
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         results, problem = None, f"results.json cannot be read ({first_line(error)})"
     config = flattened((results or {}).get("config"))
     for name in ("config.yaml", "run/config.yaml"):
@@ -282,15 +288,19 @@ def _read_run(folder: Path) -> Run | None:
 
 def _normalised(results: dict[str, Any]) -> dict[str, Any]:
     """Results in the form of a sweep; those of `hart evaluate` are converted."""
+    for part in ("config", "validation", "diagnostics", "robustness", "chosen", "host"):
+        if not isinstance(results.get(part) or {}, dict):
+            raise ValueError(f"{part} is no mapping")
     tasks = results.get("tasks")
     if isinstance(tasks, list):
         scores = ("rouge_l", "exact_match", "accuracy", "instances")
         by_name = {task["name"]: {key: task[key] for key in scores if key in task} for task in tasks}
         results = {**results, **results.get("overall", {}), "tasks": by_name}
     if results.get("tasks"):
-        first = next(iter(results["tasks"].values()))
-        if not isinstance(first.get("accuracy", first.get("rouge_l")), int | float):
-            raise ValueError("its tasks have no scores")
+        scored = [name for name in METRIC_NAMES if name in next(iter(results["tasks"].values()))]
+        for found in (results, *results["tasks"].values()):
+            if not scored or not all(isinstance(found.get(name), int | float) for name in scored):
+                raise ValueError("scores of its tasks or their means are missing")
         if "accuracy" in results:
             columns = results["columns"]
             results = {**results, "columns": columns.get("mean", columns)}

@@ -95,7 +95,8 @@ def _cell(values: list[float], paper: float | None = None, form: str = ".1f") ->
 
 def of_collection(study: Runs, collection: str, against: StudyRow) -> CollectionReport:
     """Scores and differences of all rows of a collection."""
-    rows, metrics = study.of(collection), metrics_of(collection)
+    rows = study.of(collection)
+    metrics = rows[0].metrics
     first = metrics[0]
     extra = list(columns(rows[0].scored[0])) if collection == "p3" else []
     validated = any(_validation(run, first) is not None for row in rows for run in row.scored)
@@ -139,7 +140,7 @@ def _chosen(row: StudyRow) -> str:
 def _compared(collection: str, against: StudyRow, differences: dict[str, Difference]) -> Table | None:
     if not differences:
         return None
-    metric = METRIC_NAMES[metrics_of(collection)[0]]
+    metric = METRIC_NAMES[against.metrics[0]]
     lines = []
     for name, found in differences.items():
         seeds = Cell(interval=found.over_seeds, p=found.seeds_p) if found.over_seeds else Cell(text="no interval")
@@ -218,7 +219,8 @@ def _of_paper(study: Runs, table: PaperTable) -> Table | None:
     collections = {collection for _, collection in table.columns}
     others = [name for name in dict.fromkeys(row.collection for row in used) if name not in collections]
     headings = [heading for heading, _ in table.columns]
-    headings += [f"{COLLECTION_NAMES.get(name, name)}, {METRIC_NAMES[metrics_of(name)[0]]}" for name in others]
+    metrics = {row.collection: row.metrics[0] for row in used}
+    headings += [f"{COLLECTION_NAMES.get(name, name)}, {METRIC_NAMES[metrics[name]]}" for name in others]
     lines = []
     for row in table.rows:
         runs = [run for each in stands[row.label] for run in each.scored]
@@ -228,7 +230,7 @@ def _of_paper(study: Runs, table: PaperTable) -> Table | None:
         ]
         for name in others:
             own = [run for run in runs if run.config["data.collection"] == name]
-            cells.append(_cell([overall(run, metrics_of(name)[0]) for run in own]))
+            cells.append(_cell([overall(run, metrics[name]) for run in own]))
         lines.append((row.label, ", ".join(each.name for each in stands[row.label]), tuple(cells)))
     bases = sorted({str(run.config["model.base"]) for row in used for run in row.scored})
     notes = [f"Base of these runs: {', '.join(bases)}. The paper's number stands below each measured one."]
@@ -352,7 +354,7 @@ def _by_kind(
     kinds = [kind for kind in words if any(kind in each.get("scores", {}) for _, own in found for each in own)]
     if not kinds:
         return []
-    metrics = {row.name: metrics_of(row.collection)[0] for row, _ in found}
+    metrics = {row.name: row.metrics[0] for row, _ in found}
     scores = tuple(
         (row.name, "", tuple(_numbers(own, ("scores", kind, metrics[row.name])) for kind in kinds))
         for row, own in found

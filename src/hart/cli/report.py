@@ -55,11 +55,11 @@ def _table(report: "CollectionReport") -> "Table":
     from rich.text import Text
 
     from hart.analysis.report_tables import MISSING, Cell
-    from hart.evaluation.words import METRIC_NAMES, metrics_of
+    from hart.evaluation.words import METRIC_NAMES
 
     table = Table(title=Text(report.scores.title), title_style="bold", title_justify="left")
     table.add_column("row", overflow="fold")
-    metrics = [METRIC_NAMES[name] for name in metrics_of(report.collection)]
+    metrics = [METRIC_NAMES[name] for name in report.rows[0].metrics]
     for name in ("seeds", *metrics, f"− {report.against.name}", "95 % over seeds"):
         table.add_column(name, justify="right")
     shown = {name: dict(zip(report.scores.columns, cells, strict=True)) for name, _, cells in report.scores.rows}

@@ -1,13 +1,21 @@
 """Names of scores and diagnostics in files and tables, in a module without torch for code that only reads results."""
 
+from collections.abc import Mapping
+from typing import Any
+
 METRICS = {"procedural": ("exact_match", "rouge_l"), "p3": ("accuracy",)}
 """Collection → its scores, the main one first; all other collections have ROUGE-L, then exact match."""
 METRIC_NAMES = {"exact_match": "exact match", "rouge_l": "ROUGE-L", "accuracy": "accuracy"}
 
 
-def metrics_of(collection: str) -> tuple[str, ...]:
-    """Names of a collection's scores in results.json, the main one first."""
-    return METRICS.get(collection, ("rouge_l", "exact_match"))
+def metrics_of(collection: str, found: Mapping[str, Any] | None = None) -> tuple[str, ...]:
+    """Names of a collection's scores in results.json, the main one first.
+
+    Args:
+        found: results of the collection's tasks. Tasks whose instances all have choices have an accuracy alone, in any
+            collection.
+    """
+    return METRICS["p3"] if "accuracy" in (found or {}) else METRICS.get(collection, ("rouge_l", "exact_match"))
 
 
 OWN, ANOTHER_TASK = "own", "another_task"

@@ -96,7 +96,10 @@ def make_optimizer(model: nn.Module, config: TrainingConfig, used: str) -> Optim
 
 
 def linear_weights(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters for Muon: trained weights of linear maps that are not also embeddings."""
+    """The parameters for Muon: trained weights of `nn.Linear` modules that are not also embeddings.
+
+    The heads' second maps (`hart.hypernetwork.heads.BlockHead`) and GPT-2's `Conv1D` are no such modules.
+    """
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     weights = {id(module.weight): module.weight for module in model.modules() if isinstance(module, nn.Linear)}
     return [each for name, each in weights.items() if each.requires_grad and name not in tables]  # type: ignore[misc]

@@ -12,7 +12,8 @@ Figure 4.
 import importlib.util
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from statistics import fmean
 from typing import Any
 
@@ -22,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from hart.errors import HartError
+from hart.errors import HartError, first_line
 from hart.runtime.ranks import rank, together
 from hart.training.config import TrainingConfig
 from hart.training.run_folder import RunFolder
@@ -76,7 +77,8 @@ class Report:
         """Open the trackers, and the progress bar or (without a terminal) print the description of the run."""
         name = self.run.path.name
         own = {"wandb": {"name": name, "dir": str(self.run.path)}, "trackio": {"name": name}}
-        self.accelerator.init_trackers(PROJECT, init_kwargs={**own, "mlflow": {"run_name": name}})
+        with self._tracking():
+            self.accelerator.init_trackers(PROJECT, init_kwargs={**own, "mlflow": {"run_name": name}})
         console = Console(stderr=True)
         if self._shown and sys.stderr.isatty() and not console.is_dumb_terminal:
             columns = (BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
@@ -89,7 +91,8 @@ class Report:
 
     def close(self) -> None:
         for tracker in self.accelerator.trackers:
-            tracker.finish()
+            with suppress(OSError):  # as on a full disk, which the last row has reported
+                tracker.finish()
         if self._bar is not None:
             self._bar[0].stop()
 
@@ -148,7 +151,8 @@ class Report:
             if rank() == 0:
                 self.run.append_metrics({"step": step, **row})
         group = {name: ("eval/" if name.startswith("eval_") else "train/") + name.removeprefix("eval_") for name in row}
-        self.accelerator.log({group[name]: value for name, value in row.items()}, step=step)
+        with self._tracking():
+            self.accelerator.log({group[name]: value for name, value in row.items()}, step=step)
         if self._bar is not None:
             progress, task = self._bar
             shown = ", ".join(f"{SHORT[name]} {value:.3f}" for name, value in row.items() if name in SHORT)
@@ -158,6 +162,18 @@ class Report:
             f"{SHORT.get(name, name)} {value:.4g}" for name, value in row.items() if name not in ("steps", "tokens")
         )
         self._say(f"step {step}/{self.config.max_steps}: {', '.join(said)}")
+
+    @contextmanager
+    def _tracking(self) -> Iterator[None]:
+        """A context in which the trackers write; a failure of theirs is raised in all processes."""
+        with together():
+            try:
+                yield
+            except OSError as error:
+                raise HartError(
+                    f"training.trackers: {', '.join(self.config.trackers)} cannot write ({first_line(error)}); fix "
+                    "this or leave it out, and run the command again to continue from the last checkpoint"
+                ) from error
 
     def _say(self, line: str) -> None:
         if self._shown:

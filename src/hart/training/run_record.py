@@ -80,7 +80,10 @@ def check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> Non
     if before.get("teacher") != now.get("teacher"):
         raise HartError(f"{folder}: distillation.teacher has changed since the run began; {INSTEAD}")
     # The optimizer is checked with the states of a checkpoint (`hart.training.sharding.check_layout`).
-    changed = [line for part in ("text", "tasks", "validation") for line in _differences(part, before, now)]
+    parts = ["text", "tasks"]
+    if all("validation" in record["data"] for record in (before, now)):  # training.eval_every may begin or stop asking
+        parts.append("validation")
+    changed = [line for part in parts for line in _differences(part, before, now)]
     _refuse(folder, changed)
 
 

@@ -28,16 +28,16 @@ def memory_error(error: BaseException, config: RunConfig) -> HartError | None:
     about_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
     if not about_memory and not any(sign in str(error).lower() for sign in _SIGNS):
         return None
-    advice = []
+    advice, others = [], ["shorter data.max_*_length"]
     micro = config.training.micro_batch_size or config.training.batch_size
     if micro > config.training.queries_per_task:
         advice.append(f"training.micro_batch_size below {micro}")
     if not config.model.gradient_checkpointing:
         advice.append("model.gradient_checkpointing true")
     if not config.training.bf16:
-        advice.append("training.bf16 true")
-    advice.append("shorter data.max_*_length")
+        others.insert(0, "training.bf16 true")
+    free = f"set {', '.join(advice)} and give the same command again, or " if advice else ""
     return HartError(
-        f"out of memory in training; set {', '.join(advice)}, and see hart estimate; "
-        "the same command then continues from the last checkpoint"
+        f"out of memory in training; {free}start anew in another training.output_dir with {', '.join(others)}; "
+        "see hart estimate"
     )

@@ -89,8 +89,8 @@ def _row(name: str, done: list[dict[str, Any]], found: Results, first: str) -> d
         row[key] = fmean(scores) if scores else None
         row[f"{key}_deviation"] = stdev(scores) if len(scores) > 1 else None
     # Paired by seed, which cancels the seed's effect on the data; not by task, as all seeds answer the same tasks.
-    collections = [result["config"]["data"]["collection"] for result in done if result.get("config")]
-    by = metrics_of(collections[0])[0] if collections else "rouge_l"
+    measured = [metrics_of(result["config"]["data"]["collection"], result) for result in done if result.get("config")]
+    by = measured[0][0] if measured else "rouge_l"
     row["compared"] = METRIC_NAMES[by]
     differences = [
         result[by] - other[by]
