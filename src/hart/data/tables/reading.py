@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
-from hart.data.reading import CONVERT, check_file, open_bytes
+from hart.data.reading import CONVERT_UTF_16, check_file, convert, open_bytes
 from hart.data.tables.formats import LONGEST, MAX_ROW_BYTES, Format, RowError
 from hart.errors import HartError, first_line
 from hart.runtime.files import parse_json
@@ -330,9 +330,9 @@ class _Lines:
         try:
             text = line.decode("utf-8-sig" if self.number == 1 else "utf-8")
         except UnicodeDecodeError:
-            raise RowError(f"{where}: not UTF-8; {CONVERT}") from None
+            raise RowError(f"{where}: not UTF-8; {convert(line)}") from None
         if "\0" in text:
-            raise RowError(f"{where}: contains zero bytes and is not UTF-8; {CONVERT}")
+            raise RowError(f"{where}: contains zero bytes and is not UTF-8; {CONVERT_UTF_16}")
         return text
 
 
@@ -403,7 +403,7 @@ class _Text:
             try:
                 text = self._decoder.decode(read, final=self._over)
             except UnicodeDecodeError:
-                raise HartError(f"{self._name}: the text is not UTF-8; {CONVERT}") from None
+                raise HartError(f"{self._name}: the text is not UTF-8; {convert(read)}") from None
             if text:
                 self._piece, self.at = self._piece[self.at :] + text, 0
                 return True
