@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hart.cli.libraries import silence_libraries
-from hart.cli.options import MODEL_HELP, natural, positive, progress_bar, text
+from hart.cli.options import MODEL_HELP, Once, natural, positive, progress_bar, text
 from hart.cli.printing import say, show
 from hart.data.tables.formats import FORMATS
 from hart.errors import HartError
@@ -81,6 +81,7 @@ examples:
         "--definition",
         metavar="TEXT",
         type=text,
+        action=Once,
         help="what the task asks for; else --definition-field, else NAME.definition.txt beside the table",
     )
     make.add_argument("--definition-field", metavar="NAME", help="column of the definition; a task for each value")
