@@ -138,7 +138,10 @@ def test_encodings_of_whole_files(tmp_path: Path):
 def test_a_field_that_is_missing(form: str, tmp_path: Path):
     if form in ("jsonl", "json"):
         found = read(table(tmp_path, form), "query")
-        assert len(found) == 3 and all(what == "wrong" and 'with a text as "query"' in line for what, line in found)
+        assert len(found) == 3 and all(
+            what == "wrong" and 'with a text as "query"; name the field' in line and "--input-field" in line
+            for what, line in found
+        )
         return
     with pytest.raises(
         HartError, match=rf"^a\.{form}: has no column 'query', its columns are 'text', 'id'; .*--input-f"

@@ -96,7 +96,8 @@ class Table:
             query = row.content.get(wanted)
             if not isinstance(query, str):
                 need = "a text as" if self.format in (*DELIMITERS, "parquet") else "a JSON object with a text as"
-                yield RowError(f'{row.where}: must be {need} "{wanted}"')
+                advice = "" if wanted in row.content else "; name the field that holds the query with --input-field"
+                yield RowError(f'{row.where}: must be {need} "{wanted}"{advice}')
             elif len(query) > MAX_ROW_BYTES:
                 yield RowError(f"{row.where}: is longer than {LONGEST}; cut it")
             else:
