@@ -177,6 +177,11 @@ def test_quotes_hold_line_ends_and_ragged_rows_are_told(tmp_path: Path):
     ]
 
 
+def test_lines_that_end_in_a_carriage_return_alone(tmp_path: Path):
+    with pytest.raises(HartError, match="a.csv, line 1: not CSV .*; end lines as Windows or Unix do"):
+        read(table(tmp_path, "csv", "text,id\rone,1\rtwo,2\r"))
+
+
 @pytest.mark.parametrize(
     ("header", "told"),
     [
@@ -289,6 +294,9 @@ def test_which_tables_can_be_read_again(tmp_path: Path):
 
 def test_formats_by_ending():
     assert format_of(Path("a.b/x.NDJSON"), "--x") == "jsonl" and format_of(Path("x.csv.gz"), "--x") == "csv"
-    for name in ("x", "x.xlsx", "x.gz", ".csv"):
+    for name in ("x", "x.dat", "x.gz", ".csv"):
         with pytest.raises(HartError, match=r"unknown ending \(known are .*\.parquet.* --x \(jsonl, json"):
+            format_of(Path(name), "--x")
+    for name in ("x.xlsx", "x.XLS", "x.ods"):  # no name of a format would help
+        with pytest.raises(HartError, match=r"is a spreadsheet, which is neither read nor written; use CSV"):
             format_of(Path(name), "--x")

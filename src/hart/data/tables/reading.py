@@ -172,7 +172,9 @@ class Table:
             lines.begin()
             where = f"{self.name}, line {first}" if first == last else f"{self.name}, lines {first} to {last}"
             if isinstance(cells, csv.Error):
-                cells = RowError(f"{where}: not {self.format.upper()} ({cells}); check its quotes")
+                # A lone carriage return, as "CSV (Macintosh)" of Excel ends lines.
+                advice = "end lines as Windows or Unix do" if "new-line" in str(cells) else "check its quotes"
+                cells = RowError(f"{where}: not {self.format.upper()} ({cells}); {advice}")
             if isinstance(cells, RowError):
                 if names is None:  # without the header no row can be read
                     raise HartError(str(cells))
