@@ -1,14 +1,18 @@
 """Examples of the documentation and of --help with an answer of `mini` are run, and give this answer."""
 
 import ast
+import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
+from hart import HartModel, Task
 from hart.cli import adapt, main
 from hart.data.procedural.primitives import FINISHERS, SELECTORS
+from hart.serving.engine import model_fingerprint
+from hart.serving.store import adaptation_id
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TEXTS = {
@@ -55,6 +59,20 @@ def test_python_gives_the_answers_beside_it(place: str, tmp_path: Path, monkeypa
         else:
             exec(code, names)
     assert checked == 1
+
+
+def test_the_guide_to_serving_names_the_id_that_a_server_gives() -> None:
+    """The commands after the first one name the adaptation by its id, so a reader can run them as they are."""
+    guide = (REPOSITORY / "docs" / "serving.md").read_text(encoding="utf-8")
+    (body,) = re.findall(r"/v1/adaptations -H '[^']*' -d '({.*?})'", guide, re.DOTALL)
+    asked = json.loads(body)
+    task = Task(asked["definition"], [(each["input"], each["output"]) for each in asked["demonstrations"]])
+    model = HartModel.from_pretrained("mini")
+    id = adaptation_id(model.main.fingerprint, model_fingerprint(model), task)
+    assert f'"id":"{id[:12]}…"' in guide
+    assert set(re.findall(r'"(?:adaptation|model)": "([0-9a-f]{12})"', guide)) == {id[:12]}
+    notebook = (REPOSITORY / "notebooks" / "adapt_and_serve.ipynb").read_text(encoding="utf-8")
+    assert f"id: {id[:8]} …" in notebook
 
 
 def test_every_wording_is_listed() -> None:

@@ -118,6 +118,22 @@ def test_an_option_is_no_text_and_a_misspelt_one_is_named(refused, model_dir: Pa
     assert not (tmp_path / "a").exists()
 
 
+def test_what_a_command_works_on_is_given_once(refused, model_dir: Path, adaptation_dir: Path, tmp_path: Path) -> None:
+    """Of two the last alone would count, without a word."""
+    predict, query = ("predict", adaptation_dir), ("--input", "apple")
+    make = ("tasks", "make", "t.csv", "--output-dir", tmp_path / "own")
+    for words, option in (
+        ((*predict, *query), query),
+        (predict, ("--input-file", "a.csv")),
+        ((*predict, *query), ("--choices", "a,b")),
+        (("adapt", model_dir, "--output-dir", tmp_path / "a"), ("--task", "t.json")),
+        (("adapt", model_dir, "--output-dir", tmp_path / "a"), ("--definition", "Do.")),
+        (make, ("--definition", "Do.")),
+    ):
+        told = refused(*words, *option, *(() if option == query else option))
+        assert f"argument {option[0]}: is given twice; give it once" in told
+
+
 def test_interruption(hart, config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

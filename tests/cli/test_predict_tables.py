@@ -194,11 +194,11 @@ def test_options_that_mean_nothing(adaptation_dir: Path, asked: Path, tmp_path: 
     journal = shutil.copy(asked, tmp_path / "a.json.part.jsonl")
     line = refused("predict", adaptation_dir, "--input-file", journal, "--output-file", tmp_path / "a.json")
     assert f"{journal} is the input file" in line
-    other = asked.rename(tmp_path / "queries.xlsx")
+    other = asked.rename(tmp_path / "queries.dat")
     line = refused("predict", adaptation_dir, "--input-file", other)
     assert f"{other}: unknown ending" in line and "--input-format" in line
     words = ("predict", adaptation_dir, "--input-file", other, "--input-format", "jsonl")
-    assert "--output-format" in refused(*words, "--output-file", tmp_path / "answers.xlsx")
+    assert "--output-format" in refused(*words, "--output-file", tmp_path / "answers.dat")
 
 
 def test_three_hundred_tickets(tmp_path: Path, ok, hart) -> None:

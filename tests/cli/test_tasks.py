@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hart import HartModel, Task
+from hart.data.task_folders import list_file, read_list
 from hart.training.config import load
 from hart.training.train import train
 
@@ -40,6 +41,25 @@ def test_rows_are_held_out_to_test_on(table: Path, tmp_path: Path, ok) -> None:
     assert not {each.input for each in left.instances} & {each.input for each in held.instances}
     checked = json.loads(ok("tasks", "check", tmp_path / "own", "--format", "json"))[0]
     assert {split: checked["splits"][split]["tasks"] for split in ("train", "test")} == {"train": 1, "test": 1}
+
+
+def test_rows_of_a_test_task_are_not_held_out(tmp_path: Path, hart) -> None:
+    """A replaced task stays in the list of test tasks; only the others are split, and told of without it."""
+    (tmp_path / "t.csv").write_text("task," + TABLE.replace("ticket", "a,ticket"), encoding="utf-8")
+    with (tmp_path / "t.csv").open("a", encoding="utf-8") as file:
+        file.writelines(f"b,ticket {i},a\n" for i in range(12))
+    make = ("tasks", "make", tmp_path / "t.csv", *OPTIONS, "--task-field", "task", "--output-dir", tmp_path / "own")
+    assert hart(*make, "--test-tasks", "1").status == 0
+    (tested,) = read_list(list_file(tmp_path / "own", "test"))
+    (trained,) = read_list(list_file(tmp_path / "own", "train"))
+    split = hart(*make, "--test-rows", "3", "--overwrite")
+    assert "2 tasks (1 to test on); 3 held-out rows in 1 more test tasks" in split.out
+    assert "all its rows" not in split.err
+    assert len(Task.from_file(tmp_path / "own" / "tasks" / f"{tested}.json").instances) == 10
+    assert read_list(list_file(tmp_path / "own", "test")) == [tested, f"{trained}_held_out"]
+    again = hart(*make, "--overwrite")
+    assert f"task {trained}: is trained on all its rows, and the test task {trained}_held_out" in again.err
+    assert f"task {tested}:" not in again.err
 
 
 def test_labels_that_nothing_names(table: Path, tmp_path: Path, hart, ok) -> None:

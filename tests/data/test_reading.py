@@ -160,6 +160,9 @@ def test_lines_are_numbered_and_blank_ones_are_none(tmp_path: Path):
     path.write_bytes(b"one\n\xff\n")
     with pytest.raises(HartError, match=r"a\.jsonl, line 2: not UTF-8; convert"):
         list(read_lines(path))
+    path.write_bytes("one\n".encode("utf-16"))
+    with pytest.raises(HartError, match=r"a\.jsonl, line 1: not UTF-8; convert .*iconv -f UTF-16"):
+        list(read_lines(path))
 
 
 def test_text():

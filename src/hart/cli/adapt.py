@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hart.cli.options import (
     GROUPS_HELP,
     MODEL_HELP,
+    Once,
     add_base,
     add_device,
     add_dtype,
@@ -49,8 +50,10 @@ examples:
         allow_abbrev=False,
     )
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    parser.add_argument("--task", metavar="task.json", type=Path, help="task file")
-    parser.add_argument("--definition", metavar="TEXT", type=text, help="what the task asks for, instead of a file")
+    parser.add_argument("--task", metavar="task.json", type=Path, action=Once, help="task file")
+    parser.add_argument(
+        "--definition", metavar="TEXT", type=text, action=Once, help="what the task asks for, instead of a file"
+    )
     parser.add_argument(
         "--demonstration",
         metavar=("INPUT", "OUTPUT"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hart.cli.options import (
+    Once,
     add_base,
     add_device,
     add_dtype,
@@ -67,11 +68,12 @@ examples:
         "adaptations", metavar="A", nargs="+", help="folder that hart adapt wrote; several may be given"
     )
     queries = parser.add_mutually_exclusive_group(required=True)
-    queries.add_argument("--input", metavar="TEXT", type=text, help="one query; the answer is printed")
+    queries.add_argument("--input", metavar="TEXT", type=text, action=Once, help="one query; the answer is printed")
     queries.add_argument(
         "--input-file",
         metavar="F",
         type=Path,
+        action=Once,
         help="F.jsonl, .json, .csv, .tsv, .txt or .parquet, all but the last also .gz; - is standard input",
     )
     parser.add_argument("--input-format", choices=FORMATS, help="format of a file without such an ending, and of -")
@@ -105,7 +107,7 @@ examples:
         "--resume", action="store_true", help="continue the output file after its answers, which are checked"
     )
     choosing = parser.add_argument_group("choosing")
-    choosing.add_argument("--choices", metavar="A,B,...", type=text, help="answer with one of these")
+    choosing.add_argument("--choices", metavar="A,B,...", type=text, action=Once, help="answer with one of these")
     choosing.add_argument(
         "--choice",
         metavar="TEXT",

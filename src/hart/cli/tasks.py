@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hart.cli.libraries import silence_libraries
-from hart.cli.options import MODEL_HELP, natural, positive, progress_bar, text
+from hart.cli.options import MODEL_HELP, Once, natural, positive, progress_bar, text
 from hart.cli.printing import say, show
 from hart.data.tables.formats import FORMATS
 from hart.errors import HartError
@@ -81,6 +81,7 @@ examples:
         "--definition",
         metavar="TEXT",
         type=text,
+        action=Once,
         help="what the task asks for; else --definition-field, else NAME.definition.txt beside the table",
     )
     make.add_argument("--definition-field", metavar="NAME", help="column of the definition; a task for each value")
@@ -119,8 +120,8 @@ examples:
 
 
 def run_make(args: argparse.Namespace) -> None:
-    from hart.data.own_tasks.folder import add_tasks, check_new, drawn_for_testing
-    from hart.data.own_tasks.making import Fields, hold_out, make_tasks, refuse_twins
+    from hart.data.own_tasks.folder import add_tasks, check_new, drawn_for_testing, tested_before
+    from hart.data.own_tasks.making import Fields, held_out_name, hold_out, make_tasks, refuse_twins
     from hart.data.own_tasks.sources import open_sources
 
     _refuse_what_has_no_use(args)
@@ -153,8 +154,10 @@ def run_make(args: argparse.Namespace) -> None:
             skip=skip if args.skip_errors else None,
         )
     usable = [each.task.name for each in made if each.task.instances]
-    testing = drawn_for_testing(usable, args.test_tasks, args.seed or 0)
-    given = testing if args.test_tasks else None
+    if args.test_tasks:
+        testing = drawn_for_testing(usable, args.test_tasks, args.seed or 0)
+    else:
+        testing = tested_before(args.output_dir, usable)
     held_out: list[Task] = []
     for index, each in enumerate(made):
         if args.test_rows and each.task.instances and each.task.name not in testing:
@@ -163,9 +166,18 @@ def run_make(args: argparse.Namespace) -> None:
     refuse_twins([(each.shown[0], each.task.name) for each in made] + [(each.name, each.name) for each in held_out])
     tasks = [each.task for each in made]
     check_new(args.output_dir, [each.name for each in [*tasks, *held_out]], overwrite=args.overwrite)
-    add_tasks(args.output_dir, tasks, testing=given, overwrite=args.overwrite, held_out=held_out)
+    trained = [] if args.test_rows else [name for name in usable if name not in testing]
+    split_before = [name for name in trained if tested_before(args.output_dir, [held_out_name(name)])]
+    add_tasks(args.output_dir, tasks, testing=testing, overwrite=args.overwrite, held_out=held_out)
     if skipped:
         logger.warning("wrong rows that were left out: %d", skipped)
+    for name in split_before:
+        logger.warning(
+            "task %s: is trained on all its rows, and the test task %s holds rows of it; give --test-rows again, or "
+            "remove that name from the list of test tasks",
+            name,
+            held_out_name(name),
+        )
     for each in made:
         if not each.task.instances:
             logger.warning("task %s: all rows are demonstrations; it can be adapted to, not trained on", each.task.name)

@@ -2,6 +2,7 @@
 
 import gzip
 import zlib
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
@@ -9,8 +10,14 @@ from typing import BinaryIO, NamedTuple, cast
 from hart.errors import HartError
 from hart.runtime.files import refuse_lfs_pointer
 
-CONVERT = 'convert the file (iconv -f WINDOWS-1252 -t UTF-8 FILE; Excel saves "CSV UTF-8")'
-"""Advice for a text that is not UTF-8."""
+_CONVERT = 'convert the file (iconv -f {} -t UTF-8 FILE; Excel saves "CSV UTF-8")'
+CONVERT, CONVERT_UTF_16 = _CONVERT.format("WINDOWS-1252"), _CONVERT.format("UTF-16")
+"""Advice for a text that is not UTF-8; the second for one that begins as UTF-16 or has zero bytes."""
+
+
+def convert(start: bytes) -> str:
+    """The advice for a text that is not UTF-8, by its first bytes."""
+    return CONVERT_UTF_16 if start.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else CONVERT
 
 
 def check_text(text: str, where: str) -> str:
@@ -70,7 +77,7 @@ def read_lines(path: Path) -> Iterator[Line]:
                     yield Line(number, offset, text)
                 offset += len(line)
     except UnicodeDecodeError:
-        raise HartError(f"{path}, line {number}: not UTF-8; {CONVERT}") from None
+        raise HartError(f"{path}, line {number}: not UTF-8; {convert(line)}") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise HartError(f"{path}: damaged after line {number} ({error}); download it again") from error
     except OSError as error:

@@ -141,8 +141,8 @@ class _Folder:
         ):
             if needed == split_list and official == "test" and (folder / TASKS).is_dir() and not needed.exists():
                 raise HartError(
-                    f"{needed}: no such list of test tasks; hart tasks make --test-tasks writes one, or write one "
-                    "task name per line"
+                    f"{needed}: no such list of test tasks; hart tasks make --test-tasks or --test-rows writes one, or "
+                    "write one task name per line"
                 )
             if not needed.exists():
                 raise HartError(

@@ -124,16 +124,24 @@ def test_a_line_in_another_encoding_is_one_wrong_row(form: str, tmp_path: Path):
 def test_encodings_of_whole_files(tmp_path: Path):
     with pytest.raises(HartError, match=r"a\.json: the text is not UTF-8; convert"):
         read(table(tmp_path, "json", '["é"]'.encode("latin-1")))
-    for form, encoding in (("csv", "utf-16"), ("tsv", "utf-16-le")):
-        with pytest.raises(HartError, match="line 1: (not UTF-8|contains zero bytes)"):
+    for form, encoding in (
+        ("csv", "utf-16"),
+        ("tsv", "utf-16-le"),
+    ):  # iconv from WINDOWS-1252 would keep its zero bytes
+        with pytest.raises(HartError, match="line 1: (not UTF-8|contains zero bytes).*iconv -f UTF-16"):
             read(table(tmp_path, form, TEXTS[form].encode(encoding)))
+    with pytest.raises(HartError, match="not UTF-8.*iconv -f UTF-16"):
+        read(table(tmp_path, "json", TEXTS["json"].encode("utf-16")))
 
 
 @pytest.mark.parametrize("form", sorted({*TEXTS, "parquet"} - {"txt"}))
 def test_a_field_that_is_missing(form: str, tmp_path: Path):
     if form in ("jsonl", "json"):
         found = read(table(tmp_path, form), "query")
-        assert len(found) == 3 and all(what == "wrong" and 'with a text as "query"' in line for what, line in found)
+        assert len(found) == 3 and all(
+            what == "wrong" and 'with a text as "query"; name the field' in line and "--input-field" in line
+            for what, line in found
+        )
         return
     with pytest.raises(
         HartError, match=rf"^a\.{form}: has no column 'query', its columns are 'text', 'id'; .*--input-f"
@@ -167,6 +175,11 @@ def test_quotes_hold_line_ends_and_ragged_rows_are_told(tmp_path: Path):
         ("last", "a.csv, line 7"),
         ("wrong", "a.csv, lines 8 to 9: not CSV (unexpected end of data); check its quotes"),
     ]
+
+
+def test_lines_that_end_in_a_carriage_return_alone(tmp_path: Path):
+    with pytest.raises(HartError, match="a.csv, line 1: not CSV .*; end lines as Windows or Unix do"):
+        read(table(tmp_path, "csv", "text,id\rone,1\rtwo,2\r"))
 
 
 @pytest.mark.parametrize(
@@ -281,6 +294,9 @@ def test_which_tables_can_be_read_again(tmp_path: Path):
 
 def test_formats_by_ending():
     assert format_of(Path("a.b/x.NDJSON"), "--x") == "jsonl" and format_of(Path("x.csv.gz"), "--x") == "csv"
-    for name in ("x", "x.xlsx", "x.gz", ".csv"):
+    for name in ("x", "x.dat", "x.gz", ".csv"):
         with pytest.raises(HartError, match=r"unknown ending \(known are .*\.parquet.* --x \(jsonl, json"):
+            format_of(Path(name), "--x")
+    for name in ("x.xlsx", "x.XLS", "x.ods"):  # no name of a format would help
+        with pytest.raises(HartError, match=r"is a spreadsheet, which is neither read nor written; use CSV"):
             format_of(Path(name), "--x")

@@ -35,6 +35,12 @@ def drawn_for_testing(names: Sequence[str], number: int, seed: int) -> set[str]:
     return draw_names(names, number, seed, "test")
 
 
+def tested_before(folder: Path, names: Sequence[str]) -> set[str]:
+    """Those of the names that a folder's list of test tasks has."""
+    path = list_file(folder, "test")
+    return set(read_list(path) if path.exists() else ()).intersection(names)
+
+
 def add_tasks(
     folder: Path,
     tasks: Sequence[Task],
@@ -63,7 +69,7 @@ def add_tasks(
     lists = {official: list_file(folder, official) for official in ("test", "train")}
     listed = {official: read_list(path) if path.exists() else [] for official, path in lists.items()}
     if testing is None:
-        testing = set(names).intersection(listed["test"])
+        testing = tested_before(folder, names)
     testing = {*testing, *(task.name for task in held_out)}
     for official, own in listed.items():
         usable = [task.name for task in tasks if task.instances and (task.name in testing) == (official == "test")]

@@ -319,8 +319,13 @@ def hold_out(made: Made, number: int, seed: int) -> tuple[Made, Task]:
             "out; at least one input must be left to train on"
         )
     return replace(made, task=replace(task, instances=left)), replace(
-        task, name=f"{task.name[: NAME - len(HELD_OUT)]}{HELD_OUT}", instances=held
+        task, name=held_out_name(task.name), instances=held
     )
+
+
+def held_out_name(name: str) -> str:
+    """The name of the task with the held-out rows of task `name`."""
+    return f"{name[: NAME - len(HELD_OUT)]}{HELD_OUT}"
 
 
 def _names_it(text: str, label: str) -> bool:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
-from hart.data.reading import CONVERT, check_file, open_bytes
+from hart.data.reading import CONVERT_UTF_16, check_file, convert, open_bytes
 from hart.data.tables.formats import LONGEST, MAX_ROW_BYTES, Format, RowError
 from hart.errors import HartError, first_line
 from hart.runtime.files import parse_json
@@ -96,7 +96,8 @@ class Table:
             query = row.content.get(wanted)
             if not isinstance(query, str):
                 need = "a text as" if self.format in (*DELIMITERS, "parquet") else "a JSON object with a text as"
-                yield RowError(f'{row.where}: must be {need} "{wanted}"')
+                advice = "" if wanted in row.content else "; name the field that holds the query with --input-field"
+                yield RowError(f'{row.where}: must be {need} "{wanted}"{advice}')
             elif len(query) > MAX_ROW_BYTES:
                 yield RowError(f"{row.where}: is longer than {LONGEST}; cut it")
             else:
@@ -171,7 +172,9 @@ class Table:
             lines.begin()
             where = f"{self.name}, line {first}" if first == last else f"{self.name}, lines {first} to {last}"
             if isinstance(cells, csv.Error):
-                cells = RowError(f"{where}: not {self.format.upper()} ({cells}); check its quotes")
+                # A lone carriage return, as "CSV (Macintosh)" of Excel ends lines.
+                advice = "end lines as Windows or Unix do" if "new-line" in str(cells) else "check its quotes"
+                cells = RowError(f"{where}: not {self.format.upper()} ({cells}); {advice}")
             if isinstance(cells, RowError):
                 if names is None:  # without the header no row can be read
                     raise HartError(str(cells))
@@ -330,9 +333,9 @@ class _Lines:
         try:
             text = line.decode("utf-8-sig" if self.number == 1 else "utf-8")
         except UnicodeDecodeError:
-            raise RowError(f"{where}: not UTF-8; {CONVERT}") from None
+            raise RowError(f"{where}: not UTF-8; {convert(line)}") from None
         if "\0" in text:
-            raise RowError(f"{where}: contains zero bytes and is not UTF-8; {CONVERT}")
+            raise RowError(f"{where}: contains zero bytes and is not UTF-8; {CONVERT_UTF_16}")
         return text
 
 
@@ -403,7 +406,7 @@ class _Text:
             try:
                 text = self._decoder.decode(read, final=self._over)
             except UnicodeDecodeError:
-                raise HartError(f"{self._name}: the text is not UTF-8; {CONVERT}") from None
+                raise HartError(f"{self._name}: the text is not UTF-8; {convert(read)}") from None
             if text:
                 self._piece, self.at = self._piece[self.at :] + text, 0
                 return True
