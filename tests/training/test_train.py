@@ -379,6 +379,12 @@ def test_failed_save_keeps_the_checkpoints_before(run_config: Build, monkeypatch
     assert train(run_config(), quiet=True) == run.final
 
 
+def test_a_batch_that_cannot_be_cut_is_refused_before_anything_is_loaded(run_config: Build, tmp_path: Path):
+    config = run_config(batch_size=6, queries_per_task=4, data={"dir": str(tmp_path / "none")})
+    with pytest.raises(HartError, match="queries_per_task: 4 does not divide the 6 queries of one pass"):
+        train(config, quiet=True)
+
+
 def test_other_configuration_is_refused_before_anything_is_loaded(run_config: Build, monkeypatch):
     RunFolder(run_config())
     monkeypatch.setattr(HartModel, "from_config", None)

@@ -22,12 +22,12 @@ from hart.data.tasks import Task
 from hart.errors import HartError
 from hart.model.hart_model import HartModel
 from hart.runtime.launch import on_sigterm
-from hart.runtime.ranks import from_first, join_to_train, rank, together
+from hart.runtime.ranks import from_first, join_to_train, rank, together, world_size
 from hart.training.blueprint import check_positions, check_trains
 from hart.training.config import RunConfig
 from hart.training.distillation import make_distillation
 from hart.training.distractors import base_answers, check_begun_with, encoded
-from hart.training.loop import Loop
+from hart.training.loop import Loop, cut
 from hart.training.run_folder import RunFolder, holding, undone_on_error
 from hart.training.run_record import check_same, check_same_tasks, read_record, record_of, write_record
 from hart.training.sharding import check_layout
@@ -105,6 +105,7 @@ def _train(config: RunConfig, tasks: Sequence[Task] | None, *, owner: bool, quie
 def _set_up(config: RunConfig, tasks: Sequence[Task] | None, run: RunFolder, *, owner: bool, quiet: bool) -> Loop:
     """Build the loop of a run, with its system and its examples."""
     data, training = config.data, config.training
+    cut(training, world_size())  # refused before data and a large base are read
     if training.num_threads:
         torch.set_num_threads(training.num_threads)
     if data.distractors is not None:
