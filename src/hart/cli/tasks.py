@@ -167,7 +167,8 @@ def run_make(args: argparse.Namespace) -> None:
     tasks = [each.task for each in made]
     check_new(args.output_dir, [each.name for each in [*tasks, *held_out]], overwrite=args.overwrite)
     trained = [] if args.test_rows else [name for name in usable if name not in testing]
-    split_before = [name for name in trained if tested_before(args.output_dir, [held_out_name(name)])]
+    tested = tested_before(args.output_dir, list(map(held_out_name, trained)))
+    split_before = [name for name in trained if held_out_name(name) in tested]
     add_tasks(args.output_dir, tasks, testing=testing, overwrite=args.overwrite, held_out=held_out)
     if skipped:
         logger.warning("wrong rows that were left out: %d", skipped)

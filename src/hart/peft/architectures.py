@@ -41,27 +41,19 @@ def _own_width(config: Any) -> int:
     return width
 
 
-def _experts_width(expert: str, shared: str | None = None) -> Callable[[Any], int]:
+def _experts_width(expert: str, shared: str | None = None, alike: str | None = None) -> Callable[[Any], int]:
     """The total width of the experts that one token passes.
 
     Args:
         expert: name of the configuration's field that is the width of one.
         shared: of the field that is the width of what all tokens pass beside them.
+        alike: of the field that is the number of experts of the same width that all tokens pass.
     """
 
     def width(config: Any) -> int:
         beside = getattr(config, shared) if shared is not None else 0
-        total: int = config.num_experts_per_tok * getattr(config, expert) + beside
-        return total
-
-    return width
-
-
-def _shared_width(shared: str) -> Callable[[Any], int]:
-    """As `_experts_width`, where experts that all tokens pass have the width of the others and `shared` counts them."""
-
-    def width(config: Any) -> int:
-        total: int = (config.num_experts_per_tok + getattr(config, shared)) * config.moe_intermediate_size
+        number = config.num_experts_per_tok + (getattr(config, alike) if alike is not None else 0)
+        total: int = number * getattr(config, expert) + beside
         return total
 
     return width
@@ -148,7 +140,7 @@ class Architecture:
         """The fields of `MainShape` for a decoder-only model's configuration."""
         heads, attention = config.num_attention_heads, self.attention_layers(config)
         # Sizes of heads may differ between layers; those with sites are alike.
-        own = config if attention is None else config.per_layer_config[attention[0]]
+        own = config.per_layer_config[attention[0]] if attention else config
         kv_heads = getattr(own, "num_key_value_heads", None) or heads
         return {
             "d_model": config.hidden_size,
@@ -287,8 +279,12 @@ _STARCODER2 = replace(
     sites={**_WHOLE, "wi": "mlp.c_fc", "wo": "mlp.c_proj"},
     dropout=("attention_dropout", "residual_dropout", "embedding_dropout"),
 )
-_GLM4_MOE = replace(_MIXTURE, key_norm="self_attn.k_norm", width=_shared_width("n_shared_experts"))
-_ERNIE_MOE = replace(_MIXTURE, width=_shared_width("moe_num_shared_experts"))
+_GLM4_MOE = replace(
+    _MIXTURE,
+    key_norm="self_attn.k_norm",
+    width=_experts_width("moe_intermediate_size", alike="n_shared_experts"),
+)
+_ERNIE_MOE = replace(_MIXTURE, width=_experts_width("moe_intermediate_size", alike="moe_num_shared_experts"))
 _PHI = replace(
     _LLAMA,
     sites={**_WHOLE, "o": "self_attn.dense", "wi": "mlp.fc1", "wo": "mlp.fc2"},
